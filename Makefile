@@ -1,0 +1,47 @@
+# `make demo` and `make test` need nothing but Python 3.11 to 3.13; everything goes into .venv.
+PYTHON  ?= python3
+VENV    := .venv
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.installed
+DATASET ?= digits
+MODEL   ?= resnet8
+RECIPE  ?= sparse50_wi8_ai8
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo ui test check lock bench clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
+
+setup: $(STAMP) ## .venv in the checkout with everything in it
+
+$(STAMP): requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"required: Python 3.11 to 3.13\n  received: {v[0]}.{v[1]}\n  remedy:   make $(MAKECMDGOALS) PYTHON=python3.12")'
+	@echo "Installing into $(VENV); about two minutes the first time."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup ## train -> prune -> fine-tune -> strip -> quantize -> evaluate on real data (DATASET=, MODEL=, RECIPE=)
+	@$(BIN)/python -m tfmot_ops.demo --dataset $(DATASET) --model $(MODEL) --recipe $(RECIPE)
+
+ui: setup ## Airflow and MLflow on loopback, Ctrl-C stops both
+	@$(BIN)/python -m tfmot_ops.demo ui
+
+test: setup ## the whole suite
+	@$(BIN)/python -m pytest
+
+check: setup ## ruff, mypy --strict, import-linter, lean imports
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m pytest -q tests/contract/test_lean_import.py
+
+lock: setup ## pin every requirement with hashes, without index URLs
+	@$(BIN)/python -m pip install --quiet uv
+	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --extra dev pyproject.toml -o requirements/dev.txt
+
+clean: ## remove .venv and what the demo wrote
+	@rm -rf $(VENV) .demo

@@ -1,0 +1,206 @@
+"""StepSpec: one step as data. A new verb is one options model here and one function in `steps`."""
+
+from __future__ import annotations
+
+import hashlib
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue, model_validator
+
+from tfmot_ops.contract.document import SCHEMA_VERSION, Artifact, Document
+from tfmot_ops.contract.recipe import Recipe
+
+#: Small models that ship by name; `core.models` builds each.
+BUILTIN_MODELS = ("resnet8", "mobilenet_like")
+#: Data sets that ship by name; `data` loads each. `npz:<path>` and `images:<folder>` exist beside them.
+BUILTIN_DATASETS = ("digits", "fashion_mnist")
+
+
+class Tracking(Document):
+    """Where a step is recorded.
+
+    Attributes:
+        uri: MLflow tracking URI.
+        experiment: experiment name; created when missing.
+        parent_run_id: run that the step's run becomes a child of; None for the parent itself.
+        key: what identifies the step over retries (dag_id, run_id, task_id, map_index): the same key
+            takes up its run instead of adding one.
+    """
+
+    uri: str = Field(min_length=1)
+    experiment: str = "tfmot_ops"
+    parent_run_id: str | None = None
+    key: dict[str, str] = Field(default_factory=dict)
+
+
+class Device(StrEnum):
+    """What a step computes on."""
+
+    CPU = "cpu"
+    GPU = "gpu"
+
+
+RecipeRef = Recipe | str
+
+
+class OpenRunOptions(Document):
+    """Open the parent run of a pipeline; `parameters` are logged on it."""
+
+    kind: Literal["open_run"] = "open_run"
+    name: str = "optimize"
+    parameters: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class _DataOptions(Document):
+    dataset: str = Field(min_length=1)
+    batch_size: int = Field(default=64, ge=1)
+    limit: int | None = Field(default=None, ge=50, description="use at most so many training samples")
+
+
+class TrainOptions(_DataOptions):
+    """Build a model by name, size it from the data set, train it."""
+
+    kind: Literal["train"] = "train"
+    model: str = Field(min_length=1)
+    epochs: int = Field(default=10, ge=0)
+    learning_rate: float = Field(default=1e-3, gt=0.0)
+
+
+class PruneOptions(_DataOptions):
+    """Wrap what the recipe's sparsity names with the pruning schedule; input `model`."""
+
+    kind: Literal["prune"] = "prune"
+    recipe: RecipeRef
+    epochs: int | None = Field(default=None, ge=0, description="fine-tune epochs; None takes the recipe's budget")
+
+
+class FineTuneOptions(_DataOptions):
+    """Train with the pruning schedule; input `model`."""
+
+    kind: Literal["fine_tune"] = "fine_tune"
+    recipe: RecipeRef
+    epochs: int | None = Field(default=None, ge=0, description="None takes the recipe's budget")
+
+
+class StripOptions(_DataOptions):
+    """Remove the pruning wrappers and assert the sparsity; input `model`."""
+
+    kind: Literal["strip"] = "strip"
+    recipe: RecipeRef
+
+
+class QuantizeOptions(_DataOptions):
+    """Insert quantisers, calibrate, train the QAT epochs, export to TFLite; input `model`."""
+
+    kind: Literal["quantize"] = "quantize"
+    recipe: RecipeRef
+    epochs: int | None = Field(default=None, ge=0, description="None takes the recipe's budget")
+
+
+class EvaluateOptions(_DataOptions):
+    """Measure a TFLite file and, when given, the float model it came from; inputs `tflite`, `model`."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    recipe: RecipeRef | None = None
+
+
+class RegisterOptions(Document):
+    """Register the TFLite file in the model registry if every gate holds; input `tflite`.
+
+    Attributes:
+        gates: metric name -> least value it must have.
+    """
+
+    kind: Literal["register"] = "register"
+    name: str = Field(min_length=1)
+    alias: str = "candidate"
+    metrics: dict[str, float] = Field(default_factory=dict)
+    gates: dict[str, float] = Field(default_factory=dict)
+
+
+class ListOptions(Document):
+    """List a catalogue; the answer is the output `list` (JSON)."""
+
+    kind: Literal["list"] = "list"
+    what: Literal["architectures", "models", "datasets", "recipes"] = "architectures"
+
+
+class CompatOptions(Document):
+    """Run cells of the compat matrix; a red cell is a result, not a failure."""
+
+    kind: Literal["compat"] = "compat"
+    architectures: tuple[str, ...] = Field(min_length=1)
+    recipe: RecipeRef
+
+
+class SummarizeOptions(Document):
+    """Put the figures of the steps on the parent run.
+
+    Attributes:
+        steps: step name -> its metrics.
+    """
+
+    kind: Literal["summarize"] = "summarize"
+    steps: dict[str, dict[str, float]] = Field(default_factory=dict)
+
+
+class CloseRunOptions(Document):
+    """Close the parent run, with the chain's figures on it; runs after a failure too.
+
+    Attributes:
+        steps: step name -> its metrics, for those that ended well.
+        failed: step names that did not.
+    """
+
+    kind: Literal["close_run"] = "close_run"
+    steps: dict[str, dict[str, float]] = Field(default_factory=dict)
+    failed: tuple[str, ...] = ()
+
+
+Options = Annotated[
+    OpenRunOptions
+    | TrainOptions
+    | PruneOptions
+    | FineTuneOptions
+    | StripOptions
+    | QuantizeOptions
+    | EvaluateOptions
+    | RegisterOptions
+    | ListOptions
+    | CompatOptions
+    | SummarizeOptions
+    | CloseRunOptions,
+    Field(discriminator="kind"),
+]
+
+
+class StepSpec(Document):
+    """One step as data.
+
+    Attributes:
+        step_id: name of the step in logs and runs (`fine_tune`).
+        inputs: artifacts by the name the options ask for.
+        output_uri: folder (any fsspec URI) the outputs go to; None puts them on the step's MLflow run.
+        seed: seeds Python, NumPy, TensorFlow, the data splits and the batches' order.
+        tracking: None records nothing.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    step_id: str = Field(min_length=1)
+    inputs: dict[str, Artifact] = Field(default_factory=dict)
+    output_uri: str | None = None
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    device: Device = Device.CPU
+    tracking: Tracking | None = None
+    options: Options
+
+    @model_validator(mode="after")
+    def _outputs_have_a_place(self) -> StepSpec:
+        if self.output_uri is None and self.tracking is None:
+            raise ValueError("give output_uri or tracking: without either the outputs have no place to go")
+        return self
+
+    def sha256(self) -> str:
+        """Hex digest of the canonical JSON, recorded in the result."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()

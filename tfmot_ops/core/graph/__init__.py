@@ -1,0 +1,1 @@
+"""The layer graph of a model: read, normalise, rebuild in one pass."""

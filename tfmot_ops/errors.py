@@ -1,0 +1,91 @@
+"""The exception tree; each class owns the exit code of `tfmot-ops run`.
+
+TfmotOpsError                 1   a bug: anything we did not foresee
+├── SpecError                 2   the request is wrong: spec, recipe, scope, name; never retried
+│   ├── RecipeError               a recipe that cannot be read or decoded
+│   ├── ScopeError                a scope that matches no layer
+│   └── LegacyKerasError          Keras 3 is in the place of tf_keras
+├── UnsupportedModelError     3   the model cannot be handled; never retried
+└── StepFailedError           4   the step could not do its work; a retry may help
+    ├── ArtifactError             an artifact is missing or its sha256 differs
+    ├── SparsityLostError         a layer no longer holds the sparsity of its recipe
+    ├── CalibrationError          the calibration data does not fit the model
+    └── ExportError               the TFLite file is not what the recipe asks for
+
+Every message says what was required, what was received, and what to do: build it with the three
+keyword arguments, so that none is forgotten.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class TfmotOpsError(Exception):
+    """Base of all errors of this package.
+
+    Args:
+        summary: what went wrong, in one clause.
+        required: what would have been right.
+        received: what was there instead.
+        remedy: what the reader should do now.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, summary: str, *, required: str = "", received: str = "", remedy: str = "") -> None:
+        self.summary = summary
+        self.required = required
+        self.received = received
+        self.remedy = remedy
+        parts = [summary]
+        parts += [f"  required: {required}"] if required else []
+        parts += [f"  received: {received}"] if received else []
+        parts += [f"  remedy:   {remedy}"] if remedy else []
+        super().__init__("\n".join(parts))
+
+
+class SpecError(TfmotOpsError):
+    """The request is wrong; the same request can never succeed."""
+
+    exit_code = 2
+
+
+class RecipeError(SpecError):
+    """A recipe that cannot be read, decoded or validated."""
+
+
+class ScopeError(SpecError):
+    """A scope selector that matches no layer of the model."""
+
+
+class LegacyKerasError(SpecError):
+    """Keras 3 is loaded where tf_keras has to be."""
+
+
+class UnsupportedModelError(TfmotOpsError):
+    """The model, or a layer of it, cannot be handled; the message names the layer."""
+
+    exit_code = 3
+
+
+class StepFailedError(TfmotOpsError):
+    """The step could not do its work."""
+
+    exit_code = 4
+
+
+class ArtifactError(StepFailedError):
+    """An artifact is missing, unreadable, or not the one that was recorded."""
+
+
+class SparsityLostError(StepFailedError):
+    """A pruned layer no longer holds the sparsity of its recipe."""
+
+
+class CalibrationError(StepFailedError):
+    """The calibration data does not fit the model's inputs."""
+
+
+class ExportError(StepFailedError):
+    """The converter refused the model, or its file is not what the recipe asks for."""

@@ -1,0 +1,1 @@
+"""Airflow operators; they load no TensorFlow and no MLflow."""
