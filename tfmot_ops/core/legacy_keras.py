@@ -15,26 +15,28 @@ from tfmot_ops.errors import LegacyKerasError
 _ENVIRONMENT = {"TF_USE_LEGACY_KERAS": "1", "KERAS_MODULE": "tf_keras"}
 
 
-def _pin() -> None:
-    os.environ.update(_ENVIRONMENT)
-    # The log of TensorFlow's C++ side is noise for a user; an explicit setting wins.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    tensorflow_was_there = "tensorflow" in sys.modules
-    import tensorflow as tf
+# The log of TensorFlow's C++ side is noise for a user; an explicit setting wins.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.update(_ENVIRONMENT)
+_TENSORFLOW_WAS_THERE = "tensorflow" in sys.modules
 
-    version = tf.keras.__version__
-    if not version.startswith("2."):
+import tensorflow as tf  # noqa: E402 - only after the pin
+import tf_keras as keras  # noqa: E402 - only after the pin
+
+
+def _check_pin() -> None:
+
+    # `tf.keras` is resolved at its first use; once resolved to Keras 3 it stays so for the process.
+    if tf.keras.layers.Layer is not keras.layers.Layer:
         raise LegacyKerasError(
             "tf.keras is Keras 3, so its models and tf_keras models do not mix",
             required="tf_keras (Keras 2) behind tf.keras",
-            received=f"Keras {version}" + (", loaded before tfmot_ops" if tensorflow_was_there else ""),
+            received=f"Keras {tf.keras.__version__}" + (", loaded before tfmot_ops" if _TENSORFLOW_WAS_THERE else ""),
             remedy="import tfmot_ops.core before tensorflow and keras, or start Python with "
             + " ".join(f"{name}={value}" for name, value in _ENVIRONMENT.items()),
         )
 
 
-_pin()
-
-import tf_keras as keras  # noqa: E402 - only after the pin
+_check_pin()
 
 __all__ = ["keras"]
