@@ -1,0 +1,132 @@
+"""Train, prune, fine-tune, strip, quantise and evaluate one model; triggered by hand or through the API."""
+
+from datetime import timedelta
+
+from airflow.sdk import DAG, Param
+
+from tfmot_ops.contract import BUILTIN_DATASETS, BUILTIN_MODELS, PRESET_RECIPES, Device
+from tfmot_ops.operators import (
+    CloseRunOperator,
+    EvaluateOperator,
+    FineTuneOperator,
+    OpenRunOperator,
+    PruneOperator,
+    QuantizeOperator,
+    StripOperator,
+    TrainOperator,
+)
+from tfmot_ops.runners import RUNNERS
+
+# The trigger form is made from these, and a value that does not fit is refused when the run is triggered.
+PARAMS = {
+    "model": Param(
+        "resnet8",
+        type="string",
+        minLength=1,
+        examples=[*BUILTIN_MODELS, "application:MobileNetV2"],
+        description="Built in, `application:<Name>`, path or MLflow URI of a saved model, or a registered name.",
+    ),
+    "dataset": Param(
+        "digits",
+        type="string",
+        minLength=1,
+        examples=[*BUILTIN_DATASETS, "npz:/data/images.npz", "images:/data/folder"],
+        description="A built-in data set, `npz:<path>`, `images:<folder>`, or a registered name.",
+    ),
+    "recipe": Param(
+        "sparse50_wi8_ai8",
+        type="string",
+        enum=list(PRESET_RECIPES),
+        description="What to do to the model.",
+    ),
+    "recipe_file": Param(
+        None,
+        type=["null", "string"],
+        pattern=r"\.(yaml|yml|json)$",
+        description="A recipe of your own, used instead of the preset: path of a file on the workers.",
+    ),
+    "epochs": Param(10, type="integer", minimum=0, maximum=1000, description="Epochs of the float training."),
+    "fine_tune_epochs": Param(
+        None, type=["null", "integer"], minimum=0, maximum=1000, description="Empty: as the recipe says."
+    ),
+    "qat_epochs": Param(
+        None, type=["null", "integer"], minimum=0, maximum=1000, description="Empty: as the recipe says."
+    ),
+    "limit": Param(None, type=["null", "integer"], minimum=50, description="Use at most so many training samples."),
+    "batch_size": Param(64, type="integer", minimum=1, maximum=4096),
+    "seed": Param(0, type="integer", minimum=0, maximum=2**31 - 1),
+    "runner": Param("local", type="string", enum=list(RUNNERS), description="Where the steps run."),
+    "device": Param("cpu", type="string", enum=[device.value for device in Device]),
+}
+
+# Rendered as native objects, so a number stays a number and an empty field stays None.
+DATA = {
+    "dataset": "{{ params.dataset }}",
+    "batch_size": "{{ params.batch_size }}",
+    "limit": "{{ params.limit }}",
+}
+RECIPE = {"recipe": "{{ params.recipe_file or params.recipe }}"}
+FINE_TUNE_EPOCHS = {"epochs": "{{ params.fine_tune_epochs }}"}
+
+with DAG(
+    "optimize_model",
+    description="train -> prune -> fine-tune -> strip -> quantize -> evaluate",
+    doc_md=__doc__,
+    schedule=None,
+    catchup=False,
+    tags=["tfmot_ops"],
+    params=PARAMS,
+    render_template_as_native_obj=True,
+    default_args={
+        "retries": 1,
+        "retry_delay": timedelta(seconds=5),
+        "runner": "{{ params.runner }}",
+        "device": "{{ params.device }}",
+        "seed": "{{ params.seed }}",
+    },
+) as dag:
+    open_run = OpenRunOperator(
+        task_id="open_run", options={"name": "optimize {{ params.model }}", "parameters": "{{ params }}"}
+    )
+    train = TrainOperator(
+        task_id="train",
+        options={"model": "{{ params.model }}", "epochs": "{{ params.epochs }}", **DATA},
+        parent_run=open_run.output,
+    )
+    prune = PruneOperator(
+        task_id="prune",
+        inputs={"model": train.output},
+        options={**RECIPE, **FINE_TUNE_EPOCHS, **DATA},
+        parent_run=open_run.output,
+    )
+    fine_tune = FineTuneOperator(
+        task_id="fine_tune",
+        inputs={"model": prune.output},
+        options={**RECIPE, **FINE_TUNE_EPOCHS, **DATA},
+        parent_run=open_run.output,
+    )
+    strip = StripOperator(
+        task_id="strip",
+        inputs={"model": fine_tune.output},
+        options={**RECIPE, **DATA},
+        parent_run=open_run.output,
+    )
+    quantize = QuantizeOperator(
+        task_id="quantize",
+        inputs={"model": strip.output},
+        options={**RECIPE, "epochs": "{{ params.qat_epochs }}", **DATA},
+        parent_run=open_run.output,
+    )
+    evaluate = EvaluateOperator(
+        task_id="evaluate",
+        inputs={"tflite": quantize.output, "model": strip.output},
+        options={**RECIPE, **DATA},
+        parent_run=open_run.output,
+    )
+    close_run = CloseRunOperator(
+        task_id="close_run",
+        steps={step.task_id: step.output for step in (train, prune, fine_tune, strip, quantize, evaluate)},
+        parent_run=open_run.output,
+    )
+    # A teardown runs whatever happened before it, and does not decide the state of the DAG run: the steps do.
+    close_run.as_teardown(setups=open_run)

@@ -1,0 +1,25 @@
+"""What Airflow's provider manager reads."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Describe this package to Airflow, so that the link of its operators is allowed in the UI."""
+    return {
+        "package-name": "tfmot-ops",
+        "name": "TensorFlow model optimisation",
+        "description": "Prune, quantise and export tf_keras models to int8 TFLite, tracked in MLflow.",
+        "versions": [version("tfmot-ops")],
+        "integrations": [
+            {
+                "integration-name": "tfmot_ops",
+                "external-doc-url": "https://www.tensorflow.org/model_optimization",
+                "tags": ["software"],
+            }
+        ],
+        "operators": [{"integration-name": "tfmot_ops", "python-modules": ["tfmot_ops.operators.step"]}],
+        "extra-links": ["tfmot_ops.operators.links.MlflowRunLink"],
+    }

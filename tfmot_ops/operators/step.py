@@ -1,0 +1,272 @@
+"""StepOperator: an Airflow task that is one step, and its named forms."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowFailException
+from pydantic import ValidationError
+
+from tfmot_ops.contract import Artifact, Options, StepSpec, Tracking
+from tfmot_ops.errors import SpecError, UnsupportedModelError
+from tfmot_ops.operators.links import DEFAULT_UI, UI_VARIABLE, MlflowRunLink, run_url
+from tfmot_ops.recipe_file import is_recipe_file, read_recipe
+from tfmot_ops.runners import Runner, RunningStep, make_runner
+
+if TYPE_CHECKING:
+    from airflow.sdk import BaseOperatorLink, Context
+
+#: Where steps are recorded, in this order, when the operator's `tracking_uri` does not say so.
+TRACKING_VARIABLES = ("TFMOT_OPS_TRACKING_URI", "MLFLOW_TRACKING_URI")
+#: What an XCom leaves out of a StepResult: tables, which are on the MLflow run.
+_NOT_IN_XCOM = {"layers", "versions"}
+
+
+class StepOperator(BaseOperator):
+    """Runs one step where the runner says, and returns its lean result: numbers and URIs.
+
+    Airflow does not retry a wrong spec or a model that cannot be handled (exit codes 2 and 3); everything else
+    it does.
+
+    Args:
+        options: fields of the step's options (see `tfmot_ops.contract`), without `kind` for a named operator. A
+            `recipe` may be a preset's name, the fields of a Recipe, or the path of a YAML or JSON file, which is read
+            when the task runs.
+        inputs: artifacts by name. A value is the result of another step (`train.output`), whose output of the same name
+            is taken, or the fields of an Artifact.
+        runner: a Runner or the name of one.
+        tracking_uri: MLflow tracking URI. Without it `TFMOT_OPS_TRACKING_URI`, then `MLFLOW_TRACKING_URI` are read
+            where the task runs; without any nothing is recorded, and `output_uri` is required.
+        experiment: MLflow experiment.
+        parent_run: the result of an OpenRunOperator (`open_run.output`) or the id of an MLflow run.
+        output_uri: folder for the outputs; None puts them on the step's MLflow run.
+        seed: of everything random in the step.
+        device: `cpu` or `gpu`.
+        mlflow_conn_id: Airflow connection whose host is the MLflow UI the link leads to. Without it the variable
+            `TFMOT_OPS_MLFLOW_UI`, then a tracking URI that is http, then http://127.0.0.1:5000.
+    """
+
+    #: Kind of the options; a named operator sets it, here `options["kind"]` says it.
+    kind: ClassVar[str | None] = None
+
+    template_fields: Sequence[str] = (
+        "options",
+        "inputs",
+        "runner",
+        "tracking_uri",
+        "experiment",
+        "parent_run",
+        "output_uri",
+        "seed",
+        "device",
+    )
+    template_fields_renderers: ClassVar[dict[str, str]] = {"options": "json", "inputs": "json"}
+    operator_extra_links: Sequence[BaseOperatorLink] = (MlflowRunLink(),)
+    ui_color = "#e8eef7"
+
+    def __init__(
+        self,
+        *,
+        options: Mapping[str, Any] | Options | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        runner: Runner | str = "local",
+        tracking_uri: str | None = None,
+        experiment: str = "tfmot_ops",
+        parent_run: Any = None,
+        output_uri: str | None = None,
+        seed: int | str = 0,
+        device: str = "cpu",
+        mlflow_conn_id: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.options = options
+        self.inputs = inputs
+        self.runner = runner
+        self.tracking_uri = tracking_uri
+        self.experiment = experiment
+        self.parent_run = parent_run
+        self.output_uri = output_uri
+        self.seed = seed
+        self.device = device
+        self.mlflow_conn_id = mlflow_conn_id
+        self.mlflow_run_url = ""
+        self._running: RunningStep | None = None
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Build the spec, run it, return the result without its tables."""
+        try:
+            spec = self.build_spec(context)
+            runner = make_runner(self.runner) if isinstance(self.runner, str) else self.runner
+            self._running = runner.start(spec, context, self.log.info)
+            result = self._running.wait()
+        except (SpecError, UnsupportedModelError) as error:
+            # The same request would fail again: spare the retries.
+            raise AirflowFailException(str(error)) from error
+        finally:
+            self._running = None
+        if result.tracking_run_id:
+            self.mlflow_run_url = run_url(self._mlflow_ui(spec), result.tracking_run_id)
+        return result.model_dump(mode="json", exclude=_NOT_IN_XCOM)
+
+    def on_kill(self) -> None:
+        """End the step with everything it started."""
+        if self._running is not None:
+            self._running.kill()
+
+    def build_spec(self, context: Context) -> StepSpec:
+        """The step as data.
+
+        Raises:
+            SpecError: a field is wrong; the message names it.
+        """
+        document = {
+            "step_id": self.task_id,
+            "inputs": {name: _artifact(name, value) for name, value in (self.inputs or {}).items()},
+            "output_uri": self.output_uri,
+            "seed": self.seed,
+            "device": self.device,
+            "tracking": self._tracking(context),
+            "options": self._options(context),
+        }
+        try:
+            return StepSpec.model_validate(document)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise SpecError(
+                f"task {self.task_id}: field {'.'.join(map(str, first['loc'])) or '(whole)'}",
+                required=first["msg"],
+                received=repr(first.get("input")),
+                remedy="correct the operator's arguments or the run's parameters",
+            ) from error
+
+    def _options(self, context: Context) -> dict[str, Any]:
+        """The options as plain data, with the recipe file, if there is one, read in."""
+        del context  # close_run reads it
+        given = self.options or {}
+        options = dict(given) if isinstance(given, Mapping) else given.model_dump(mode="json")
+        options.setdefault("kind", self.kind)
+        recipe = options.get("recipe")
+        if isinstance(recipe, str) and is_recipe_file(recipe):
+            options["recipe"] = read_recipe(recipe)
+        return options
+
+    def _tracking(self, context: Context) -> Tracking | None:
+        uri = next(filter(None, (self.tracking_uri, *map(os.environ.get, TRACKING_VARIABLES))), None)
+        if uri is None:
+            return None
+        ti = context["ti"]
+        key = {"dag_id": ti.dag_id, "run_id": ti.run_id, "task_id": ti.task_id, "map_index": ti.map_index}
+        return Tracking(
+            uri=uri,
+            experiment=self.experiment,
+            parent_run_id=_run_id(self.parent_run),
+            # A retry has the same key, so it takes up its run.
+            key={name: str(value) for name, value in key.items()},
+        )
+
+    def _mlflow_ui(self, spec: StepSpec) -> str:
+        if self.mlflow_conn_id:
+            from airflow.sdk import Connection
+
+            connection = Connection.get(self.mlflow_conn_id)
+            port = f":{connection.port}" if connection.port else ""
+            return f"{connection.schema or 'http'}://{connection.host}{port}"
+        uri = spec.tracking.uri if spec.tracking else ""
+        return os.environ.get(UI_VARIABLE) or (uri if uri.startswith(("http://", "https://")) else DEFAULT_UI)
+
+
+class OpenRunOperator(StepOperator):
+    """Opens the MLflow run that the steps' runs become children of. Options: `name`, `parameters`."""
+
+    kind = "open_run"
+
+
+class TrainOperator(StepOperator):
+    """Builds a model by name and trains it. Output `model`."""
+
+    kind = "train"
+
+
+class PruneOperator(StepOperator):
+    """Wraps what the recipe names with its pruning schedule. Input and output `model`."""
+
+    kind = "prune"
+
+
+class FineTuneOperator(StepOperator):
+    """Trains with the pruning schedule. Input and output `model`."""
+
+    kind = "fine_tune"
+
+
+class StripOperator(StepOperator):
+    """Removes the pruning wrappers and checks the sparsity. Input and output `model`."""
+
+    kind = "strip"
+
+
+class QuantizeOperator(StepOperator):
+    """Inserts quantisers, calibrates, trains, exports. Input `model`, outputs `model` and `tflite`."""
+
+    kind = "quantize"
+
+
+class EvaluateOperator(StepOperator):
+    """Measures a TFLite file and the float model it came from. Inputs `tflite` and `model`."""
+
+    kind = "evaluate"
+
+
+class CloseRunOperator(StepOperator):
+    """Closes the parent run with the steps' figures on it; use it as a teardown, so that it also runs after a failure.
+
+    Args:
+        steps: step name -> its result (`train.output`). A step without a result counts as failed.
+        **kwargs: as for StepOperator.
+    """
+
+    kind = "close_run"
+    template_fields: Sequence[str] = (*StepOperator.template_fields, "steps")
+
+    def __init__(self, *, steps: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.steps = steps
+
+    def _options(self, context: Context) -> dict[str, Any]:
+        steps = self.steps or {}
+        ended = {name: result["metrics"] for name, result in steps.items() if isinstance(result, Mapping)}
+        failed = [name for name in steps if name not in ended]
+        return {"steps": ended, "failed": failed, **super()._options(context)}
+
+
+def _artifact(name: str, value: Any) -> Any:
+    """The artifact of this name in a step's result, or the value itself, which then has to be an artifact."""
+    if isinstance(value, Artifact):
+        return value
+    if not isinstance(value, Mapping):
+        raise SpecError(
+            f"input {name}",
+            required="the result of a step that ended well, or the fields of an Artifact",
+            received=repr(value),
+            remedy="pass `inputs={'" + name + "': task.output}`, with the task upstream of this one",
+        )
+    if "outputs" not in value:
+        return value
+    if name not in value["outputs"]:
+        raise SpecError(
+            f"input {name}",
+            required=f"an output {name} of step {value.get('step_id')}",
+            received=", ".join(value["outputs"]) or "no outputs",
+            remedy="take the input from a step that makes it",
+        )
+    return value["outputs"][name]
+
+
+def _run_id(parent: Any) -> str | None:
+    if isinstance(parent, Mapping):
+        parent = parent.get("tracking_run_id")
+    return str(parent) if parent else None

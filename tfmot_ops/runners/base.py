@@ -1,0 +1,206 @@
+"""What a runner is, how its answer is read, and a fake one for tests of DAGs."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from pydantic import ValidationError
+
+from tfmot_ops.contract import Artifact, Status, StepResult, StepSpec
+from tfmot_ops.errors import SpecError, StepFailedError, TfmotOpsError, UnsupportedModelError
+
+#: Takes one line of the step's output, without its line break.
+Log = Callable[[str], None]
+
+_BY_EXIT_CODE: dict[int, type[TfmotOpsError]] = {
+    error.exit_code: error for error in (SpecError, UnsupportedModelError, StepFailedError)
+}
+#: A shell and a container engine report a death by signal N as exit code 128 + N; Python as -N.
+_SHELL_SIGNAL_BASE = 128
+
+
+@runtime_checkable
+class RunningStep(Protocol):
+    """A step that was started."""
+
+    def wait(self) -> StepResult:
+        """Pass the step's output to the log until it ends.
+
+        Returns:
+            What the step answered; its status is `ok`.
+
+        Raises:
+            SpecError: exit code 2; the same spec can never succeed.
+            UnsupportedModelError: exit code 3; the same model can never succeed.
+            StepFailedError: exit code 4, or an answer that is missing or not the one to this spec.
+            TfmotOpsError: exit code 1, or death by a signal, which the message names.
+        """
+        ...
+
+    def kill(self) -> None:
+        """End the step and everything it started; harmless when it has ended. Safe in a signal handler."""
+        ...
+
+
+@runtime_checkable
+class Runner(Protocol):
+    """A place where steps run. Implementations are frozen dataclasses: their `repr` is part of a DAG's hash."""
+
+    def start(self, spec: StepSpec, context: Mapping[str, Any] | None, log: Log) -> RunningStep:
+        """Start a step and return at once.
+
+        Args:
+            spec: what to do.
+            context: Airflow's task context; None outside Airflow.
+            log: takes each line the step prints.
+        """
+        ...
+
+
+def read_result(path: Path, spec: StepSpec, exit_code: int, last_lines: Iterable[str] = ()) -> StepResult:
+    """Read the answer a step left in its result file.
+
+    Args:
+        path: the file; a step that failed may have left none.
+        spec: what was asked, to refuse the answer to another question.
+        exit_code: of the step's process; negative for a signal.
+        last_lines: end of the step's output, quoted when the file says nothing.
+
+    Raises:
+        TfmotOpsError: the class that owns the exit code; see `RunningStep.wait`.
+    """
+    if exit_code != 0:
+        raise _failure(path, spec, exit_code, last_lines)
+    try:
+        result = StepResult.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise StepFailedError(
+            f"step {spec.step_id} ended well but left no result",
+            required=f"a StepResult at {path.name}",
+            received="no file" + _quoted(last_lines),
+            remedy="read the step's log; the command of the runner must be `tfmot-ops run`",
+        ) from error
+    except ValidationError as error:
+        raise StepFailedError(
+            f"step {spec.step_id} left an unreadable result",
+            required="a StepResult (see `tfmot-ops schema`)",
+            received=_findings(error),
+            remedy="use the same version of tfmot_ops where the step runs and where it is started",
+        ) from error
+    if result.spec_sha256 != spec.sha256():
+        raise StepFailedError(
+            f"step {spec.step_id} answered another spec",
+            required=f"spec_sha256 {spec.sha256()}",
+            received=result.spec_sha256,
+            remedy="use the same version of tfmot_ops where the step runs and where it is started",
+        )
+    if result.status is not Status.OK:
+        raise _failure(path, spec, result.error.exit_code if result.error else 1, last_lines)
+    return result
+
+
+def _failure(path: Path, spec: StepSpec, exit_code: int, last_lines: Iterable[str]) -> TfmotOpsError:
+    """The exception that stands for a failed step."""
+    number = -exit_code if exit_code < 0 else exit_code - _SHELL_SIGNAL_BASE
+    if number > 0:
+        name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
+        return TfmotOpsError(
+            f"step {spec.step_id} was ended by {name}",
+            received=f"exit code {exit_code}" + _quoted(last_lines),
+            remedy="SIGKILL that nobody sent is mostly the kernel's answer to too little memory; "
+            "SIGTERM is a task that was stopped",
+        )
+    kind = _BY_EXIT_CODE.get(exit_code, TfmotOpsError)
+    # The result of a failed step is a courtesy: when it cannot be read, the exit code and the log still speak.
+    with contextlib.suppress(OSError, ValidationError):
+        result = StepResult.model_validate_json(path.read_bytes())
+        if result.error is not None:
+            return kind(f"step {spec.step_id} failed: {result.error.type}: {result.error.message}")
+    return kind(f"step {spec.step_id} failed with exit code {exit_code}", received=_quoted(last_lines).lstrip("; "))
+
+
+def _quoted(lines: Iterable[str]) -> str:
+    text = "\n    ".join(line for line in lines if line.strip())
+    return f"; its last lines:\n    {text}" if text else ""
+
+
+def _findings(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """A step that has its answer already."""
+
+    answer: StepResult | Exception
+    killed: list[StepSpec]
+    spec: StepSpec
+
+    def wait(self) -> StepResult:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def kill(self) -> None:
+        self.killed.append(self.spec)
+
+
+@dataclass(frozen=True)
+class FakeRunner:
+    """A runner that starts nothing: it keeps what it was asked and gives the answers it was told to.
+
+    For tests of your own DAGs: `FakeRunner(answers={"train": StepFailedError("no disk")})`.
+
+    Attributes:
+        answers: step id (task id) -> the result to give, the exception to raise, or a list of them, one an
+            attempt, the last of which repeats. A step that is not named gets a small plausible result. The `step_id`,
+            `kind` and `spec_sha256` of a given result are set to those of the spec.
+        specs: the specs received, in order.
+        killed: the specs of the steps that were killed.
+    """
+
+    answers: Mapping[str, StepResult | Exception | list[StepResult | Exception]] = field(
+        default_factory=dict, repr=False
+    )
+    specs: list[StepSpec] = field(default_factory=list, repr=False)
+    killed: list[StepSpec] = field(default_factory=list, repr=False)
+
+    def start(self, spec: StepSpec, context: Mapping[str, Any] | None, log: Log) -> RunningStep:
+        """Record the spec; the answer comes from `wait`."""
+        del context
+        attempt = sum(1 for seen in self.specs if seen.step_id == spec.step_id)
+        self.specs.append(spec)
+        log(f"fake step {spec.step_id}")
+        answer = self.answers.get(spec.step_id, fake_result(spec))
+        if isinstance(answer, list):
+            answer = answer[min(attempt, len(answer) - 1)]
+        if isinstance(answer, StepResult):
+            told = {"step_id": spec.step_id, "kind": spec.options.kind, "spec_sha256": spec.sha256()}
+            answer = answer.model_copy(update=told)
+        return _Answered(answer, self.killed, spec)
+
+
+def fake_result(spec: StepSpec) -> StepResult:
+    """A plausible result: a `model` (and after `quantize` a `tflite`) that exists nowhere, one metric, a run id."""
+    names = {"quantize": {"model": "keras_h5", "tflite": "tflite"}, "open_run": {}, "close_run": {}, "evaluate": {}}
+    formats = names.get(spec.options.kind, {"model": "keras_h5"})
+    outputs = {
+        name: Artifact.model_validate(
+            {"uri": f"memory://{spec.step_id}/{name}", "sha256": spec.sha256(), "size_bytes": 1, "format": form}
+        )
+        for name, form in formats.items()
+    }
+    return StepResult(
+        step_id=spec.step_id,
+        kind=spec.options.kind,
+        spec_sha256=spec.sha256(),
+        status=Status.OK,
+        outputs=outputs,
+        metrics={"accuracy": 0.5},
+        tracking_run_id=spec.sha256()[:32],
+    )

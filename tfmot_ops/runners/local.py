@@ -1,0 +1,157 @@
+"""Steps as child processes on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tfmot_ops.contract import StepResult, StepSpec
+from tfmot_ops.runners.base import Log, read_result
+
+#: Seconds between SIGTERM and SIGKILL. Airflow gives a task 5 s after SIGTERM before it kills the task's own process.
+GRACE_S = 3.0
+_POLL_S = 0.2
+_CHUNK = 65536
+_QUOTED_LINES = 15
+
+
+@dataclass(frozen=True)
+class LocalRunner:
+    """Runs each step in a child process of its own session, which never outlives this process.
+
+    Attributes:
+        python: interpreter that has tfmot_ops and TensorFlow; None is the one that runs now.
+        env: variables on top of this process's environment. Not in `repr`: they may be secrets.
+        working_dir: folder the step starts in; None is the current one.
+        module: what is run, with the arguments of `tfmot-ops`.
+    """
+
+    python: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
+    working_dir: str | None = None
+    module: str = "tfmot_ops.cli"
+
+    def start(self, spec: StepSpec, context: Mapping[str, Any] | None, log: Log) -> LocalStep:
+        """Start `python -m tfmot_ops.cli run` on the spec; see `Runner.start`."""
+        del context
+        folder = tempfile.TemporaryDirectory(prefix="tfmot-ops-")  # mode 0700: the spec is nobody else's business
+        try:
+            spec_file, result_file = Path(folder.name, "spec.json"), Path(folder.name, "result.json")
+            spec_file.write_text(spec.model_dump_json(indent=1), encoding="utf-8")
+            command = [self.python or sys.executable, "-m", self.module, "run"]
+            command += ["--spec", str(spec_file), "--result", str(result_file), "--die-with-parent"]
+            process = subprocess.Popen(
+                command,
+                # Nothing is ever written: the child reads the end of this pipe when we die, and dies too.
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                bufsize=0,
+                cwd=self.working_dir,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **self.env},
+                start_new_session=True,
+            )
+        except BaseException:
+            folder.cleanup()
+            raise
+        return LocalStep(process, spec, folder, result_file, log)
+
+
+class LocalStep:
+    """A child process with its group; see `RunningStep`."""
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        spec: StepSpec,
+        folder: tempfile.TemporaryDirectory[str],
+        result_file: Path,
+        log: Log,
+    ) -> None:
+        self._process = process
+        self._spec = spec
+        self._folder = folder
+        self._result_file = result_file
+        self._log = log
+
+    @property
+    def pid(self) -> int:
+        """Process id of the leader, which is also the id of its group."""
+        return self._process.pid
+
+    def wait(self) -> StepResult:
+        """Stream the output until the leader ends, then end what is left of its group; see `RunningStep.wait`."""
+        last_lines: deque[str] = deque(maxlen=_QUOTED_LINES)
+        try:
+            for line in self._lines():
+                last_lines.append(line)
+                self._log(line)
+            # A leader that closed its output still runs. Not `Popen.wait`: its lock is held while it waits, so that
+            # `kill` in a signal handler of this thread could not reap.
+            while self._process.poll() is None:
+                time.sleep(_POLL_S)
+            return read_result(self._result_file, self._spec, self._process.returncode, last_lines)
+        finally:
+            self._end()
+
+    def kill(self) -> None:
+        """SIGTERM to the group, a grace period, SIGKILL to the group."""
+        self._signal_group(signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_S
+        while self._process.poll() is None and time.monotonic() < deadline:
+            time.sleep(_POLL_S / 4)
+        # The leader may have left children behind that ignore SIGTERM. The folder is removed by `wait`, which may be
+        # the very frame that a signal handler interrupted to call us.
+        self._signal_group(signal.SIGKILL)
+
+    def _end(self) -> None:
+        if self._process.poll() is None:  # we are here because of an exception, a time-out for one
+            self.kill()
+        self._signal_group(signal.SIGKILL)
+        while self._process.poll() is None:
+            time.sleep(_POLL_S / 4)
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        self._folder.cleanup()
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    def _lines(self) -> Iterator[str]:
+        rest = b""
+        for chunk in self._chunks():
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                yield line.decode("utf-8", "replace").rstrip("\r")
+        if rest:
+            yield rest.decode("utf-8", "replace")
+
+    def _chunks(self) -> Iterator[bytes]:
+        """Output until its end, or until the leader is gone: a grandchild may hold the pipe open for ever."""
+        pipe = self._process.stdout
+        if pipe is None:
+            return
+        with selectors.DefaultSelector() as selector:
+            selector.register(pipe, selectors.EVENT_READ)
+            while True:
+                ended = self._process.poll() is not None  # before the look at the pipe: what it wrote is in there
+                if selector.select(0 if ended else _POLL_S):
+                    chunk = os.read(pipe.fileno(), _CHUNK)
+                    if not chunk:
+                        return
+                    yield chunk
+                elif ended:
+                    return
