@@ -1,0 +1,151 @@
+"""The layer graph: calls of layers, the tensors between them, cheap to index both ways."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import tensorflow as tf
+
+from tfmot_ops.core.legacy_keras import keras
+
+
+@dataclass(eq=False)
+class Tensor:
+    """One tensor of the graph.
+
+    Attributes:
+        shape: static shape, the batch axis first; unknown sizes are None.
+        dtype: name of the element type (`float32`).
+        producer: the call it comes from; None for an input of the graph.
+    """
+
+    shape: tuple[int | None, ...]
+    dtype: str
+    producer: Node | None = None
+
+    @property
+    def channels(self) -> int | None:
+        """Size of the last axis, None when unknown or a scalar."""
+        return self.shape[-1] if self.shape else None
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the elements are floating point, so that a quantiser can read them."""
+        return tf.as_dtype(self.dtype).is_floating
+
+
+@dataclass(eq=False)
+class Node:
+    """One call of a layer.
+
+    Attributes:
+        layer: the layer; two calls of a shared layer carry the same object.
+        path: where the layer stands in the user's model (`backbone/conv1`).
+        args, kwargs: the call's arguments, with `Tensor` in the place of tensors.
+        outputs: the call's result, same structure, with `Tensor` leaves.
+    """
+
+    layer: Any
+    path: str
+    args: Any
+    kwargs: dict[str, Any]
+    outputs: Any
+
+    def inputs(self) -> list[Tensor]:
+        """Tensors this call reads, in the order of its arguments."""
+        return tensors((self.args, self.kwargs))
+
+    def output(self) -> Tensor:
+        """The only output tensor; use `outputs` for a call with several."""
+        (tensor,) = tensors(self.outputs)
+        return tensor
+
+
+@dataclass(eq=False)
+class Graph:
+    """A model as a flat list of calls in topological order.
+
+    Attributes:
+        inputs: graph inputs, with the InputLayer name of each.
+        outputs: the model's output structure with `Tensor` leaves.
+        input_structure: the model's input structure with `Tensor` leaves.
+        weights: weight arrays of layers that a rewrite made; the others hold their own.
+    """
+
+    name: str
+    input_structure: Any
+    input_names: dict[int, str]
+    outputs: Any
+    nodes: list[Node]
+    weights: dict[int, list[Any]] = field(default_factory=dict)
+
+    def inputs(self) -> list[Tensor]:
+        """Graph inputs, in the model's order."""
+        return tensors(self.input_structure)
+
+    def consumers(self) -> dict[int, list[Node]]:
+        """id(tensor) -> the calls that read it; a call that reads it twice appears twice."""
+        index: dict[int, list[Node]] = defaultdict(list)
+        for node in self.nodes:
+            for tensor in node.inputs():
+                index[id(tensor)].append(node)
+        return index
+
+    def calls_per_layer(self) -> Counter[int]:
+        """id(layer) -> number of calls; more than one means the layer is shared."""
+        return Counter(id(node.layer) for node in self.nodes)
+
+    def weights_of(self, layer: Any) -> list[Any]:
+        """Weight arrays of a layer, in Keras' order."""
+        return self.weights[id(layer)] if id(layer) in self.weights else layer.get_weights()
+
+    def without_dead_calls(self) -> Graph:
+        """Drop the calls no output depends on; inputs stay, as they are the model's signature."""
+        needed = {id(tensor) for tensor in tensors(self.outputs)}
+        kept: list[Node] = []
+        for node in reversed(self.nodes):
+            if any(id(tensor) in needed for tensor in tensors(node.outputs)):
+                needed.update(id(tensor) for tensor in node.inputs())
+                kept.append(node)
+        self.nodes = kept[::-1]
+        return self
+
+
+def tensors(structure: Any) -> list[Tensor]:
+    """The `Tensor` leaves of a nested structure, in order."""
+    return [leaf for leaf in tf.nest.flatten(structure) if isinstance(leaf, Tensor)]
+
+
+def map_tensors(structure: Any, function: Any) -> Any:
+    """The structure with `function` applied to its `Tensor` leaves; other leaves stay."""
+    return tf.nest.map_structure(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, structure)
+
+
+def layer_paths(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(path, layer) of every layer, nested models opened, in the model's order; InputLayers left out."""
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.InputLayer):
+            continue
+        path = prefix + layer.name
+        if isinstance(layer, keras.Model) and is_graph_model(layer):
+            yield from layer_paths(layer, path + "/")
+        else:
+            yield path, layer
+
+
+def is_graph_model(model: Any) -> bool:
+    """Whether the model is a graph of layers (functional, or a sequential one that is built)."""
+    return bool(getattr(model, "_is_graph_network", False))
+
+
+def unique_names(paths: Iterable[str]) -> dict[str, str]:
+    """path -> layer name: its last part where that is unique, the whole path otherwise.
+
+    Layer names hold no `/`, as an h5 file would read it as a folder.
+    """
+    paths = list(paths)
+    last = Counter(path.rsplit("/", 1)[-1] for path in paths)
+    return {path: name if last[name := path.rsplit("/", 1)[-1]] == 1 else path.replace("/", "_") for path in paths}

@@ -1,0 +1,77 @@
+"""Layer graph -> model, in one pass: every layer is made once, called once a call, and given its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors, unique_names
+from tfmot_ops.core.legacy_keras import keras
+
+#: (new layer, its name, the call it stands for) -> the layer that is called in its place.
+Wrap = Callable[[Any, Node], Any]
+
+
+def rebuild(graph: Graph, wrap: Wrap = lambda layer, _node: layer, after: Any = None) -> keras.Model:
+    """Build a model from a graph; neither the graph nor the layers in it are changed.
+
+    Args:
+        graph: the layer graph.
+        wrap: gives the layer to call for a copied layer and the (first) call it stands for.
+        after: `(node, output) -> output`, to add a layer behind a call; None adds nothing.
+
+    Returns:
+        An uncompiled functional model with the graph's weights.
+    """
+    names = unique_names(dict.fromkeys(node.path for node in graph.nodes))
+    copies: dict[int, tuple[Any, Any]] = {}
+    values: dict[int, Any] = {}
+    for tensor in graph.inputs():
+        values[id(tensor)] = keras.Input(
+            batch_shape=tensor.shape, dtype=tensor.dtype, name=graph.input_names[id(tensor)]
+        )
+    for node in graph.nodes:
+        if id(node.layer) not in copies:
+            copy = copy_layer(node.layer, names[node.path])
+            copies[id(node.layer)] = copy, wrap(copy, node)
+        called = copies[id(node.layer)][1]
+        args, kwargs = map_tensors((node.args, node.kwargs), lambda tensor: values[id(tensor)])
+        result = called(*args, **kwargs)
+        if after is not None:
+            result = after(node, result)
+        for tensor, value in zip(tensors(node.outputs), tf.nest.flatten(result), strict=True):
+            values[id(tensor)] = value
+    _give_weights(graph, copies)
+    return _model(graph, values)
+
+
+def copy_layer(layer: Any, name: str) -> Any:
+    """An unbuilt copy of a layer under a name, frozen where the original is."""
+    config = layer.get_config()
+    config["name"] = name
+    # A `batch_input_shape` makes a first layer build itself for a sequential model; here Input does that.
+    config.pop("batch_input_shape", None)
+    copy = type(layer).from_config(config)
+    copy.trainable = layer.trainable
+    return copy
+
+
+def _give_weights(graph: Graph, copies: dict[int, tuple[Any, Any]]) -> None:
+    for node in graph.nodes:
+        copy, _ = copies.pop(id(node.layer), (None, None))
+        if copy is None:
+            continue
+        weights = graph.weights_of(node.layer)
+        if weights:
+            copy.set_weights(weights)
+
+
+def _model(graph: Graph, values: dict[int, Any]) -> keras.Model:
+    def value(tensor: Tensor) -> Any:
+        return values[id(tensor)]
+
+    inputs = map_tensors(graph.input_structure, value)
+    outputs = map_tensors(graph.outputs, value)
+    return keras.Model(inputs, outputs, name=graph.name)

@@ -1,0 +1,98 @@
+"""The rewriter: one forward pass over a graph, each call offered to the rules, results renamed on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfmot_ops.core.affine import Affine
+from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors
+from tfmot_ops.core.legacy_keras import keras
+
+
+class Rewriter:
+    """Emits the new calls; a rule gets it to build what replaces a call."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.nodes: list[Node] = []
+        self._calls = graph.calls_per_layer()
+        self._made: dict[tuple[int, str], Any] = {}
+
+    def keep(self, node: Node) -> Any:
+        """The call as it is."""
+        self.nodes.append(node)
+        return node.outputs
+
+    def once(self, layer: Any, role: str, make: Callable[[], Any]) -> Any:
+        """The layer made for a role of an original layer: once, so that a shared layer stays shared."""
+        key = (id(layer), role)
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def call(self, layer: Any, path: str, inputs: Any, *, shape: Any = None, weights: Any = None) -> Tensor:
+        """Emit a call of a new layer with one output; `shape` defaults to the first input's."""
+        first = tensors(inputs)[0]
+        if weights is not None:
+            self.graph.weights[id(layer)] = weights
+        node = Node(layer, path, (inputs,), {}, None)
+        node.outputs = Tensor(first.shape if shape is None else tuple(shape), first.dtype, node)
+        self.nodes.append(node)
+        return node.outputs
+
+    def affine(self, path: str, tensor: Tensor, scale: Any, offset: Any) -> Tensor:
+        """x * scale + offset per channel; an affine on an affine becomes one."""
+        channels = tensor.channels or 1
+        scale = np.broadcast_to(np.asarray(scale, np.float32), (channels,))
+        offset = np.broadcast_to(np.asarray(offset, np.float32), (channels,))
+        before = tensor.producer
+        if before is not None and isinstance(before.layer, Affine):
+            first_scale, first_offset = self.graph.weights_of(before.layer)
+            scale, offset = first_scale * scale, first_offset * scale + offset
+            (tensor,) = before.inputs()
+        return self.call(Affine(name=path.rsplit("/", 1)[-1]), path, tensor, weights=[scale, offset])
+
+
+#: (call, rewriter) -> the outputs that replace the call's, or None when the rule does not apply.
+Rule = Callable[[Node, Rewriter], Any]
+
+
+def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
+    """Offer each call to the rules, in order; the first that answers wins, otherwise the call is kept."""
+    rewriter = Rewriter(graph)
+    renamed: dict[int, Tensor] = {}
+
+    def current(tensor: Tensor) -> Tensor:
+        return renamed.get(id(tensor), tensor)
+
+    for old in graph.nodes:
+        node = Node(old.layer, old.path, *map_tensors((old.args, old.kwargs), current), old.outputs)
+        for tensor in tensors(node.outputs):
+            tensor.producer = node
+        result = next((out for rule in rules if (out := rule(node, rewriter)) is not None), None)
+        if result is None:
+            rewriter.keep(node)
+            continue
+        for tensor, replacement in zip(tensors(node.outputs), tensors(result), strict=True):
+            renamed[id(tensor)] = replacement
+    outputs = map_tensors(graph.outputs, current)
+    new = Graph(graph.name, graph.input_structure, graph.input_names, outputs, rewriter.nodes, graph.weights)
+    return new.without_dead_calls()
+
+
+def channel_constant(value: Any, tensor: Tensor) -> np.ndarray | None:
+    """A constant operand as one number per channel of `tensor`, or None where it is not that."""
+    if isinstance(value, Tensor) or value is None:
+        return None
+    if isinstance(value, tf.Variable) or (tf.is_tensor(value) and keras.backend.is_keras_tensor(value)):
+        return None
+    array = np.asarray(value, np.float32)
+    if array.ndim > len(tensor.shape) or array.size not in {1, tensor.channels}:
+        return None
+    if array.size > 1 and array.shape[-1] != array.size:
+        return None
+    return array.reshape(-1)

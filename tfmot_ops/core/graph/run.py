@@ -1,0 +1,30 @@
+"""Run a graph call by call, with a say in what each call computes and what goes on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from tfmot_ops.core.graph.ir import Graph, Node, map_tensors, tensors
+
+
+def run_graph(graph: Graph, inputs: list[Any], compute: Callable[[Node, Any, Any], Any]) -> Any:
+    """Compute a graph's outputs.
+
+    Args:
+        graph: the graph.
+        inputs: one value for each graph input, in order.
+        compute: `(call, args, kwargs) -> result`, same structure as the call's outputs.
+
+    Returns:
+        The graph's output structure with values as leaves.
+    """
+    values = {id(tensor): value for tensor, value in zip(graph.inputs(), inputs, strict=True)}
+    for node in graph.nodes:
+        args, kwargs = map_tensors((node.args, node.kwargs), lambda tensor: values[id(tensor)])
+        result = compute(node, args, kwargs)
+        for tensor, value in zip(tensors(node.outputs), tf.nest.flatten(result), strict=True):
+            values[id(tensor)] = value
+    return map_tensors(graph.outputs, lambda tensor: values[id(tensor)])

@@ -1,0 +1,192 @@
+"""The quantisers and the one QuantizeConfig that puts them on a layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_model_optimization as tfmot
+
+from tfmot_ops.core.legacy_keras import keras
+
+#: What a range starts from before calibration or training, as in tfmot.
+INITIAL_RANGE = (-6.0, 6.0)
+#: Share of the old range kept at each training step, as in tfmot: about 1000 steps to forget.
+DECAY = 0.999
+
+
+def symmetric_limits(weights: Any, *, per_channel: bool) -> tf.Tensor:
+    """Largest magnitude of the weights: [channels] over the last axis, or a scalar.
+
+    A channel of zeros gets the smallest range that still has a scale, so that it stays zero.
+    """
+    magnitude = tf.abs(weights)
+    limits = tf.reduce_max(magnitude, axis=list(range(len(weights.shape) - 1)) if per_channel else None)
+    return tf.maximum(limits, 1e-7)
+
+
+def fake_quantize_weights(weights: Any, *, per_channel: bool) -> tf.Tensor:
+    """Round weights to 255 symmetric int8 levels; zero stays exactly zero.
+
+    Args:
+        weights: kernel; with `per_channel` its last axis is the channels'.
+    """
+    limits = symmetric_limits(weights, per_channel=per_channel)
+    quantize = (
+        tf.quantization.fake_quant_with_min_max_vars_per_channel
+        if per_channel
+        else tf.quantization.fake_quant_with_min_max_vars
+    )
+    return quantize(weights, -limits, limits, num_bits=8, narrow_range=True)
+
+
+@tf.custom_gradient
+def _straight_through(weights: Any, quantized: Any) -> Any:
+    # The limits cover every weight, so nothing is clipped and the gradient passes as it is.
+    return tf.identity(quantized), lambda gradient: (gradient, None)
+
+
+@keras.saving.register_keras_serializable("tfmot_ops")
+class WeightQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
+    """Symmetric int8 weights whose zeros stay zero while training goes on.
+
+    The limits are read from the weights at every step, so they are right at once and need no training.
+    The mask is a variable of the layer: it is saved and loaded with it, and so is the sparsity.
+
+    Args:
+        per_channel: one scale for each output channel, otherwise one for the kernel.
+        keep_sparsity: hold the weights that are zero when the mask is set at zero.
+        channels_axes: how many trailing axes together index the output channels (2 for depthwise kernels
+            [height, width, channels, multiplier], 1 otherwise).
+        swap_channels: whether output channels come before input channels (transposed convolutions).
+    """
+
+    def __init__(
+        self, *, per_channel: bool, keep_sparsity: bool = False, channels_axes: int = 1, swap_channels: bool = False
+    ) -> None:
+        self.per_channel = per_channel
+        self.keep_sparsity = keep_sparsity
+        self.channels_axes = channels_axes
+        self.swap_channels = swap_channels
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+        """Create the mask, of the kernel's shape, when the sparsity is kept."""
+        if not self.keep_sparsity:
+            return {}
+        return {"mask": layer.add_weight(f"{name}_mask", tensor_shape, initializer="ones", trainable=False)}
+
+    def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **_: Any) -> tf.Tensor:
+        """Kernel in, kernel rounded to int8 levels out, same shape."""
+        del training
+        kernel = inputs * weights["mask"] if self.keep_sparsity else tf.convert_to_tensor(inputs)
+        return _straight_through(kernel, self.round(tf.stop_gradient(kernel)))
+
+    def round(self, kernel: Any) -> tf.Tensor:
+        """The rounding alone, without mask or gradient; the form the TFLite converter folds."""
+        shape = kernel.shape
+        if self.channels_axes > 1:
+            # One channel axis, as TFLite stores it: [1, height, width, channels * multiplier].
+            kernel = tf.reshape(kernel, [1, *shape[: -self.channels_axes], -1])
+        elif self.swap_channels:
+            kernel = tf.transpose(kernel, [*range(len(shape) - 2), len(shape) - 1, len(shape) - 2])
+        kernel = fake_quantize_weights(kernel, per_channel=self.per_channel)
+        if self.channels_axes > 1:
+            return tf.reshape(kernel, shape)
+        if self.swap_channels:
+            return tf.transpose(kernel, [*range(len(shape) - 2), len(shape) - 1, len(shape) - 2])
+        return kernel
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {
+            "per_channel": self.per_channel,
+            "keep_sparsity": self.keep_sparsity,
+            "channels_axes": self.channels_axes,
+            "swap_channels": self.swap_channels,
+        }
+
+
+@keras.saving.register_keras_serializable("tfmot_ops")
+class RangeQuantizer(tfmot.quantization.keras.quantizers.MovingAverageQuantizer):
+    """int8 activations over a range that calibration sets and training follows (decay 0.999)."""
+
+    def __init__(self) -> None:
+        super().__init__(num_bits=8, per_axis=False, symmetric=False, narrow_range=False)
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments: none."""
+        return {}
+
+
+@keras.saving.register_keras_serializable("tfmot_ops")
+class FixedRangeQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
+    """int8 activations over a range that the operation itself fixes (sigmoid, softmax, tanh)."""
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low = low
+        self.high = high
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+        """Nothing to create."""
+        del tensor_shape, name, layer
+        return {}
+
+    def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **_: Any) -> tf.Tensor:
+        """Activations in, activations on 256 levels out."""
+        del training, weights
+        return tf.quantization.fake_quant_with_min_max_args(inputs, self.low, self.high, num_bits=8)
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {"low": self.low, "high": self.high}
+
+
+@keras.saving.register_keras_serializable("tfmot_ops")
+class LayerQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
+    """Which weights of a layer are quantised and what follows its output.
+
+    Args:
+        weights: weight attribute (`kernel`) -> its quantiser.
+        output: quantiser of the (only) output, None for a layer whose result goes on unrounded.
+    """
+
+    def __init__(self, weights: dict[str, WeightQuantizer] | None = None, output: Any = None) -> None:
+        self.weights = weights or {}
+        self.output = output
+
+    def get_weights_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
+        """(variable, quantiser) pairs."""
+        return [(getattr(layer, name), quantizer) for name, quantizer in self.weights.items()]
+
+    def set_quantize_weights(self, layer: Any, quantize_weights: list[Any]) -> None:
+        """Put the rounded weights where the layer's `call` reads them."""
+        for name, value in zip(self.weights, quantize_weights, strict=True):
+            setattr(layer, name, value)
+
+    def get_activations_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
+        """None: after normalisation an activation is a layer of its own."""
+        del layer
+        return []
+
+    def set_quantize_activations(self, layer: Any, quantize_activations: list[Any]) -> None:
+        """Nothing to set."""
+
+    def get_output_quantizers(self, layer: Any) -> list[Any]:
+        """The output quantiser, if there is one."""
+        del layer
+        return [] if self.output is None else [self.output]
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments, serialised."""
+        serialize = keras.saving.serialize_keras_object
+        return {
+            "weights": {name: serialize(quantizer) for name, quantizer in self.weights.items()},
+            "output": None if self.output is None else serialize(self.output),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> LayerQuantizeConfig:
+        """The inverse of `get_config`."""
+        deserialize = keras.saving.deserialize_keras_object
+        weights = {name: deserialize(quantizer) for name, quantizer in config["weights"].items()}
+        return cls(weights, None if config["output"] is None else deserialize(config["output"]))
