@@ -207,8 +207,8 @@ def _read_fashion_mnist() -> _Source:
 def _read_idx_folder(folder: Path) -> _Source:
     """Read the four files of the MNIST family, as distributed: gzip, big-endian IDX, uint8."""
     names = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-    arrays = [_read_idx(folder / f"{name}-ubyte.gz", rank) for name, rank in zip(names, (3, 1, 3, 1), strict=True)]
-    return _Source(*arrays, class_names=_FASHION_MNIST_CLASSES)
+    x, y, x_test, y_test = (_read_idx(folder / f"{name}-ubyte.gz", int(name[-1])) for name in names)
+    return _Source(x, y, x_test, y_test, _FASHION_MNIST_CLASSES)
 
 
 def _read_idx(path: Path, rank: int) -> npt.NDArray[np.uint8]:

@@ -1,0 +1,299 @@
+"""Training that repeats: seeds, compiling, and `fit` with progress by callback.
+
+`compile_like` compiles a rewritten model (pruned, quantised, stripped) as the original was, with nothing of the
+original's state in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from tfmot_ops.core.legacy_keras import keras
+from tfmot_ops.errors import SpecError, StepFailedError, UnsupportedModelError
+
+#: What `compile_parameters` gives as values.
+Scalar = str | int | float | bool | None
+#: Called after each epoch with (epoch, counted from 1; epochs; metric name -> value).
+OnEpoch = Callable[[int, int, dict[str, float]], None]
+
+
+def set_seed(seed: int) -> None:
+    """Seed Python, NumPy and TensorFlow, and make TensorFlow's ops deterministic, for the whole process.
+
+    Deterministic ops cannot be switched off again; from then on TensorFlow refuses random ops without a seed.
+    """
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+
+
+def compile_default(model: keras.Model, learning_rate: float) -> None:
+    """Compile `model` in place for class labels [N]: Adam, sparse categorical cross-entropy, accuracy."""
+    model.compile(
+        optimizer=keras.optimizers.Adam(learning_rate), loss="sparse_categorical_crossentropy", metrics=["accuracy"]
+    )
+
+
+def fit(
+    model: keras.Model,
+    x: npt.NDArray[Any],
+    y: npt.NDArray[Any],
+    *,
+    validation: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    callbacks: Iterable[keras.callbacks.Callback] = (),
+    on_epoch: OnEpoch | None = None,
+) -> dict[str, list[float]]:
+    """Train a compiled `model` in place; the same seed on the same machine gives the same weights.
+
+    Args:
+        model: compiled model.
+        x: inputs [N, ...].
+        y: labels [N] or targets [N, ...].
+        validation: (inputs, labels) to measure after each epoch, or None.
+        epochs: passes over `x`; 0 trains nothing.
+        batch_size: samples a step; the last step of an epoch takes what is left.
+        seed: seeds the order of the samples and whatever the layers draw (dropout).
+        callbacks: Keras callbacks.
+        on_epoch: told the progress; Keras itself writes nothing.
+
+    Returns:
+        Metric name -> one value an epoch; empty after 0 epochs.
+
+    Raises:
+        SpecError: the model is not compiled.
+        StepFailedError: the loss became NaN or infinite.
+    """
+    if not is_compiled(model):
+        raise SpecError(
+            f"model {model.name} cannot be trained",
+            required="a compiled model",
+            received="a model without optimizer and loss",
+            remedy="compile it, or use compile_default",
+        )
+    if epochs == 0:
+        return {}
+    set_seed(seed)
+    history = model.fit(
+        _batches(x, y, batch_size, seed),
+        validation_data=validation,
+        validation_batch_size=batch_size,
+        epochs=epochs,
+        callbacks=[*callbacks, _Progress(epochs, on_epoch)],
+        verbose=0,
+    )
+    return {name: [float(value) for value in values] for name, values in history.history.items()}
+
+
+def is_compiled(model: keras.Model) -> bool:
+    """Whether `model` has an optimizer and a loss to train with."""
+    return bool(getattr(model, "_is_compiled", False)) and model.optimizer is not None
+
+
+def _batches(x: npt.NDArray[Any], y: npt.NDArray[Any], batch_size: int, seed: int) -> tf.data.Dataset:
+    """Batches of (x, y) in a new order each epoch. Indices are shuffled, so that no sample is copied into a buffer."""
+    inputs, targets = tf.constant(x), tf.constant(y)
+    order = tf.data.Dataset.range(len(x)).shuffle(len(x), seed=seed, reshuffle_each_iteration=True)
+    return order.batch(batch_size).map(lambda index: (tf.gather(inputs, index), tf.gather(targets, index)))
+
+
+class _Progress(keras.callbacks.Callback):  # type: ignore[misc]  # tf_keras has no types
+    """Hands each epoch's figures on, and ends a training that cannot recover."""
+
+    def __init__(self, epochs: int, on_epoch: OnEpoch | None) -> None:
+        super().__init__()
+        self._epochs = epochs
+        self._on_epoch = on_epoch
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        figures = {name: float(value) for name, value in (logs or {}).items()}
+        if not math.isfinite(figures.get("loss", 0.0)):
+            raise StepFailedError(
+                f"training of {self.model.name} diverged in epoch {epoch + 1}",
+                required="a finite loss",
+                received=f"loss {figures['loss']}",
+                remedy="lower the learning rate, or check the data",
+            )
+        if self._on_epoch:
+            self._on_epoch(epoch + 1, self._epochs, figures)
+
+
+def compile_like(model: keras.Model, source: keras.Model) -> None:
+    """Compile `model` in place as `source` was; does nothing if `source` is not compiled.
+
+    The optimizer and the metrics are made anew from their configs, so they share no state with `source`; a
+    learning-rate schedule and the losses have none and are shared. Keys that name an output of `source` name the
+    output of `model` at the same position afterwards.
+
+    Raises:
+        UnsupportedModelError: the models differ in their number of outputs, or an optimizer or a metric cannot be
+            made from its own config.
+    """
+    if not is_compiled(source):
+        return
+    old_keys, new_keys = _output_keys(source), _output_keys(model)
+    if len(old_keys) != len(new_keys):
+        raise UnsupportedModelError(
+            f"{model.name} cannot be compiled like {source.name}",
+            required=f"as many outputs: {len(old_keys)}",
+            received=f"{len(new_keys)} outputs: {', '.join(new_keys)}",
+            remedy="compile the model yourself",
+        )
+    keys = dict(zip(old_keys, new_keys, strict=True))
+    losses, metrics = source.compiled_loss, source.compiled_metrics
+    automatic_steps = getattr(source, "_autotune_steps_per_execution", False)
+    steps = source._steps_per_execution  # noqa: SLF001 - no public reader
+    model.compile(
+        optimizer=_map_leaves(_fresh_optimizer, source.optimizer),
+        loss=_renamed(losses._user_losses, keys),  # noqa: SLF001 - as Model._get_compile_args reads them
+        loss_weights=_renamed(losses._user_loss_weights, keys),  # noqa: SLF001
+        metrics=_fresh_metrics(metrics._user_metrics, source, keys),  # noqa: SLF001
+        weighted_metrics=_fresh_metrics(metrics._user_weighted_metrics, source, keys),  # noqa: SLF001
+        run_eagerly=source._run_eagerly,  # noqa: SLF001 - the property mixes in the process-wide switch
+        steps_per_execution="auto" if automatic_steps else None if steps is None else int(steps.numpy()),
+        jit_compile=source._jit_compile,  # noqa: SLF001
+    )
+
+
+def _output_keys(model: keras.Model) -> list[str]:
+    """Keys that a dict of losses or metrics of `model` may have, in the order of its outputs."""
+    outputs = getattr(model, "_nested_outputs", None)
+    # Keras matches a dict of losses to a dict of outputs by its own keys, and to a list by the layers' names.
+    return sorted(outputs) if isinstance(outputs, Mapping) else list(model.output_names or ())
+
+
+def _renamed(structure: Any, keys: Mapping[str, str]) -> Any:
+    if isinstance(structure, Mapping):
+        return {keys.get(key, key): value for key, value in structure.items()}
+    return structure
+
+
+def _map_leaves(function: Callable[[Any], Any], structure: Any) -> Any:
+    """Apply `function` to what is in nested lists, tuples and dicts, which become lists and dicts."""
+    if isinstance(structure, Mapping):
+        return {key: _map_leaves(function, value) for key, value in structure.items()}
+    if isinstance(structure, list | tuple):
+        return [_map_leaves(function, value) for value in structure]
+    return function(structure)
+
+
+def _fresh_optimizer(optimizer: Any) -> Any:
+    config = optimizer.get_config()
+    rate = _rate(optimizer)
+    if callable(rate) and not isinstance(rate, tf.Variable):
+        # Put back as it is: the config form of a user's own schedule only loads under a custom object scope.
+        config["learning_rate"] = rate
+    inner = getattr(optimizer, "inner_optimizer", None)
+    if inner is not None and "inner_optimizer" in config and not isinstance(inner, keras.optimizers.legacy.Optimizer):
+        config["inner_optimizer"] = _fresh_optimizer(inner)
+    fresh = _from_config(optimizer, config)
+    # Set by a method and in no config: variables, by parts of their names, that weight decay leaves alone.
+    names = getattr(optimizer, "_exclude_from_weight_decay_names", None)
+    if names:
+        fresh.exclude_from_weight_decay(var_names=list(names))
+    return fresh
+
+
+def _rate(optimizer: Any) -> Any:
+    """The learning rate as it was given: number, variable, schedule or function."""
+    legacy = getattr(optimizer, "_hyper", None)
+    return legacy.get("learning_rate") if legacy else getattr(optimizer, "_learning_rate", None)
+
+
+def _fresh_metrics(structure: Any, source: keras.Model, keys: Mapping[str, str]) -> Any:
+    # With several outputs Keras puts the output's name before that of a metric object when it first meets data; it
+    # will do so again for the new model.
+    named = source.compiled_metrics.built and len(keys) > 1
+    prefixes = tuple(f"{name}_" for name in source.output_names or ()) if named else ()
+
+    def fresh(metric: Any) -> Any:
+        if not isinstance(metric, keras.metrics.Metric):
+            return metric  # a name, a function or None: Keras makes a new metric of it
+        config = metric.get_config()
+        prefix = next((prefix for prefix in prefixes if metric.name.startswith(prefix)), "")
+        config["name"] = metric.name.removeprefix(prefix)
+        return _from_config(metric, config)
+
+    return _map_leaves(fresh, _renamed(structure, keys))
+
+
+def _from_config(instance: Any, config: dict[str, Any]) -> Any:
+    try:
+        return type(instance).from_config(config)
+    except (TypeError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"{_qualified_name(type(instance))} cannot be made anew",
+            required="get_config and from_config that fit each other",
+            received=f"{type(error).__name__}: {error}",
+            remedy="return every argument of the constructor from get_config",
+        ) from error
+
+
+def compile_parameters(model: keras.Model) -> dict[str, Scalar]:
+    """The compile configuration, flat and readable, for the record of a run; empty if not compiled.
+
+    Returns:
+        `optimizer` (class name), `optimizer.<setting>` for each of its settings, `loss`, `loss_weights`, `metrics`,
+        `weighted_metrics`, `steps_per_execution`, `jit_compile` and `run_eagerly`. Schedules and loss objects read
+        like their constructor call; functions are given by qualified name.
+    """
+    if not is_compiled(model):
+        return {}
+    parameters: dict[str, Scalar] = {}
+    optimizers = model.optimizer if isinstance(model.optimizer, list | tuple) else [model.optimizer]
+    for index, optimizer in enumerate(optimizers):
+        prefix = "optimizer" if len(optimizers) == 1 else f"optimizer.{index}"
+        parameters[prefix] = type(optimizer).__name__
+        settings = {key: value for key, value in optimizer.get_config().items() if key != "is_legacy_optimizer"}
+        parameters.update({f"{prefix}.{key}": _scalar(value) for key, value in settings.items()})
+    losses, metrics = model.compiled_loss, model.compiled_metrics
+    parameters |= {
+        "loss": _scalar(losses._user_losses),  # noqa: SLF001 - as Model._get_compile_args reads them
+        "loss_weights": _scalar(losses._user_loss_weights),  # noqa: SLF001
+        "metrics": _scalar(metrics._user_metrics),  # noqa: SLF001
+        "weighted_metrics": _scalar(metrics._user_weighted_metrics),  # noqa: SLF001
+    }
+    steps = model._steps_per_execution  # noqa: SLF001 - no public reader
+    parameters["steps_per_execution"] = None if steps is None else int(steps.numpy())
+    parameters["jit_compile"] = _scalar(model._jit_compile)  # noqa: SLF001
+    parameters["run_eagerly"] = bool(model._run_eagerly)  # noqa: SLF001
+    return parameters
+
+
+def _scalar(value: Any) -> Scalar:
+    if isinstance(value, np.ndarray | np.generic | tf.Variable | tf.Tensor):
+        value = np.asarray(value).item() if np.size(value) == 1 else np.asarray(value).tolist()
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return _readable(value).removeprefix("[").removesuffix("]") if isinstance(value, list | tuple) else _readable(value)
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, Mapping):
+        if {"class_name", "config"} <= value.keys():
+            return _call(str(value["class_name"]).rsplit(">", 1)[-1], value["config"])
+        return ", ".join(f"{key}={_readable(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_readable(item) for item in value) + "]"
+    if hasattr(value, "get_config"):
+        return _call(type(value).__name__, value.get_config())
+    if callable(value):
+        return _qualified_name(value)
+    return str(_scalar(value))
+
+
+def _call(name: str, config: Any) -> str:
+    arguments = config.items() if isinstance(config, Mapping) else [("config", config)]
+    return f"{name}({', '.join(f'{key}={_readable(item)}' for key, item in arguments)})"
+
+
+def _qualified_name(value: Any) -> str:
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    return f"{getattr(value, '__module__', type(value).__module__)}.{name}"
