@@ -1,0 +1,151 @@
+"""Figures of Keras models and TFLite files, against what NumPy says."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfmot_ops.core.evaluate import agreement, evaluate, predict, sqnr_db
+from tfmot_ops.core.legacy_keras import keras
+from tfmot_ops.errors import ArtifactError, CalibrationError, UnsupportedModelError
+
+X = np.random.default_rng(0).random((21, 6, 6, 2), dtype=np.float32)
+layers = keras.layers
+
+
+def classifier(classes: int = 3) -> Any:
+    keras.utils.set_random_seed(1)
+    inputs = layers.Input((6, 6, 2))
+    hidden = layers.Flatten()(layers.Conv2D(4, 3, activation="relu")(inputs))
+    return keras.Model(inputs, layers.Dense(classes, activation="softmax" if classes > 1 else "sigmoid")(hidden))
+
+
+def two_heads() -> Any:
+    keras.utils.set_random_seed(1)
+    inputs = [layers.Input((6, 6, 2)), layers.Input((4,))]
+    flat = layers.Concatenate()([layers.Flatten()(inputs[0]), inputs[1]])
+    return keras.Model(inputs, [layers.Dense(3)(flat), layers.Dense(5)(flat)])
+
+
+def to_tflite(model: Any, io_type: Any = None, batch: int | None = None) -> bytes:
+    specs = [tf.TensorSpec([batch, *each.shape[1:]], tf.float32) for each in model.inputs]
+    function = tf.function(lambda *x: model(list(x) if len(x) > 1 else x[0])).get_concrete_function(*specs)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], model)
+    # Through a SavedModel the converter reorders several inputs and outputs; without, it warns when it quantises.
+    converter.experimental_lower_to_saved_model = io_type is not None
+    if io_type is not None:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: ([X[index : index + 1]] for index in range(len(X)))
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.inference_input_type = converter.inference_output_type = io_type
+    return converter.convert()
+
+
+def test_accuracy_is_the_share_of_right_labels():
+    model = classifier()
+    labels = model.predict(X, verbose=0).argmax(-1)
+    wrong = (labels + 1) % 3
+    assert evaluate(model, X, labels) == {"accuracy": 1.0}
+    assert evaluate(to_tflite(model), X, labels) == {"accuracy": 1.0}
+    assert evaluate(model, X, np.where(np.arange(21) < 7, wrong, labels))["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_a_sigmoid_is_a_classifier_of_two_classes():
+    model = classifier(1)
+    labels = (model.predict(X, verbose=0)[:, 0] > 0.5).astype(np.int64)
+    assert evaluate(model, X, labels) == {"accuracy": 1.0}
+    assert evaluate(model, X, 1 - labels) == {"accuracy": 0.0}
+
+
+def test_a_float_file_gives_the_models_outputs():
+    model = classifier()
+    outputs = predict(to_tflite(model), X, batch_size=8)
+    assert outputs.shape == (21, 3)
+    assert outputs.dtype == np.float32
+    np.testing.assert_allclose(outputs, model.predict(X, verbose=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("io_type", [tf.int8, tf.uint8, tf.float32], ids=lambda io_type: io_type.name)
+def test_a_quantised_file_is_fed_and_read_in_floats(io_type: Any):
+    model = classifier()
+    outputs = predict(to_tflite(model, io_type), X)
+    # A softmax's output has steps of 1/256; the weights' rounding adds its own share.
+    np.testing.assert_allclose(outputs, model.predict(X, verbose=0), atol=0.02)
+    assert sqnr_db(model.predict(X, verbose=0), outputs) > 25.0
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 21, 100])
+def test_the_batch_size_does_not_change_the_outputs(batch_size: int):
+    data = to_tflite(classifier(), tf.int8)
+    assert np.array_equal(predict(data, X, batch_size), predict(data, X))
+
+
+def test_a_batch_of_1_built_into_the_graph_is_run_sample_by_sample():
+    inputs = layers.Input((6, 6, 2), batch_size=1)
+    flat = layers.Lambda(lambda x: tf.reshape(x, (1, 72)))(inputs)
+    model = keras.Model(inputs, layers.Dense(3)(flat))
+    outputs = predict(to_tflite(model, batch=1), X, batch_size=8)
+    np.testing.assert_allclose(outputs, np.concatenate([model(row[None]) for row in X]), atol=1e-5)
+
+
+def test_open_spatial_sizes_take_the_datas():
+    inputs = layers.Input((None, None, 2))
+    model = keras.Model(inputs, layers.GlobalAveragePooling2D()(layers.Conv2D(3, 3)(inputs)))
+    np.testing.assert_allclose(predict(to_tflite(model), X), model.predict(X, verbose=0), atol=1e-5)
+
+
+def test_several_inputs_and_outputs_are_lists():
+    model = two_heads()
+    x = [X, X.reshape(21, -1)[:, :4]]
+    from_keras, from_file = predict(model, x), predict(to_tflite(model), x)
+    assert [each.shape for each in from_keras] == [(21, 3), (21, 5)]
+    for one, other in zip(from_keras, from_file, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    nearby = two_heads()
+    nearby.set_weights([weight * 1.01 for weight in model.get_weights()])
+    assert agreement(model, to_tflite(nearby), x) == {"sqnr_db": pytest.approx(40.0, abs=0.01)}
+
+
+def test_sqnr_is_in_decibels():
+    signal = np.ones(100, np.float32)
+    assert sqnr_db(signal, signal * 0.9) == pytest.approx(20.0, abs=1e-4)
+    assert sqnr_db(signal, signal * 0.0) == 0.0
+    assert sqnr_db(signal, signal) == math.inf
+    assert sqnr_db(signal * 0.0, signal) == -math.inf
+
+
+def test_agreement_of_a_quantised_file_with_its_model():
+    model = classifier()
+    figures = agreement(model, to_tflite(model, tf.int8), X)
+    assert figures["sqnr_db"] > 25.0
+    assert figures["top1_agreement"] >= 0.9
+
+
+def test_equal_outputs_leave_the_infinite_ratio_out():
+    model = classifier()
+    assert agreement(model, model, X) == {"top1_agreement": 1.0}
+
+
+def test_models_of_different_outputs_are_refused():
+    with pytest.raises(UnsupportedModelError, match=r"\(21, 4\)"):
+        agreement(classifier(), classifier(4), X)
+
+
+def test_several_outputs_name_no_class():
+    with pytest.raises(UnsupportedModelError, match="2 outputs"):
+        evaluate(two_heads(), [X, X.reshape(21, -1)[:, :4]], np.zeros(21))
+
+
+@pytest.mark.parametrize("x", [X[..., :1], X[:, :5], X[:0], X[0], [X, X]], ids=["C", "H", "empty", "rank", "inputs"])
+def test_samples_that_do_not_fit_are_refused(x: Any):
+    with pytest.raises(CalibrationError, match="do not fit the TFLite file"):
+        predict(to_tflite(classifier()), x)
+
+
+def test_bytes_that_are_no_file_are_refused():
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        predict(b"no model", X)

@@ -1,0 +1,231 @@
+"""Accuracy of, and agreement between, Keras models and TFLite files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from ai_edge_litert.interpreter import Interpreter
+
+from tfmot_ops.core.legacy_keras import keras
+from tfmot_ops.errors import ArtifactError, CalibrationError, UnsupportedModelError
+
+Array = npt.NDArray[Any]
+#: One array [N, ...], or one for each input, in the model's order.
+Inputs = Array | Sequence[Array]
+
+_BATCH_SIZE = 64
+
+
+def evaluate(
+    model_or_bytes: keras.Model | bytes, x: Inputs, y: Array, batch_size: int = _BATCH_SIZE
+) -> dict[str, float]:
+    """Measure a classifier.
+
+    Args:
+        model_or_bytes: Keras model or TFLite file with one output, [N, classes] or, for two classes, [N, 1].
+        x: inputs [N, ...].
+        y: labels [N].
+        batch_size: samples that are run at once; does not change the figures.
+
+    Returns:
+        `accuracy`: share of samples whose label is the largest output, in [0, 1].
+
+    Raises:
+        UnsupportedModelError: the model has several outputs, or one without a row of scores a sample.
+        CalibrationError: the inputs do not fit the model.
+        ArtifactError: the bytes are no TFLite file.
+    """
+    outputs = predict(model_or_bytes, x, batch_size)
+    return {"accuracy": float(np.mean(_classes(outputs) == np.asarray(y).reshape(-1)))}
+
+
+def predict(model_or_bytes: keras.Model | bytes, x: Inputs, batch_size: int = _BATCH_SIZE) -> Array | list[Array]:
+    """Run a Keras model or a TFLite file on float inputs and give float outputs.
+
+    Integer inputs of a TFLite file are quantised with its own scale and zero point, integer outputs dequantised.
+
+    Args:
+        model_or_bytes: Keras model or TFLite file.
+        x: inputs [N, ...]; for a TFLite file with several, in the file's order.
+        batch_size: samples that are run at once; a file with a fixed batch of 1 is run sample by sample.
+
+    Returns:
+        Outputs [N, ...], float32 for a TFLite file; a list with several outputs.
+
+    Raises:
+        CalibrationError: the inputs do not fit the model.
+        ArtifactError: the bytes are no TFLite file.
+    """
+    if isinstance(model_or_bytes, bytes):
+        outputs = _run_tflite(model_or_bytes, x, batch_size)
+    else:
+        result = model_or_bytes.predict(x, batch_size=batch_size, verbose=0)
+        values = list(result.values()) if isinstance(result, dict) else result
+        outputs = list(values) if isinstance(values, list | tuple) else [values]
+    return outputs[0] if len(outputs) == 1 else outputs
+
+
+def sqnr_db(reference: Array, other: Array) -> float:
+    """Signal to quantisation noise ratio in dB: 10 log10(sum reference^2 / sum (reference - other)^2).
+
+    Infinite when the two are equal; such a value has no JSON form.
+    """
+    signal = np.asarray(reference, np.float64)
+    noise_power = float(np.sum(np.square(signal - np.asarray(other, np.float64))))
+    signal_power = float(np.sum(np.square(signal)))
+    if noise_power == 0.0:
+        return math.inf
+    return 10.0 * math.log10(signal_power / noise_power) if signal_power > 0.0 else -math.inf
+
+
+def agreement(
+    model_or_bytes_a: keras.Model | bytes,
+    model_or_bytes_b: keras.Model | bytes,
+    x: Inputs,
+    batch_size: int = _BATCH_SIZE,
+) -> dict[str, float]:
+    """How far two models give the same answers.
+
+    Args:
+        model_or_bytes_a: the reference, usually the float model.
+        model_or_bytes_b: the model to compare.
+        x: inputs [N, ...] of both.
+        batch_size: samples that are run at once.
+
+    Returns:
+        `sqnr_db` over all outputs, in dB, left out when the outputs are equal (it is infinite then) or the
+        reference is all 0; `top1_agreement`, share of samples with the same class, in [0, 1], for one output.
+
+    Raises:
+        UnsupportedModelError: the two give outputs of different shapes.
+        CalibrationError: the inputs do not fit a model.
+    """
+    first, second = predict(model_or_bytes_a, x, batch_size), predict(model_or_bytes_b, x, batch_size)
+    lists = [outputs if isinstance(outputs, list) else [outputs] for outputs in (first, second)]
+    shapes = [[output.shape for output in outputs] for outputs in lists]
+    if shapes[0] != shapes[1]:
+        raise UnsupportedModelError(
+            "the two models cannot be compared",
+            required=f"outputs of one shape: {shapes[0]}",
+            received=f"{shapes[1]}",
+            remedy="compare a model with what was made of it",
+        )
+    flat = [np.concatenate([output.ravel() for output in outputs]) for outputs in lists]
+    figures = {"sqnr_db": sqnr_db(flat[0], flat[1])}
+    figures = {name: value for name, value in figures.items() if math.isfinite(value)}
+    if len(lists[0]) == 1:
+        figures["top1_agreement"] = float(np.mean(_classes(first) == _classes(second)))
+    return figures
+
+
+def _classes(outputs: Array | list[Array]) -> npt.NDArray[np.int64]:
+    """Class [N] of each sample; along the last axis, so that dense predictions [N, H, W, classes] count by pixel."""
+    if isinstance(outputs, list) or outputs.ndim < 2:  # noqa: PLR2004 - [N, classes]
+        raise UnsupportedModelError(
+            "the outputs name no class",
+            required="one output [N, classes]",
+            received=f"{len(outputs)} outputs" if isinstance(outputs, list) else f"shape {list(outputs.shape)}",
+            remedy="use a classifier",
+        )
+    even_odds = 0.5  # of a sigmoid
+    classes = outputs > even_odds if outputs.shape[-1] == 1 else outputs.argmax(axis=-1)
+    return np.asarray(classes, np.int64).reshape(-1)
+
+
+def make_interpreter(data: bytes, threads: int = 1) -> Interpreter:
+    """An interpreter for a TFLite file, tensors not yet allocated.
+
+    Raises:
+        ArtifactError: the bytes are no TFLite file.
+    """
+    try:
+        return Interpreter(model_content=data, num_threads=threads)
+    except ValueError as error:
+        raise ArtifactError(
+            "the TFLite file cannot be read",
+            required="a TFLite flatbuffer",
+            received=f"{len(data)} bytes: {error}",
+            remedy="export the model again",
+        ) from error
+
+
+def _run_tflite(data: bytes, x: Inputs, batch_size: int) -> list[Array]:
+    inputs = [np.asarray(each) for each in (x if isinstance(x, list | tuple) else [x])]
+    _check_inputs(make_interpreter(data), inputs)
+    count = len(inputs[0])
+    interpreter = _batched(data, [each[:batch_size] for each in inputs])
+    size = batch_size if interpreter else 1
+    if interpreter is None:
+        interpreter = make_interpreter(data)
+        interpreter.allocate_tensors()
+    parts = []
+    for start in range(0, count, size):
+        batch = [each[start : start + size] for each in inputs]
+        if len(batch[0]) != interpreter.get_input_details()[0]["shape"][0]:
+            _resize(interpreter, batch)
+        parts.append(_invoke(interpreter, batch))
+    return [np.concatenate(each) for each in zip(*parts, strict=True)]
+
+
+def _check_inputs(interpreter: Interpreter, inputs: list[Array]) -> None:
+    wanted = [[int(size) for size in detail["shape_signature"][1:]] for detail in interpreter.get_input_details()]
+    given = [list(each.shape[1:]) for each in inputs]
+    fits = len(wanted) == len(given) and all(
+        len(one) == len(other) and all(size in (-1, there) for size, there in zip(one, other, strict=True))
+        for one, other in zip(wanted, given, strict=True)
+    )
+    if not fits or not len(inputs[0]) or len({len(each) for each in inputs}) > 1:
+        raise CalibrationError(
+            "the samples do not fit the TFLite file",
+            required=f"inputs of shapes {[['N', *shape] for shape in wanted]}, N >= 1",
+            received=f"{[list(each.shape) for each in inputs]}",
+            remedy="give the data the model was made for",
+        )
+
+
+def _resize(interpreter: Interpreter, batch: list[Array]) -> None:
+    for detail, values in zip(interpreter.get_input_details(), batch, strict=True):
+        interpreter.resize_tensor_input(detail["index"], values.shape)
+    interpreter.allocate_tensors()
+
+
+def _batched(data: bytes, batch: list[Array]) -> Interpreter | None:
+    """An interpreter that takes as many samples at once, or None if a fixed batch is built into the graph."""
+    interpreter = make_interpreter(data)
+    try:
+        _resize(interpreter, batch)
+        # A constant shape further down may only fail, or fold the batch into another axis, when it runs.
+        interpreter.invoke()
+    except (RuntimeError, ValueError):
+        return None
+    shapes = [interpreter.get_tensor(detail["index"]).shape for detail in interpreter.get_output_details()]
+    return interpreter if all(shape[:1] == batch[0].shape[:1] for shape in shapes) else None
+
+
+def _invoke(interpreter: Interpreter, batch: list[Array]) -> list[Array]:
+    for detail, values in zip(interpreter.get_input_details(), batch, strict=True):
+        interpreter.set_tensor(detail["index"], _quantised(values, detail))
+    interpreter.invoke()
+    return [
+        _dequantised(interpreter.get_tensor(detail["index"]), detail) for detail in interpreter.get_output_details()
+    ]
+
+
+def _quantised(values: Array, detail: dict[str, Any]) -> Array:
+    scale, zero_point = detail["quantization"]
+    dtype = np.dtype(detail["dtype"])
+    if not np.issubdtype(dtype, np.integer) or scale == 0.0:  # a scale of 0 means: not quantised
+        return values.astype(dtype)
+    limits = np.iinfo(dtype)
+    return np.asarray(np.clip(np.round(values / scale) + zero_point, limits.min, limits.max), dtype)
+
+
+def _dequantised(values: Array, detail: dict[str, Any]) -> Array:
+    scale, zero_point = detail["quantization"]
+    if scale == 0.0:
+        return values.astype(np.float32)
+    return np.asarray((values.astype(np.float32) - zero_point) * scale, np.float32)
