@@ -1,1 +1,36 @@
 """Model in, model or bytes out: pure functions that copy their argument and never mutate it."""
+
+from tfmot_ops.core.legacy_keras import keras  # isort: skip - pins tf_keras before the others load TensorFlow
+
+from tfmot_ops.core import recipes
+from tfmot_ops.core.evaluate import agreement, evaluate, predict, sqnr_db
+from tfmot_ops.core.export import export_tflite
+from tfmot_ops.core.persist import custom_objects, load_model, save_model
+from tfmot_ops.core.profile import TFLiteProfile, latency_ms, profile_tflite
+from tfmot_ops.core.prune import prune, pruning_callbacks, strip
+from tfmot_ops.core.quantize import calibrate, normalize, quantize
+from tfmot_ops.core.sparsity import assert_sparsity, layer_sparsity
+
+__all__ = [
+    "TFLiteProfile",
+    "agreement",
+    "assert_sparsity",
+    "calibrate",
+    "custom_objects",
+    "evaluate",
+    "export_tflite",
+    "keras",
+    "latency_ms",
+    "layer_sparsity",
+    "load_model",
+    "normalize",
+    "predict",
+    "profile_tflite",
+    "prune",
+    "pruning_callbacks",
+    "quantize",
+    "recipes",
+    "save_model",
+    "sqnr_db",
+    "strip",
+]

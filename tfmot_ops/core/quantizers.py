@@ -159,9 +159,12 @@ class LayerQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
         return [(getattr(layer, name), quantizer) for name, quantizer in self.weights.items()]
 
     def set_quantize_weights(self, layer: Any, quantize_weights: list[Any]) -> None:
-        """Put the rounded weights where the layer's `call` reads them."""
+        """Put the rounded weights where the layer's `call` reads them.
+
+        Past Keras' own `__setattr__`, which would drop the variable from the layer's weights.
+        """
         for name, value in zip(self.weights, quantize_weights, strict=True):
-            setattr(layer, name, value)
+            object.__setattr__(layer, name, value)
 
     def get_activations_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
         """None: after normalisation an activation is a layer of its own."""
@@ -178,7 +181,7 @@ class LayerQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments, serialised."""
-        serialize = keras.saving.serialize_keras_object
+        serialize = keras.utils.legacy.serialize_keras_object  # tfmot's wrapper reads the legacy form
         return {
             "weights": {name: serialize(quantizer) for name, quantizer in self.weights.items()},
             "output": None if self.output is None else serialize(self.output),
@@ -187,6 +190,6 @@ class LayerQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> LayerQuantizeConfig:
         """The inverse of `get_config`."""
-        deserialize = keras.saving.deserialize_keras_object
+        deserialize = keras.utils.legacy.deserialize_keras_object
         weights = {name: deserialize(quantizer) for name, quantizer in config["weights"].items()}
         return cls(weights, None if config["output"] is None else deserialize(config["output"]))

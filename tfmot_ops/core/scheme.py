@@ -64,8 +64,7 @@ class Plan:
 
     Attributes:
         configs: id(layer) -> the quantisers a wrapper puts on it; a layer not in it is left as it is.
-        behind: id(call) -> quantiser in a layer of its own, for calls that a wrapper cannot take.
-        inputs: whether a graph input is quantised, by id(tensor).
+        inputs: id(tensor) -> quantiser of a graph input; integer inputs have none.
         reports: one row a layer.
     """
 
@@ -114,13 +113,16 @@ def make_plan(graph: Graph, scope: Scope, *, keep_sparsity: bool) -> Plan:
     named = select(scope, {node.path: (node.path, type(node.layer).__name__) for node in graph.nodes}.values())
     placer = _Placer(graph, {path for path, chosen in named.items() if chosen is False}, keep_sparsity)
     plan = Plan(inputs={id(t): RangeQuantizer() for t in graph.inputs() if t.is_float})
+    calls: dict[int, list[Node]] = {}
     for node in graph.nodes:
-        if id(node.layer) in plan.configs or any(row.path == node.path for row in plan.reports[-1:]):
-            continue
-        config, report = placer.place(node)
+        calls.setdefault(id(node.layer), []).append(node)
+    for key, nodes in calls.items():
+        # A shared layer has one wrapper: the call that needs a quantiser decides for all.
+        placed = [placer.place(node) for node in nodes]
+        config, report = next((one for one in placed if one[0] is not None and one[0].output is not None), placed[0])
         plan.reports.append(report)
         if config is not None:
-            plan.configs[id(node.layer)] = config
+            plan.configs[key] = config
     return plan
 
 

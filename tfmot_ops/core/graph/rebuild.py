@@ -10,17 +10,23 @@ import tensorflow as tf
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors, unique_names
 from tfmot_ops.core.legacy_keras import keras
 
-#: (new layer, its name, the call it stands for) -> the layer that is called in its place.
+#: (new layer, the call it stands for) -> the layer that is called in its place.
 Wrap = Callable[[Any, Node], Any]
+#: (graph input, its value) -> the value that the calls read.
+OnInput = Callable[[Tensor, Any], Any]
 
 
-def rebuild(graph: Graph, wrap: Wrap = lambda layer, _node: layer, after: Any = None) -> keras.Model:
+def rebuild(
+    graph: Graph,
+    wrap: Wrap = lambda layer, _node: layer,
+    on_input: OnInput = lambda _tensor, value: value,
+) -> keras.Model:
     """Build a model from a graph; neither the graph nor the layers in it are changed.
 
     Args:
         graph: the layer graph.
         wrap: gives the layer to call for a copied layer and the (first) call it stands for.
-        after: `(node, output) -> output`, to add a layer behind a call; None adds nothing.
+        on_input: gives what the calls read for a graph input.
 
     Returns:
         An uncompiled functional model with the graph's weights.
@@ -28,10 +34,11 @@ def rebuild(graph: Graph, wrap: Wrap = lambda layer, _node: layer, after: Any = 
     names = unique_names(dict.fromkeys(node.path for node in graph.nodes))
     copies: dict[int, tuple[Any, Any]] = {}
     values: dict[int, Any] = {}
+    placeholders: dict[int, Any] = {}
     for tensor in graph.inputs():
-        values[id(tensor)] = keras.Input(
-            batch_shape=tensor.shape, dtype=tensor.dtype, name=graph.input_names[id(tensor)]
-        )
+        key = id(tensor)
+        placeholders[key] = keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=graph.input_names[key])
+        values[key] = on_input(tensor, placeholders[key])
     for node in graph.nodes:
         if id(node.layer) not in copies:
             copy = copy_layer(node.layer, names[node.path])
@@ -39,12 +46,12 @@ def rebuild(graph: Graph, wrap: Wrap = lambda layer, _node: layer, after: Any = 
         called = copies[id(node.layer)][1]
         args, kwargs = map_tensors((node.args, node.kwargs), lambda tensor: values[id(tensor)])
         result = called(*args, **kwargs)
-        if after is not None:
-            result = after(node, result)
         for tensor, value in zip(tensors(node.outputs), tf.nest.flatten(result), strict=True):
             values[id(tensor)] = value
     _give_weights(graph, copies)
-    return _model(graph, values)
+    inputs = map_tensors(graph.input_structure, lambda tensor: placeholders[id(tensor)])
+    outputs = map_tensors(graph.outputs, lambda tensor: values[id(tensor)])
+    return keras.Model(inputs, outputs, name=graph.name)
 
 
 def copy_layer(layer: Any, name: str) -> Any:
@@ -67,11 +74,3 @@ def _give_weights(graph: Graph, copies: dict[int, tuple[Any, Any]]) -> None:
         if weights:
             copy.set_weights(weights)
 
-
-def _model(graph: Graph, values: dict[int, Any]) -> keras.Model:
-    def value(tensor: Tensor) -> Any:
-        return values[id(tensor)]
-
-    inputs = map_tensors(graph.input_structure, value)
-    outputs = map_tensors(graph.outputs, value)
-    return keras.Model(inputs, outputs, name=graph.name)

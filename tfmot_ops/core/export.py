@@ -1,0 +1,327 @@
+"""Model -> TFLite: one traced function in which every number is a constant.
+
+The graph is emitted call by call instead of tracing the Keras model: BatchNormalization is folded into the
+kernel before it (rounding per channel commutes with a scale per channel), a free-standing affine becomes
+one 1x1 depthwise convolution whose kernel *is* the scale, and tied ranges are emitted as one. So the
+converter has nothing left to fold, and merges no two constants that it later changes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapper
+
+from tfmot_ops.contract import Activations, Method, Recipe, Weights
+from tfmot_ops.core.affine import Affine
+from tfmot_ops.core.graph.ir import Graph, Node, tensors
+from tfmot_ops.core.graph.normalize import normalize_graph
+from tfmot_ops.core.graph.read import read_graph
+from tfmot_ops.core.graph.run import run_graph
+from tfmot_ops.core.kernels import kernels
+from tfmot_ops.core.legacy_keras import keras
+from tfmot_ops.core.profile import profile_tflite
+from tfmot_ops.core.quantize import calibration_batches, range_variables, tie_ranges
+from tfmot_ops.core.quantizers import WeightQuantizer
+from tfmot_ops.core.scheme import is_affine
+from tfmot_ops.core.sparsity import TOLERANCE, inner_layer, prunable
+from tfmot_ops.errors import ExportError, SparsityLostError
+
+_L = keras.layers
+_FOLDS = (_L.Conv2D, _L.DepthwiseConv2D, _L.Dense, _L.Conv1D)
+
+
+def export_tflite(model: keras.Model, recipe: Recipe, calibration: Any = None) -> bytes:
+    """Convert a model to a TFLite file, batch size 1.
+
+    Args:
+        model: what `quantize` returned for a QAT recipe; a float model for a PTQ recipe or one without
+            quantisation.
+        recipe: says the numeric types; inputs and outputs are int8 where the activations are.
+        calibration: representative data for PTQ (see `quantize`); for QAT it only gives spatial sizes that
+            the model leaves open.
+
+    Returns:
+        The flatbuffer.
+
+    Raises:
+        ExportError: the converter refuses the model, PTQ has no calibration data, or a size stays unknown.
+        SparsityLostError: an int8 kernel has fewer zeros than the recipe's sparsity; the layer is named.
+    """
+    quantized = any(isinstance(layer, QuantizeWrapper | QuantizeLayer) for layer in model.layers)
+    graph = read_graph(model)
+    _check_kind(recipe, quantized)
+    if quantized:
+        tie_ranges(graph)
+    else:
+        graph = normalize_graph(graph)
+    function = _trace(graph, _signature(graph, calibration))
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function])
+    converter.experimental_lower_to_saved_model = False
+    _configure(converter, recipe, graph, calibration, quantized=quantized)
+    try:
+        with warnings.catch_warnings():
+            # A QAT graph carries its ranges, so the missing representative set it warns of is right.
+            warnings.simplefilter("ignore")
+            data: bytes = converter.convert()
+    except Exception as error:  # the converter raises bare Exception subclasses and RuntimeError
+        raise ExportError(
+            "the TFLite converter refused the model",
+            required="operations that TFLite has",
+            received=f"{type(error).__name__}: {error}",
+            remedy="exclude the layer it names in the recipe's quantization.scope",
+        ) from error
+    _check_sparsity(data, model, recipe)
+    return data
+
+
+def _check_kind(recipe: Recipe, quantized: bool) -> None:
+    wants = recipe.quantization is not None and recipe.quantization.method is Method.QAT
+    if wants != quantized:
+        raise ExportError(
+            "the model does not fit the recipe",
+            required="a model from core.quantize" if wants else "a float model",
+            received="a quantised model" if quantized else "a float model",
+            remedy="call core.quantize first" if wants else "export the model before core.quantize",
+        )
+
+
+def _configure(converter: Any, recipe: Recipe, graph: Graph, calibration: Any, *, quantized: bool) -> None:
+    quantization = recipe.quantization
+    if quantization is None:
+        return
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if quantization.weights is Weights.FLOAT16:
+        converter.target_spec.supported_types = [tf.float16]
+        return
+    if quantization.activations is Activations.FLOAT32:
+        return
+    integer = tf.int8 if quantization.activations is Activations.INT8 else tf.int16
+    if all(tensor.is_float for tensor in graph.inputs()):
+        converter.inference_input_type = integer
+    converter.inference_output_type = integer
+    if quantized:
+        return
+    if calibration is None:
+        raise ExportError(
+            f"recipe {recipe.name!r} quantises after training",
+            required="calibration data",
+            received="none",
+            remedy="give calibration=",
+        )
+    if integer is tf.int16:
+        converter.target_spec.supported_ops = [
+            tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8,
+            tf.lite.OpsSet.TFLITE_BUILTINS,
+        ]
+
+    def representative() -> Iterator[list[np.ndarray]]:
+        for batch in calibration_batches(graph, calibration, quantization.calibration_samples):
+            for row in range(len(batch[0])):
+                yield [part[row : row + 1].astype(t.dtype) for part, t in zip(batch, graph.inputs(), strict=True)]
+
+    converter.representative_dataset = representative
+
+
+def _signature(graph: Graph, calibration: Any) -> list[tf.TensorSpec]:
+    shapes = [list(tensor.shape) for tensor in graph.inputs()]
+    if calibration is not None and any(None in shape[1:] for shape in shapes):
+        batch = next(iter(calibration_batches(graph, calibration, 1)))
+        shapes = [[1, *part.shape[1:]] for part in batch]
+    specs = []
+    for tensor, shape in zip(graph.inputs(), shapes, strict=True):
+        name = graph.input_names[id(tensor)]
+        if None in shape[1:]:
+            raise ExportError(
+                f"input {name!r} has no fixed size",
+                required="a size for every axis but the batch",
+                received=str(shape),
+                remedy="give calibration data of the size the device will use",
+            )
+        specs.append(tf.TensorSpec([1, *shape[1:]], tensor.dtype, name=name))
+    return specs
+
+
+def _trace(graph: Graph, signature: list[tf.TensorSpec]) -> Any:
+    emit = _Emitter(graph)
+
+    @tf.function(input_signature=signature, autograph=False)
+    def inference(*inputs: Any) -> Any:
+        # A list keeps the order of the model's outputs; a dict would be sorted by name.
+        return tf.nest.flatten(run_graph(graph, list(inputs), emit))
+
+    return inference.get_concrete_function()
+
+
+class _Emitter:
+    """Emits the TensorFlow operations of one call, in inference, with constants for its weights."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        consumers = graph.consumers()
+        results = {id(tensor) for tensor in tensors(graph.outputs)}
+        #: id(affine call) -> the convolution call it is folded into.
+        self.folded: dict[int, Node] = {}
+        #: id(convolution call) -> the affine call folded into it.
+        self.folds: dict[int, Node] = {}
+        for node in graph.nodes:
+            if self._folds_next(node) and id(node.output()) not in results:
+                readers = consumers.get(id(node.output()), [])
+                if len(readers) == 1 and is_affine(inner_layer(readers[0].layer)):
+                    self.folds[id(node)], self.folded[id(readers[0])] = readers[0], node
+
+    @staticmethod
+    def _folds_next(node: Node) -> bool:
+        return type(inner_layer(node.layer)) in _FOLDS and range_variables(node.layer) is None
+
+    def __call__(self, node: Node, args: Any, kwargs: Any) -> Any:
+        layer = inner_layer(node.layer)
+        with tf.name_scope(_scope_name(node)):
+            if isinstance(node.layer, QuantizeLayer):
+                return _quantize_output(node, args[0])
+            if id(node) in self.folded:
+                return _quantize_output(node, args[0])
+            if type(layer) in _FOLDS:
+                result = self._convolution(node, layer, args[0])
+            elif is_affine(layer):
+                result = _affine(layer, self.graph, args[0])
+            else:
+                result = _call(node, layer, args, kwargs)
+            return _quantize_output(node, result)
+
+    def _convolution(self, node: Node, layer: Any, value: Any) -> Any:
+        kernel_name = kernels(layer)[0].attribute
+        weights = dict(zip((kernel_name, "bias"), self._weights(layer), strict=False))
+        kernel, bias = weights[kernel_name], weights.get("bias")
+        quantizer, mask = _weight_quantizer(node.layer)
+        if mask is not None:
+            kernel = kernel * mask
+        affine = self.folds.get(id(node))
+        if affine is not None:
+            scale, offset = affine_constants(inner_layer(affine.layer), self.graph)
+            kernel = kernel * (scale.reshape(kernel.shape[-2:]) if type(layer) is _L.DepthwiseConv2D else scale)
+            bias = offset if bias is None else bias * scale + offset
+        constant = tf.constant(kernel, name="kernel")
+        constant = constant if quantizer is None else quantizer.round(constant)
+        result = _linear(layer, kernel_name, constant, value)
+        return result if bias is None else tf.nn.bias_add(result, tf.constant(bias, name="bias"))
+
+    def _weights(self, layer: Any) -> list[np.ndarray]:
+        return _constants(self.graph, layer)
+
+
+def _linear(layer: Any, kernel_name: str, kernel: Any, value: Any) -> Any:
+    """The layer's own call with another kernel and without its bias; the layer is left as it was."""
+    if type(layer) is _L.Dense:
+        return tf.tensordot(value, kernel, 1) if len(value.shape) > 2 else tf.matmul(value, kernel)  # noqa: PLR2004
+    config = layer.get_config() | {"use_bias": False, "name": "linear"}
+    config.pop("batch_input_shape", None)
+    twin = type(layer).from_config(config)
+    # Built by hand: its variables would be thrown away at once.
+    twin.built = True
+    setattr(twin, kernel_name, kernel)
+    if hasattr(twin, "convolution_op"):
+        return twin.convolution_op(value, kernel) if kernel_name == "kernel" else _depthwise(twin, kernel, value)
+    return twin.call(value)
+
+
+def _depthwise(layer: Any, kernel: Any, value: Any) -> Any:
+    strides, dilation = layer.strides, layer.dilation_rate
+    return tf.nn.depthwise_conv2d(
+        value, kernel, [1, *strides, 1], padding=layer.padding.upper(), dilations=list(dilation)
+    )
+
+
+def affine_constants(layer: Any, graph: Graph) -> tuple[np.ndarray, np.ndarray]:
+    """(scale, offset), each [channels], of what a BatchNormalization or Affine computes in inference."""
+    weights = _constants(graph, layer)
+    if isinstance(layer, Affine):
+        return weights[0], weights[1]
+    gamma = weights.pop(0) if layer.scale else np.ones_like(weights[-1])
+    beta = weights.pop(0) if layer.center else np.zeros_like(weights[-1])
+    mean, variance = weights
+    scale = gamma / np.sqrt(variance + layer.epsilon)
+    return scale, beta - mean * scale
+
+
+def _constants(graph: Graph, layer: Any) -> list[np.ndarray]:
+    # Out of the function being traced, where a variable still has a value.
+    with tf.init_scope():
+        return [np.asarray(weight, np.float32) for weight in graph.weights_of(layer)]
+
+
+def _affine(layer: Any, graph: Graph, value: Any) -> Any:
+    """A free-standing affine as a 1x1 depthwise convolution, [N, H, W, C] or reshaped to that."""
+    scale, offset = affine_constants(layer, graph)
+    channels = value.shape[-1]
+    scale, offset = np.broadcast_to(scale, (channels,)), np.broadcast_to(offset, (channels,))
+    shape = value.shape.as_list()
+    image = value if len(shape) == 4 else tf.reshape(value, [shape[0], 1, int(np.prod(shape[1:-1], dtype=int)), channels])  # noqa: PLR2004
+    kernel = WeightQuantizer(per_channel=True, channels_axes=2).round(
+        tf.constant(scale.reshape(1, 1, channels, 1), name="kernel")
+    )
+    result = tf.nn.depthwise_conv2d(image, kernel, [1, 1, 1, 1], "VALID")
+    result = tf.nn.bias_add(result, tf.constant(offset, name="bias"))
+    return result if len(shape) == 4 else tf.reshape(result, shape)  # noqa: PLR2004
+
+
+def _call(node: Node, layer: Any, args: Any, kwargs: Any) -> Any:
+    quantizer, mask = _weight_quantizer(node.layer)
+    if quantizer is None:
+        if layer._call_spec.expects_training_arg:  # noqa: SLF001 - Keras' own record of the signature
+            kwargs = kwargs | {"training": False}
+        return layer.call(*args, **kwargs)
+    with tf.init_scope():
+        kernel = node.layer._weight_vars[0][0].numpy()  # noqa: SLF001 - tfmot has no accessor
+    constant = tf.constant(kernel if mask is None else kernel * mask, name="kernel")
+    node.layer.quantize_config.set_quantize_weights(layer, [quantizer.round(constant)])
+    return layer.call(*args, **kwargs)
+
+
+def _weight_quantizer(layer: Any) -> tuple[WeightQuantizer | None, np.ndarray | None]:
+    for _, quantizer, extra in getattr(layer, "_weight_vars", ()):
+        with tf.init_scope():
+            return quantizer, extra["mask"].numpy() if "mask" in extra else None
+    return None, None
+
+
+def _quantize_output(node: Node, value: Any) -> Any:
+    variables = range_variables(node.layer)
+    if variables is not None:
+        with tf.init_scope():
+            low, high = (float(variable) for variable in variables)
+        return tf.quantization.fake_quant_with_min_max_args(value, min(low, 0.0), max(high, 0.0), num_bits=8)
+    config = getattr(node.layer, "quantize_config", None)
+    fixed = getattr(config, "output", None)
+    return value if fixed is None else fixed(value, False, {})
+
+
+def _scope_name(node: Node) -> str:
+    """A name scope that says the layer: TFLite's tensors are named by it."""
+    name = inner_layer(node.layer).name
+    # A leading character that a scope may have; the rest is a layer name already.
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in f"L.{name}")
+
+
+def _check_sparsity(data: bytes, model: keras.Model, recipe: Recipe) -> None:
+    if recipe.sparsity is None:
+        return
+    measured = profile_tflite(data).sparsity
+    for path, (layer, found) in prunable(model, recipe).items():
+        if not any(kernel.pruned_by_default for kernel in found):
+            continue
+        scope = f"L.{layer.name}/"
+        values = [value for name, value in measured.items() if scope in name]
+        if not values or max(values) < recipe.sparsity.ratio - TOLERANCE:
+            raise SparsityLostError(
+                f"layer {path!r} lost its sparsity in the TFLite file",
+                required=f"{recipe.sparsity.ratio:.3f} zeros",
+                received=f"{max(values):.3f}" if values else f"no weight tensor named {scope}",
+                remedy="quantise the stripped model with the same recipe, so that its zeros are held",
+            )
+

@@ -1,0 +1,80 @@
+"""Save and load models, pruned and quantised ones included."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import tensorflow_model_optimization as tfmot
+
+from tfmot_ops.core.affine import Affine
+from tfmot_ops.core.legacy_keras import keras
+from tfmot_ops.core.prune import PruneLowMagnitude
+from tfmot_ops.core.quantizers import FixedRangeQuantizer, LayerQuantizeConfig, RangeQuantizer, WeightQuantizer
+from tfmot_ops.errors import ArtifactError
+
+#: tfmot's wrappers store what is inside them in Keras' old format, which names a class without its package.
+_CLASSES = (Affine, FixedRangeQuantizer, LayerQuantizeConfig, PruneLowMagnitude, RangeQuantizer, WeightQuantizer)
+
+
+@contextlib.contextmanager
+def custom_objects() -> Iterator[None]:
+    """The scope in which a file with our own and tfmot's layers can be read."""
+    with (
+        tfmot.quantization.keras.quantize_scope(),
+        tfmot.sparsity.keras.prune_scope(),
+        keras.saving.custom_object_scope({cls.__name__: cls for cls in _CLASSES}),
+    ):
+        yield
+
+
+def save_model(model: keras.Model, path: str | Path) -> None:
+    """Save a model with its compile configuration, written beside and renamed.
+
+    Args:
+        model: any model of this package.
+        path: ends with `.h5`, or is a folder for a SavedModel. `.keras` cannot reload a quantised model
+            (tf-keras 2.21: "expected 5 variables, but received 3"), so it is refused.
+    """
+    path = Path(path)
+    if path.suffix == ".keras":
+        raise ArtifactError(
+            "a .keras file cannot hold a quantised model",
+            required=".h5, or a folder for a SavedModel",
+            received=str(path),
+            remedy="save under a name that ends with .h5",
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part{path.suffix}")
+    with warnings.catch_warnings():
+        # Keras recommends .keras here, which cannot reload a quantised model.
+        warnings.filterwarnings("ignore", message="You are saving your model as an HDF5 file")
+        model.save(part, save_format="h5" if path.suffix in {".h5", ".hdf5"} else "tf", include_optimizer=True)
+    part.rename(path)
+
+
+def load_model(path: str | Path, allow_unsafe: bool = False) -> keras.Model:
+    """Load what `save_model`, Keras or tfmot saved.
+
+    Args:
+        path: `.h5` or `.keras` file, or SavedModel folder.
+        allow_unsafe: run Python code that the file carries (Lambda layers); only for files you trust.
+
+    Raises:
+        ArtifactError: no such file, or one that Keras cannot read.
+    """
+    if not Path(path).exists():
+        raise ArtifactError("no such model", required="a .h5, .keras or SavedModel path", received=str(path))
+    try:
+        with custom_objects():
+            return keras.models.load_model(str(path), safe_mode=not allow_unsafe)
+    except (ValueError, OSError, TypeError) as error:
+        raise ArtifactError(
+            "the model cannot be loaded",
+            required="a tf_keras model; its custom layers registered with register_keras_serializable",
+            received=f"{path}: {error}",
+            remedy="import the package that defines its layers first",
+        ) from error
+

@@ -1,0 +1,167 @@
+"""Float model -> model whose kernels are pruned while it trains; and back (`strip`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tensorflow_model_optimization.python.core.sparsity.keras import pruning_schedule, pruning_wrapper
+from tensorflow_model_optimization.python.core.sparsity.keras.pruning_callbacks import (
+    PruningSummaries,
+    UpdatePruningStep,
+)
+
+from tfmot_ops.contract import LayerReport, Outcome, Recipe, Schedule, Sparsity
+from tfmot_ops.core.graph.ir import layer_paths
+from tfmot_ops.core.graph.rebuild import copy_layer
+from tfmot_ops.core.kernels import kernels
+from tfmot_ops.core.legacy_keras import keras
+from tfmot_ops.core.sparsity import inner_layer, prunable
+from tfmot_ops.core.training import compile_like
+from tfmot_ops.errors import RecipeError
+
+
+@keras.saving.register_keras_serializable("tfmot_ops")
+class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
+    """tfmot's wrapper, for every layer with kernels, and with its pattern kept by save and load.
+
+    tfmot 0.8.1 leaves `sparsity_m_by_n` out of the configuration and knows no depthwise kernels.
+
+    Args:
+        kernel_names: attributes of the layer that are pruned; None takes tfmot's choice.
+    """
+
+    def __init__(self, layer: Any, *args: Any, kernel_names: tuple[str, ...] | None = None, **kwargs: Any) -> None:
+        if kernel_names is not None:
+            layer.get_prunable_weights = lambda: [getattr(layer, name) for name in kernel_names]
+        super().__init__(layer, *args, **kwargs)
+        self.kernel_names = kernel_names
+
+    def get_config(self) -> dict[str, Any]:
+        """tfmot's, with the pattern and the kernels' names."""
+        names = None if self.kernel_names is None else list(self.kernel_names)
+        return super().get_config() | {"sparsity_m_by_n": self.sparsity_m_by_n, "kernel_names": names}
+
+
+def prune(model: keras.Model, recipe: Recipe, end_step: int | None = None) -> tuple[keras.Model, list[LayerReport]]:
+    """Wrap the layers that a recipe prunes, in a copy that keeps the model's structure.
+
+    Args:
+        model: float model; left as it is.
+        recipe: with a sparsity.
+        end_step: training step at which the schedule reaches the ratio. None applies the mask at once;
+            training with `pruning_callbacks` then only keeps it.
+
+    Returns:
+        The wrapped model, compiled as the original was, and one report a layer.
+
+    Raises:
+        RecipeError: the recipe has no sparsity.
+        ScopeError: a selector of its scope matches no layer.
+    """
+    if recipe.sparsity is None:
+        raise RecipeError(
+            "nothing to prune",
+            required="a recipe with a sparsity",
+            received=f"recipe {recipe.name!r} without",
+            remedy="leave the prune step out, or add a sparsity to the recipe",
+        )
+    chosen = {id(layer): found for layer, found in prunable(model, recipe).values()}
+
+    def wrap(layer: Any, copy: Any) -> Any:
+        found = chosen.get(id(layer))
+        if found is None:
+            return copy
+        names = tuple(kernel.attribute for kernel in found)
+        return PruneLowMagnitude(copy, kernel_names=names, **_pruning_arguments(recipe, end_step))
+
+    pruned = _copy_with(model, wrap)
+    if end_step is None:
+        _apply_masks(pruned)
+    compile_like(pruned, model)
+    return pruned, [_report(path, layer, recipe, id(layer) in chosen) for path, layer in layer_paths(model)]
+
+
+def pruning_callbacks(log_dir: str | None = None) -> list[Any]:
+    """Callbacks that training a pruned model needs: the step update, and TensorBoard summaries in `log_dir`."""
+    callbacks: list[Any] = [UpdatePruningStep()]
+    if log_dir is not None:
+        callbacks.append(PruningSummaries(log_dir=str(log_dir), update_freq="epoch"))
+    return callbacks
+
+
+def strip(model: keras.Model) -> keras.Model:
+    """A copy of a pruned model without its wrappers, the masks applied, compiled as it was."""
+    for _, layer in layer_paths(model):
+        if hasattr(layer, "pruning_vars"):
+            # Training ends between a weight update and the masks' next use.
+            layer.pruning_obj.weight_mask_op()
+    stripped = _copy_with(model, lambda _layer, copy: copy)
+    compile_like(stripped, model)
+    return stripped
+
+
+def _pruning_arguments(recipe: Recipe, end_step: int | None) -> dict[str, Any]:
+    sparsity: Sparsity = recipe.sparsity  # type: ignore[assignment] - callers checked it
+    pattern = {"sparsity_m_by_n": sparsity.n_of_m, "block_size": sparsity.block or (1, 1)}
+    if end_step is None:
+        schedule = pruning_schedule.ConstantSparsity(sparsity.ratio, begin_step=0, end_step=0, frequency=1)
+    elif sparsity.schedule is Schedule.CONSTANT or sparsity.n_of_m:
+        schedule = pruning_schedule.ConstantSparsity(sparsity.ratio, begin_step=1, end_step=max(end_step, 1), frequency=1)
+    else:
+        # About a hundred updates: each sorts every kernel, more would only cost time.
+        frequency = max(1, end_step // 100)
+        # The last update must fall on a multiple of the frequency, or the target is not reached.
+        last = max(2, 1 + (max(end_step, 2) - 1) // frequency * frequency)
+        schedule = pruning_schedule.PolynomialDecay(
+            sparsity.initial_ratio, sparsity.ratio, begin_step=1, end_step=last, frequency=frequency
+        )
+    return {"pruning_schedule": schedule, **pattern}
+
+
+def _apply_masks(model: keras.Model) -> None:
+    for _, layer in layer_paths(model):
+        if hasattr(layer, "pruning_vars"):
+            layer.pruning_step.assign(0)
+            layer.pruning_obj.conditional_mask_update()
+            layer.pruning_obj.weight_mask_op()
+
+
+def _report(path: str, layer: Any, recipe: Recipe, chosen: bool) -> LayerReport:
+    name = type(layer).__name__
+    if chosen and recipe.sparsity is not None:
+        pattern = "{} of {}".format(*recipe.sparsity.n_of_m) if recipe.sparsity.n_of_m else f"{recipe.sparsity.ratio:.0%}"
+        return LayerReport(path=path, class_name=name, outcome=Outcome.PRUNED, reason=f"{pattern} zeros by magnitude")
+    reason = "not in the recipe's scope, or its shape does not take the pattern" if kernels(layer) else "has no kernel"
+    return LayerReport(path=path, class_name=name, outcome=Outcome.KEPT_FLOAT, reason=reason)
+
+
+def _copy_with(model: keras.Model, wrap: Callable[[Any, Any], Any]) -> keras.Model:
+    """A copy with the model's structure, nested models kept; `wrap` gets (original, unbuilt inner copy)."""
+    copies: list[tuple[Any, Any]] = []
+
+    def clone(layer: Any) -> Any:
+        if isinstance(layer, keras.Model):
+            return _clone(layer)
+        inner = inner_layer(layer)
+        copy = copy_layer(inner, inner.name) if not isinstance(layer, keras.layers.InputLayer) else _input_copy(layer)
+        called = wrap(inner, copy)
+        copies.append((inner, copy))
+        return called
+
+    def _clone(part: keras.Model) -> keras.Model:
+        result = keras.models.clone_model(part, clone_function=clone)
+        result._name = part.name  # noqa: SLF001 - clone_model names a nested sequential model anew
+        return result
+
+    result = _clone(model)
+    for inner, copy in copies:
+        weights = inner.get_weights()
+        if weights:
+            copy.set_weights(weights)
+    return result
+
+
+def _input_copy(layer: Any) -> Any:
+    return type(layer).from_config(layer.get_config())
+

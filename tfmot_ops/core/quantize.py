@@ -1,0 +1,241 @@
+"""Float model -> quantisation-aware model: normalise, place the quantisers, rebuild once, calibrate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import (
+    QuantizeWrapper,
+    QuantizeWrapperV2,
+)
+
+from tfmot_ops.contract import LayerReport, Method, Recipe
+from tfmot_ops.core.graph.ir import Graph, Node, Tensor
+from tfmot_ops.core.graph.normalize import normalize_graph
+from tfmot_ops.core.graph.read import read_graph
+from tfmot_ops.core.graph.rebuild import rebuild
+from tfmot_ops.core.graph.run import run_graph
+from tfmot_ops.core.legacy_keras import keras
+from tfmot_ops.core.quantizers import RangeQuantizer
+from tfmot_ops.core.scheme import make_plan, tied_groups
+from tfmot_ops.core.sparsity import give_masks
+from tfmot_ops.core.training import compile_like
+from tfmot_ops.errors import CalibrationError, RecipeError, UnsupportedModelError
+
+#: Samples an observer step reads at once; a memory bound, without effect on the ranges.
+_BATCH = 64
+
+
+def normalize(model: keras.Model) -> keras.Model:
+    """Flat functional graph with the same outputs and weights; weighted layers keep their names.
+
+    Args:
+        model: float model; left as it is.
+
+    Returns:
+        The normalised model, compiled as the original was.
+    """
+    flat = rebuild(normalize_graph(read_graph(model)))
+    compile_like(flat, model)
+    return flat
+
+
+def quantize(model: keras.Model, recipe: Recipe, calibration: Any = None) -> tuple[keras.Model, list[LayerReport]]:
+    """Insert the recipe's quantisers into a copy of a model and set their ranges.
+
+    Args:
+        model: float model, stripped of pruning wrappers; zeros in its kernels stay zero when the recipe
+            has a sparsity.
+        recipe: with a QAT quantisation.
+        calibration: the model's input structure (array [N, ...], list or dict of arrays), a
+            tf.data.Dataset of batches, or None: then only weights and fixed ranges are set.
+
+    Returns:
+        The QAT model, compiled as the original was, and one report a layer.
+
+    Raises:
+        RecipeError: the recipe has no QAT quantisation.
+        UnsupportedModelError: the model is quantised already, has pruning wrappers, or has no layer graph.
+        CalibrationError: the data does not fit the model's inputs.
+    """
+    if recipe.quantization is None or recipe.quantization.method is not Method.QAT:
+        raise RecipeError(
+            "quantize inserts quantisers for training",
+            required="a recipe with quantization.method: qat",
+            received=f"recipe {recipe.name!r} with quantization {recipe.quantization}",
+            remedy="call export_tflite directly for a PTQ or float recipe",
+        )
+    source = read_graph(model)
+    _refuse_wrapped(source)
+    graph = normalize_graph(source)
+    plan = make_plan(graph, recipe.quantization.scope, keep_sparsity=recipe.sparsity is not None)
+
+    def wrap(layer: Any, node: Node) -> Any:
+        config = plan.configs.get(id(node.layer))
+        return layer if config is None else QuantizeWrapperV2(layer, config)
+
+    def on_input(tensor: Tensor, value: Any) -> Any:
+        quantizer = plan.inputs.get(id(tensor))
+        name = f"quantize_{graph.input_names[id(tensor)]}"
+        return value if quantizer is None else QuantizeLayer(quantizer, name=name)(value)
+
+    quantized = rebuild(graph, wrap, on_input)
+    give_masks(quantized)
+    reports = list(plan.reports)
+    if calibration is not None:
+        calibrate(quantized, calibration, samples=recipe.quantization.calibration_samples)
+    compile_like(quantized, model)
+    return quantized, reports
+
+
+def _refuse_wrapped(graph: Graph) -> None:
+    for node in graph.nodes:
+        if isinstance(node.layer, keras.layers.Wrapper) and hasattr(node.layer, "pruning_vars"):
+            raise UnsupportedModelError(
+                f"layer {node.path!r} still has its pruning wrapper",
+                required="a stripped model",
+                received=type(node.layer).__name__,
+                remedy="call core.strip(model) first",
+            )
+        if isinstance(node.layer, QuantizeWrapper | QuantizeLayer):
+            raise UnsupportedModelError(
+                f"layer {node.path!r} is quantised already",
+                required="a float model",
+                received=type(node.layer).__name__,
+                remedy="start from the model before quantize",
+            )
+
+
+def range_variables(layer: Any) -> tuple[Any, Any] | None:
+    """(min, max) variables of the range that follows a layer's output, None when there is none."""
+    variables = None
+    if isinstance(layer, QuantizeWrapper) and layer._output_quantizers:  # noqa: SLF001 - tfmot has no accessor
+        variables = layer._output_quantizer_vars  # noqa: SLF001
+    elif isinstance(layer, QuantizeLayer) and isinstance(layer.quantizer, RangeQuantizer):
+        variables = layer.quantizer_vars
+    return (variables["min_var"], variables["max_var"]) if variables else None
+
+
+def calibrate(model: keras.Model, calibration: Any, samples: int) -> None:
+    """Set the activation ranges of a QAT model to the extremes seen with the quantisers off, in place.
+
+    Args:
+        model: what `quantize` made.
+        calibration: see `quantize`.
+        samples: how many samples are read at most.
+
+    Raises:
+        CalibrationError: no sample, or shapes that do not fit.
+    """
+    graph = read_graph(model)
+    observed = [node for node in graph.nodes if range_variables(node.layer) is not None]
+
+    @tf.function(autograph=False)
+    def extremes(inputs: list[Any]) -> Any:
+        seen = []
+
+        def compute(node: Node, args: Any, kwargs: Any) -> Any:
+            if isinstance(node.layer, QuantizeLayer):
+                result = args[0]
+            else:
+                result = _call_unrounded(node.layer, args, kwargs)
+            if range_variables(node.layer) is not None:
+                seen.append((tf.reduce_min(result), tf.reduce_max(result)))
+            return result
+
+        run_graph(graph, inputs, compute)
+        return seen
+
+    lows = np.zeros(len(observed), np.float32)
+    highs = np.zeros(len(observed), np.float32)
+    count = 0
+    for batch in calibration_batches(graph, calibration, samples):
+        count += len(batch[0])
+        seen = np.asarray(extremes([tf.convert_to_tensor(part) for part in batch]), np.float32)
+        lows, highs = np.minimum(lows, seen[:, 0]), np.maximum(highs, seen[:, 1])
+    if not count:
+        raise CalibrationError(
+            "no calibration data", required="at least one sample", received="none", remedy="give calibration samples"
+        )
+    for node, low, high in zip(observed, lows, highs, strict=True):
+        variables = range_variables(node.layer)
+        if variables is not None:
+            # A tensor that is zero for every sample still needs a scale.
+            variables[0].assign(low)
+            variables[1].assign(max(high, low + 1e-6))
+    tie_ranges(graph)
+
+
+def _call_unrounded(layer: Any, args: Any, kwargs: Any) -> Any:
+    if not isinstance(layer, QuantizeWrapper):
+        return layer(*args, **kwargs)
+    variables = [variable for variable, _, _ in layer._weight_vars]  # noqa: SLF001 - tfmot has no accessor
+    layer.quantize_config.set_quantize_weights(layer.layer, variables)
+    return layer.layer(*args, **kwargs)
+
+
+def tie_ranges(graph: Graph) -> None:
+    """Give the tensors that TFLite needs on one range the widest of theirs, in place."""
+    for group in tied_groups(graph):
+        pairs = [pair for t in group if t.producer is not None and (pair := range_variables(t.producer.layer))]
+        if len(pairs) > 1:
+            low, high = min(float(p[0]) for p in pairs), max(float(p[1]) for p in pairs)
+            for pair in pairs:
+                pair[0].assign(low)
+                pair[1].assign(high)
+
+
+def calibration_batches(graph: Graph, calibration: Any, samples: int) -> Iterator[list[np.ndarray]]:
+    """Batches as one array a graph input, in the graph's order, `samples` at most."""
+    inputs = graph.inputs()
+    names = [graph.input_names[id(tensor)] for tensor in inputs]
+    left = samples
+    for structure in calibration if isinstance(calibration, tf.data.Dataset) else [calibration]:
+        parts = _parts(structure, names)
+        _check_parts(parts, inputs, names)
+        for start in range(0, min(len(parts[0]), left), _BATCH):
+            stop = min(start + _BATCH, left, len(parts[0]))
+            yield [part[start:stop] for part in parts]
+        left -= min(len(parts[0]), left)
+        if not left:
+            return
+
+
+def _parts(structure: Any, names: list[str]) -> list[np.ndarray]:
+    if isinstance(structure, dict):
+        missing = [name for name in names if name not in structure]
+        if missing:
+            raise CalibrationError(
+                "calibration data lacks an input",
+                required=", ".join(names),
+                received=", ".join(structure),
+                remedy="name the arrays as the model's inputs",
+            )
+        return [np.asarray(structure[name]) for name in names]
+    if len(names) == 1 and not isinstance(structure, list | tuple):
+        return [np.asarray(structure)]
+    # A data set of (inputs, labels): the labels are not read.
+    if len(names) == 1 and isinstance(structure, tuple):
+        return [np.asarray(structure[0])]
+    return [np.asarray(part) for part in tf.nest.flatten(structure)]
+
+
+def _check_parts(parts: list[np.ndarray], inputs: list[Tensor], names: list[str]) -> None:
+    fits = len(parts) == len(inputs) and all(
+        part.ndim == len(tensor.shape)
+        and all(size in {None, given} for size, given in zip(tensor.shape[1:], part.shape[1:], strict=True))
+        for part, tensor in zip(parts, inputs, strict=True)
+    )
+    if not fits:
+        raise CalibrationError(
+            "calibration data does not fit the model's inputs",
+            required=", ".join(f"{n} {list(t.shape)}" for n, t in zip(names, inputs, strict=True)),
+            received=", ".join(str(list(part.shape)) for part in parts),
+            remedy="give arrays [samples, ...] of the inputs' shapes",
+        )
+
+

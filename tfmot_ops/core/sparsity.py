@@ -1,0 +1,130 @@
+"""Sparsity of kernels: measure it, assert it, hold it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tfmot_ops.contract import Recipe
+from tfmot_ops.core.graph.ir import layer_paths
+from tfmot_ops.core.kernels import Kernel, kernels
+from tfmot_ops.core.legacy_keras import keras
+from tfmot_ops.core.scope import select
+from tfmot_ops.errors import SparsityLostError
+
+#: A kernel may hold this much less than its ratio: tfmot rounds the number of zeros to a whole weight,
+#: and a group of n of m at the end of a row may be shorter.
+TOLERANCE = 0.01
+#: Below this many weights one weight is worth more than the tolerance.
+_SMALL = 100
+
+
+def inner_layer(layer: Any) -> Any:
+    """The layer inside a pruning or quantisation wrapper, or the layer itself."""
+    return layer.layer if hasattr(layer, "pruning_vars") or hasattr(layer, "quantize_config") else layer
+
+
+def prunable(model: keras.Model, recipe: Recipe) -> dict[str, tuple[Any, tuple[Kernel, ...]]]:
+    """path -> (layer, kernels) that a recipe's sparsity concerns, by its scope and the defaults."""
+    if recipe.sparsity is None:
+        return {}
+    layers = [(path, inner_layer(layer)) for path, layer in layer_paths(model)]
+    named = select(recipe.sparsity.scope, [(_plain(path), type(layer).__name__) for path, layer in layers])
+    chosen: dict[str, tuple[Any, tuple[Kernel, ...]]] = {}
+    for path, layer in layers:
+        decision = named[_plain(path)]
+        found = tuple(
+            kernel
+            for kernel in kernels(layer)
+            if (decision or (decision is None and kernel.pruned_by_default)) and _pattern_fits(layer, kernel, recipe)
+        )
+        if found and decision is not False:
+            chosen[_plain(path)] = (layer, found)
+    return chosen
+
+
+def _plain(path: str) -> str:
+    """The path without the prefixes that wrappers put before a layer's name."""
+    folder, _, name = path.rpartition("/")
+    for prefix in ("prune_low_magnitude_", "quant_"):
+        name = name.removeprefix(prefix)
+    return f"{folder}/{name}" if folder else name
+
+
+def _pattern_fits(layer: Any, kernel: Kernel, recipe: Recipe) -> bool:
+    """Whether the recipe's pattern can be had in a kernel: n of m needs m input channels in a row."""
+    sparsity = recipe.sparsity
+    value = getattr(layer, kernel.attribute, None)
+    if sparsity is None or value is None or sparsity.n_of_m is None:
+        return sparsity is not None and (sparsity.block is None or value is None or len(value.shape) == 2)  # noqa: PLR2004
+    return len(value.shape) in {2, 4} and int(value.shape[-2]) % sparsity.n_of_m[1] == 0
+
+
+def layer_sparsity(model: keras.Model) -> dict[str, float]:
+    """path -> fraction of exact zeros in its kernels, for every layer that has kernels."""
+    result = {}
+    for path, layer in layer_paths(model):
+        inner = inner_layer(layer)
+        values = [_value(layer, inner, kernel.attribute) for kernel in kernels(inner)]
+        size = sum(value.size for value in values)
+        if size:
+            result[_plain(path)] = float(sum(int((value == 0).sum()) for value in values) / size)
+    return result
+
+
+def _value(layer: Any, inner: Any, attribute: str) -> np.ndarray:
+    """A kernel's trained value, under its mask where a quantisation wrapper holds one."""
+    for (variable, _, extra), name in zip(getattr(layer, "_weight_vars", ()), _quantized_names(layer), strict=True):
+        if name == attribute:
+            value = variable.numpy()
+            return value * extra["mask"].numpy() if "mask" in extra else value
+    return np.asarray(getattr(inner, attribute))
+
+
+def _quantized_names(layer: Any) -> tuple[str, ...]:
+    config = getattr(layer, "quantize_config", None)
+    return tuple(getattr(config, "weights", ())) if hasattr(layer, "_weight_vars") else ()
+
+
+def give_masks(model: keras.Model) -> None:
+    """Set the masks of a QAT model's weight quantisers to where the weights are not zero, in place."""
+    for layer in model.layers:
+        for variable, _, extra in getattr(layer, "_weight_vars", ()):
+            if "mask" in extra:
+                extra["mask"].assign(np.not_equal(variable.numpy(), 0).astype(np.float32))
+
+
+def assert_sparsity(model: keras.Model, recipe: Recipe) -> dict[str, float]:
+    """Check that each pruned layer holds the recipe's sparsity.
+
+    Returns:
+        path -> fraction of zeros, for the layers the recipe prunes.
+
+    Raises:
+        SparsityLostError: a layer holds less; the message names it.
+    """
+    if recipe.sparsity is None:
+        return {}
+    measured = {}
+    for path, (layer, found) in prunable(model, recipe).items():
+        wrapped = next(outer for p, outer in layer_paths(model) if _plain(p) == path)
+        values = [_value(wrapped, layer, kernel.attribute) for kernel in found]
+        require_sparsity(path, values, recipe.sparsity.ratio)
+        measured[path] = float(sum((v == 0).sum() for v in values) / sum(v.size for v in values))
+    return measured
+
+
+def require_sparsity(path: str, values: list[np.ndarray], ratio: float) -> None:
+    """Raise SparsityLostError when the arrays hold fewer zeros than the ratio asks for."""
+    size = sum(value.size for value in values)
+    found = sum(int((value == 0).sum()) for value in values) / size
+    tolerance = TOLERANCE if size >= _SMALL else 1.0 / size
+    if found < ratio - tolerance:
+        raise SparsityLostError(
+            f"layer {path!r} lost its sparsity",
+            required=f"at least {ratio:.3f} zeros (tolerance {tolerance:.3f})",
+            received=f"{found:.3f} in {size} weights",
+            remedy="train with core.pruning_callbacks() while pruning, and quantise the stripped model "
+            "with the same recipe",
+        )
