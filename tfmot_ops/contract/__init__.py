@@ -5,16 +5,16 @@ library and pydantic are imported, so a DAG can be parsed without TensorFlow.
 """
 
 from tfmot_ops.contract.document import (
+    SCHEMA_VERSION,
     Artifact,
     ArtifactFormat,
     Document,
-    SCHEMA_VERSION,
 )
 from tfmot_ops.contract.recipe import (
+    PRESET_RECIPES,
     Activations,
     Budget,
     Method,
-    PRESET_RECIPES,
     Quantization,
     Recipe,
     Schedule,
@@ -54,11 +54,13 @@ from tfmot_ops.contract.spec import (
 )
 
 __all__ = [
+    "BUILTIN_DATASETS",
+    "BUILTIN_MODELS",
+    "PRESET_RECIPES",
+    "SCHEMA_VERSION",
     "Activations",
     "Artifact",
     "ArtifactFormat",
-    "BUILTIN_DATASETS",
-    "BUILTIN_MODELS",
     "Budget",
     "CloseRunOptions",
     "CompatOptions",
@@ -73,14 +75,12 @@ __all__ = [
     "OpenRunOptions",
     "Options",
     "Outcome",
-    "PRESET_RECIPES",
     "PruneOptions",
     "Quantization",
     "QuantizeOptions",
     "Recipe",
     "RecipeRef",
     "RegisterOptions",
-    "SCHEMA_VERSION",
     "Schedule",
     "Scope",
     "Sparsity",

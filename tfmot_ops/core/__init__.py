@@ -5,15 +5,17 @@ from tfmot_ops.core.legacy_keras import keras  # isort: skip - pins tf_keras bef
 from tfmot_ops.core import recipes
 from tfmot_ops.core.evaluate import agreement, evaluate, predict, sqnr_db
 from tfmot_ops.core.export import export_tflite
+from tfmot_ops.core.models import application_constructors
 from tfmot_ops.core.persist import custom_objects, load_model, save_model
 from tfmot_ops.core.profile import TFLiteProfile, latency_ms, profile_tflite
-from tfmot_ops.core.prune import prune, pruning_callbacks, strip
+from tfmot_ops.core.prune import prune, pruning_callbacks, strip, wrap_low_magnitude
 from tfmot_ops.core.quantize import calibrate, normalize, quantize
 from tfmot_ops.core.sparsity import assert_sparsity, layer_sparsity
 
 __all__ = [
     "TFLiteProfile",
     "agreement",
+    "application_constructors",
     "assert_sparsity",
     "calibrate",
     "custom_objects",
@@ -33,4 +35,5 @@ __all__ = [
     "save_model",
     "sqnr_db",
     "strip",
+    "wrap_low_magnitude",
 ]

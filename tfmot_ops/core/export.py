@@ -9,7 +9,7 @@ converter has nothing left to fold, and merges no two constants that it later ch
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from tfmot_ops.core.affine import Affine
 from tfmot_ops.core.graph.ir import Graph, Node, tensors
 from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.read import read_graph
+from tfmot_ops.core.graph.rebuild import rebuild
 from tfmot_ops.core.graph.run import run_graph
 from tfmot_ops.core.kernels import kernels
 from tfmot_ops.core.legacy_keras import keras
@@ -59,7 +60,8 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Any = None) -
     if quantized:
         tie_ranges(graph)
     else:
-        graph = normalize_graph(graph)
+        # Rebuilt, as a layer that a rule made is built only by its call.
+        graph = read_graph(rebuild(normalize_graph(graph)))
     function = _trace(graph, _signature(graph, calibration))
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function])
     converter.experimental_lower_to_saved_model = False
@@ -98,15 +100,23 @@ def _configure(converter: Any, recipe: Recipe, graph: Graph, calibration: Any, *
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if quantization.weights is Weights.FLOAT16:
         converter.target_spec.supported_types = [tf.float16]
-        return
     if quantization.activations is Activations.FLOAT32:
         return
     integer = tf.int8 if quantization.activations is Activations.INT8 else tf.int16
     if all(tensor.is_float for tensor in graph.inputs()):
         converter.inference_input_type = integer
     converter.inference_output_type = integer
-    if quantized:
-        return
+    if integer is tf.int16:
+        converter.target_spec.supported_ops = [
+            tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8,
+            tf.lite.OpsSet.TFLITE_BUILTINS,
+        ]
+    if not quantized:
+        converter.representative_dataset = _representative(recipe, graph, calibration)
+
+
+def _representative(recipe: Recipe, graph: Graph, calibration: Any) -> Callable[[], Iterator[list[np.ndarray]]]:
+    samples = recipe.quantization.calibration_samples if recipe.quantization else 0
     if calibration is None:
         raise ExportError(
             f"recipe {recipe.name!r} quantises after training",
@@ -114,18 +124,13 @@ def _configure(converter: Any, recipe: Recipe, graph: Graph, calibration: Any, *
             received="none",
             remedy="give calibration=",
         )
-    if integer is tf.int16:
-        converter.target_spec.supported_ops = [
-            tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8,
-            tf.lite.OpsSet.TFLITE_BUILTINS,
-        ]
 
-    def representative() -> Iterator[list[np.ndarray]]:
-        for batch in calibration_batches(graph, calibration, quantization.calibration_samples):
+    def rows() -> Iterator[list[np.ndarray]]:
+        for batch in calibration_batches(graph, calibration, samples):
             for row in range(len(batch[0])):
                 yield [part[row : row + 1].astype(t.dtype) for part, t in zip(batch, graph.inputs(), strict=True)]
 
-    converter.representative_dataset = representative
+    return rows
 
 
 def _signature(graph: Graph, calibration: Any) -> list[tf.TensorSpec]:
@@ -256,18 +261,19 @@ def _constants(graph: Graph, layer: Any) -> list[np.ndarray]:
 
 
 def _affine(layer: Any, graph: Graph, value: Any) -> Any:
-    """A free-standing affine as a 1x1 depthwise convolution, [N, H, W, C] or reshaped to that."""
+    """A free-standing affine as a 1x1 depthwise convolution, its input reshaped to [N, H, W, C] where needed."""
     scale, offset = affine_constants(layer, graph)
-    channels = value.shape[-1]
-    scale, offset = np.broadcast_to(scale, (channels,)), np.broadcast_to(offset, (channels,))
     shape = value.shape.as_list()
-    image = value if len(shape) == 4 else tf.reshape(value, [shape[0], 1, int(np.prod(shape[1:-1], dtype=int)), channels])  # noqa: PLR2004
+    batch, *sizes, channels = shape
+    scale, offset = np.broadcast_to(scale, (channels,)), np.broadcast_to(offset, (channels,))
+    is_image = len(sizes) == 2  # noqa: PLR2004 - height and width
+    image = value if is_image else tf.reshape(value, [batch, 1, int(np.prod(sizes, dtype=int)), channels])
     kernel = WeightQuantizer(per_channel=True, channels_axes=2).round(
         tf.constant(scale.reshape(1, 1, channels, 1), name="kernel")
     )
     result = tf.nn.depthwise_conv2d(image, kernel, [1, 1, 1, 1], "VALID")
     result = tf.nn.bias_add(result, tf.constant(offset, name="bias"))
-    return result if len(shape) == 4 else tf.reshape(result, shape)  # noqa: PLR2004
+    return result if is_image else tf.reshape(result, shape)
 
 
 def _call(node: Node, layer: Any, args: Any, kwargs: Any) -> Any:
@@ -324,4 +330,3 @@ def _check_sparsity(data: bytes, model: keras.Model, recipe: Recipe) -> None:
                 received=f"{max(values):.3f}" if values else f"no weight tensor named {scope}",
                 remedy="quantise the stripped model with the same recipe, so that its zeros are held",
             )
-

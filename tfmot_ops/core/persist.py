@@ -77,4 +77,3 @@ def load_model(path: str | Path, allow_unsafe: bool = False) -> keras.Model:
             received=f"{path}: {error}",
             remedy="import the package that defines its layers first",
         ) from error
-

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from tensorflow_model_optimization.python.core.sparsity.keras import pruning_schedule, pruning_wrapper
@@ -40,7 +40,7 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
     def get_config(self) -> dict[str, Any]:
         """tfmot's, with the pattern and the kernels' names."""
         names = None if self.kernel_names is None else list(self.kernel_names)
-        return super().get_config() | {"sparsity_m_by_n": self.sparsity_m_by_n, "kernel_names": names}
+        return {**super().get_config(), "sparsity_m_by_n": self.sparsity_m_by_n, "kernel_names": names}
 
 
 def prune(model: keras.Model, recipe: Recipe, end_step: int | None = None) -> tuple[keras.Model, list[LayerReport]]:
@@ -66,20 +66,48 @@ def prune(model: keras.Model, recipe: Recipe, end_step: int | None = None) -> tu
             received=f"recipe {recipe.name!r} without",
             remedy="leave the prune step out, or add a sparsity to the recipe",
         )
-    chosen = {id(layer): found for layer, found in prunable(model, recipe).values()}
-
-    def wrap(layer: Any, copy: Any) -> Any:
-        found = chosen.get(id(layer))
-        if found is None:
-            return copy
-        names = tuple(kernel.attribute for kernel in found)
-        return PruneLowMagnitude(copy, kernel_names=names, **_pruning_arguments(recipe, end_step))
-
-    pruned = _copy_with(model, wrap)
+    chosen = {
+        id(layer): tuple(kernel.attribute for kernel in found) for layer, found in prunable(model, recipe).values()
+    }
+    pruned = _wrap_chosen(model, chosen, _pruning_arguments(recipe.sparsity, end_step))
     if end_step is None:
         _apply_masks(pruned)
-    compile_like(pruned, model)
     return pruned, [_report(path, layer, recipe, id(layer) in chosen) for path, layer in layer_paths(model)]
+
+
+def wrap_low_magnitude(to_prune: Any, exceptions: Iterable[str] = (), **arguments: Any) -> Any:
+    """Wrap a layer, or every layer of a model that has kernels, with tfmot's own arguments.
+
+    Args:
+        to_prune: a layer, or a model; nested models are wrapped inside.
+        exceptions: names of layer classes that stay as they are.
+        arguments: of `tfmot.sparsity.keras.prune_low_magnitude`: `pruning_schedule`, `block_size`,
+            `block_pooling_type`, `sparsity_m_by_n`.
+
+    Returns:
+        The layer's wrapper (the layer itself when it has no kernel), or a wrapped copy of the model.
+    """
+    excluded = set(exceptions)
+
+    def names(layer: Any) -> tuple[str, ...]:
+        found = () if type(layer).__name__ in excluded else kernels(layer)
+        return tuple(kernel.attribute for kernel in found if kernel.pruned_by_default)
+
+    if isinstance(to_prune, keras.Model):
+        chosen = {id(layer): found for _, layer in layer_paths(to_prune) if (found := names(layer))}
+        return _wrap_chosen(to_prune, chosen, arguments)
+    found = names(to_prune)
+    return PruneLowMagnitude(to_prune, kernel_names=found, **arguments) if found else to_prune
+
+
+def _wrap_chosen(model: keras.Model, chosen: dict[int, tuple[str, ...]], arguments: dict[str, Any]) -> keras.Model:
+    def wrap(layer: Any, copy: Any) -> Any:
+        names = chosen.get(id(layer))
+        return copy if names is None else PruneLowMagnitude(copy, kernel_names=names, **arguments)
+
+    wrapped = _copy_with(model, wrap)
+    compile_like(wrapped, model)
+    return wrapped
 
 
 def pruning_callbacks(log_dir: str | None = None) -> list[Any]:
@@ -101,13 +129,14 @@ def strip(model: keras.Model) -> keras.Model:
     return stripped
 
 
-def _pruning_arguments(recipe: Recipe, end_step: int | None) -> dict[str, Any]:
-    sparsity: Sparsity = recipe.sparsity  # type: ignore[assignment] - callers checked it
+def _pruning_arguments(sparsity: Sparsity, end_step: int | None) -> dict[str, Any]:
     pattern = {"sparsity_m_by_n": sparsity.n_of_m, "block_size": sparsity.block or (1, 1)}
     if end_step is None:
         schedule = pruning_schedule.ConstantSparsity(sparsity.ratio, begin_step=0, end_step=0, frequency=1)
     elif sparsity.schedule is Schedule.CONSTANT or sparsity.n_of_m:
-        schedule = pruning_schedule.ConstantSparsity(sparsity.ratio, begin_step=1, end_step=max(end_step, 1), frequency=1)
+        schedule = pruning_schedule.ConstantSparsity(
+            sparsity.ratio, begin_step=1, end_step=max(end_step, 1), frequency=1
+        )
     else:
         # About a hundred updates: each sorts every kernel, more would only cost time.
         frequency = max(1, end_step // 100)
@@ -130,7 +159,9 @@ def _apply_masks(model: keras.Model) -> None:
 def _report(path: str, layer: Any, recipe: Recipe, chosen: bool) -> LayerReport:
     name = type(layer).__name__
     if chosen and recipe.sparsity is not None:
-        pattern = "{} of {}".format(*recipe.sparsity.n_of_m) if recipe.sparsity.n_of_m else f"{recipe.sparsity.ratio:.0%}"
+        pattern = (
+            "{} of {}".format(*recipe.sparsity.n_of_m) if recipe.sparsity.n_of_m else f"{recipe.sparsity.ratio:.0%}"
+        )
         return LayerReport(path=path, class_name=name, outcome=Outcome.PRUNED, reason=f"{pattern} zeros by magnitude")
     reason = "not in the recipe's scope, or its shape does not take the pattern" if kernels(layer) else "has no kernel"
     return LayerReport(path=path, class_name=name, outcome=Outcome.KEPT_FLOAT, reason=reason)
@@ -164,4 +195,3 @@ def _copy_with(model: keras.Model, wrap: Callable[[Any, Any], Any]) -> keras.Mod
 
 def _input_copy(layer: Any) -> Any:
     return type(layer).from_config(layer.get_config())
-

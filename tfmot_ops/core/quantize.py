@@ -139,10 +139,7 @@ def calibrate(model: keras.Model, calibration: Any, samples: int) -> None:
         seen = []
 
         def compute(node: Node, args: Any, kwargs: Any) -> Any:
-            if isinstance(node.layer, QuantizeLayer):
-                result = args[0]
-            else:
-                result = _call_unrounded(node.layer, args, kwargs)
+            result = args[0] if isinstance(node.layer, QuantizeLayer) else _call_unrounded(node.layer, args, kwargs)
             if range_variables(node.layer) is not None:
                 seen.append((tf.reduce_min(result), tf.reduce_max(result)))
             return result
@@ -237,5 +234,3 @@ def _check_parts(parts: list[np.ndarray], inputs: list[Tensor], names: list[str]
             received=", ".join(str(list(part.shape)) for part in parts),
             remedy="give arrays [samples, ...] of the inputs' shapes",
         )
-
-

@@ -29,7 +29,8 @@ def fake_quantize_weights(weights: Any, *, per_channel: bool) -> tf.Tensor:
     """Round weights to 255 symmetric int8 levels; zero stays exactly zero.
 
     Args:
-        weights: kernel; with `per_channel` its last axis is the channels'.
+        weights: kernel, the output channels on the last axis.
+        per_channel: one scale for each channel, otherwise one for the kernel.
     """
     limits = symmetric_limits(weights, per_channel=per_channel)
     quantize = (
@@ -41,7 +42,7 @@ def fake_quantize_weights(weights: Any, *, per_channel: bool) -> tf.Tensor:
 
 
 @tf.custom_gradient
-def _straight_through(weights: Any, quantized: Any) -> Any:
+def _straight_through(_weights: Any, quantized: Any) -> Any:
     # The limits cover every weight, so nothing is clipped and the gradient passes as it is.
     return tf.identity(quantized), lambda gradient: (gradient, None)
 

@@ -94,7 +94,7 @@ def is_affine(layer: Any) -> bool:
         return True
     if not isinstance(layer, _L.BatchNormalization):
         return False
-    axis = layer.axis if isinstance(layer.axis, int) else tuple(layer.axis)[0]
+    axis = layer.axis if isinstance(layer.axis, int) else next(iter(layer.axis))
     return axis in {-1, 3, 2, 1} and (layer.input_spec is None or axis in {-1, layer.input_spec.ndim - 1})
 
 

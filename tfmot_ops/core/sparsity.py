@@ -26,7 +26,7 @@ def inner_layer(layer: Any) -> Any:
 
 
 def prunable(model: keras.Model, recipe: Recipe) -> dict[str, tuple[Any, tuple[Kernel, ...]]]:
-    """path -> (layer, kernels) that a recipe's sparsity concerns, by its scope and the defaults."""
+    """Paths with (layer, kernels) that a recipe's sparsity concerns, by its scope and the defaults."""
     if recipe.sparsity is None:
         return {}
     layers = [(path, inner_layer(layer)) for path, layer in layer_paths(model)]
@@ -62,7 +62,7 @@ def _pattern_fits(layer: Any, kernel: Kernel, recipe: Recipe) -> bool:
 
 
 def layer_sparsity(model: keras.Model) -> dict[str, float]:
-    """path -> fraction of exact zeros in its kernels, for every layer that has kernels."""
+    """Fraction of exact zeros in the kernels of each path, for every layer that has kernels."""
     result = {}
     for path, layer in layer_paths(model):
         inner = inner_layer(layer)
@@ -77,8 +77,8 @@ def _value(layer: Any, inner: Any, attribute: str) -> np.ndarray:
     """A kernel's trained value, under its mask where a quantisation wrapper holds one."""
     for (variable, _, extra), name in zip(getattr(layer, "_weight_vars", ()), _quantized_names(layer), strict=True):
         if name == attribute:
-            value = variable.numpy()
-            return value * extra["mask"].numpy() if "mask" in extra else value
+            value = np.asarray(variable)
+            return value * np.asarray(extra["mask"]) if "mask" in extra else value
     return np.asarray(getattr(inner, attribute))
 
 

@@ -34,7 +34,7 @@ class Tensor:
     @property
     def is_float(self) -> bool:
         """Whether the elements are floating point, so that a quantiser can read them."""
-        return tf.as_dtype(self.dtype).is_floating
+        return bool(tf.as_dtype(self.dtype).is_floating)
 
 
 @dataclass(eq=False)
@@ -142,7 +142,7 @@ def is_graph_model(model: Any) -> bool:
 
 
 def unique_names(paths: Iterable[str]) -> dict[str, str]:
-    """path -> layer name: its last part where that is unique, the whole path otherwise.
+    """Map each path to a layer name: its last part where that is unique, the whole path otherwise.
 
     Layer names hold no `/`, as an h5 file would read it as a folder.
     """

@@ -75,7 +75,11 @@ def _with_constant(node: Node, out: Rewriter, tensor: Any, constant: Any, *, rev
         case "math.add" | "__operators__.add":
             return out.affine(node.path, tensor, 1.0, values)
         case "math.subtract":
-            return out.affine(node.path, tensor, -1.0, values) if reversed_ else out.affine(node.path, tensor, 1.0, -values)
+            return (
+                out.affine(node.path, tensor, -1.0, values)
+                if reversed_
+                else out.affine(node.path, tensor, 1.0, -values)
+            )
         case "math.multiply":
             return out.affine(node.path, tensor, values, 0.0)
         case "math.truediv" | "math.divide" if not reversed_ and np.all(values != 0):

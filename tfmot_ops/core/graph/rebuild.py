@@ -73,4 +73,3 @@ def _give_weights(graph: Graph, copies: dict[int, tuple[Any, Any]]) -> None:
         weights = graph.weights_of(node.layer)
         if weights:
             copy.set_weights(weights)
-

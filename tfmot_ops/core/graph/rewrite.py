@@ -40,12 +40,12 @@ class Rewriter:
         if weights is not None:
             self.graph.weights[id(layer)] = weights
         node = Node(layer, path, (inputs,), {}, None)
-        node.outputs = Tensor(first.shape if shape is None else tuple(shape), first.dtype, node)
+        node.outputs = result = Tensor(first.shape if shape is None else tuple(shape), first.dtype, node)
         self.nodes.append(node)
-        return node.outputs
+        return result
 
     def affine(self, path: str, tensor: Tensor, scale: Any, offset: Any) -> Tensor:
-        """x * scale + offset per channel; an affine on an affine becomes one."""
+        """Scale and offset per channel; an affine on an affine becomes one."""
         channels = tensor.channels or 1
         scale = np.broadcast_to(np.asarray(scale, np.float32), (channels,))
         offset = np.broadcast_to(np.asarray(offset, np.float32), (channels,))
@@ -70,7 +70,8 @@ def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
         return renamed.get(id(tensor), tensor)
 
     for old in graph.nodes:
-        node = Node(old.layer, old.path, *map_tensors((old.args, old.kwargs), current), old.outputs)
+        args, kwargs = map_tensors((old.args, old.kwargs), current)
+        node = Node(old.layer, old.path, args, kwargs, old.outputs)
         for tensor in tensors(node.outputs):
             tensor.producer = node
         result = next((out for rule in rules if (out := rule(node, rewriter)) is not None), None)

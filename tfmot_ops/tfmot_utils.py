@@ -1,0 +1,137 @@
+"""The names of the module this project grew out of, mapped to `core`; no logic of its own."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from rich.console import Console
+
+from tfmot_ops import core
+from tfmot_ops.contract import Method, Quantization, Recipe
+from tfmot_ops.core import keras
+from tfmot_ops.core.quantizers import LayerQuantizeConfig, RangeQuantizer
+
+#: Text that a typical error carries -> its short name; seen with TF 2.21.0 and tfmot 0.8.1.
+TYPICAL_ERRORS = {
+    "Shape must be rank 4 but is rank 5": "tensor rank",
+    "keras Model inside another keras Model": "nested models",
+    "tf.__operators__.add": "unsupported operation (a plain tensor sum)",
+}
+#: What a recipe for the original interface says: standard int8, quantisation-aware.
+_QUANTIZE = Recipe(name="wi8_ai8", quantization=Quantization(method=Method.QAT))
+
+
+@keras.saving.register_keras_serializable("tfmot_ops")
+class NoOpQuantizeConfig(LayerQuantizeConfig):
+    """Quantises nothing: no weights, no activations, no outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def get_config(self) -> dict[str, Any]:
+        """No arguments."""
+        return {}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> NoOpQuantizeConfig:
+        """The inverse of `get_config`."""
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable("tfmot_ops")
+class DefaultBNQuantizeConfig(NoOpQuantizeConfig):
+    """For BatchNormalization: one output quantiser, 8-bit moving average, per tensor, asymmetric, not narrow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.output = RangeQuantizer()
+
+
+class Quantize:
+    """Callable: a model in, `(quantised model, normalised float model)` out, both compiled as the model was.
+
+    The second is the model on which the quantisers were placed; the original module returned the
+    annotated model there.
+    """
+
+    def __call__(self, model: keras.Model, calibration: Any = None) -> tuple[keras.Model, keras.Model]:
+        """Quantise a copy of the model; `calibration` as in `core.quantize`."""
+        quantized, _ = core.quantize(model, _QUANTIZE, calibration)
+        return quantized, core.normalize(model)
+
+    @staticmethod
+    def load_model(path: str, **kwargs: Any) -> keras.Model:
+        """Load a saved model with quantised layers, ours, tfmot's or the original module's."""
+        scope = {cls.__name__: cls for cls in (NoOpQuantizeConfig, DefaultBNQuantizeConfig)}
+        with core.custom_objects(), keras.saving.custom_object_scope(scope):
+            return keras.models.load_model(path, **kwargs)
+
+
+def prune_low_magnitude(layer_or_model: Any, *, exceptions: Iterable[Any] = (), **kwargs: Any) -> Any:
+    """Wrap what can be pruned in a layer or model, nested models included.
+
+    Args:
+        layer_or_model: a model (a wrapped copy is returned), or one layer.
+        exceptions: layer classes, or their names, that stay as they are. Layers without a kernel
+            (Resizing, Rescaling, custom ones) always do.
+        kwargs: as for `tfmot.sparsity.keras.prune_low_magnitude`: `pruning_schedule`, `block_size`, ...
+    """
+    names = [name if isinstance(name, str) else name.__name__ for name in exceptions]
+    return core.wrap_low_magnitude(layer_or_model, names, **kwargs)
+
+
+def unprune(model: keras.Model) -> keras.Model:
+    """A copy without pruning wrappers."""
+    return core.strip(model)
+
+
+def get_pruning_callbacks(tensorboard_dir: str | None = None) -> list[Any]:
+    """The callbacks that pruning needs; with a folder also the TensorBoard summaries."""
+    return core.pruning_callbacks(tensorboard_dir)
+
+
+def test_applications(
+    applications: Iterable[Callable[..., keras.Model]] | None = None,  # noqa: PT028 - the original name, not a test
+    include_top: bool = False,  # noqa: PT028
+) -> dict[str, str | None]:
+    """Try quantisation on constructors of `keras.applications` and list them, green or red.
+
+    Args:
+        applications: constructors; None takes all of them.
+        include_top: build with the classification head; then the input has the default size.
+
+    Returns:
+        Constructor name -> None when it worked, otherwise the typical error's short name or the message.
+    """
+    console = Console(file=sys.stdout, highlight=False)
+    results: dict[str, str | None] = {}
+    for build in core.application_constructors().values() if applications is None else applications:
+        name = build.__name__
+        results[name] = _try_to_quantize(build, include_top)
+        reason = results[name]
+        console.print(f"[green]{name}[/green]" if reason is None else f"[red]{name}: {reason}[/red]", soft_wrap=True)
+        keras.backend.clear_session()
+    return results
+
+
+# A function that users call, not a test that pytest collects.
+test_applications.__test__ = False  # type: ignore[attr-defined]
+#: The original's spelling.
+test_aplications = test_applications
+
+
+def _try_to_quantize(build: Callable[..., keras.Model], include_top: bool) -> str | None:
+    arguments: dict[str, Any] = {"weights": None, "include_top": include_top}
+    if not include_top:
+        arguments["input_shape"] = (None, None, 3)
+    if "include_preprocessing" in inspect.signature(build).parameters:
+        arguments["include_preprocessing"] = False
+    try:
+        Quantize()(build(**arguments))
+    except Exception as error:  # noqa: BLE001 - the listing goes on whatever one architecture does
+        message = str(error)
+        return next((short for text, short in TYPICAL_ERRORS.items() if text in message), message)
+    return None
