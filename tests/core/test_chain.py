@@ -28,7 +28,7 @@ def _data(samples: int = 128) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _model() -> Any:
-    """Nested twice-used block, tensor arithmetic, pre-activation, a pool with three readers, a separable convolution."""
+    """A block used twice, tensor arithmetic, pre-activation, a pool with three readers."""
     keras.utils.set_random_seed(1)
     block = keras.Sequential(
         [L.Input((8, 8, 8)), L.SeparableConv2D(8, 3, padding="same", activation="relu"), L.BatchNormalization()],

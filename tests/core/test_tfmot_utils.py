@@ -107,7 +107,7 @@ def test_load_model_reads_a_model_annotated_with_the_configs(tmp_path):
 
 def test_prune_skips_what_it_cannot_and_recurses_and_unprune_undoes():
     model = _model()
-    schedule = tfmot.sparsity.keras.ConstantSparsity(0.5, 0)
+    schedule = tfmot.sparsity.keras.ConstantSparsity(0.5, begin_step=1, frequency=1)
     pruned = tfmot_utils.prune_low_magnitude(model, pruning_schedule=schedule)
     names = [layer.name for layer in pruned.layers]
     assert "rescaling" in names or any(name.startswith("rescaling") for name in names)

@@ -317,12 +317,18 @@ def _scope_name(node: Node) -> str:
 def _check_sparsity(data: bytes, model: keras.Model, recipe: Recipe) -> None:
     if recipe.sparsity is None:
         return
-    measured = profile_tflite(data).sparsity
+    profile = profile_tflite(data)
     for path, (layer, found) in prunable(model, recipe).items():
         if not any(kernel.pruned_by_default for kernel in found):
             continue
         scope = f"L.{layer.name}/"
-        values = [value for name, value in measured.items() if scope in name]
+        values = [value for name, value in profile.sparsity.items() if scope in name] or [
+            # The converter renames a kernel that several calls share; its size tells it then.
+            profile.sparsity[name]
+            for name, size in profile.weight_sizes.items()
+            if "L." not in name
+            and size == sum(int(getattr(layer, kernel.attribute).shape.num_elements()) for kernel in found)
+        ]
         if not values or max(values) < recipe.sparsity.ratio - TOLERANCE:
             raise SparsityLostError(
                 f"layer {path!r} lost its sparsity in the TFLite file",

@@ -132,7 +132,7 @@ def strip(model: keras.Model) -> keras.Model:
 def _pruning_arguments(sparsity: Sparsity, end_step: int | None) -> dict[str, Any]:
     pattern = {"sparsity_m_by_n": sparsity.n_of_m, "block_size": sparsity.block or (1, 1)}
     if end_step is None:
-        schedule = pruning_schedule.ConstantSparsity(sparsity.ratio, begin_step=0, end_step=0, frequency=1)
+        schedule = pruning_schedule.ConstantSparsity(sparsity.ratio, begin_step=1, end_step=1, frequency=1)
     elif sparsity.schedule is Schedule.CONSTANT or sparsity.n_of_m:
         schedule = pruning_schedule.ConstantSparsity(
             sparsity.ratio, begin_step=1, end_step=max(end_step, 1), frequency=1
@@ -151,7 +151,8 @@ def _pruning_arguments(sparsity: Sparsity, end_step: int | None) -> dict[str, An
 def _apply_masks(model: keras.Model) -> None:
     for _, layer in layer_paths(model):
         if hasattr(layer, "pruning_vars"):
-            layer.pruning_step.assign(0)
+            # The one step at which tfmot makes a mask of n of m.
+            layer.pruning_step.assign(1)
             layer.pruning_obj.conditional_mask_update()
             layer.pruning_obj.weight_mask_op()
 

@@ -136,7 +136,9 @@ class _Placer:
     def place(self, node: Node) -> tuple[LayerQuantizeConfig | None, LayerReport]:
         layer = node.layer
         outputs = tensors(node.outputs)
-        if node.path in self.excluded:
+        # The activation that normalisation takes out of a layer shares its fate.
+        owner = node.path.rpartition("_")[0] if isinstance(layer, _L.Activation) else node.path
+        if {node.path, owner} & self.excluded:
             return None, _report(node, Outcome.KEPT_FLOAT, "excluded by the recipe's scope")
         if len(outputs) != 1 or not outputs[0].is_float:
             return None, _report(node, Outcome.KEPT_FLOAT, "no single floating-point output")
