@@ -170,7 +170,7 @@ def _read(name: str, seed: int) -> _Source:
         f"there is no data set named {name!r}",
         required="one of " + ", ".join(available_datasets()),
         received=repr(name),
-        remedy=f"use a name from the list, or register a callable under the entry-point group {ENTRY_POINT_GROUP}",
+        remedy=f"use a name from the list, or register one under the entry-point group {ENTRY_POINT_GROUP}",
     )
 
 
@@ -179,9 +179,8 @@ def _read_digits() -> _Source:
 
     bunch = load_digits()
     # The images are counts of 0 to 16 dark pixels in 4x4 blocks.
-    return _Source(
-        (bunch.images / 16.0).astype(np.float32), bunch.target, class_names=tuple(str(name) for name in range(10))
-    )
+    images = (bunch.images / 16.0).astype(np.float32)
+    return _Source(images, bunch.target, class_names=tuple("0123456789"))
 
 
 def _read_fashion_mnist() -> _Source:
@@ -197,7 +196,7 @@ def _read_fashion_mnist() -> _Source:
     except Exception as error:  # keras.utils.get_file raises a bare Exception when the download fails
         raise StepFailedError(
             "the download of fashion_mnist failed",
-            required="access to the Keras data sets, or the four IDX files on this machine",
+            required="the network, or the four IDX files on this machine",
             received=f"{type(error).__name__}: {error}",
             remedy=_FASHION_MNIST_REMEDY,
         ) from error
@@ -365,7 +364,7 @@ def _label_problem(images: npt.NDArray[Any], labels: npt.NDArray[Any]) -> tuple[
 
 def _check_together(name: str, pool: _Pair, test: _Pair) -> None:
     """Check what neither part shows alone: enough samples and classes, and that the parts fit each other."""
-    problem: tuple[str, str] | None = None
+    problem = None
     if len(pool[1]) < _MIN_SAMPLES:
         problem = f"at least {_MIN_SAMPLES} samples beside the test set", f"{len(pool[1])}"
     elif len(np.unique(pool[1])) < 2:  # noqa: PLR2004 - one class is nothing to tell apart

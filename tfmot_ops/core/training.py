@@ -104,7 +104,7 @@ def _batches(x: npt.NDArray[Any], y: npt.NDArray[Any], batch_size: int, seed: in
     return order.batch(batch_size).map(lambda index: (tf.gather(inputs, index), tf.gather(targets, index)))
 
 
-class _Progress(keras.callbacks.Callback):  # type: ignore[misc]  # tf_keras has no types
+class _Progress(keras.callbacks.Callback):
     """Hands each epoch's figures on, and ends a training that cannot recover."""
 
     def __init__(self, epochs: int, on_epoch: OnEpoch | None) -> None:
