@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -133,6 +133,10 @@ def _findings(error: ValidationError) -> str:
     return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
 
 
+#: What a FakeRunner says to one step; None is a plausible result.
+Answer = StepResult | Exception | None
+
+
 @dataclass(frozen=True)
 class _Answered:
     """A step that has its answer already."""
@@ -158,8 +162,8 @@ class FakeRunner:
 
     Attributes:
         answers: step id (task id) -> the result to give, the exception to raise, or a list of them, one an
-            attempt, the last of which repeats. A step that is not named gets a small plausible result. The `step_id`,
-            `kind` and `spec_sha256` of a given result are set to those of the spec.
+            attempt, the last of which repeats. None, and a step that is not named, is a small plausible result. The
+            `step_id`, `kind` and `spec_sha256` of a given result are set to those of the spec.
         specs: the specs received, in order.
         killed: the specs of the steps that were killed.
     """
@@ -176,9 +180,11 @@ class FakeRunner:
         attempt = sum(1 for seen in self.specs if seen.step_id == spec.step_id)
         self.specs.append(spec)
         log(f"fake step {spec.step_id}")
-        answer = self.answers.get(spec.step_id, fake_result(spec))
-        if isinstance(answer, list):
+        answer = self.answers.get(spec.step_id)
+        if isinstance(answer, Sequence):
             answer = answer[min(attempt, len(answer) - 1)]
+        if answer is None:
+            answer = fake_result(spec)
         if isinstance(answer, StepResult):
             told = {"step_id": spec.step_id, "kind": spec.options.kind, "spec_sha256": spec.sha256()}
             answer = answer.model_copy(update=told)
