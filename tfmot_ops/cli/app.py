@@ -1,0 +1,192 @@
+"""The commands. TensorFlow and MLflow are imported inside them, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from pydantic import ValidationError
+
+from tfmot_ops import __version__
+from tfmot_ops.contract import Artifact, CompatResult, Document, LayerReport, Recipe, Status, StepResult, StepSpec
+from tfmot_ops.errors import TfmotOpsError
+
+app = typer.Typer(
+    help="Prune, quantise and export tf_keras models to int8 TFLite, tracked in MLflow.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 ok, 1 a bug, 2 the request is wrong, 3 the model is not supported, 4 the step failed.",
+)
+
+_SCHEMAS: dict[str, type[Document]] = {
+    "spec": StepSpec,
+    "result": StepResult,
+    "recipe": Recipe,
+    "artifact": Artifact,
+    "layer": LayerReport,
+    "compat": CompatResult,
+}
+
+
+def main() -> None:
+    """Entry point: our own errors become a message on stderr and the exit code their class owns."""
+    try:
+        app()
+    except TfmotOpsError as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        sys.exit(error.exit_code)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tfmot-ops {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _globals(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    del version  # its callback has done the work
+
+
+@app.command()
+def run(
+    spec: Annotated[Path, typer.Option(help="StepSpec, a JSON file.", metavar="FILE")],
+    result: Annotated[Path, typer.Option(help="Where the StepResult goes; complete or not at all.", metavar="FILE")],
+    die_with_parent: Annotated[
+        bool, typer.Option("--die-with-parent", help="Kill this process group once stdin, a pipe, is closed.")
+    ] = False,
+) -> None:
+    """Run one step: a spec file in, a result file out.
+
+    A bad spec writes nothing. A step that fails writes a result with the status `failed` and its error.
+    """
+    from tfmot_ops.cli import execute
+
+    if die_with_parent:
+        execute.die_with_parent()
+    answer = execute.execute(execute.read_spec(spec))
+    execute.write_result(answer, result)
+    if answer.error is not None:
+        raise typer.Exit(answer.error.exit_code)
+
+
+@app.command()
+def optimize(
+    model: Annotated[str, typer.Option(help="Built-in name, application:<Name>, saved model or MLflow URI.")],
+    dataset: Annotated[str, typer.Option(help="Built-in name, npz:<path> or images:<folder>.")],
+    recipe: Annotated[str, typer.Option(help="Name of a recipe, or a .yaml or .json file.")],
+    epochs: Annotated[int, typer.Option(min=0, help="Epochs of the float training.")] = 10,
+    fine_tune_epochs: Annotated[int | None, typer.Option(min=0, help="[default: as the recipe says]")] = None,
+    qat_epochs: Annotated[int | None, typer.Option(min=0, help="[default: as the recipe says]")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seeds data, weights and batches.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=50, help="Use at most so many training samples.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(help="MLflow.  [default: mlflow.db in the output folder]", envvar="MLFLOW_TRACKING_URI"),
+    ] = None,
+    experiment: Annotated[str, typer.Option(help="MLflow experiment.")] = "tfmot_ops",
+    no_tracking: Annotated[bool, typer.Option("--no-tracking", help="Record nothing in MLflow.")] = False,
+    output: Annotated[Path, typer.Option(help="Folder for the TFLite file.", metavar="DIR")] = Path("tfmot-ops-output"),
+    as_json: Annotated[bool, typer.Option("--json", help="Results as JSON on stdout, progress on stderr.")] = False,
+) -> None:
+    """Train, prune, fine-tune, strip, quantise and evaluate a model, without Airflow.
+
+    The steps are those of the DAG `optimize_model`: the same seed gives the same numbers.
+    """
+    from tfmot_ops.cli import execute
+    from tfmot_ops.cli.chain import Chain
+    from tfmot_ops.recipe_file import is_recipe_file, read_recipe
+
+    if no_tracking:
+        tracking_uri = None
+    elif tracking_uri is None:
+        tracking_uri = f"sqlite:///{output.resolve() / 'mlflow.db'}"
+    asked = {"train": epochs, "fine_tune": fine_tune_epochs, "prune": fine_tune_epochs, "quantize": qat_epochs}
+    chain = Chain(
+        model=model,
+        dataset=dataset,
+        recipe=read_recipe(recipe) if is_recipe_file(recipe) else recipe,
+        output=output,
+        tracking_uri=tracking_uri,
+        experiment=experiment,
+        epochs={step: count for step, count in asked.items() if count is not None},
+        data={"batch_size": batch_size, "limit": limit},
+        seed=seed,
+    )
+    try:
+        last = chain.run(_say_on_stderr if as_json else execute.say)
+    except ValidationError as error:
+        raise execute.bad_document("arguments", error) from error
+    tflite = chain.save_tflite() if last.status is Status.OK else None
+    if as_json:
+        results = [result.model_dump(mode="json") for result in chain.results]
+        typer.echo(json.dumps({"results": results, "tflite": str(tflite) if tflite else None}, indent=2))
+    else:
+        _print_summary(chain.results, tracking_uri, experiment, tflite)
+    if last.error is not None:
+        raise typer.Exit(last.error.exit_code)
+
+
+def _say_on_stderr(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def _print_summary(results: list[StepResult], tracking_uri: str | None, experiment: str, tflite: Path | None) -> None:
+    from tfmot_ops.report import summary_lines, summary_table
+
+    typer.echo()
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(summary_table(results))
+    else:
+        typer.echo("\n".join(summary_lines(results)))
+    typer.echo()
+    for result in results:
+        for name, artifact in result.outputs.items():
+            typer.echo(f"{result.step_id} {name}: {artifact.uri}")
+    if tracking_uri:
+        typer.echo(f"MLflow: experiment {experiment}; open it with: mlflow ui --backend-store-uri {tracking_uri}")
+    if tflite:
+        typer.echo(f"TFLite: {tflite}")
+
+
+@app.command("list")
+def list_names(
+    what: Annotated[
+        Literal["architectures", "models", "datasets", "recipes"], typer.Argument(help="Which catalogue.")
+    ] = "models",
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON list of the names.")] = False,
+) -> None:
+    """List the names that `--model`, `--dataset` and `--recipe` take."""
+    from tfmot_ops import steps
+
+    names = steps.catalogue(what)
+    if as_json:
+        typer.echo(json.dumps(list(names)))
+        return
+    width = max(map(len, names))
+    for name, line in names.items():
+        typer.echo(f"{name:<{width}}  {line}".rstrip())
+
+
+@app.command()
+def schema(
+    document: Annotated[
+        Literal["spec", "result", "recipe", "artifact", "layer", "compat"], typer.Argument(help="Which document.")
+    ] = "spec",
+) -> None:
+    """Print the JSON Schema of a document that crosses a process border."""
+    definition: dict[str, Any] = _SCHEMAS[document].model_json_schema()
+    typer.echo(json.dumps(definition, indent=2))

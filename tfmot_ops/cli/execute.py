@@ -1,0 +1,234 @@
+"""One step from its spec to its result, with its MLflow run around it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from tfmot_ops.contract import StepResult, StepSpec, TrainOptions
+from tfmot_ops.errors import SpecError, TfmotOpsError
+
+if TYPE_CHECKING:
+    from tfmot_ops.tracking import StepRun
+
+#: Before each line of progress, so that a reader of the log can pick them out.
+PREFIX = "tfmot-ops: "
+
+
+class Teller:
+    """Tells the progress to people, and to the step's MLflow run when it has one.
+
+    Args:
+        say: takes a line.
+        run: the step's run.
+    """
+
+    def __init__(self, say: Callable[[str], None], run: StepRun | None = None) -> None:
+        self._say = say
+        self._run = run
+
+    def message(self, text: str) -> None:
+        """See `tfmot_ops.steps.Progress`."""
+        self._say(text)
+
+    def epoch(self, stage: str, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
+        """See `tfmot_ops.steps.Progress`."""
+        figures = " ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+        self._say(f"{stage} epoch {epoch}/{epochs} {figures}")
+        if self._run is not None:
+            self._run.epoch(stage, epoch, epochs, metrics)
+
+    def model(self, model: Any, example: Any) -> None:
+        """See `tfmot_ops.steps.Progress`."""
+        if self._run is not None:
+            self._run.model(model, example)
+
+
+def say(text: str) -> None:
+    """Print a line of progress at once: a log that is read while the step works must not lag behind."""
+    sys.stdout.write(PREFIX + text + "\n")
+    sys.stdout.flush()
+
+
+def read_spec(path: Path) -> StepSpec:
+    """Read a spec file.
+
+    Raises:
+        SpecError: it is missing or no spec; every finding is told as field, required, received.
+    """
+    try:
+        return StepSpec.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise SpecError(
+            f"the spec {path} cannot be read", required="a JSON file", received=error.strerror or str(error)
+        ) from error
+    except ValidationError as error:
+        raise bad_document(path.name, error) from error
+
+
+def bad_document(name: str, error: ValidationError) -> SpecError:
+    """What pydantic found, in the form of our own errors; the first finding leads."""
+    findings = [_finding(item) for item in error.errors(include_url=False)]
+    # A recipe may be a name or a mapping: what is wrong with the other form is no help.
+    findings = [finding for finding in findings if finding is not None] or [(name, str(error), "")]
+    field, required, received = findings[0]
+    more = "".join(f"\n  also:     {f}: required {req}, received {rec}" for f, req, rec in findings[1:])
+    return SpecError(
+        f"{name}: field {field}",
+        required=required,
+        received=received + more,
+        remedy="`tfmot-ops schema spec` prints the whole form",
+    )
+
+
+def _finding(item: Any) -> tuple[str, str, str] | None:
+    """(field, required, received) of a finding; None when it is about a form that was not meant."""
+    location, given = [str(part) for part in item["loc"]], item.get("input")
+    if location[-1:] == ["str"] and not isinstance(given, str):
+        return None
+    if location[-1:] == ["Recipe"] and isinstance(given, str):
+        return None
+    # Pydantic names the member of a union it tried; that is no field.
+    options = location[:1] == ["options"]
+    field = [
+        part for index, part in enumerate(location) if part not in {"str", "Recipe"} and not (options and index == 1)
+    ]
+    received = "nothing" if item["type"] == "missing" else repr(given)
+    return ".".join(field) or "(whole)", item["msg"].removeprefix("Value error, "), received
+
+
+def execute(spec: StepSpec, say: Callable[[str], None] = say) -> StepResult:
+    """Run a step in this process, recorded in MLflow when the spec says so.
+
+    Args:
+        spec: what to do.
+        say: takes a line of progress.
+
+    Returns:
+        The result, also of a step that failed; its error is told on stderr.
+
+    Raises:
+        SpecError: the spec can never succeed; nothing was written and no run was opened.
+    """
+    from tfmot_ops import steps
+
+    _quiet()
+    steps.check(spec)
+    started = time.perf_counter()
+    run: StepRun | None = None
+    with tempfile.TemporaryDirectory(prefix="tfmot-ops-") as folder:
+        workdir = Path(folder)
+        try:
+            run = _open_run(spec)
+            result = _run(spec, run, workdir, say)
+        except Exception as error:  # noqa: BLE001 - whatever a step dies of is its answer
+            _tell(error)
+            result = steps.failed(spec, error, time.perf_counter() - started)
+            if run is not None:
+                # The reason is told already; a second failure while recording it must not hide it.
+                with contextlib.suppress(Exception):
+                    result = run.finish(result, workdir)
+    return result
+
+
+def _open_run(spec: StepSpec) -> StepRun | None:
+    if spec.tracking is None:
+        return None
+    from tfmot_ops.tracking import StepRun
+
+    return StepRun(spec)
+
+
+def _run(spec: StepSpec, run: StepRun | None, workdir: Path, say: Callable[[str], None]) -> StepResult:
+    from tfmot_ops import steps
+    from tfmot_ops.store import FsspecStore, Store
+
+    # The contract holds that one of the two is given.
+    store: Store = run.store if run is not None else FsspecStore(str(spec.output_uri))
+    local = _with_local_model(spec, workdir)
+    result = steps.run_step(local, store, workdir, Teller(say, run))
+    if local is not spec and isinstance(spec.options, TrainOptions):
+        # The answer is to the spec that was asked, not to the one with a path of this machine in it.
+        asked = {**result.parameters, "model": spec.options.model}
+        result = result.model_copy(update={"spec_sha256": spec.sha256(), "parameters": asked})
+    return run.finish(result, workdir) if run is not None else result
+
+
+def _with_local_model(spec: StepSpec, workdir: Path) -> StepSpec:
+    """The spec with an MLflow model URI replaced by a local copy: steps know files only."""
+    if not isinstance(spec.options, TrainOptions) or ":/" not in spec.options.model:
+        return spec
+    from tfmot_ops.tracking import fetch_model, is_model_uri
+
+    if not is_model_uri(spec.options.model):
+        return spec
+    if spec.tracking is None:
+        raise SpecError(
+            "options.model is an MLflow URI, but no MLflow is named",
+            required="tracking.uri",
+            received=f"model {spec.options.model} without tracking",
+            remedy="add tracking to the spec",
+        )
+    path = fetch_model(spec.options.model, workdir / "logged", spec.tracking.uri)
+    return spec.model_copy(update={"options": spec.options.model_copy(update={"model": str(path)})})
+
+
+def _quiet() -> None:
+    """Leave TensorFlow's errors only: its warnings are about its own insides and drown ours."""
+    for name in ("tensorflow", "absl"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _tell(error: Exception) -> None:
+    if isinstance(error, TfmotOpsError) and error.exit_code != TfmotOpsError.exit_code:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+    else:
+        traceback.print_exception(error)
+    sys.stderr.flush()
+
+
+def write_result(result: StepResult, path: Path) -> None:
+    """Write the result where it appears complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the result, as a rename is atomic within one file system only.
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(result.model_dump_json(indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def die_with_parent() -> None:
+    """Kill this process and all it started once the other end of stdin is closed.
+
+    The parent holds the pipe's write end; the kernel closes it however the parent dies, SIGKILL included.
+    """
+    with contextlib.suppress(OSError):
+        # A leader of a session leads its group already. Any other process must not kill the group of its caller.
+        os.setpgid(0, 0)
+    threading.Thread(target=_wait_for_end_of_stdin, name="die-with-parent", daemon=True).start()
+
+
+def _wait_for_end_of_stdin() -> None:
+    # The descriptor, as sys.stdin holds a lock that the interpreter wants at its end.
+    with contextlib.suppress(OSError):
+        while os.read(0, 4096):
+            pass
+    os.killpg(0, signal.SIGKILL)

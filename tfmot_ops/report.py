@@ -1,0 +1,77 @@
+"""The table of a chain: a row a step. Figures only, so neither TensorFlow nor MLflow is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from rich.table import Table
+
+from tfmot_ops.contract import Status, StepResult
+
+
+def _share(value: float) -> str:
+    return f"{value:.1%}"
+
+
+def _kilobytes(value: float) -> str:
+    return f"{value / 1000:.1f} kB"
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.3f} ms"
+
+
+#: Column title, metric, how it is written.
+_COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("accuracy", "accuracy", _share),
+    ("sparsity", "sparsity", _share),
+    ("size", "size_bytes", _kilobytes),
+    ("gzip", "gzip_bytes", _kilobytes),
+    ("int8 MACs", "int8_mac_fraction", _share),
+    ("latency", "latency_ms", _milliseconds),
+)
+# Steps that measure no model have no row.
+_WITH_A_ROW = ("accuracy", "size_bytes")
+_MISSING = "-"
+
+
+def summary_table(results: Sequence[StepResult]) -> Table:
+    """A table for a terminal.
+
+    Args:
+        results: of the steps, in order. Accuracy and sparsity are shares, sizes are of the step's model as a
+            TFLite file, latency is the median of one thread.
+    """
+    table = Table(
+        title="float32 TFLite until quantize, int8 from there on; latency of one thread", title_justify="left"
+    )
+    titles, rows = _cells(results)
+    for title in titles:
+        table.add_column(title, justify="left" if title == "step" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def summary_lines(results: Sequence[StepResult]) -> list[str]:
+    """The same table in plain text, one string a line, for a log or a file."""
+    titles, rows = _cells(results)
+    grid = [titles, *rows]
+    widths = [max(len(row[column]) for row in grid) for column in range(len(titles))]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in grid]
+
+
+def _cells(results: Sequence[StepResult]) -> tuple[list[str], list[list[str]]]:
+    titles = ["step", *(title for title, _, _ in _COLUMNS), "wall time"]
+    rows = []
+    for result in results:
+        if result.status is Status.FAILED:
+            rows.append([result.step_id, "failed", *[_MISSING] * (len(_COLUMNS) - 1), f"{result.duration_s:.1f} s"])
+        elif all(name in result.metrics for name in _WITH_A_ROW):
+            cells = [_cell(result.metrics, name, write) for _, name, write in _COLUMNS]
+            rows.append([result.step_id, *cells, f"{result.duration_s:.1f} s"])
+    return titles, rows
+
+
+def _cell(metrics: Mapping[str, float], name: str, write: Callable[[float], str]) -> str:
+    return write(metrics[name]) if name in metrics else _MISSING

@@ -1,0 +1,158 @@
+"""StepSpec -> core -> StepResult: the only package that knows both sides.
+
+One function per kind, and a table of them (`kinds`); a new verb is one options model in the contract and
+one function there. A step hands its successor files only, so that each can run anywhere: it loads its
+inputs, works, measures what it made, and saves it.
+
+Every step that makes a model measures it as the TFLite file it would be (float32 until the quantize
+step), so that a table with one row a step compares like with like.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+
+from tfmot_ops.contract import Status, StepError, StepResult, StepSpec
+from tfmot_ops.errors import SpecError, TfmotOpsError
+from tfmot_ops.steps.kinds import KINDS, MODEL_KINDS, catalogue
+from tfmot_ops.steps.work import Progress, Work
+from tfmot_ops.store import Store
+
+__all__ = ["Progress", "catalogue", "check", "failed", "run_step", "versions"]
+
+#: Packages whose versions decide a step's numbers.
+_VERSIONED = (
+    "tfmot-ops",
+    "tensorflow",
+    "tf-keras",
+    "tensorflow-model-optimization",
+    "ai-edge-litert",
+    "numpy",
+    "mlflow",
+)
+
+#: Artifacts that a kind cannot work without.
+_REQUIRED_INPUTS: dict[str, tuple[str, ...]] = {
+    "prune": ("model",),
+    "fine_tune": ("model",),
+    "strip": ("model",),
+    "quantize": ("model",),
+    "evaluate": ("tflite",),
+    "register": ("tflite",),
+}
+
+
+def versions() -> dict[str, str]:
+    """Version of each installed package that decides a step's numbers."""
+    found = {}
+    for name in _VERSIONED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def check(spec: StepSpec) -> None:
+    """Refuse a spec that can never succeed, before anything is written for it.
+
+    Raises:
+        SpecError: an input is missing, or a name (model, data set, recipe) is unknown.
+    """
+    required = _REQUIRED_INPUTS.get(spec.options.kind, ())
+    missing = [name for name in required if name not in spec.inputs]
+    if missing:
+        raise SpecError(
+            f"inputs: {spec.options.kind} needs an artifact that the spec does not give",
+            required=", ".join(required),
+            received=", ".join(spec.inputs) or "no inputs",
+            remedy=f"add inputs.{missing[0]}, an output of the step before",
+        )
+    recipe = getattr(spec.options, "recipe", None)
+    if isinstance(recipe, str):
+        from tfmot_ops import core
+
+        core.recipes.decode(recipe)
+    _check_names(spec)
+
+
+def _check_names(spec: StepSpec) -> None:
+    dataset, model = getattr(spec.options, "dataset", None), getattr(spec.options, "model", None)
+    # A name with a colon carries its own source (`npz:<path>`, `application:<Name>`); who resolves it judges it.
+    if dataset is not None and ":" not in dataset:
+        from tfmot_ops.data import available_datasets
+
+        _check_name("dataset", dataset, available_datasets())
+    if model is not None and ":" not in model and not Path(model).exists():
+        from tfmot_ops.core.models import available_models
+
+        _check_name("model", model, available_models())
+
+
+def _check_name(name: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise SpecError(
+            f"options.{name}: nothing goes by this name",
+            required="one of " + ", ".join(sorted(known)),
+            received=value,
+            remedy=f"tfmot-ops list {name}s prints the names; a file needs to exist where the step runs",
+        )
+
+
+def run_step(spec: StepSpec, store: Store, workdir: Path, progress: Progress) -> StepResult:
+    """Run one step in this process.
+
+    The Keras session is cleared and every seed is set first, so a step gives the same numbers whether
+    it has a process of its own or follows another one in the same process.
+
+    Args:
+        spec: what to do.
+        store: where inputs come from and outputs go.
+        workdir: local folder for files in passing.
+        progress: told what goes on.
+
+    Returns:
+        The result with status `ok`.
+
+    Raises:
+        TfmotOpsError: the step could not be done; its class says whether a retry may help.
+    """
+    started = time.perf_counter()
+    workdir.mkdir(parents=True, exist_ok=True)
+    if spec.options.kind in MODEL_KINDS:
+        from tfmot_ops import core
+        from tfmot_ops.core import training
+
+        core.keras.backend.clear_session()
+        training.set_seed(spec.seed)
+    work = Work(spec, store, workdir, progress)
+    KINDS[spec.options.kind](work)
+    return StepResult(
+        step_id=spec.step_id,
+        kind=spec.options.kind,
+        spec_sha256=spec.sha256(),
+        status=Status.OK,
+        outputs=work.outputs,
+        metrics=work.metrics,
+        parameters=work.parameters,
+        layers=tuple(work.layers),
+        versions=versions(),
+        duration_s=time.perf_counter() - started,
+    )
+
+
+def failed(spec: StepSpec, error: Exception, duration_s: float) -> StepResult:
+    """The result of a step that raised `error` after `duration_s` seconds."""
+    code = error.exit_code if isinstance(error, TfmotOpsError) else TfmotOpsError.exit_code
+    return StepResult(
+        step_id=spec.step_id,
+        kind=spec.options.kind,
+        spec_sha256=spec.sha256(),
+        status=Status.FAILED,
+        error=StepError(type=type(error).__name__, message=str(error), exit_code=code),
+        versions=versions(),
+        duration_s=duration_s,
+    )

@@ -1,0 +1,194 @@
+"""One function per kind of step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from tfmot_ops.contract import ArtifactFormat, Method, Recipe
+from tfmot_ops.errors import SpecError, StepFailedError
+from tfmot_ops.steps.work import FLOAT, Work
+
+# The quantised weights only have to settle (see `Budget.qat_learning_rate`).
+_QAT_RATE = 0.1
+
+
+def _train(work: Work) -> None:
+    from tfmot_ops.core import models, training
+
+    options, data = work.options, work.data
+    model = models.build_model(options.model, data.input_shape, data.num_classes, work.spec.seed)
+    if not training.is_compiled(model):
+        training.compile_default(model, options.learning_rate)
+    work.parameters["model"] = options.model
+    work.progress.message(f"train {options.model}: {model.count_params()} weights, {len(data.x_train)} samples")
+    work.fit(model, options.epochs)
+    work.measure_float(model)
+    work.put_model(model)
+
+
+def _prune(work: Work) -> None:
+    from tfmot_ops import core
+
+    model, recipe = work.load_model(), work.recipe
+    if recipe.sparsity is None:
+        work.progress.message(f"prune: recipe {recipe.name} asks for no sparsity, the model passes through")
+        work.measure({"passed_through": 1})
+    else:
+        steps = work.epochs(recipe.budget.fine_tune_epochs) * work.steps_per_epoch
+        # Without training there is no schedule to follow: the mask is applied at once.
+        end_step = max(1, round(steps * recipe.sparsity.ramp_fraction)) if steps else None
+        model, layers = core.prune(model, recipe, end_step=end_step)
+        work.layers += layers
+    work.measure_float(model)
+    work.put_model(model)
+
+
+def _fine_tune(work: Work) -> None:
+    from tfmot_ops import core
+
+    model, recipe = work.load_model(), work.recipe
+    callbacks = core.pruning_callbacks() if recipe.sparsity else []
+    work.fit(model, work.epochs(recipe.budget.fine_tune_epochs), callbacks, rate=recipe.budget.fine_tune_learning_rate)
+    work.measure_float(model)
+    work.put_model(model)
+
+
+def _strip(work: Work) -> None:
+    from tfmot_ops import core
+
+    model, recipe = work.load_model(), work.recipe
+    if recipe.sparsity is None:
+        work.progress.message(f"strip: recipe {recipe.name} asks for no sparsity, the model passes through")
+        work.measure({"passed_through": 1})
+    else:
+        model = core.strip(model)
+        core.assert_sparsity(model, recipe)
+    work.measure_float(model)
+    work.put_model(model)
+
+
+def _quantize(work: Work) -> None:
+    from tfmot_ops import core
+
+    model, recipe, data = work.load_model(), work.recipe, work.data
+    if recipe.quantization and recipe.quantization.method is Method.QAT:
+        work.progress.message(f"quantize: inserting quantisers, calibrating with {len(work.calibration)} samples")
+        model, layers = core.quantize(model, recipe, work.calibration)
+        work.layers += layers
+        work.fit(
+            model, work.epochs(recipe.budget.qat_epochs), rate=recipe.budget.qat_learning_rate, rate_factor=_QAT_RATE
+        )
+    work.progress.message("quantize: exporting to TFLite")
+    tflite = core.export_tflite(model, recipe, work.calibration)
+    work.measure_tflite(tflite, model)
+    work.measure(core.evaluate(tflite, data.x_test, data.y_test))
+    work.measure({"validation_accuracy": core.evaluate(tflite, data.x_validation, data.y_validation)["accuracy"]})
+    work.put_bytes(tflite, "tflite", ArtifactFormat.TFLITE)
+    work.put_model(model)
+
+
+def _evaluate(work: Work) -> None:
+    from tfmot_ops import core
+
+    data, tflite = work.data, work.path("tflite").read_bytes()
+    model = work.load_model() if "model" in work.spec.inputs else None
+    work.measure_tflite(tflite, model)
+    work.measure(core.evaluate(tflite, data.x_test, data.y_test))
+    if model is None:
+        return
+    float_accuracy = core.evaluate(model, data.x_test, data.y_test)["accuracy"]
+    float_size = len(core.export_tflite(core.strip(model), FLOAT))
+    work.measure(core.agreement(model, tflite, data.x_test))
+    work.measure(
+        {
+            "float_accuracy": float_accuracy,
+            "accuracy_drop": float_accuracy - work.metrics["accuracy"],
+            "float_size_bytes": float_size,
+            "compression": float_size / len(tflite),
+        }
+    )
+
+
+def _register(work: Work) -> None:
+    """Hold the gates; the registry itself is the tracking side's, after this step ended well."""
+    options = work.options
+    for name, least in options.gates.items():
+        value = options.metrics.get(name)
+        if value is None or value < least:
+            raise StepFailedError(
+                f"gate {name} keeps {options.name} out of the registry",
+                required=f"{name} of at least {least}",
+                received="no such metric" if value is None else str(value),
+                remedy="train longer, use a milder recipe, or lower the gate",
+            )
+    work.measure(options.metrics)
+
+
+def _list(work: Work) -> None:
+    names = catalogue(work.options.what)
+    work.put_bytes(json.dumps(names, indent=2).encode(), "list", ArtifactFormat.JSON)
+    # The names travel in the result too: a DAG expands over them without reading a file.
+    work.parameters["list"] = list(names)
+
+
+def catalogue(what: str) -> dict[str, str]:
+    """Name -> one line on it, for all `architectures`, `models`, `datasets` or `recipes`.
+
+    Raises:
+        SpecError: there is no such catalogue.
+    """
+    from tfmot_ops import core, data
+    from tfmot_ops.core import models
+
+    catalogues: dict[str, Callable[[], dict[str, str]]] = {
+        "architectures": lambda: {name: f"application:{name}" for name in core.application_constructors()},
+        "models": models.available_models,
+        "datasets": data.available_datasets,
+        "recipes": lambda: {name: _in_words(recipe) for name, recipe in core.recipes.presets().items()},
+    }
+    if what not in catalogues:
+        raise SpecError("no such catalogue", required="one of " + ", ".join(catalogues), received=what)
+    return catalogues[what]()
+
+
+def _in_words(recipe: Recipe) -> str:
+    sparsity, quantization = recipe.sparsity, recipe.quantization
+    parts = [f"{sparsity.ratio:.0%} zeros"] if sparsity else []
+    parts += ["{} of {} in a row".format(*sparsity.n_of_m)] if sparsity and sparsity.n_of_m else []
+    if quantization:
+        parts.append(f"{quantization.weights} weights, {quantization.activations} activations, {quantization.method}")
+    return "; ".join(parts)
+
+
+def _compat(work: Work) -> None:
+    raise SpecError(
+        "compat comes with the sweep, which this version does not have",
+        required="a kind that this version runs: " + ", ".join(sorted(set(KINDS) - {"compat"})),
+        received=work.spec.options.kind,
+        remedy="use a version of tfmot_ops that has tfmot_ops.core.compat",
+    )
+
+
+def _record(work: Work) -> None:
+    """Nothing to compute: the tracking side does the work of open_run, close_run and summarize."""
+    work.progress.message(f"{work.spec.options.kind}: {work.spec.step_id}")
+
+
+#: Kinds that compute with a model, so need seeds set and a Keras session of their own.
+MODEL_KINDS = frozenset({"train", "prune", "fine_tune", "strip", "quantize", "evaluate"})
+#: What runs each kind.
+KINDS: dict[str, Callable[[Work], None]] = {
+    "open_run": _record,
+    "train": _train,
+    "prune": _prune,
+    "fine_tune": _fine_tune,
+    "strip": _strip,
+    "quantize": _quantize,
+    "evaluate": _evaluate,
+    "register": _register,
+    "list": _list,
+    "compat": _compat,
+    "summarize": _record,
+    "close_run": _record,
+}

@@ -1,0 +1,213 @@
+"""What a step works with: its options, data and recipe, its inputs and outputs, and what it has measured."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import JsonValue
+
+from tfmot_ops.contract import Artifact, ArtifactFormat, LayerReport, Quantization, Recipe, StepSpec
+from tfmot_ops.store import SUFFIXES, Store
+
+#: What a float model is exported with, to be measured as a TFLite file.
+FLOAT = Recipe(name="float32")
+_EXAMPLE_SAMPLES = 4
+
+
+class Progress(Protocol):
+    """Who is told how a step gets on."""
+
+    def message(self, text: str) -> None:
+        """Something a person who waits wants to know, in one line."""
+
+    def epoch(self, stage: str, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
+        """Epoch number `epoch` (from 1) of `epochs` ended with these metrics."""
+
+    def model(self, model: Any, example: Any) -> None:
+        """The step made this tf_keras model; `example` is a batch of its input, [samples, ...]."""
+
+
+@dataclass
+class Work:
+    """What a step works with, and what it has to show so far."""
+
+    spec: StepSpec
+    store: Store
+    workdir: Path
+    progress: Progress
+    outputs: dict[str, Artifact] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    parameters: dict[str, JsonValue] = field(default_factory=dict)
+    layers: list[LayerReport] = field(default_factory=list)
+
+    @property
+    def options(self) -> Any:
+        """The options of the step; its function knows their type from the kind."""
+        return self.spec.options
+
+    @cached_property
+    def data(self) -> Any:
+        """The data set, split by the seed of the spec."""
+        from tfmot_ops.data import load_dataset
+
+        data = load_dataset(self.options.dataset, seed=self.spec.seed, limit=self.options.limit)
+        self.parameters |= {"dataset": self.options.dataset, "dataset_digest": data.digest}
+        self.parameters |= {"dataset_train_samples": len(data.x_train), "batch_size": self.options.batch_size}
+        return data
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe, decoded when the spec names it."""
+        from tfmot_ops import core
+
+        recipe: Recipe = core.recipes.resolve(self.options.recipe)
+        self.parameters["recipe"] = recipe.model_dump(mode="json")
+        return recipe
+
+    @property
+    def calibration(self) -> Any:
+        """Samples the activation ranges are read from, [samples, ...]."""
+        quantization = self.recipe.quantization or Quantization()
+        return self.data.x_calibration[: quantization.calibration_samples]
+
+    def path(self, name: str) -> Path:
+        """Path of the local copy of an input; fetched and verified at each call."""
+        return self.store.fetch(self.spec.inputs[name], self.workdir / "inputs" / name)
+
+    def load_model(self) -> Any:
+        """The input `model`."""
+        from tfmot_ops import core
+
+        return core.load_model(self.path("model"))
+
+    def put_model(self, model: Any) -> None:
+        """Save the output `model` and say how it is compiled."""
+        from tfmot_ops import core
+        from tfmot_ops.core import training
+
+        path = self.workdir / "model.h5"
+        core.save_model(model, path)
+        self.outputs["model"] = self.store.put(path, "model", ArtifactFormat.KERAS_H5)
+        self.parameters["compile"] = dict(training.compile_parameters(model))
+        self.progress.model(model, self.data.x_calibration[:_EXAMPLE_SAMPLES])
+
+    def put_bytes(self, data: bytes, name: str, artifact_format: ArtifactFormat) -> None:
+        """Save an output that is not a model."""
+        path = self.workdir / (name + SUFFIXES[artifact_format])
+        path.write_bytes(data)
+        self.outputs[name] = self.store.put(path, name, artifact_format)
+
+    def epochs(self, budget: int) -> int:
+        """Epochs the spec asks for, else those of the recipe's budget."""
+        asked: int | None = self.options.epochs
+        return budget if asked is None else asked
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Weight updates in an epoch."""
+        return math.ceil(len(self.data.x_train) / int(self.options.batch_size))
+
+    def fit(
+        self, model: Any, epochs: int, callbacks: Any = (), *, rate: float | None = None, rate_factor: float = 1.0
+    ) -> None:
+        """Train a compiled model in place on the data set.
+
+        Args:
+            model: compiled tf_keras model.
+            epochs: passes over the training samples; 0 trains nothing.
+            callbacks: Keras callbacks.
+            rate: learning rate; None takes the compiled one times `rate_factor`.
+            rate_factor: see `rate`; a compiled schedule is kept as it is.
+        """
+        from tfmot_ops.core import training
+
+        kind, data = self.spec.options.kind, self.data
+        with _learning_rate(model, rate, rate_factor):
+            self.parameters |= {"epochs": epochs, "learning_rate": str(model.optimizer.get_config()["learning_rate"])}
+            training.fit(
+                model,
+                data.x_train,
+                data.y_train,
+                (data.x_validation, data.y_validation),
+                epochs=epochs,
+                batch_size=self.options.batch_size,
+                seed=self.spec.seed,
+                callbacks=callbacks,
+                on_epoch=lambda epoch, of, metrics: self.progress.epoch(kind, epoch, of, metrics),
+            )
+
+    def measure(self, metrics: Mapping[str, float]) -> None:
+        """Keep the metrics that have a finite value; the others could not be measured."""
+        self.metrics |= {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+
+    def measure_float(self, model: Any) -> None:
+        """Measure a float model, pruning wrappers or not: accuracy in [0, 1], and what its TFLite file is like."""
+        from tfmot_ops import core
+
+        data = self.data
+        self.measure(core.evaluate(model, data.x_test, data.y_test))
+        self.measure({"validation_accuracy": core.evaluate(model, data.x_validation, data.y_validation)["accuracy"]})
+        stripped = core.strip(model)
+        self.measure_tflite(core.export_tflite(stripped, FLOAT), stripped)
+
+    def measure_tflite(self, tflite: bytes, model: Any = None) -> None:
+        """Measure a TFLite file: sizes in bytes, shares in [0, 1], counts of TFLite ops, latency in milliseconds.
+
+        Args:
+            tflite: the file's bytes.
+            model: tf_keras model it comes from; says which kernels the recipe prunes.
+        """
+        from tfmot_ops import core
+
+        profile = core.profile_tflite(tflite)
+        self.measure(self._sparsity(profile, model))
+        self.measure(
+            {
+                "size_bytes": profile.size_bytes,
+                "gzip_bytes": profile.gzip_bytes,
+                "int8_mac_fraction": profile.int8_mac_fraction,
+                "float_ops": profile.float_ops,
+                "requantize_ops": profile.requantize_ops,
+                "latency_ms": core.latency_ms(tflite, threads=1).median,
+            }
+        )
+
+    def _sparsity(self, profile: Any, model: Any) -> dict[str, float]:
+        """Zeros in the file's own weight tensors: of those the recipe prunes, of all when it prunes none."""
+        from tfmot_ops.core.sparsity import prunable
+
+        if model is None or getattr(self.options, "recipe", None) is None or self.recipe.sparsity is None:
+            return {"sparsity": profile.weight_sparsity}
+        zeros, size, least = 0.0, 0, 1.0
+        for layer, _ in prunable(model, self.recipe).values():
+            # The export names a tensor by its layer.
+            names = [name for name in profile.sparsity if f"L.{layer.name}/" in name]
+            if names:
+                # A separable convolution has two; the one with more zeros is the pruned one.
+                name = max(names, key=profile.sparsity.__getitem__)
+                zeros += profile.sparsity[name] * profile.weight_sizes[name]
+                size += profile.weight_sizes[name]
+                least = min(least, profile.sparsity[name])
+        return {"sparsity": zeros / size, "least_layer_sparsity": least} if size else {}
+
+
+@contextlib.contextmanager
+def _learning_rate(model: Any, rate: float | None, factor: float) -> Iterator[None]:
+    """Train at another rate; afterwards the model is compiled as it was, as its next step starts from that."""
+    compiled = model.optimizer
+    try:
+        config = compiled.get_config()
+        # A schedule has no one rate to scale, so only an explicit rate replaces it.
+        if rate is None and factor != 1.0 and isinstance(config["learning_rate"], int | float):
+            rate = factor * config["learning_rate"]
+        if rate is not None:
+            model.optimizer = type(compiled).from_config({**config, "learning_rate": rate})
+        yield
+    finally:
+        model.optimizer = compiled

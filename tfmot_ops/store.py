@@ -1,0 +1,179 @@
+"""Artifacts as files: put one where the next step finds it, fetch one and check that it is the same.
+
+A store is any fsspec folder (a path, `file://`, `s3://`, ...). The store of a tracking run lives in
+`tracking`, which builds on the functions here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from pathlib import Path
+from typing import Protocol
+
+import fsspec
+
+from tfmot_ops.contract import Artifact, ArtifactFormat
+from tfmot_ops.errors import ArtifactError
+
+#: File name ending of each format; the next reader (Keras, the converter, a browser) goes by it.
+SUFFIXES = {
+    ArtifactFormat.KERAS_H5: ".h5",
+    ArtifactFormat.TFLITE: ".tflite",
+    ArtifactFormat.JSON: ".json",
+    ArtifactFormat.HTML: ".html",
+}
+
+# An object store shows an object only once it is complete, and renames by copying: a detour through a
+# temporary name would cost a second upload and gain nothing.
+_OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl"})
+
+
+class Store(Protocol):
+    """Where a step's outputs go and its inputs come from."""
+
+    def put(self, path: Path, name: str, artifact_format: ArtifactFormat) -> Artifact:
+        """Copy the file at `path` into the store under `name`.
+
+        Args:
+            path: a local file.
+            name: output name, without a suffix (`model`, `tflite`).
+            artifact_format: what is inside.
+
+        Returns:
+            The artifact with its URI, sha256 and size in bytes.
+
+        Raises:
+            ArtifactError: the store cannot be written.
+        """
+
+    def fetch(self, artifact: Artifact, folder: Path) -> Path:
+        """Copy an artifact into the local `folder`.
+
+        Returns:
+            Path of the verified copy.
+
+        Raises:
+            ArtifactError: it is missing, unreadable, or not the one that was recorded.
+        """
+
+
+def describe(path: Path, uri: str, artifact_format: ArtifactFormat) -> Artifact:
+    """The artifact of the local file at `path`, to be read from `uri` later."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Artifact(uri=uri, sha256=digest, size_bytes=path.stat().st_size, format=artifact_format)
+
+
+def verify(path: Path, artifact: Artifact) -> Path:
+    """Compare the local copy of an artifact with what was recorded when it was written.
+
+    Returns:
+        `path`, when size and sha256 agree.
+
+    Raises:
+        ArtifactError: they do not.
+    """
+    found = describe(path, artifact.uri, artifact.format)
+    if found != artifact:
+        raise ArtifactError(
+            f"{artifact.uri} is not the file that was recorded",
+            required=f"{artifact.size_bytes} bytes with sha256 {artifact.sha256}",
+            received=f"{found.size_bytes} bytes with sha256 {found.sha256}",
+            remedy="run the step that writes it again; something else wrote or cut short this file",
+        )
+    return path
+
+
+def fetch(artifact: Artifact, folder: Path) -> Path:
+    """Copy an artifact from any fsspec URI into the local `folder`, and verify it.
+
+    Args:
+        artifact: what to fetch.
+        folder: local folder; created when missing.
+
+    Returns:
+        Path of the verified copy.
+
+    Raises:
+        ArtifactError: it is missing, unreadable, or not the one that was recorded.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / artifact.uri.rstrip("/").rsplit("/", 1)[-1]
+    try:
+        filesystem, source = fsspec.core.url_to_fs(artifact.uri)
+        filesystem.get_file(source, str(target))
+    except (OSError, ValueError, ImportError) as error:
+        # ValueError: no such protocol; ImportError: the protocol's own package is not installed.
+        raise unreadable(artifact, error) from error
+    return verify(target, artifact)
+
+
+def unreadable(artifact: Artifact, error: Exception) -> ArtifactError:
+    """The error for an artifact that cannot be copied here."""
+    return ArtifactError(
+        f"cannot read {artifact.uri}",
+        required="a file that this machine can read",
+        received=f"{type(error).__name__}: {error}",
+        remedy="run the step that writes it again, or give this step access to the store",
+    )
+
+
+def put(path: Path, output_uri: str, name: str, artifact_format: ArtifactFormat) -> Artifact:
+    """Copy a local file to the folder `output_uri`, where it appears complete or not at all.
+
+    Args:
+        path: a local file.
+        output_uri: folder as a path or any fsspec URI; created when missing.
+        name: output name, without a suffix.
+        artifact_format: decides the suffix.
+
+    Returns:
+        The artifact with its URI, sha256 and size in bytes.
+
+    Raises:
+        ArtifactError: the folder cannot be written.
+    """
+    file_name = name + SUFFIXES[artifact_format]
+    try:
+        filesystem, folder = fsspec.core.url_to_fs(output_uri)
+        filesystem.makedirs(folder, exist_ok=True)
+        target = f"{folder.rstrip('/')}/{file_name}"
+        if _OBJECT_STORES.isdisjoint(_protocols(filesystem)):
+            temporary = f"{folder.rstrip('/')}/.{file_name}.{uuid.uuid4().hex}"
+            filesystem.put_file(str(path), temporary)
+            filesystem.mv(temporary, target)
+        else:
+            filesystem.put_file(str(path), target)
+    except (OSError, ValueError, ImportError) as error:
+        raise ArtifactError(
+            f"cannot write {file_name} to {output_uri}",
+            required="a folder that this machine can write",
+            received=f"{type(error).__name__}: {error}",
+            remedy="give the step a writable output_uri",
+        ) from error
+    return describe(path, filesystem.unstrip_protocol(target), artifact_format)
+
+
+def _protocols(filesystem: fsspec.AbstractFileSystem) -> tuple[str, ...]:
+    protocol = filesystem.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+
+class FsspecStore:
+    """A folder on any file system that fsspec knows.
+
+    Args:
+        output_uri: the folder, as a path or a URI.
+    """
+
+    def __init__(self, output_uri: str) -> None:
+        self.output_uri = output_uri
+
+    def put(self, path: Path, name: str, artifact_format: ArtifactFormat) -> Artifact:
+        """See `Store.put`."""
+        return put(path, self.output_uri, name, artifact_format)
+
+    def fetch(self, artifact: Artifact, folder: Path) -> Path:
+        """See `Store.fetch`."""
+        return fetch(artifact, folder)

@@ -1,0 +1,11 @@
+"""StepResult -> MLflow: the only importer of mlflow.
+
+A pipeline is a parent run, each of its steps a child run. A step is known over its retries by its key
+(dag, run, task, map index): the same key takes up the run it has instead of adding one.
+"""
+
+from tfmot_ops.tracking.client import MlflowStore, fetch_artifact
+from tfmot_ops.tracking.models import fetch_model, is_model_uri, load_logged_model
+from tfmot_ops.tracking.run import StepRun
+
+__all__ = ["MlflowStore", "StepRun", "fetch_artifact", "fetch_model", "is_model_uri", "load_logged_model"]

@@ -1,0 +1,158 @@
+"""The connection to MLflow, made quiet and safe to open by many processes, and its artifact store."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+# MLflow's own switches, set before its import: no progress bars, no telemetry, no line for each run on
+# stdout, no warning about environment variables at each model. What the user has set wins.
+for _name, _value in {
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+import mlflow  # noqa: E402 - only after its switches
+from mlflow.exceptions import MlflowException  # noqa: E402
+
+from tfmot_ops import store as files  # noqa: E402
+from tfmot_ops.contract import Artifact, ArtifactFormat  # noqa: E402
+from tfmot_ops.errors import ArtifactError, StepFailedError  # noqa: E402
+
+#: URI schemes that only MLflow can read.
+MLFLOW_SCHEMES = ("runs:/", "models:/", "mlflow-artifacts:/")
+
+_SQLITE = "sqlite:///"
+
+
+def _quiet() -> None:
+    # Import configures these loggers, so they are set after it. Alembic tells each migration of a fresh store.
+    for name in ("mlflow", "alembic", "alembic.runtime.migration"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+_quiet()
+
+
+def connect(uri: str, experiment: str) -> tuple[mlflow.MlflowClient, str]:
+    """A client for the tracking server or file at `uri`, and the id of the experiment there.
+
+    A SQLite file is created when missing; its artifacts go to `mlflow-artifacts` beside it.
+
+    Raises:
+        StepFailedError: the server or file cannot be used; a server may come back, so a retry may help.
+    """
+    try:
+        with _sqlite_lock(uri):
+            mlflow.set_tracking_uri(uri)
+            client = mlflow.MlflowClient(tracking_uri=uri)
+            return client, _experiment_id(client, uri, experiment)
+    except (MlflowException, OSError) as error:
+        raise StepFailedError(
+            f"tracking: cannot use {uri}",
+            required="an MLflow server that answers, or sqlite:///<path> in a folder that can be written",
+            received=f"{type(error).__name__}: {error}",
+            remedy="start the server, or correct tracking.uri",
+        ) from error
+
+
+@contextlib.contextmanager
+def _sqlite_lock(uri: str) -> Iterator[None]:
+    """Let one process at a time create the tables: processes that do so at once crash in the migrations."""
+    if not uri.startswith(_SQLITE):
+        yield
+        return
+    path = _sqlite_path(uri)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(path.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _sqlite_path(uri: str) -> Path:
+    return Path(uri.removeprefix(_SQLITE).split("?", 1)[0]).resolve()
+
+
+def _experiment_id(client: mlflow.MlflowClient, uri: str, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        # MLflow's default for a SQLite store is `mlruns` in whatever folder the process happens to be in.
+        folder = (_sqlite_path(uri).parent / "mlflow-artifacts").as_uri() if uri.startswith(_SQLITE) else None
+        try:
+            return str(client.create_experiment(name, artifact_location=folder))
+        except MlflowException:
+            # Another process was quicker; if that is not it, the next line fails with the reason.
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    return str(found.experiment_id)
+
+
+def download(uri: str, folder: Path, tracking_uri: str) -> Path:
+    """Copy the file or folder at an MLflow URI into the local `folder`.
+
+    Raises:
+        MlflowException, OSError: it cannot be read.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=tracking_uri))
+
+
+class MlflowStore:
+    """The artifacts of a step's run: what one step puts there, the next one fetches by `runs:/<run_id>/<file>`.
+
+    Args:
+        client: connected to the tracking server.
+        run_id: run that outputs are put on.
+        output_uri: when given, outputs go to this folder and the run gets a copy.
+    """
+
+    def __init__(self, client: mlflow.MlflowClient, run_id: str, output_uri: str | None = None) -> None:
+        self._client = client
+        self._run_id = run_id
+        self._output_uri = output_uri
+
+    def put(self, path: Path, name: str, artifact_format: ArtifactFormat) -> Artifact:
+        """See `tfmot_ops.store.Store.put`."""
+        named = path.with_name(name + files.SUFFIXES[artifact_format])
+        if named != path:
+            shutil.copyfile(path, named)
+        try:
+            self._client.log_artifact(self._run_id, str(named))
+        except (MlflowException, OSError) as error:
+            raise ArtifactError(
+                f"cannot write {named.name} to run {self._run_id}",
+                required="an artifact store that this machine can write",
+                received=f"{type(error).__name__}: {error}",
+                remedy="give this step access to the experiment's artifact location",
+            ) from error
+        if self._output_uri is not None:
+            return files.put(named, self._output_uri, name, artifact_format)
+        return files.describe(named, f"runs:/{self._run_id}/{named.name}", artifact_format)
+
+    def fetch(self, artifact: Artifact, folder: Path) -> Path:
+        """See `tfmot_ops.store.Store.fetch`."""
+        if not artifact.uri.startswith(MLFLOW_SCHEMES):
+            return files.fetch(artifact, folder)
+        try:
+            path = download(artifact.uri, folder, self._client.tracking_uri)
+        except (MlflowException, OSError) as error:
+            raise files.unreadable(artifact, error) from error
+        return files.verify(path, artifact)
+
+
+def fetch_artifact(artifact: Artifact, folder: Path, tracking_uri: str) -> Path:
+    """Copy an artifact of any run into the local `folder`, and verify it.
+
+    Raises:
+        ArtifactError: it is missing, unreadable, or not the one that was recorded.
+    """
+    return MlflowStore(mlflow.MlflowClient(tracking_uri=tracking_uri), "").fetch(artifact, folder)

@@ -1,0 +1,159 @@
+"""Models in MLflow: log one that can be loaded back, load it, fetch one by URI, register a TFLite file."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, infer_signature
+
+from tfmot_ops.contract import RegisterOptions
+from tfmot_ops.errors import ArtifactError
+from tfmot_ops.tracking.client import MLFLOW_SCHEMES, download
+
+# Named, because MLflow would start a second TensorFlow for half a minute to find them out.
+_KERAS_REQUIREMENTS = ("tensorflow", "tf-keras", "tensorflow-model-optimization")
+_TFLITE_REQUIREMENTS = ("ai-edge-litert", "numpy")
+
+
+def is_model_uri(name: str) -> bool:
+    """Whether a model's name is an MLflow URI."""
+    return name.startswith(MLFLOW_SCHEMES)
+
+
+def log_keras_model(client: mlflow.MlflowClient, run_id: str, model: Any, example: Any) -> None:
+    """Log a tf_keras model with signature and input example; it replaces the one of an earlier attempt.
+
+    Args:
+        client: connected to the tracking server.
+        run_id: run that gets the model.
+        model: also a pruned or quantised one.
+        example: a batch of its input, [samples, ...].
+    """
+    import mlflow.tensorflow
+
+    _forget(client, run_id)
+    Model.log(
+        artifact_path=None,
+        name="model",
+        flavor=mlflow.tensorflow,
+        run_id=run_id,
+        model=model,
+        signature=infer_signature(example, model.predict_on_batch(example)),
+        input_example=example,
+        pip_requirements=_pinned(_KERAS_REQUIREMENTS),
+        # The default format loses the quantisers' variables.
+        keras_model_kwargs={"save_format": "h5"},
+    )
+
+
+def _forget(client: mlflow.MlflowClient, run_id: str) -> None:
+    outputs = client.get_run(run_id).outputs
+    for output in outputs.model_outputs if outputs else []:
+        client.delete_logged_model(output.model_id)
+
+
+def _pinned(packages: tuple[str, ...]) -> list[str]:
+    from importlib import metadata
+
+    return [f"{package}=={metadata.version(package)}" for package in packages]
+
+
+def load_logged_model(uri: str, tracking_uri: str | None = None) -> Any:
+    """Load a tf_keras model from MLflow, with the classes that pruned and quantised models need.
+
+    Args:
+        uri: `models:/...`, `runs:/<run_id>/<path>`, or any other MLflow URI.
+        tracking_uri: MLflow server; None takes the current one.
+
+    Returns:
+        The model; it gives the outputs of the one that was logged.
+
+    Raises:
+        ArtifactError: there is no model at this URI.
+    """
+    from tfmot_ops import core
+
+    with tempfile.TemporaryDirectory() as folder:
+        return core.load_model(fetch_model(uri, Path(folder), tracking_uri or mlflow.get_tracking_uri()))
+
+
+def fetch_model(uri: str, folder: Path, tracking_uri: str) -> Path:
+    """Copy the model at an MLflow URI into the local `folder`.
+
+    Returns:
+        Path of the Keras file or SavedModel folder inside.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    try:
+        path = download(uri, folder, tracking_uri)
+    except (MlflowException, OSError) as error:
+        raise ArtifactError(
+            f"cannot read model {uri}",
+            required="a model on this tracking server",
+            received=f"{type(error).__name__}: {error}",
+            remedy="open the run or the registry in the MLflow UI and copy the URI from there",
+        ) from error
+    if path.is_file():
+        return path
+    # The layout of MLflow's tensorflow flavor: what Keras saved is `data/model`, with the suffix of its format.
+    for candidate in ("data/model.h5", "data/model.keras", "data/model"):
+        if (path / candidate).exists():
+            return path / candidate
+    raise ArtifactError(
+        f"{uri} holds no Keras model",
+        required="a model that was logged with mlflow.tensorflow",
+        received=", ".join(sorted(entry.name for entry in path.iterdir())) or "an empty folder",
+        remedy="log the model with mlflow.tensorflow.log_model(model, keras_model_kwargs={'save_format': 'h5'})",
+    )
+
+
+def register_tflite(client: mlflow.MlflowClient, run_id: str, tflite: Path, options: RegisterOptions) -> str:
+    """Register a TFLite file as a model that `mlflow.pyfunc` loads, under an alias.
+
+    A retry of the same run finds the version it made and only sets the alias again.
+
+    Returns:
+        The version's number.
+    """
+    import mlflow.pyfunc
+
+    known = client.search_model_versions(f"name = '{options.name}'")
+    made = [version.version for version in known if version.run_id == run_id]
+    if not made:
+        info = Model.log(
+            artifact_path=None,
+            name="tflite",
+            flavor=mlflow.pyfunc,
+            run_id=run_id,
+            python_model=str(Path(__file__).with_name("tflite_pyfunc.py")),
+            artifacts={"tflite": str(tflite)},
+            pip_requirements=_pinned(_TFLITE_REQUIREMENTS),
+            signature=_tflite_signature(tflite),
+            registered_model_name=options.name,
+            # Log takes it from here to tell a function, a class and a file apart.
+            flavor_name="python_function",
+        )
+        made = [info.registered_model_version]
+    client.set_registered_model_alias(options.name, options.alias, str(made[0]))
+    return str(made[0])
+
+
+def _tflite_signature(tflite: Path) -> Any:
+    import numpy as np
+    from ai_edge_litert.interpreter import Interpreter
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    interpreter = Interpreter(model_path=str(tflite), num_threads=1)
+
+    def schema(details: list[dict[str, Any]]) -> Schema:
+        # The pyfunc takes and gives real values; the batch axis is free.
+        return Schema([TensorSpec(np.dtype(np.float32), (-1, *tensor["shape"][1:])) for tensor in details])
+
+    return ModelSignature(schema(interpreter.get_input_details()), schema(interpreter.get_output_details()))

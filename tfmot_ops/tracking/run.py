@@ -1,0 +1,202 @@
+"""The run of one step: found or made by its key, filled while the step works, ended with its result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.utils.time import get_current_time_millis
+
+from tfmot_ops.contract import (
+    CloseRunOptions,
+    RegisterOptions,
+    Status,
+    StepResult,
+    StepSpec,
+    SummarizeOptions,
+    Tracking,
+)
+from tfmot_ops.errors import SpecError
+from tfmot_ops.tracking.client import MlflowStore, connect
+from tfmot_ops.tracking.models import log_keras_model, register_tflite
+
+_KEY_TAG = "tfmot_ops.key"
+_PARENT_TAG = "mlflow.parentRunId"
+_LAYER_TABLE = "layers.json"
+# Limits of one MLflow request.
+_PARAMS_A_BATCH = 100
+_METRICS_A_BATCH = 1000
+_LONGEST_PARAM = 6000
+
+# Kinds that speak about the parent, so need no run of their own.
+_ON_THE_PARENT = frozenset({"close_run", "summarize"})
+
+# Figures of the last step that has them, under the names that two pipelines are compared by.
+_FINAL = {
+    "accuracy": "int8_accuracy",
+    "float_accuracy": "float_accuracy",
+    "accuracy_drop": "accuracy_drop",
+    "sparsity": "final_sparsity",
+    "size_bytes": "tflite_size_bytes",
+    "gzip_bytes": "tflite_gzip_bytes",
+    "int8_mac_fraction": "int8_mac_fraction",
+    "latency_ms": "tflite_latency_ms",
+}
+
+
+class StepRun:
+    """The MLflow run of a step; also the `Progress` a step reports to, live.
+
+    Args:
+        spec: the step; `spec.tracking` must be given.
+
+    Raises:
+        SpecError: `spec` has no tracking.
+        StepFailedError: MLflow cannot be reached.
+    """
+
+    def __init__(self, spec: StepSpec) -> None:
+        if spec.tracking is None:
+            raise SpecError("tracking: the spec names no MLflow", required="tracking.uri", received="nothing")
+        self._spec = spec
+        self._client, experiment_id = connect(spec.tracking.uri, spec.tracking.experiment)
+        self.run_id = self._take_up(spec, spec.tracking, experiment_id)
+        self.store = MlflowStore(self._client, self.run_id, spec.output_uri)
+        if spec.options.kind == "open_run":
+            self._log_params(spec.options.parameters)
+
+    def _take_up(self, spec: StepSpec, tracking: Tracking, experiment_id: str) -> str:
+        if spec.options.kind in _ON_THE_PARENT and tracking.parent_run_id:
+            return tracking.parent_run_id
+        tags = {f"{_KEY_TAG}.{name}": value for name, value in tracking.key.items()}
+        tags |= {"tfmot_ops.step_id": spec.step_id, "tfmot_ops.kind": spec.options.kind}
+        if tracking.parent_run_id:
+            tags[_PARENT_TAG] = tracking.parent_run_id
+        if tracking.key:
+            # Keys hold whatever a DAG's run id holds; the digest needs no quoting in a query.
+            text = json.dumps([tracking.key, spec.options.kind], sort_keys=True)
+            tags[_KEY_TAG] = hashlib.sha256(text.encode()).hexdigest()
+            found = self._client.search_runs([experiment_id], f"tags.`{_KEY_TAG}` = '{tags[_KEY_TAG]}'", max_results=1)
+            if found:
+                self._client.update_run(found[0].info.run_id, status="RUNNING")
+                return str(found[0].info.run_id)
+        name = getattr(spec.options, "name", spec.step_id) if spec.options.kind == "open_run" else spec.step_id
+        run: Run = self._client.create_run(experiment_id, tags=tags, run_name=name)
+        return str(run.info.run_id)
+
+    def message(self, text: str) -> None:
+        """Messages are for people; the run keeps figures."""
+
+    def epoch(self, stage: str, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
+        """Log the metrics of an epoch at once, as `epoch.<name>`, so that a chart grows while the step works."""
+        del stage, epochs
+        self._log_metrics({f"epoch.{name}": value for name, value in metrics.items()}, step=epoch)
+
+    def model(self, model: Any, example: Any) -> None:
+        """Log the model the step made."""
+        log_keras_model(self._client, self.run_id, model, example)
+
+    def finish(self, result: StepResult, workdir: Path) -> StepResult:
+        """Record the result and end the run.
+
+        Args:
+            result: how the step ended, also when it failed.
+            workdir: local folder for files in passing.
+
+        Returns:
+            The result with the id of its run.
+        """
+        result = result.model_copy(update={"tracking_run_id": self.run_id})
+        options = self._spec.options
+        if isinstance(options, CloseRunOptions | SummarizeOptions):
+            self._log_metrics(summary(options.steps))
+        else:
+            self._record(result)
+        if isinstance(options, RegisterOptions) and result.status is Status.OK:
+            tflite = self.store.fetch(self._spec.inputs["tflite"], workdir / "register")
+            version = register_tflite(self._client, self.run_id, tflite, options)
+            result = result.model_copy(update={"parameters": {**result.parameters, "registered_version": version}})
+        self._end(result)
+        return result
+
+    def _record(self, result: StepResult) -> None:
+        self._log_params({**result.parameters, "seed": self._spec.seed, "versions": dict(result.versions)})
+        self._log_metrics({**result.metrics, "duration_s": result.duration_s})
+        if result.layers:
+            self._log_layers(result)
+        self._client.log_dict(self.run_id, result.model_dump(mode="json"), "result.json")
+
+    def _log_layers(self, result: StepResult) -> None:
+        rows = [layer.model_dump(mode="json") for layer in result.layers]
+        table = {column: [row[column] for row in rows] for column in rows[0]}
+        if any(artifact.path == _LAYER_TABLE for artifact in self._client.list_artifacts(self.run_id)):
+            # A retry: log_table would append to the table of the attempt before.
+            data = [list(row.values()) for row in rows]
+            self._client.log_dict(self.run_id, {"columns": list(table), "data": data}, _LAYER_TABLE)
+        else:
+            self._client.log_table(self.run_id, table, _LAYER_TABLE)
+
+    def _end(self, result: StepResult) -> None:
+        options = self._spec.options
+        if options.kind in ("open_run", "summarize") and result.status is Status.OK:
+            return  # the parent stays open for the steps to come
+        failed = result.status is not Status.OK or bool(getattr(options, "failed", ()))
+        if result.error is not None:
+            self._client.set_tag(self.run_id, "mlflow.note.content", f"```\n{result.error.message}\n```")
+        self._client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED")
+
+    def _log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        now = get_current_time_millis()
+        entities = [Metric(name, float(value), now, step) for name, value in metrics.items()]
+        for batch in _batches(entities, _METRICS_A_BATCH):
+            self._client.log_batch(self.run_id, metrics=batch)
+
+    def _log_params(self, parameters: Mapping[str, Any]) -> None:
+        """Log parameters flat. MLflow fixes a parameter once it is logged: what a retry has otherwise becomes a tag."""
+        known = self._client.get_run(self.run_id).data.params
+        wanted = {_name(name): value[:_LONGEST_PARAM] for name, value in flatten(parameters).items()}
+        new = [Param(name, value) for name, value in wanted.items() if name not in known]
+        for batch in _batches(new, _PARAMS_A_BATCH):
+            self._client.log_batch(self.run_id, params=batch)
+        changed = {name: value for name, value in wanted.items() if known.get(name, value) != value}
+        self._client.log_batch(self.run_id, tags=[RunTag(f"retry.{name}", value) for name, value in changed.items()])
+
+
+def summary(steps: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The figures of a whole chain, for its parent run.
+
+    Args:
+        steps: step name -> its metrics, in the order of the chain.
+
+    Returns:
+        `<step>.<metric>` for each, and the last step's figures under plain names (`int8_accuracy`).
+    """
+    figures = {f"{step}.{name}": value for step, metrics in steps.items() for name, value in metrics.items()}
+    for metrics in steps.values():
+        figures |= {plain: metrics[name] for name, plain in _FINAL.items() if name in metrics}
+    return figures
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested parameters with dotted names, as the text MLflow keeps."""
+    flat: dict[str, str] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value if isinstance(value, str) else json.dumps(value, default=str)
+    return flat
+
+
+def _name(name: str) -> str:
+    """A name MLflow accepts."""
+    return re.sub(r"[^\w.\-/ :]", "_", name)
+
+
+def _batches(entities: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [entities[start : start + size] for start in range(0, len(entities), size)]
