@@ -1,4 +1,4 @@
-"""DAGs whose steps a FakeRunner answers; as a script it runs each through `dag.test()` and writes down what came of it."""
+"""DAGs whose steps a FakeRunner answers; run as a script: each through `dag.test()`, results in a file."""
 
 import json
 import sys

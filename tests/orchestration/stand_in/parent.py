@@ -1,3 +1,4 @@
+# ruff: noqa: T201 - a command prints
 """Starts a step that hangs, as a task's process does, and waits for it; the test kills this process."""
 
 import sys

@@ -1,3 +1,4 @@
+# ruff: noqa: T201 - a command prints
 """Stands in for `tfmot-ops run` where only the process matters: it does what the spec's run name says."""
 
 import argparse
@@ -12,7 +13,9 @@ from pathlib import Path
 
 from tfmot_ops.contract import Status, StepResult, StepSpec
 
-_STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(300)"
+_STUBBORN = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(300)"
+)
 
 
 def _die_with_parent():
@@ -27,7 +30,7 @@ def _answer(spec, path):
         spec_sha256=spec.sha256(),
         status=Status.OK,
         metrics={"pid": os.getpid()},
-        parameters={"cwd": os.getcwd(), "told": os.environ.get("TOLD")},
+        parameters={"cwd": str(Path.cwd()), "told": os.environ.get("TOLD")},
     )
     path.write_text(result.model_dump_json(), encoding="utf-8")
 

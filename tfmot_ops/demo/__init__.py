@@ -1,0 +1,1 @@
+"""`make demo` and `make ui`: everything on this machine, in the folder `.demo` of a checkout."""

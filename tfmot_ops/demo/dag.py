@@ -1,0 +1,62 @@
+"""Runs one DAG through `dag.test()` in this process and writes its results to a file.
+
+`python -m tfmot_ops.demo.dag <name> <params as JSON> <answer file>`, with Airflow's settings in the environment.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk import DAG
+
+from tfmot_ops.errors import SpecError
+
+
+def run_dag(name: str, params: dict[str, Any], answer_file: Path) -> int:
+    """Run the DAG and write down how it ended: its state, the results by task, the reasons of what failed."""
+    from airflow.models.xcom import XComModel
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    dag = load_dag(name)
+    reasons: dict[str, str] = {}
+
+    def note(context: Any) -> None:
+        reasons[context["ti"].task_id] = str(context.get("exception"))
+
+    for task in dag.tasks:
+        task.on_failure_callback = [note]
+    run = dag.test(run_conf=params)
+    with create_session() as session:
+        rows = session.scalars(
+            select(XComModel)
+            .where(XComModel.dag_id == dag.dag_id, XComModel.run_id == run.run_id, XComModel.key == "return_value")
+            .order_by(XComModel.timestamp)
+        )
+        results = {row.task_id: XComModel.deserialize_value(row) for row in rows}
+    answer = {"state": str(run.state), "results": results, "reasons": reasons}
+    temporary = answer_file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(answer), encoding="utf-8")
+    temporary.replace(answer_file)
+    return 0
+
+
+def load_dag(name: str) -> DAG:
+    """The DAG `name`, from the file of that name in Airflow's DAG folder."""
+    path = Path(os.environ["AIRFLOW__CORE__DAGS_FOLDER"], f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise SpecError(f"DAG {name}", required=f"a Python file {path}", received="none")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    dag: DAG = module.dag
+    return dag
+
+
+if __name__ == "__main__":
+    sys.exit(run_dag(sys.argv[1], json.loads(sys.argv[2]), Path(sys.argv[3])))
