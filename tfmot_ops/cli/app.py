@@ -80,7 +80,7 @@ def run(
 
 
 @app.command()
-def optimize(
+def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nobody calls it
     model: Annotated[str, typer.Option(help="Built-in name, application:<Name>, saved model or MLflow URI.")],
     dataset: Annotated[str, typer.Option(help="Built-in name, npz:<path> or images:<folder>.")],
     recipe: Annotated[str, typer.Option(help="Name of a recipe, or a .yaml or .json file.")],

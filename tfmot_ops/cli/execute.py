@@ -80,9 +80,9 @@ def read_spec(path: Path) -> StepSpec:
 
 def bad_document(name: str, error: ValidationError) -> SpecError:
     """What pydantic found, in the form of our own errors; the first finding leads."""
-    findings = [_finding(item) for item in error.errors(include_url=False)]
+    told = [_finding(item) for item in error.errors(include_url=False)]
     # A recipe may be a name or a mapping: what is wrong with the other form is no help.
-    findings = [finding for finding in findings if finding is not None] or [(name, str(error), "")]
+    findings = [finding for finding in told if finding is not None] or [(name, str(error), "")]
     field, required, received = findings[0]
     more = "".join(f"\n  also:     {f}: required {req}, received {rec}" for f, req, rec in findings[1:])
     return SpecError(

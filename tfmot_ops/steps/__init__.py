@@ -130,6 +130,10 @@ def run_step(spec: StepSpec, store: Store, workdir: Path, progress: Progress) ->
         training.set_seed(spec.seed)
     work = Work(spec, store, workdir, progress)
     KINDS[spec.options.kind](work)
+    duration_s = time.perf_counter() - started
+    if spec.options.kind in MODEL_KINDS:
+        # Among the metrics as well, as only they reach the summary of a chain.
+        work.measure({"duration_s": duration_s})
     return StepResult(
         step_id=spec.step_id,
         kind=spec.options.kind,
@@ -140,7 +144,7 @@ def run_step(spec: StepSpec, store: Store, workdir: Path, progress: Progress) ->
         parameters=work.parameters,
         layers=tuple(work.layers),
         versions=versions(),
-        duration_s=time.perf_counter() - started,
+        duration_s=duration_s,
     )
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -129,7 +130,9 @@ class Work:
 
         kind, data = self.spec.options.kind, self.data
         with _learning_rate(model, rate, rate_factor):
-            self.parameters |= {"epochs": epochs, "learning_rate": str(model.optimizer.get_config()["learning_rate"])}
+            used = model.optimizer.get_config()["learning_rate"]
+            used = f"{used:.6g}" if isinstance(used, Real) else str(used)
+            self.parameters |= {"epochs": epochs, "learning_rate": used}
             training.fit(
                 model,
                 data.x_train,
@@ -204,8 +207,8 @@ def _learning_rate(model: Any, rate: float | None, factor: float) -> Iterator[No
     try:
         config = compiled.get_config()
         # A schedule has no one rate to scale, so only an explicit rate replaces it.
-        if rate is None and factor != 1.0 and isinstance(config["learning_rate"], int | float):
-            rate = factor * config["learning_rate"]
+        if rate is None and factor != 1.0 and isinstance(config["learning_rate"], Real):
+            rate = factor * float(config["learning_rate"])
         if rate is not None:
             model.optimizer = type(compiled).from_config({**config, "learning_rate": rate})
         yield

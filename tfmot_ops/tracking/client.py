@@ -7,6 +7,7 @@ import fcntl
 import logging
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from tfmot_ops.errors import ArtifactError, StepFailedError  # noqa: E402
 MLFLOW_SCHEMES = ("runs:/", "models:/", "mlflow-artifacts:/")
 
 _SQLITE = "sqlite:///"
+_ARTIFACT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"
 
 
 def _quiet() -> None:
@@ -52,6 +54,9 @@ def connect(uri: str, experiment: str) -> tuple[mlflow.MlflowClient, str]:
     """
     try:
         with _sqlite_lock(uri):
+            if uri.startswith(_SQLITE):
+                # Otherwise MLflow makes a folder `mlruns` wherever the process happens to be. It has no public switch.
+                os.environ[_ARTIFACT_ROOT] = _sqlite_artifacts(uri)
             mlflow.set_tracking_uri(uri)
             client = mlflow.MlflowClient(tracking_uri=uri)
             return client, _experiment_id(client, uri, experiment)
@@ -81,11 +86,14 @@ def _sqlite_path(uri: str) -> Path:
     return Path(uri.removeprefix(_SQLITE).split("?", 1)[0]).resolve()
 
 
+def _sqlite_artifacts(uri: str) -> str:
+    return (_sqlite_path(uri).parent / "mlflow-artifacts").as_uri()
+
+
 def _experiment_id(client: mlflow.MlflowClient, uri: str, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
-        # MLflow's default for a SQLite store is `mlruns` in whatever folder the process happens to be in.
-        folder = (_sqlite_path(uri).parent / "mlflow-artifacts").as_uri() if uri.startswith(_SQLITE) else None
+        folder = f"{_sqlite_artifacts(uri)}/{uuid.uuid4().hex[:8]}" if uri.startswith(_SQLITE) else None
         try:
             return str(client.create_experiment(name, artifact_location=folder))
         except MlflowException:

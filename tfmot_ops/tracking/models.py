@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,21 @@ def is_model_uri(name: str) -> bool:
     return name.startswith(MLFLOW_SCHEMES)
 
 
+class _KerasFlavor:
+    """MLflow's tensorflow flavor, told not to load the model back and run it: without our classes it could not."""
+
+    @staticmethod
+    def save_model(*, validate_serving_input: bool, **arguments: Any) -> None:
+        """Save as `mlflow.tensorflow` does."""
+        import mlflow.tensorflow
+
+        del validate_serving_input  # for `Model.log`, which hands on all it gets
+        with warnings.catch_warnings():
+            # Keras recommends .keras here, which cannot reload a quantised model.
+            warnings.filterwarnings("ignore", message="You are saving your model as an HDF5 file")
+            mlflow.tensorflow.save_model(**arguments)
+
+
 def log_keras_model(client: mlflow.MlflowClient, run_id: str, model: Any, example: Any) -> None:
     """Log a tf_keras model with signature and input example; it replaces the one of an earlier attempt.
 
@@ -33,13 +49,12 @@ def log_keras_model(client: mlflow.MlflowClient, run_id: str, model: Any, exampl
         model: also a pruned or quantised one.
         example: a batch of its input, [samples, ...].
     """
-    import mlflow.tensorflow
-
     _forget(client, run_id)
     Model.log(
         artifact_path=None,
         name="model",
-        flavor=mlflow.tensorflow,
+        flavor=_KerasFlavor,
+        validate_serving_input=False,
         run_id=run_id,
         model=model,
         signature=infer_signature(example, model.predict_on_batch(example)),

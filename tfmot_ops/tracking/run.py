@@ -126,7 +126,7 @@ class StepRun:
 
     def _record(self, result: StepResult) -> None:
         self._log_params({**result.parameters, "seed": self._spec.seed, "versions": dict(result.versions)})
-        self._log_metrics({**result.metrics, "duration_s": result.duration_s})
+        self._log_metrics(result.metrics)
         if result.layers:
             self._log_layers(result)
         self._client.log_dict(self.run_id, result.model_dump(mode="json"), "result.json")

@@ -1,0 +1,165 @@
+"""The documents that cross a process border: their v1 samples stay readable, and wrong ones are refused."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, get_args
+
+import pytest
+from pydantic import ValidationError
+
+from tfmot_ops.contract import (
+    Artifact,
+    ArtifactFormat,
+    CloseRunOptions,
+    CompatOptions,
+    CompatResult,
+    Document,
+    EvaluateOptions,
+    FineTuneOptions,
+    LayerReport,
+    ListOptions,
+    OpenRunOptions,
+    Options,
+    Outcome,
+    PruneOptions,
+    Quantization,
+    QuantizeOptions,
+    Recipe,
+    RegisterOptions,
+    Scope,
+    Sparsity,
+    Stage,
+    Status,
+    StepError,
+    StepResult,
+    StepSpec,
+    StripOptions,
+    SummarizeOptions,
+    Tracking,
+    TrainOptions,
+)
+
+MODEL = Artifact(uri="runs:/0123/model.h5", sha256="ab" * 32, size_bytes=1234, format=ArtifactFormat.KERAS_H5)
+TFLITE = Artifact(uri="s3://bucket/tflite.tflite", sha256="cd" * 32, size_bytes=567, format=ArtifactFormat.TFLITE)
+RECIPE = Recipe(
+    name="mine",
+    sparsity=Sparsity(ratio=0.5, n_of_m=(2, 4), scope=Scope(include=("block_*",), exclude=("class:Dense",))),
+    quantization=Quantization(calibration_samples=100),
+)
+OPTIONS = (
+    OpenRunOptions(name="optimize resnet8", parameters={"model": "resnet8", "limit": None}),
+    TrainOptions(dataset="digits", model="resnet8", epochs=3, limit=100),
+    PruneOptions(dataset="digits", recipe="sparse50_wi8_ai8", epochs=2),
+    FineTuneOptions(dataset="digits", recipe=RECIPE),
+    StripOptions(dataset="digits", recipe=RECIPE),
+    QuantizeOptions(dataset="digits", recipe="wi8_ai8", batch_size=32),
+    EvaluateOptions(dataset="digits", recipe="wi8_ai8"),
+    RegisterOptions(name="digits", metrics={"accuracy": 0.9}, gates={"accuracy": 0.8}),
+    ListOptions(what="models"),
+    CompatOptions(architectures=("MobileNetV2",), recipe="wi8_ai8"),
+    SummarizeOptions(steps={"train": {"accuracy": 0.9}}),
+    CloseRunOptions(steps={"train": {"accuracy": 0.9}}, failed=("quantize",)),
+)
+
+
+def _spec(options: Any) -> StepSpec:
+    return StepSpec(
+        step_id=options.kind,
+        inputs={"model": MODEL, "tflite": TFLITE},
+        seed=7,
+        tracking=Tracking(
+            uri="sqlite:///mlflow.db", parent_run_id="4567", key={"dag_id": "d", "run_id": "r", "task_id": "t"}
+        ),
+        options=options,
+    )
+
+
+RESULT = StepResult(
+    step_id="quantize",
+    kind="quantize",
+    spec_sha256="ef" * 32,
+    status=Status.FAILED,
+    outputs={"model": MODEL, "tflite": TFLITE},
+    metrics={"accuracy": 0.875},
+    parameters={"recipe": {"name": "mine"}},
+    layers=(LayerReport(path="block_1/conv", class_name="Conv2D", outcome=Outcome.QUANTIZED, reason="int8 kernel"),),
+    error=StepError(type="SparsityLostError", message="layer 'a' lost its sparsity", exit_code=4),
+    versions={"tensorflow": "2.21.0"},
+    duration_s=1.5,
+    tracking_run_id="89ab",
+)
+COMPAT = CompatResult(
+    architecture="MobileNetV2",
+    recipe="wi8_ai8",
+    status=Status.FAILED,
+    failed_stage=Stage.EXPORT,
+    error_class="export",
+    error_type="ExportError",
+    message="no",
+    metrics={"seconds": 2.0},
+)
+SAMPLES: dict[str, Document] = {
+    **{f"spec_{options.kind}": _spec(options) for options in OPTIONS},
+    "result": RESULT,
+    "recipe": RECIPE,
+    "artifact": MODEL,
+    "compat_result": COMPAT,
+}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_the_v1_sample_is_written_and_read_as_ever(name, golden):
+    document = SAMPLES[name]
+    text = document.model_dump_json(indent=2) + "\n"
+    golden(f"v1/{name}.json", text)
+    assert type(document).model_validate_json(text) == document
+
+
+def test_every_kind_has_a_sample():
+    union = get_args(Options)[0]
+    assert {type(options) for options in OPTIONS} == set(get_args(union))
+
+
+def test_the_digest_of_a_spec_is_that_of_its_content():
+    spec = _spec(OPTIONS[1])
+    assert spec.sha256() == StepSpec.model_validate_json(spec.model_dump_json()).sha256()
+    assert spec.sha256() != spec.model_copy(update={"seed": 8}).sha256()
+
+
+class Wrong(NamedTuple):
+    field: str
+    value: Any
+    location: tuple[Any, ...]
+
+
+WRONG = {
+    "unknown field": Wrong("extra", 1, ("extra",)),
+    "unknown kind": Wrong("options", {"kind": "shrink"}, ("options",)),
+    "epochs below zero": Wrong(
+        "options",
+        {"kind": "train", "model": "m", "dataset": "d", "epochs": -1},
+        ("options", "train", "epochs"),
+    ),
+    "seed too large": Wrong("seed", 2**31, ("seed",)),
+    "other version": Wrong("schema_version", 2, ("schema_version",)),
+    "no place for outputs": Wrong("tracking", None, ()),
+}
+
+
+@pytest.mark.parametrize("case", WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_spec_is_refused_at_its_field(case):
+    document = {**_spec(OPTIONS[1]).model_dump(mode="json"), case.field: case.value}
+    with pytest.raises(ValidationError) as caught:
+        StepSpec.model_validate(document)
+    assert [error["loc"] for error in caught.value.errors()] == [case.location]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_metric_is_finite(value):
+    with pytest.raises(ValidationError, match="must be finite"):
+        StepResult(step_id="s", kind="train", spec_sha256="", status=Status.OK, metrics={"accuracy": value})
+
+
+def test_documents_cannot_be_changed():
+    with pytest.raises(ValidationError, match="frozen"):
+        RECIPE.name = "other"

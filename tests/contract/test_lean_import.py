@@ -1,0 +1,36 @@
+"""What parses a DAG loads no TensorFlow and no MLflow; what reads a document loads no Airflow either."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import NamedTuple
+
+import pytest
+
+HEAVY = {"tensorflow", "tf_keras", "keras", "tensorflow_model_optimization", "mlflow", "ai_edge_litert"}
+
+
+class Lean(NamedTuple):
+    modules: str
+    absent: set[str]
+
+
+CASES = {
+    "operators and runners": Lean("tfmot_ops.operators, tfmot_ops.runners", HEAVY | {"tfmot_ops.core"}),
+    "contract": Lean("tfmot_ops.contract", HEAVY | {"tfmot_ops.core", "airflow", "numpy", "yaml"}),
+    "errors": Lean("tfmot_ops.errors", HEAVY | {"tfmot_ops.core", "airflow", "pydantic"}),
+    "report": Lean("tfmot_ops.report", HEAVY | {"tfmot_ops.core", "airflow"}),
+    "command": Lean("tfmot_ops.cli", HEAVY | {"tfmot_ops.core", "airflow"}),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_import_stays_lean(case, tmp_path):
+    code = f"import {case.modules}, json, sys; print(json.dumps(sorted(sys.modules)))"
+    # Airflow makes its home at import.
+    env = {"AIRFLOW_HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    loaded = set(json.loads(done.stdout.splitlines()[-1]))
+    assert loaded.isdisjoint(case.absent), sorted(loaded & case.absent)
