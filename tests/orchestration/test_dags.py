@@ -1,0 +1,76 @@
+"""The DAG folder: what parsing it costs, what is in it, and what its form refuses."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+_PARSE = """
+import json, sys, time
+import airflow.sdk
+from airflow.dag_processing.dagbag import DagBag
+began = time.process_time()
+bag = DagBag(dag_folder=sys.argv[1], bundle_path=sys.argv[1])
+seconds = time.process_time() - began
+heavy = [name for name in ("tensorflow", "tf_keras", "keras", "mlflow", "sklearn") if name in sys.modules]
+from airflow.serialization.serialized_objects import DagSerialization
+dag = bag.dags["optimize_model"]
+document = DagSerialization.to_dict(dag)
+print("answer " + json.dumps({
+    "seconds": seconds, "heavy": heavy, "errors": bag.import_errors, "dags": sorted(bag.dags),
+    "document": json.loads(json.dumps(document, default=str)),
+    "params": {name: dag.params.get_param(name).schema for name in dag.params},
+    "upstream": {task.task_id: sorted(task.upstream_task_ids) for task in dag.tasks},
+}))
+"""
+
+
+def parse(bench):
+    done = subprocess.run(
+        [sys.executable, "-c", _PARSE, str(bench.dags)],
+        env=bench.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("answer ")]
+    assert lines, done.stdout[-2000:] + done.stderr[-4000:]
+    return json.loads(lines[0].removeprefix("answer "))
+
+
+@pytest.fixture(scope="module")
+def parsed(bench):
+    return parse(bench)
+
+
+def test_parsing_is_quick_and_loads_no_tensorflow(parsed):
+    assert parsed["errors"] == {}
+    assert parsed["heavy"] == []
+    assert parsed["seconds"] < 2
+
+
+def test_the_same_folder_gives_the_same_document(parsed, bench):
+    # An address in it would make a new DAG version at each parse.
+    again = parse(bench)["document"]
+    assert again == parsed["document"]
+    assert " at 0x" not in json.dumps(again)
+
+
+def test_the_chain(parsed):
+    upstream = parsed["upstream"]
+    assert upstream["train"] == ["open_run"]
+    assert upstream["prune"] == ["open_run", "train"]
+    assert upstream["fine_tune"] == ["open_run", "prune"]
+    assert upstream["strip"] == ["fine_tune", "open_run"]
+    assert upstream["quantize"] == ["open_run", "strip"]
+    assert upstream["evaluate"] == ["open_run", "quantize", "strip"]
+
+
+def test_the_form_offers_enums_and_ranges(parsed):
+    params = parsed["params"]
+    assert "sparse50_wi8_ai8" in params["recipe"]["enum"]
+    assert params["runner"]["enum"] == ["local"]
+    assert params["device"]["enum"] == ["cpu", "gpu"]
+    assert (params["epochs"]["minimum"], params["epochs"]["maximum"]) == (0, 1000)
+    assert {"model", "dataset", "recipe", "epochs", "runner", "device"} <= set(params)

@@ -1,0 +1,101 @@
+"""The operators under Airflow's own `dag.test()`; only the place where steps run is a fake."""
+
+import pytest
+
+from tfmot_ops.contract import StepResult
+
+
+def specs(run, step_id=None):
+    return [spec for spec in run["specs"] if step_id in (None, spec["step_id"])]
+
+
+def test_a_green_chain(fake_runs):
+    run = fake_runs["green"]
+    assert run["state"] == "success"
+    assert [spec["step_id"] for spec in run["specs"]] == ["open_run", "train", "quantize", "evaluate", "close_run"]
+
+
+def test_templates_keep_numbers_and_none(fake_runs):
+    (spec,) = specs(fake_runs["green"], "train")
+    assert spec["options"]["epochs"] == 3
+    assert spec["options"]["limit"] is None
+    assert spec["seed"] == 7
+    assert spec["options"]["kind"] == "train"
+
+
+def test_inputs_are_the_outputs_of_the_same_name(fake_runs):
+    (spec,) = specs(fake_runs["green"], "evaluate")
+    assert spec["inputs"]["tflite"]["uri"] == "memory://quantize/tflite"
+    assert spec["inputs"]["model"]["uri"] == "memory://train/model"
+
+
+def test_each_step_has_its_key_and_the_parent_run(fake_runs):
+    run = fake_runs["green"]
+    opened = run["xcoms"]["open_run[-1].return_value"]["tracking_run_id"]
+    parents = {spec["step_id"]: spec["tracking"]["parent_run_id"] for spec in run["specs"]}
+    assert parents == {"open_run": None} | dict.fromkeys(("train", "quantize", "evaluate", "close_run"), opened)
+    keys = [spec["tracking"]["key"] for spec in run["specs"]]
+    assert keys[1] == {"dag_id": "green", "run_id": run["run_id"], "task_id": "train", "map_index": "-1"}
+    assert len({tuple(key.items()) for key in keys}) == len(keys)
+
+
+def test_the_xcom_is_the_result_without_its_tables(fake_runs):
+    xcom = fake_runs["green"]["xcoms"]["quantize[-1].return_value"]
+    assert "layers" not in xcom
+    assert "versions" not in xcom
+    assert set(StepResult.model_validate(xcom).outputs) == {"model", "tflite"}
+
+
+def test_close_run_gets_the_figures(fake_runs):
+    (spec,) = specs(fake_runs["green"], "close_run")
+    assert set(spec["options"]["steps"]) == {"train", "quantize", "evaluate"}
+    assert spec["options"]["failed"] == []
+
+
+def test_a_failed_step_is_retried_under_the_same_key(fake_runs):
+    run = fake_runs["flaky"]
+    assert run["state"] == "success"
+    first, second = specs(run, "train")
+    assert first == second
+    assert run["tasks"]["train[-1]"] == ["success", 2]
+
+
+def test_after_a_failure_the_run_is_closed_and_stays_red(fake_runs):
+    run = fake_runs["broken"]
+    assert run["state"] == "failed"
+    assert run["tasks"]["quantize[-1]"] == ["failed", 2]
+    assert run["tasks"]["close_run[-1]"] == ["success", 1]
+    (spec,) = specs(run, "close_run")
+    assert spec["options"]["failed"] == ["quantize", "evaluate"]
+    assert list(spec["options"]["steps"]) == ["train"]
+
+
+@pytest.mark.parametrize(
+    ("dag", "task"), [pytest.param("unsupported", "train", id="3"), pytest.param("wrong_spec", "quantize", id="2")]
+)
+def test_exit_codes_2_and_3_are_not_retried(fake_runs, dag, task):
+    assert fake_runs[dag]["tasks"][f"{task}[-1]"] == ["failed", 1]
+
+
+def test_a_wrong_spec_is_never_started(fake_runs):
+    assert specs(fake_runs["wrong_spec"], "quantize") == []
+
+
+def test_a_recipe_file_travels_in_the_spec(fake_runs):
+    (spec,) = specs(fake_runs["recipe_file"], "quantize")
+    assert spec["options"]["recipe"]["name"] == "mine"
+    assert spec["options"]["recipe"]["sparsity"]["ratio"] == 0.6
+
+
+def test_mapped_tasks_have_their_own_key_and_link(fake_runs):
+    run = fake_runs["mapped"]
+    assert sorted(spec["tracking"]["key"]["map_index"] for spec in run["specs"]) == ["0", "1"]
+    assert run["labels"] == {"train[0]": "resnet8", "train[1]": "mobilenet_like"}
+    for index in (0, 1):
+        run_id = run["xcoms"][f"train[{index}].return_value"]["tracking_run_id"]
+        assert run["xcoms"][f"train[{index}].tfmot_ops_mlflow_run"] == f"http://127.0.0.1:5000/#/runs/{run_id}"
+
+
+def test_wrong_params_are_refused_before_anything_runs(fake_runs):
+    assert "ParamValidationError" in fake_runs["refused"]["refused"]
+    assert fake_runs["refused"]["specs"] == []
