@@ -136,10 +136,13 @@ class Workbench:
             StepFailedError: it is not there.
         """
         run_id, _, name = uri.removeprefix("runs:/").partition("/")
-        path = self.artifacts / run_id / "artifacts" / name
-        if not path.is_file():
-            raise StepFailedError(f"artifact {uri} is missing", required=f"a file {path}", received="none")
-        return path
+        # The folder between is the experiment's.
+        found = next(self.artifacts.glob(f"*/{run_id}/artifacts/{name}"), None)
+        if found is None:
+            raise StepFailedError(
+                f"artifact {uri} is missing", required=f"a file {name} of the run in {self.artifacts}", received="none"
+            )
+        return found
 
 
 def on_terminate(_number: int, _frame: Any) -> None:
