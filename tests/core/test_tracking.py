@@ -72,7 +72,8 @@ def test_a_retry_takes_up_its_run_and_leaves_one_result(uri, tmp_path):
     assert run.info.status == "FINISHED"
     assert (run.data.params["a"], run.data.tags["retry.a"]) == ("1", "2")
     assert run.data.metrics == {"accuracy": 0.5}
-    table = mlflow.load_table("layers.json", run_ids=[run.info.run_id])
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    table = client.load_table(run.info.experiment_id, "layers.json", [run.info.run_id])
     assert table[["path", "outcome"]].to_numpy().tolist() == [["a", "pruned"]]
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import uuid
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,20 @@ def _quiet() -> None:
 _quiet()
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep back the warnings MLflow 3.17 raises about its own insides; all others pass."""
+    with warnings.catch_warnings():
+        for message in (
+            "The ``noload`` loader strategy is deprecated",  # its mappings, under SQLAlchemy 2.1
+            ".*Any type hint is inferred as AnyType",  # its own classes, when mlflow.pyfunc is imported
+            ".*Add type hints to the `predict` method",
+            "You are saving your model as an HDF5 file",  # Keras recommends .keras, which loses the quantisers
+        ):
+            warnings.filterwarnings("ignore", message=message)
+        yield
+
+
 def connect(uri: str, experiment: str) -> tuple[mlflow.MlflowClient, str]:
     """A client for the tracking server or file at `uri`, and the id of the experiment there.
 
@@ -53,13 +68,16 @@ def connect(uri: str, experiment: str) -> tuple[mlflow.MlflowClient, str]:
         StepFailedError: the server or file cannot be used; a server may come back, so a retry may help.
     """
     try:
-        with _sqlite_lock(uri):
+        with _sqlite_lock(uri), quiet():
             if uri.startswith(_SQLITE):
                 # Otherwise MLflow makes a folder `mlruns` wherever the process happens to be. It has no public switch.
                 os.environ[_ARTIFACT_ROOT] = _sqlite_artifacts(uri)
             mlflow.set_tracking_uri(uri)
             client = mlflow.MlflowClient(tracking_uri=uri)
-            return client, _experiment_id(client, uri, experiment)
+            experiment_id = _experiment_id(client, uri, experiment)
+            # Models are logged into the current experiment, whatever run they are for.
+            mlflow.set_experiment(experiment_id=experiment_id)
+            return client, experiment_id
     except (MlflowException, OSError) as error:
         raise StepFailedError(
             f"tracking: cannot use {uri}",

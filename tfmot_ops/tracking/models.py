@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
 
 from tfmot_ops.contract import RegisterOptions
 from tfmot_ops.errors import ArtifactError
-from tfmot_ops.tracking.client import MLFLOW_SCHEMES, download
+from tfmot_ops.tracking.client import MLFLOW_SCHEMES, download, quiet
 
 # Named, because MLflow would start a second TensorFlow for half a minute to find them out.
 _KERAS_REQUIREMENTS = ("tensorflow", "tf-keras", "tensorflow-model-optimization")
 _TFLITE_REQUIREMENTS = ("ai-edge-litert", "numpy")
+
+_SHA256_TAG = "tfmot_ops.sha256"
 
 
 def is_model_uri(name: str) -> bool:
@@ -31,12 +33,10 @@ class _KerasFlavor:
     @staticmethod
     def save_model(*, validate_serving_input: bool, **arguments: Any) -> None:
         """Save as `mlflow.tensorflow` does."""
-        import mlflow.tensorflow
-
         del validate_serving_input  # for `Model.log`, which hands on all it gets
-        with warnings.catch_warnings():
-            # Keras recommends .keras here, which cannot reload a quantised model.
-            warnings.filterwarnings("ignore", message="You are saving your model as an HDF5 file")
+        with quiet():
+            import mlflow.tensorflow
+
             mlflow.tensorflow.save_model(**arguments)
 
 
@@ -128,10 +128,13 @@ def fetch_model(uri: str, folder: Path, tracking_uri: str) -> Path:
     )
 
 
-def register_tflite(client: mlflow.MlflowClient, run_id: str, tflite: Path, options: RegisterOptions) -> str:
+@quiet()
+def register_tflite(
+    client: mlflow.MlflowClient, run_id: str, tflite: Path, sha256: str, options: RegisterOptions
+) -> str:
     """Register a TFLite file as a model that `mlflow.pyfunc` loads, under an alias.
 
-    A retry of the same run finds the version it made and only sets the alias again.
+    A retry of the same run with the same file finds the version it made and only sets the alias again.
 
     Returns:
         The version's number.
@@ -139,8 +142,9 @@ def register_tflite(client: mlflow.MlflowClient, run_id: str, tflite: Path, opti
     import mlflow.pyfunc
 
     known = client.search_model_versions(f"name = '{options.name}'")
-    made = [version.version for version in known if version.run_id == run_id]
+    made = [v.version for v in known if v.run_id == run_id and v.tags.get(_SHA256_TAG) == sha256]
     if not made:
+        signature = _tflite_signature(tflite)
         info = Model.log(
             artifact_path=None,
             name="tflite",
@@ -149,18 +153,17 @@ def register_tflite(client: mlflow.MlflowClient, run_id: str, tflite: Path, opti
             python_model=str(Path(__file__).with_name("tflite_pyfunc.py")),
             artifacts={"tflite": str(tflite)},
             pip_requirements=_pinned(_TFLITE_REQUIREMENTS),
-            signature=_tflite_signature(tflite),
+            signature=signature,
+            input_example=np.zeros((1, *signature.inputs.inputs[0].shape[1:]), np.float32),
             registered_model_name=options.name,
-            # Log takes it from here to tell a function, a class and a file apart.
-            flavor_name="python_function",
         )
         made = [info.registered_model_version]
+        client.set_model_version_tag(options.name, str(made[0]), _SHA256_TAG, sha256)
     client.set_registered_model_alias(options.name, options.alias, str(made[0]))
     return str(made[0])
 
 
 def _tflite_signature(tflite: Path) -> Any:
-    import numpy as np
     from ai_edge_litert.interpreter import Interpreter
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
@@ -169,6 +172,6 @@ def _tflite_signature(tflite: Path) -> Any:
 
     def schema(details: list[dict[str, Any]]) -> Schema:
         # The pyfunc takes and gives real values; the batch axis is free.
-        return Schema([TensorSpec(np.dtype(np.float32), (-1, *tensor["shape"][1:])) for tensor in details])
+        return Schema([TensorSpec(np.dtype(np.float32), (-1, *map(int, tensor["shape"][1:]))) for tensor in details])
 
     return ModelSignature(schema(interpreter.get_input_details()), schema(interpreter.get_output_details()))

@@ -118,8 +118,9 @@ class StepRun:
         else:
             self._record(result)
         if isinstance(options, RegisterOptions) and result.status is Status.OK:
-            tflite = self.store.fetch(self._spec.inputs["tflite"], workdir / "register")
-            version = register_tflite(self._client, self.run_id, tflite, options)
+            artifact = self._spec.inputs["tflite"]
+            tflite = self.store.fetch(artifact, workdir / "register")
+            version = register_tflite(self._client, self.run_id, tflite, artifact.sha256, options)
             result = result.model_copy(update={"parameters": {**result.parameters, "registered_version": version}})
         self._end(result)
         return result
@@ -132,14 +133,13 @@ class StepRun:
         self._client.log_dict(self.run_id, result.model_dump(mode="json"), "result.json")
 
     def _log_layers(self, result: StepResult) -> None:
+        # As log_table does, which would append to the table of the attempt before.
         rows = [layer.model_dump(mode="json") for layer in result.layers]
-        table = {column: [row[column] for row in rows] for column in rows[0]}
-        if any(artifact.path == _LAYER_TABLE for artifact in self._client.list_artifacts(self.run_id)):
-            # A retry: log_table would append to the table of the attempt before.
-            data = [list(row.values()) for row in rows]
-            self._client.log_dict(self.run_id, {"columns": list(table), "data": data}, _LAYER_TABLE)
-        else:
-            self._client.log_table(self.run_id, table, _LAYER_TABLE)
+        table = {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}
+        self._client.log_dict(self.run_id, table, _LAYER_TABLE)
+        self._client.set_tag(
+            self.run_id, "mlflow.loggedArtifacts", json.dumps([{"path": _LAYER_TABLE, "type": "table"}])
+        )
 
     def _end(self, result: StepResult) -> None:
         options = self._spec.options

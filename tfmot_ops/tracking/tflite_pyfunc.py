@@ -20,7 +20,8 @@ class TFLiteModel(PythonModel):
         """Read the file that was logged as the artifact `tflite`."""
         self._interpreter = Interpreter(model_path=context.artifacts["tflite"], num_threads=1)
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> np.ndarray[Any, Any]:
+    # MLflow would take an annotation of the input for the model's signature, which is logged with it.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
         """Run the file sample by sample.
 
         Args:
