@@ -1,8 +1,6 @@
 """The DAG folder: what parsing it costs, what is in it, and what its form refuses."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -26,22 +24,14 @@ print("answer " + json.dumps({
 """
 
 
-def parse(bench):
-    done = subprocess.run(
-        [sys.executable, "-c", _PARSE, str(bench.dags)],
-        env=bench.environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("answer ")]
-    assert lines, done.stdout[-2000:] + done.stderr[-4000:]
-    return json.loads(lines[0].removeprefix("answer "))
+def parse(bench, run_python):
+    output = run_python(["-c", _PARSE, str(bench.dags)], bench.environment())
+    return json.loads(output.split("answer ", 1)[1])
 
 
 @pytest.fixture(scope="module")
-def parsed(bench):
-    return parse(bench)
+def parsed(bench, run_python):
+    return parse(bench, run_python)
 
 
 def test_parsing_is_quick_and_loads_no_tensorflow(parsed):
@@ -50,9 +40,9 @@ def test_parsing_is_quick_and_loads_no_tensorflow(parsed):
     assert parsed["seconds"] < 2
 
 
-def test_the_same_folder_gives_the_same_document(parsed, bench):
+def test_the_same_folder_gives_the_same_document(parsed, bench, run_python):
     # An address in it would make a new DAG version at each parse.
-    again = parse(bench)["document"]
+    again = parse(bench, run_python)["document"]
     assert again == parsed["document"]
     assert " at 0x" not in json.dumps(again)
 

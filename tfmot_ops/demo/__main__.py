@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.status import Status
 
 from tfmot_ops.contract import PRESET_RECIPES, StepResult
-from tfmot_ops.demo.bench import Workbench, group, on_terminate
+from tfmot_ops.demo.bench import Workbench, group, stop_on_signals
 from tfmot_ops.errors import TfmotOpsError
 from tfmot_ops.report import summary_table
 
@@ -145,6 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=int, help="of the float training")
     parser.add_argument("--limit", type=int, help="use at most so many training samples")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--home", type=Path, help="where everything is written; .demo in the checkout")
     verbs = parser.add_subparsers(dest="verb", metavar="ui")
     verbs.add_parser("ui", help="Airflow and MLflow together on loopback, until Ctrl-C")
     return parser
@@ -164,9 +164,9 @@ def main(argv: list[str] | None = None) -> int:
     console = Console()
     if not console.is_terminal:
         console = Console(width=_PLAIN_WIDTH)
-    signal.signal(signal.SIGTERM, on_terminate)
+    stop_on_signals()
     try:
-        bench = Workbench.of_checkout()
+        bench = Workbench.of_checkout(arguments.home)
         if arguments.verb == "ui":
             from tfmot_ops.demo.servers import serve
 

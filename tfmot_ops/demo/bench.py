@@ -20,6 +20,7 @@ from tfmot_ops.errors import SpecError, StepFailedError
 #: Seconds between SIGTERM and SIGKILL of a group.
 GRACE_S = 8.0
 _POLL_S = 0.1
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,11 @@ class Workbench:
     dags: Path
 
     @classmethod
-    def of_checkout(cls) -> Workbench:
-        """The bench in the checkout this package was installed from.
+    def of_checkout(cls, home: Path | None = None) -> Workbench:
+        """A bench for the DAGs of the checkout this package was installed from.
+
+        Args:
+            home: None is `.demo` in the checkout.
 
         Raises:
             SpecError: the package was not installed from a checkout.
@@ -49,7 +53,7 @@ class Workbench:
                 received=f"no such file in {root}",
                 remedy="clone the repository and run `make demo` there",
             )
-        return cls(home=root / ".demo", dags=root / "dags")
+        return cls(home=home.resolve() if home else root / ".demo", dags=root / "dags")
 
     @property
     def tracking_uri(self) -> str:
@@ -145,8 +149,15 @@ class Workbench:
         return found
 
 
-def on_terminate(_number: int, _frame: Any) -> None:
-    """Signal handler: a SIGTERM ends us as Ctrl-C does, with everything we started."""
+def stop_on_signals() -> None:
+    """Let Ctrl-C, SIGTERM and a closed terminal raise KeyboardInterrupt, once: a second must not break the tidying."""
+    for number in _STOP_SIGNALS:
+        signal.signal(number, _stop)
+
+
+def _stop(_number: int, _frame: Any) -> None:
+    for number in _STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

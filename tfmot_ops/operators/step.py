@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.sdk import BaseOperator
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk import BaseOperator, Connection
+from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
 from pydantic import ValidationError
 
 from tfmot_ops.contract import Artifact, Options, StepSpec, Tracking
@@ -107,9 +107,11 @@ class StepOperator(BaseOperator):
             # The same request would fail again: spare the retries.
             raise AirflowFailException(str(error)) from error
         finally:
+            left = self._running.result if self._running is not None else None
             self._running = None
-        if result.tracking_run_id:
-            self.mlflow_run_url = run_url(self._mlflow_ui(spec), result.tracking_run_id)
+            # Of a failed step too: its run is where one wants to look.
+            if left is not None and left.tracking_run_id:
+                self.mlflow_run_url = run_url(self._mlflow_ui(), left.tracking_run_id)
         return result.model_dump(mode="json", exclude=_NOT_IN_XCOM)
 
     def on_kill(self) -> None:
@@ -154,9 +156,12 @@ class StepOperator(BaseOperator):
             options["recipe"] = read_recipe(recipe)
         return options
 
+    def _resolved_tracking_uri(self) -> str:
+        return next(filter(None, (self.tracking_uri, *map(os.environ.get, TRACKING_VARIABLES))), "")
+
     def _tracking(self, context: Context) -> Tracking | None:
-        uri = next(filter(None, (self.tracking_uri, *map(os.environ.get, TRACKING_VARIABLES))), None)
-        if uri is None:
+        uri = self._resolved_tracking_uri()
+        if not uri:
             return None
         ti = context["ti"]
         key = {"dag_id": ti.dag_id, "run_id": ti.run_id, "task_id": ti.task_id, "map_index": ti.map_index}
@@ -168,14 +173,17 @@ class StepOperator(BaseOperator):
             key={name: str(value) for name, value in key.items()},
         )
 
-    def _mlflow_ui(self, spec: StepSpec) -> str:
+    def _mlflow_ui(self) -> str:
         if self.mlflow_conn_id:
-            from airflow.sdk import Connection
-
-            connection = Connection.get(self.mlflow_conn_id)
-            port = f":{connection.port}" if connection.port else ""
-            return f"{connection.schema or 'http'}://{connection.host}{port}"
-        uri = spec.tracking.uri if spec.tracking else ""
+            try:
+                connection = Connection.get(self.mlflow_conn_id)
+            except AirflowNotFoundException:
+                # A missing link is no reason to throw away the work of a step.
+                self.log.warning("no connection %s: the link to MLflow is a guess", self.mlflow_conn_id)
+            else:
+                port = f":{connection.port}" if connection.port else ""
+                return f"{connection.schema or 'http'}://{connection.host}{port}"
+        uri = self._resolved_tracking_uri()
         return os.environ.get(UI_VARIABLE) or (uri if uri.startswith(("http://", "https://")) else DEFAULT_UI)
 
 

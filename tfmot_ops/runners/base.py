@@ -26,7 +26,14 @@ _SHELL_SIGNAL_BASE = 128
 
 @runtime_checkable
 class RunningStep(Protocol):
-    """A step that was started."""
+    """A step that was started.
+
+    Attributes:
+        result: what the step left, also when it failed; None before its end, and when it left nothing.
+    """
+
+    @property
+    def result(self) -> StepResult | None: ...  # noqa: D102 - see the class
 
     def wait(self) -> StepResult:
         """Pass the step's output to the log until it ends.
@@ -104,6 +111,16 @@ def read_result(path: Path, spec: StepSpec, exit_code: int, last_lines: Iterable
     return result
 
 
+def peek_result(path: Path) -> StepResult | None:
+    """The result file as it is; None when there is none that can be read.
+
+    For a failed step, whose result is a courtesy: without it the exit code and the log still speak.
+    """
+    with contextlib.suppress(OSError, ValidationError):
+        return StepResult.model_validate_json(path.read_bytes())
+    return None
+
+
 def _failure(path: Path, spec: StepSpec, exit_code: int, last_lines: Iterable[str]) -> TfmotOpsError:
     """The exception that stands for a failed step."""
     number = -exit_code if exit_code < 0 else exit_code - _SHELL_SIGNAL_BASE
@@ -116,11 +133,9 @@ def _failure(path: Path, spec: StepSpec, exit_code: int, last_lines: Iterable[st
             "SIGTERM is a task that was stopped",
         )
     kind = _BY_EXIT_CODE.get(exit_code, TfmotOpsError)
-    # The result of a failed step is a courtesy: when it cannot be read, the exit code and the log still speak.
-    with contextlib.suppress(OSError, ValidationError):
-        result = StepResult.model_validate_json(path.read_bytes())
-        if result.error is not None:
-            return kind(f"step {spec.step_id} failed: {result.error.type}: {result.error.message}")
+    result = peek_result(path)
+    if result is not None and result.error is not None:
+        return kind(f"step {spec.step_id} failed: {result.error.type}: {result.error.message}")
     return kind(f"step {spec.step_id} failed with exit code {exit_code}", received=_quoted(last_lines).lstrip("; "))
 
 
@@ -144,6 +159,10 @@ class _Answered:
     answer: StepResult | Exception
     killed: list[StepSpec]
     spec: StepSpec
+
+    @property
+    def result(self) -> StepResult | None:
+        return self.answer if isinstance(self.answer, StepResult) else None
 
     def wait(self) -> StepResult:
         if isinstance(self.answer, Exception):

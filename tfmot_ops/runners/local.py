@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tfmot_ops.contract import StepResult, StepSpec
-from tfmot_ops.runners.base import Log, read_result
+from tfmot_ops.runners.base import Log, peek_result, read_result
 
 #: Seconds between SIGTERM and SIGKILL. Airflow gives a task 5 s after SIGTERM before it kills the task's own process.
 GRACE_S = 3.0
@@ -84,6 +84,7 @@ class LocalStep:
         self._folder = folder
         self._result_file = result_file
         self._log = log
+        self.result: StepResult | None = None
 
     @property
     def pid(self) -> int:
@@ -101,6 +102,7 @@ class LocalStep:
             # `kill` in a signal handler of this thread could not reap.
             while self._process.poll() is None:
                 time.sleep(_POLL_S)
+            self.result = peek_result(self._result_file)
             return read_result(self._result_file, self._spec, self._process.returncode, last_lines)
         finally:
             self._end()
