@@ -119,10 +119,11 @@ def _tail(log_file: Path, count: int = 15) -> str:
 
 def _report(bench: Workbench, answer: dict[str, Any], log_file: Path, console: Console) -> int:
     results = {name: StepResult.model_validate(result) for name, result in answer["results"].items()}
-    console.print(summary_table(list(results.values())))
+    if results:
+        console.print(summary_table(list(results.values())))
     if answer["state"] != "success":
-        for task, reason in answer["reasons"].items():
-            console.print(f"Task {task} failed: {reason}", highlight=False, markup=False, soft_wrap=True)
+        for name, reason in answer["reasons"].items():
+            console.print(f"{name}: {reason}", highlight=False, markup=False, soft_wrap=True)
         console.print(f"The DAG run ended as {answer['state']}. Full log: {log_file}", highlight=False, soft_wrap=True)
         return 1
     tflite = results["quantize"].outputs["tflite"]

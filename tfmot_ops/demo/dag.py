@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow.sdk import DAG
+from airflow.sdk.exceptions import ParamValidationError
 
 from tfmot_ops.errors import SpecError
 
@@ -31,7 +32,11 @@ def run_dag(name: str, params: dict[str, Any], answer_file: Path) -> int:
 
     for task in dag.tasks:
         task.on_failure_callback = [note]
-    run = dag.test(run_conf=params)
+    try:
+        run = dag.test(run_conf=params)
+    except ParamValidationError as error:
+        _write(answer_file, {"state": "refused", "results": {}, "reasons": {name: str(error)}})
+        return 0
     with create_session() as session:
         rows = session.scalars(
             select(XComModel)
@@ -39,11 +44,14 @@ def run_dag(name: str, params: dict[str, Any], answer_file: Path) -> int:
             .order_by(XComModel.timestamp)
         )
         results = {row.task_id: XComModel.deserialize_value(row) for row in rows}
-    answer = {"state": str(run.state), "results": results, "reasons": reasons}
-    temporary = answer_file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(answer), encoding="utf-8")
-    temporary.replace(answer_file)
+    _write(answer_file, {"state": str(run.state), "results": results, "reasons": reasons})
     return 0
+
+
+def _write(path: Path, answer: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(answer), encoding="utf-8")
+    temporary.replace(path)
 
 
 def load_dag(name: str) -> DAG:
