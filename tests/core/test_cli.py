@@ -42,7 +42,8 @@ OWN = ("duration_s", "latency_ms")
 
 
 def _command(*arguments: str, folder: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONWARNINGS": "default"}
+    # MLflow puts the server and the experiment of this process into its environment.
+    env = {name: value for name, value in os.environ.items() if "MLFLOW" not in name}
     command = [sys.executable, "-m", "tfmot_ops.cli", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout, env=env, check=False)
 

@@ -27,6 +27,7 @@ from tfmot_ops.contract import (
 from tfmot_ops.core import keras, models, training
 from tfmot_ops.errors import ArtifactError, StepFailedError
 from tfmot_ops.tracking import MlflowStore, StepRun, fetch_artifact, load_logged_model
+from tfmot_ops.tracking.run import summary
 
 import mlflow  # isort: skip - tracking sets its switches first
 
@@ -179,6 +180,10 @@ def test_a_registered_tflite_file_gives_its_own_outputs(uri, trained, tmp_path):
         assert result.parameters["registered_version"] == "1"
     loaded = mlflow.pyfunc.load_model("models:/digits@candidate")
     assert np.array_equal(loaded.predict(x[:8]), core.predict(tflite, x[:8]))
+
+
+def test_a_chain_that_broke_off_has_no_figures_of_an_int8_model():
+    assert summary({"train": {"accuracy": 0.9}}) == {"train.accuracy": 0.9}
 
 
 def test_a_store_that_cannot_be_used_is_told(tmp_path):

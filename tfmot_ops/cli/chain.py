@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -92,13 +93,13 @@ class Chain:
         name = self.recipe if isinstance(self.recipe, str) else self.recipe.name
         target = self.output / (re.sub(r"[^\w.-]+", "_", f"{self.model}-{self.dataset}-{name}") + ".tflite")
         self.output.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self._fetch(artifact), target)
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copyfile(self._fetch(artifact, Path(folder)), target)
         return target.resolve()
 
-    def _fetch(self, artifact: Artifact) -> Path:
+    def _fetch(self, artifact: Artifact, folder: Path) -> Path:
         from tfmot_ops import store
 
-        folder = self.output / ".fetched"
         if self.tracking_uri is None:
             return store.fetch(artifact, folder)
         from tfmot_ops.tracking import fetch_artifact

@@ -36,7 +36,8 @@ _LONGEST_PARAM = 6000
 # Kinds that speak about the parent, so need no run of their own.
 _ON_THE_PARENT = frozenset({"close_run", "summarize"})
 
-# Figures of the last step that has them, under the names that two pipelines are compared by.
+_FINAL_STEPS = ("quantize", "evaluate")
+# Figures of the last of these, under the names that two pipelines are compared by.
 _FINAL = {
     "accuracy": "int8_accuracy",
     "float_accuracy": "float_accuracy",
@@ -174,10 +175,11 @@ def summary(steps: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
         steps: step name -> its metrics, in the order of the chain.
 
     Returns:
-        `<step>.<metric>` for each, and the last step's figures under plain names (`int8_accuracy`).
+        `<step>.<metric>` for each, and the final file's figures under plain names (`int8_accuracy`).
     """
     figures = {f"{step}.{name}": value for step, metrics in steps.items() for name, value in metrics.items()}
-    for metrics in steps.values():
+    # Of steps that measure the final file: a chain that ended before them has no figures of an int8 model.
+    for metrics in (metrics for step, metrics in steps.items() if any(part in step for part in _FINAL_STEPS)):
         figures |= {plain: metrics[name] for name, plain in _FINAL.items() if name in metrics}
     return figures
 
