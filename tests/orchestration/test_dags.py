@@ -13,12 +13,14 @@ bag = DagBag(dag_folder=sys.argv[1], bundle_path=sys.argv[1])
 seconds = time.process_time() - began
 heavy = [name for name in ("tensorflow", "tf_keras", "keras", "mlflow", "sklearn") if name in sys.modules]
 from airflow.serialization.serialized_objects import DagSerialization
+from airflow.providers_manager import ProvidersManager
 dag = bag.dags["optimize_model"]
 document = DagSerialization.to_dict(dag)
 print("answer " + json.dumps({
     "seconds": seconds, "heavy": heavy, "errors": bag.import_errors, "dags": sorted(bag.dags),
     "document": json.loads(json.dumps(document, default=str)),
     "params": {name: dag.params.get_param(name).schema for name in dag.params},
+    "links": sorted(ProvidersManager().extra_links_class_names),
     "upstream": {task.task_id: sorted(task.upstream_task_ids) for task in dag.tasks},
 }))
 """
@@ -64,3 +66,7 @@ def test_the_form_offers_enums_and_ranges(parsed):
     assert params["device"]["enum"] == ["cpu", "gpu"]
     assert (params["epochs"]["minimum"], params["epochs"]["maximum"]) == (0, 1000)
     assert {"model", "dataset", "recipe", "epochs", "runner", "device"} <= set(params)
+
+
+def test_airflow_knows_the_provider_and_its_link(parsed):
+    assert "tfmot_ops.operators.links.MlflowRunLink" in parsed["links"]

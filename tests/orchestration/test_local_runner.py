@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tfmot_ops.contract import OpenRunOptions, StepSpec
+from tfmot_ops.contract import OpenRunOptions, StepSpec, TrainOptions
 from tfmot_ops.errors import SpecError, StepFailedError, TfmotOpsError, UnsupportedModelError
 from tfmot_ops.runners import FakeRunner, LocalRunner, Runner, RunningStep, make_runner
 
@@ -114,6 +114,13 @@ def test_a_failure_is_the_exception_of_its_exit_code(name, error, text):
     with pytest.raises(TfmotOpsError, match=text) as caught:
         step.wait()
     assert type(caught.value) is error
+
+
+def test_the_real_command_refuses_a_wrong_name():
+    options = TrainOptions(dataset="no_such_data", model="resnet8")
+    step = LocalRunner().start(StepSpec(step_id="train", output_uri="memory://", options=options), None, print)
+    with pytest.raises(SpecError, match="no_such_data"):
+        step.wait()
 
 
 def test_nothing_is_left_after_the_end(tmp_path, monkeypatch):

@@ -78,6 +78,10 @@ class Workbench:
         """
         settings = {
             "AIRFLOW_HOME": str(self.airflow_home),
+            # Said although it is the default: what the user's shell knows of another Airflow must not be touched.
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.airflow_home / 'airflow.db'}",
+            "AIRFLOW_CONFIG": str(self.airflow_home / "airflow.cfg"),
+            "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(self.airflow_home / "logs"),
             "AIRFLOW__CORE__DAGS_FOLDER": str(self.dags),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
