@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from tfmot_ops.contract import Recipe
 from tfmot_ops.errors import RecipeError
+from tfmot_ops.refusal import refusal
 
 #: File name endings that mean "a recipe file" rather than the name of a preset.
 RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
@@ -52,10 +53,5 @@ def read_recipe(path: str | Path) -> Recipe:
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise RecipeError(
-            f"recipe file {path}: field {'.'.join(map(str, first['loc'])) or '(whole)'}",
-            required=first["msg"],
-            received=repr(first.get("input")),
-            remedy="`tfmot-ops schema recipe` prints the whole form",
-        ) from error
+        remedy = "`tfmot-ops schema recipe` prints the whole form"
+        raise refusal(f"recipe file {path}", error, remedy, RecipeError) from error

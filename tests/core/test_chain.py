@@ -10,6 +10,7 @@ import pytest
 from tfmot_ops import core
 from tfmot_ops.contract import Outcome, Quantization, Recipe, Scope, Sparsity
 from tfmot_ops.core import keras
+from tfmot_ops.core.graph.ir import layer_paths
 from tfmot_ops.errors import (
     CalibrationError,
     ExportError,
@@ -116,6 +117,7 @@ def test_two_free_standing_affines_do_not_share_a_kernel(model):
     """The converter merges equal constants and folds scales into the one that is left."""
     x, _ = _data()
     recipe = core.recipes.decode("wi8_ai8")
+    model = core.normalize(model)  # a copy: the fixture serves the other tests
     for layer, factor in (("free_1", 3.0), ("free_2", 0.2)):
         gamma = model.get_layer(layer).gamma
         gamma.assign(gamma * factor)
@@ -217,3 +219,66 @@ def test_compile_configuration_survives_the_chain(model):
         assert changed.optimizer.get_config() == model.optimizer.get_config()
         assert changed.loss == model.loss
         assert changed.evaluate(*_data(32), verbose=0, return_dict=True).keys() == {"loss", "accuracy"}
+
+
+def test_every_layer_of_the_users_model_is_reported(model):
+    _, reports = core.quantize(model, core.recipes.decode("wi8_ai8"))
+    assert {path for path, _ in layer_paths(model)} <= {report.path for report in reports}
+    assert {r.path: r.outcome for r in reports}["rescaling"] is Outcome.ABSORBED
+
+
+def test_strip_and_export_leave_their_argument_alone(model):
+    recipe = core.recipes.decode("sparse50_wi8_ai8")
+    pruned, _ = core.prune(model, recipe)
+    kernel = pruned.get_layer("prune_low_magnitude_a").layer.kernel
+    kernel.assign(kernel + 1.0)  # as after a training step, before the masks' next use
+    _unchanged(pruned, lambda: core.strip(pruned))
+    x, y = _data()
+    quantized, _ = core.quantize(core.strip(pruned), recipe, x)
+    quantized.fit(x, y, verbose=0)  # unties the ranges
+    _unchanged(quantized, lambda: core.export_tflite(quantized, recipe))
+
+
+def _unchanged(model, call):
+    before = [weight.numpy().copy() for weight in model.weights]
+    call()
+    assert all(np.array_equal(a, b.numpy()) for a, b in zip(before, model.weights, strict=True))
+
+
+def test_scopes_name_the_users_layers_to_the_end_of_the_chain(model):
+    """Nested paths and classes that normalisation takes apart."""
+    scope = Scope(include=("block/*", "class:SeparableConv2D"))
+    recipe = Recipe(name="scoped", sparsity=Sparsity(ratio=0.5, scope=scope), quantization=Quantization())
+    stripped = core.strip(core.prune(model, recipe)[0])
+    quantized, _ = core.quantize(stripped, recipe, _data()[0])
+    sparsity = core.profile_tflite(core.export_tflite(quantized, recipe)).sparsity
+    assert sum(zeros >= 0.49 for zeros in sparsity.values()) == 2  # the pointwise and the depthwise kernel
+    partly = Recipe(name="partly", quantization=Quantization(scope=Scope(exclude=("class:SeparableConv2D",))))
+    _, reports = core.quantize(stripped, partly)
+    kept = {r.path for r in reports if r.outcome is Outcome.KEPT_FLOAT}
+    assert kept == {"block/separable_conv2d", "block/separable_conv2d_depthwise", "block/separable_conv2d_relu"}
+
+
+def test_lost_sparsity_of_a_named_depthwise_kernel_is_noticed(model):
+    scope = Scope(include=("depthwise",))
+    recipe = Recipe(name="depthwise", sparsity=Sparsity(ratio=0.5, scope=scope), quantization=Quantization())
+    quantized, _ = core.quantize(model, recipe, _data()[0])
+    with pytest.raises(SparsityLostError, match="'depthwise'"):
+        core.export_tflite(quantized, recipe)
+
+
+@pytest.mark.parametrize("name", ["sparse50_wi8_ai8", "sparse50_wi8_ai8_ptq"])
+def test_nested_models_with_equal_layer_names(name):
+    def part(title):
+        return keras.Sequential([L.Input((8, 8, 4)), L.Conv2D(4, 3, padding="same", name="conv")], name=title)
+
+    inputs = L.Input((8, 8, 4))
+    model = keras.Model(inputs, L.Flatten()(part("second")(part("first")(inputs))))
+    recipe = core.recipes.decode(name)
+    x = np.random.default_rng(0).normal(size=(64, 8, 8, 4)).astype(np.float32)
+    result = core.strip(core.prune(model, recipe)[0])
+    if not name.endswith("ptq"):
+        result, _ = core.quantize(result, recipe, x)
+    sparsity = core.profile_tflite(core.export_tflite(result, recipe, x)).sparsity
+    assert len(sparsity) == 2
+    assert min(sparsity.values()) >= 0.5

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from tfmot_ops import __version__
 from tfmot_ops.contract import Artifact, CompatResult, Document, LayerReport, Recipe, Status, StepResult, StepSpec
 from tfmot_ops.errors import TfmotOpsError
+from tfmot_ops.refusal import refusal
 
 app = typer.Typer(
     help="Prune, quantise and export tf_keras models to int8 TFLite, tracked in MLflow.",
@@ -126,7 +127,7 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
     try:
         last = chain.run(_say_on_stderr if as_json else execute.say)
     except ValidationError as error:
-        raise execute.bad_document("arguments", error) from error
+        raise refusal("arguments", error, "`tfmot-ops optimize --help` lists what each option takes") from error
     tflite = chain.save_tflite() if last.status is Status.OK else None
     if as_json:
         results = [result.model_dump(mode="json") for result in chain.results]

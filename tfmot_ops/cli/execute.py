@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from tfmot_ops.contract import StepResult, StepSpec, TrainOptions
 from tfmot_ops.errors import SpecError, TfmotOpsError
+from tfmot_ops.refusal import refusal
 
 if TYPE_CHECKING:
     from tfmot_ops.tracking import StepRun
@@ -75,38 +76,7 @@ def read_spec(path: Path) -> StepSpec:
             f"the spec {path} cannot be read", required="a JSON file", received=error.strerror or str(error)
         ) from error
     except ValidationError as error:
-        raise bad_document(path.name, error) from error
-
-
-def bad_document(name: str, error: ValidationError) -> SpecError:
-    """What pydantic found, in the form of our own errors; the first finding leads."""
-    told = [_finding(item) for item in error.errors(include_url=False)]
-    # A recipe may be a name or a mapping: what is wrong with the other form is no help.
-    findings = [finding for finding in told if finding is not None] or [(name, str(error), "")]
-    field, required, received = findings[0]
-    more = "".join(f"\n  also:     {f}: required {req}, received {rec}" for f, req, rec in findings[1:])
-    return SpecError(
-        f"{name}: field {field}",
-        required=required,
-        received=received + more,
-        remedy="`tfmot-ops schema spec` prints the whole form",
-    )
-
-
-def _finding(item: Any) -> tuple[str, str, str] | None:
-    """(field, required, received) of a finding; None when it is about a form that was not meant."""
-    location, given = [str(part) for part in item["loc"]], item.get("input")
-    if location[-1:] == ["str"] and not isinstance(given, str):
-        return None
-    if location[-1:] == ["Recipe"] and isinstance(given, str):
-        return None
-    # Pydantic names the member of a union it tried; that is no field.
-    options = location[:1] == ["options"]
-    field = [
-        part for index, part in enumerate(location) if part not in {"str", "Recipe"} and not (options and index == 1)
-    ]
-    received = "nothing" if item["type"] == "missing" else repr(given)
-    return ".".join(field) or "(whole)", item["msg"].removeprefix("Value error, "), received
+        raise refusal(path.name, error, "`tfmot-ops schema spec` prints the whole form") from error
 
 
 def execute(spec: StepSpec, say: Callable[[str], None] = say) -> StepResult:

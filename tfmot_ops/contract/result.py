@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from typing import Literal
 
@@ -75,7 +76,7 @@ class StepResult(Document):
     def _finite(cls, metrics: dict[str, float]) -> dict[str, float]:
         # NaN and infinity have no JSON form; a metric that could not be measured is left out instead.
         for name, value in metrics.items():
-            if value != value or value in (float("inf"), float("-inf")):  # noqa: PLR0124 - NaN test without math
+            if not math.isfinite(value):
                 raise ValueError(f"metric {name} must be finite, received {value}")
         return metrics
 

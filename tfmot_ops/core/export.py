@@ -19,7 +19,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
 
 from tfmot_ops.contract import Activations, Method, Recipe, Weights
 from tfmot_ops.core.affine import Affine
-from tfmot_ops.core.graph.ir import Graph, Node, tensors
+from tfmot_ops.core.graph.ir import Graph, Node, tensors, unique_names
 from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import rebuild
@@ -27,14 +27,13 @@ from tfmot_ops.core.graph.run import run_graph
 from tfmot_ops.core.kernels import kernels
 from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.profile import profile_tflite
-from tfmot_ops.core.quantize import calibration_batches, range_variables, tie_ranges
+from tfmot_ops.core.quantize import calibration_batches, tied_ranges
 from tfmot_ops.core.quantizers import WeightQuantizer
-from tfmot_ops.core.scheme import is_affine
-from tfmot_ops.core.sparsity import TOLERANCE, inner_layer, prunable
+from tfmot_ops.core.scheme import CONVOLUTIONS, FOLDING, is_affine
+from tfmot_ops.core.sparsity import inner_layer, prunable, required_ratio, tolerance
 from tfmot_ops.errors import ExportError, SparsityLostError
 
 _L = keras.layers
-_FOLDS = (_L.Conv2D, _L.DepthwiseConv2D, _L.Dense, _L.Conv1D)
 
 
 def export_tflite(model: keras.Model, recipe: Recipe, calibration: Any = None) -> bytes:
@@ -58,10 +57,12 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Any = None) -
     graph = read_graph(model)
     _check_kind(recipe, quantized)
     if quantized:
-        tie_ranges(graph)
+        required = _required_of_quantized(graph)
     else:
+        normal = normalize_graph(graph)
+        required = _required_of_float(normal, model, recipe)
         # Rebuilt, as a layer that a rule made is built only by its call.
-        graph = read_graph(rebuild(normalize_graph(graph)))
+        graph = read_graph(rebuild(normal))
     function = _trace(graph, _signature(graph, calibration))
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function])
     converter.experimental_lower_to_saved_model = False
@@ -78,7 +79,7 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Any = None) -
             received=f"{type(error).__name__}: {error}",
             remedy="exclude the layer it names in the recipe's quantization.scope",
         ) from error
-    _check_sparsity(data, model, recipe)
+    _check_sparsity(data, required)
     return data
 
 
@@ -168,6 +169,7 @@ class _Emitter:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
+        self.ranges = tied_ranges(graph)
         consumers = graph.consumers()
         results = {id(tensor) for tensor in tensors(graph.outputs)}
         #: id(affine call) -> the convolution call it is folded into.
@@ -180,24 +182,23 @@ class _Emitter:
                 if len(readers) == 1 and is_affine(inner_layer(readers[0].layer)):
                     self.folds[id(node)], self.folded[id(readers[0])] = readers[0], node
 
-    @staticmethod
-    def _folds_next(node: Node) -> bool:
-        return type(inner_layer(node.layer)) in _FOLDS and range_variables(node.layer) is None
+    def _folds_next(self, node: Node) -> bool:
+        return type(inner_layer(node.layer)) in FOLDING and id(node.layer) not in self.ranges
 
     def __call__(self, node: Node, args: Any, kwargs: Any) -> Any:
         layer = inner_layer(node.layer)
-        with tf.name_scope(_scope_name(node)):
+        with tf.name_scope(_scope_name(inner_layer(node.layer).name)):
             if isinstance(node.layer, QuantizeLayer):
-                return _quantize_output(node, args[0])
+                return self._quantize_output(node, args[0])
             if id(node) in self.folded:
-                return _quantize_output(node, args[0])
-            if type(layer) in _FOLDS:
+                return self._quantize_output(node, args[0])
+            if type(layer) in CONVOLUTIONS:
                 result = self._convolution(node, layer, args[0])
             elif is_affine(layer):
                 result = _affine(layer, self.graph, args[0])
             else:
-                result = _call(node, layer, args, kwargs)
-            return _quantize_output(node, result)
+                result = _call(layer, args, kwargs)
+            return self._quantize_output(node, result)
 
     def _convolution(self, node: Node, layer: Any, value: Any) -> Any:
         kernel_name = kernels(layer)[0].attribute
@@ -212,34 +213,35 @@ class _Emitter:
             kernel = kernel * (scale.reshape(kernel.shape[-2:]) if type(layer) is _L.DepthwiseConv2D else scale)
             bias = offset if bias is None else bias * scale + offset
         constant = tf.constant(kernel, name="kernel")
-        constant = constant if quantizer is None else quantizer.round(constant)
-        result = _linear(layer, kernel_name, constant, value)
+        result = _linear(layer, constant if quantizer is None else quantizer.round(constant), value)
         return result if bias is None else tf.nn.bias_add(result, tf.constant(bias, name="bias"))
+
+    def _quantize_output(self, node: Node, value: Any) -> Any:
+        if id(node.layer) in self.ranges:
+            low, high = self.ranges[id(node.layer)]
+            return tf.quantization.fake_quant_with_min_max_args(value, low, high, num_bits=8)
+        fixed = getattr(getattr(node.layer, "quantize_config", None), "output", None)
+        return value if fixed is None else fixed(value, False, {})
 
     def _weights(self, layer: Any) -> list[np.ndarray]:
         return _constants(self.graph, layer)
 
 
-def _linear(layer: Any, kernel_name: str, kernel: Any, value: Any) -> Any:
-    """The layer's own call with another kernel and without its bias; the layer is left as it was."""
+def _linear(layer: Any, kernel: Any, value: Any) -> Any:
+    """What the layer computes with this kernel, without bias and activation."""
     if type(layer) is _L.Dense:
-        return tf.tensordot(value, kernel, 1) if len(value.shape) > 2 else tf.matmul(value, kernel)  # noqa: PLR2004
-    config = layer.get_config() | {"use_bias": False, "name": "linear"}
-    config.pop("batch_input_shape", None)
-    twin = type(layer).from_config(config)
-    # Built by hand: its variables would be thrown away at once.
-    twin.built = True
-    setattr(twin, kernel_name, kernel)
-    if hasattr(twin, "convolution_op"):
-        return twin.convolution_op(value, kernel) if kernel_name == "kernel" else _depthwise(twin, kernel, value)
-    return twin.call(value)
-
-
-def _depthwise(layer: Any, kernel: Any, value: Any) -> Any:
-    strides, dilation = layer.strides, layer.dilation_rate
-    return tf.nn.depthwise_conv2d(
-        value, kernel, [1, *strides, 1], padding=layer.padding.upper(), dilations=list(dilation)
-    )
+        return tf.tensordot(value, kernel, 1) if len(value.shape) > 2 else tf.matmul(value, kernel)  # noqa: PLR2004 - [N, C]
+    if type(layer) is _L.DepthwiseConv2D:
+        strides, dilations = [1, *layer.strides, 1], list(layer.dilation_rate)
+        return tf.nn.depthwise_conv2d(value, kernel, strides, padding=layer.padding.upper(), dilations=dilations)
+    if type(layer) is _L.Conv2DTranspose:
+        # Its call computes the output's size, and reads the kernel from the layer: from one that has no other use.
+        config = layer.get_config() | {"use_bias": False}
+        config.pop("batch_input_shape", None)
+        twin = type(layer).from_config(config)
+        twin.kernel, twin.built = kernel, True
+        return twin.call(value)
+    return layer.convolution_op(value, kernel)
 
 
 def affine_constants(layer: Any, graph: Graph) -> tuple[np.ndarray, np.ndarray]:
@@ -276,16 +278,9 @@ def _affine(layer: Any, graph: Graph, value: Any) -> Any:
     return result if is_image else tf.reshape(result, shape)
 
 
-def _call(node: Node, layer: Any, args: Any, kwargs: Any) -> Any:
-    quantizer, mask = _weight_quantizer(node.layer)
-    if quantizer is None:
-        if layer._call_spec.expects_training_arg:  # noqa: SLF001 - Keras' own record of the signature
-            kwargs = kwargs | {"training": False}
-        return layer.call(*args, **kwargs)
-    with tf.init_scope():
-        kernel = node.layer._weight_vars[0][0].numpy()  # noqa: SLF001 - tfmot has no accessor
-    constant = tf.constant(kernel if mask is None else kernel * mask, name="kernel")
-    node.layer.quantize_config.set_quantize_weights(layer, [quantizer.round(constant)])
+def _call(layer: Any, args: Any, kwargs: Any) -> Any:
+    if layer._call_spec.expects_training_arg:  # noqa: SLF001 - Keras' own record of the signature
+        kwargs = kwargs | {"training": False}
     return layer.call(*args, **kwargs)
 
 
@@ -296,43 +291,53 @@ def _weight_quantizer(layer: Any) -> tuple[WeightQuantizer | None, np.ndarray | 
     return None, None
 
 
-def _quantize_output(node: Node, value: Any) -> Any:
-    variables = range_variables(node.layer)
-    if variables is not None:
-        with tf.init_scope():
-            low, high = (float(variable) for variable in variables)
-        return tf.quantization.fake_quant_with_min_max_args(value, min(low, 0.0), max(high, 0.0), num_bits=8)
-    config = getattr(node.layer, "quantize_config", None)
-    fixed = getattr(config, "output", None)
-    return value if fixed is None else fixed(value, False, {})
-
-
-def _scope_name(node: Node) -> str:
+def _scope_name(name: str) -> str:
     """A name scope that says the layer: TFLite's tensors are named by it."""
-    name = inner_layer(node.layer).name
     # A leading character that a scope may have; the rest is a layer name already.
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in f"L.{name}")
 
 
-def _check_sparsity(data: bytes, model: keras.Model, recipe: Recipe) -> None:
+def _required_of_quantized(graph: Graph) -> dict[str, tuple[float, int]]:
+    """Layer name -> (fraction of zeros its kernel has to hold in the file, its size), as its quantiser says."""
+    return {
+        inner_layer(node.layer).name: (quantizer.required_sparsity, int(variable.shape.num_elements()))
+        for node in graph.nodes
+        for variable, quantizer, _ in getattr(node.layer, "_weight_vars", ())
+        if quantizer.required_sparsity
+    }
+
+
+def _required_of_float(graph: Graph, model: keras.Model, recipe: Recipe) -> dict[str, tuple[float, int]]:
+    """The same for a normalised float graph, as the recipe says."""
     if recipe.sparsity is None:
+        return {}
+    chosen, names = prunable(model, recipe), unique_names(dict.fromkeys(node.path for node in graph.nodes))
+    return {
+        # The kernel is the first weight of every layer that has one.
+        names[node.path]: (ratio, graph.weights_of(node.layer)[0].size)
+        for node in graph.nodes
+        for kernel in kernels(node.layer)
+        if (ratio := required_ratio(chosen, node, kernel, recipe.sparsity.ratio))
+    }
+
+
+def _check_sparsity(data: bytes, required: dict[str, tuple[float, int]]) -> None:
+    if not required:
         return
     profile = profile_tflite(data)
-    for path, (layer, found) in prunable(model, recipe).items():
-        if not any(kernel.pruned_by_default for kernel in found):
-            continue
-        scope = f"L.{layer.name}/"
-        values = [value for name, value in profile.sparsity.items() if scope in name] or [
-            # The converter renames a kernel that several calls share; its size tells it then.
-            profile.sparsity[name]
-            for name, size in profile.weight_sizes.items()
-            if "L." not in name
-            and size == sum(int(getattr(layer, kernel.attribute).shape.num_elements()) for kernel in found)
-        ]
-        if not values or max(values) < recipe.sparsity.ratio - TOLERANCE:
+    # The converter takes the name from a kernel that several calls share: each such layer takes one of its size.
+    unnamed = sorted((zeros, tensor) for tensor, zeros in profile.sparsity.items() if "L." not in tensor)
+    for name, (ratio, size) in required.items():
+        found = [zeros for tensor, zeros in profile.sparsity.items() if f"{_scope_name(name)}/" in tensor]
+        if not found:
+            entry = next((entry for entry in reversed(unnamed) if profile.weight_sizes[entry[1]] == size), None)
+            if entry is not None:
+                unnamed.remove(entry)
+                found = [entry[0]]
+        if not found or min(found) < ratio - tolerance(size):
             raise SparsityLostError(
-                f"layer {path!r} lost its sparsity in the TFLite file",
-                required=f"{recipe.sparsity.ratio:.3f} zeros",
-                received=f"{max(values):.3f}" if values else f"no weight tensor named {scope}",
+                f"layer {name!r} lost its sparsity in the TFLite file",
+                required=f"{ratio:.3f} zeros",
+                received=f"{min(found):.3f}" if found else f"no weight tensor of {size} weights for it",
                 remedy="quantise the stripped model with the same recipe, so that its zeros are held",
             )

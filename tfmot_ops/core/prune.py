@@ -120,10 +120,6 @@ def pruning_callbacks(log_dir: str | None = None) -> list[Any]:
 
 def strip(model: keras.Model) -> keras.Model:
     """A copy of a pruned model without its wrappers, the masks applied, compiled as it was."""
-    for _, layer in layer_paths(model):
-        if hasattr(layer, "pruning_vars"):
-            # Training ends between a weight update and the masks' next use.
-            layer.pruning_obj.weight_mask_op()
     stripped = _copy_with(model, lambda _layer, copy: copy)
     compile_like(stripped, model)
     return stripped
@@ -178,7 +174,7 @@ def _copy_with(model: keras.Model, wrap: Callable[[Any, Any], Any]) -> keras.Mod
         inner = inner_layer(layer)
         copy = copy_layer(inner, inner.name) if not isinstance(layer, keras.layers.InputLayer) else _input_copy(layer)
         called = wrap(inner, copy)
-        copies.append((inner, copy))
+        copies.append((layer, copy))
         return called
 
     def _clone(part: keras.Model) -> keras.Model:
@@ -187,11 +183,19 @@ def _copy_with(model: keras.Model, wrap: Callable[[Any, Any], Any]) -> keras.Mod
         return result
 
     result = _clone(model)
-    for inner, copy in copies:
-        weights = inner.get_weights()
+    for layer, copy in copies:
+        weights = _masked_weights(layer)
         if weights:
             copy.set_weights(weights)
     return result
+
+
+def _masked_weights(layer: Any) -> list[Any]:
+    """Weights of the layer inside a wrapper, under its masks: training ends between an update and their next use."""
+    masks = {id(variable): mask.numpy() for variable, mask, _ in getattr(layer, "pruning_vars", ())}
+    return [
+        weight.numpy() * masks.get(id(weight), 1) if masks else weight.numpy() for weight in inner_layer(layer).weights
+    ]
 
 
 def _input_copy(layer: Any) -> Any:

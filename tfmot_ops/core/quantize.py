@@ -21,8 +21,8 @@ from tfmot_ops.core.graph.rebuild import rebuild
 from tfmot_ops.core.graph.run import run_graph
 from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.quantizers import RangeQuantizer
-from tfmot_ops.core.scheme import make_plan, tied_groups
-from tfmot_ops.core.sparsity import give_masks
+from tfmot_ops.core.scheme import RequiredSparsity, make_plan, tied_groups
+from tfmot_ops.core.sparsity import give_masks, prunable, required_ratio
 from tfmot_ops.core.training import compile_like
 from tfmot_ops.errors import CalibrationError, RecipeError, UnsupportedModelError
 
@@ -72,7 +72,7 @@ def quantize(model: keras.Model, recipe: Recipe, calibration: Any = None) -> tup
     source = read_graph(model)
     _refuse_wrapped(source)
     graph = normalize_graph(source)
-    plan = make_plan(graph, recipe.quantization.scope, keep_sparsity=recipe.sparsity is not None)
+    plan = make_plan(graph, source, recipe.quantization.scope, _required_sparsity(model, recipe))
 
     def wrap(layer: Any, node: Node) -> Any:
         config = plan.configs.get(id(node.layer))
@@ -85,11 +85,17 @@ def quantize(model: keras.Model, recipe: Recipe, calibration: Any = None) -> tup
 
     quantized = rebuild(graph, wrap, on_input)
     give_masks(quantized)
-    reports = list(plan.reports)
     if calibration is not None:
         calibrate(quantized, calibration, samples=recipe.quantization.calibration_samples)
     compile_like(quantized, model)
-    return quantized, reports
+    return quantized, plan.reports
+
+
+def _required_sparsity(model: keras.Model, recipe: Recipe) -> RequiredSparsity | None:
+    if recipe.sparsity is None:
+        return None
+    chosen, ratio = prunable(model, recipe), recipe.sparsity.ratio
+    return lambda node, kernel: required_ratio(chosen, node, kernel, ratio)
 
 
 def _refuse_wrapped(graph: Graph) -> None:
@@ -159,12 +165,18 @@ def calibrate(model: keras.Model, calibration: Any, samples: int) -> None:
             "no calibration data", required="at least one sample", received="none", remedy="give calibration samples"
         )
     for node, low, high in zip(observed, lows, highs, strict=True):
-        variables = range_variables(node.layer)
-        if variables is not None:
-            # A tensor that is zero for every sample still needs a scale.
-            variables[0].assign(low)
-            variables[1].assign(max(high, low + 1e-6))
-    tie_ranges(graph)
+        # A tensor that is zero for every sample still needs a scale.
+        _assign(node, float(low), max(float(high), float(low) + 1e-6))
+    tied = tied_ranges(graph)
+    for node in observed:
+        _assign(node, *tied[id(node.layer)])
+
+
+def _assign(node: Node, low: float, high: float) -> None:
+    variables = range_variables(node.layer)
+    if variables is not None:
+        variables[0].assign(low)
+        variables[1].assign(high)
 
 
 def _call_unrounded(layer: Any, args: Any, kwargs: Any) -> Any:
@@ -175,15 +187,22 @@ def _call_unrounded(layer: Any, args: Any, kwargs: Any) -> Any:
     return layer.layer(*args, **kwargs)
 
 
-def tie_ranges(graph: Graph) -> None:
-    """Give the tensors that TFLite needs on one range the widest of theirs, in place."""
+def tied_ranges(graph: Graph) -> dict[int, tuple[float, float]]:
+    """The id of each layer of a QAT graph that a range follows, with its (low, high), 0 included.
+
+    Tensors that TFLite needs on one range have the widest of theirs: training moves each on its own.
+    """
+    ranges = {
+        id(node.layer): (min(float(pair[0]), 0.0), max(float(pair[1]), 0.0))
+        for node in graph.nodes
+        if (pair := range_variables(node.layer)) is not None
+    }
     for group in tied_groups(graph):
-        pairs = [pair for t in group if t.producer is not None and (pair := range_variables(t.producer.layer))]
-        if len(pairs) > 1:
-            low, high = min(float(p[0]) for p in pairs), max(float(p[1]) for p in pairs)
-            for pair in pairs:
-                pair[0].assign(low)
-                pair[1].assign(high)
+        members = [id(t.producer.layer) for t in group if t.producer is not None and id(t.producer.layer) in ranges]
+        if members:
+            widest = min(ranges[m][0] for m in members), max(ranges[m][1] for m in members)
+            ranges |= dict.fromkeys(members, widest)
+    return ranges
 
 
 def calibration_batches(graph: Graph, calibration: Any, samples: int) -> Iterator[list[np.ndarray]]:

@@ -60,15 +60,23 @@ class WeightQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
         channels_axes: how many trailing axes together index the output channels (2 for depthwise kernels
             [height, width, channels, multiplier], 1 otherwise).
         swap_channels: whether output channels come before input channels (transposed convolutions).
+        required_sparsity: fraction of zeros that the exported kernel has to hold; the export checks it.
     """
 
     def __init__(
-        self, *, per_channel: bool, keep_sparsity: bool = False, channels_axes: int = 1, swap_channels: bool = False
+        self,
+        *,
+        per_channel: bool,
+        keep_sparsity: bool = False,
+        channels_axes: int = 1,
+        swap_channels: bool = False,
+        required_sparsity: float = 0.0,
     ) -> None:
         self.per_channel = per_channel
         self.keep_sparsity = keep_sparsity
         self.channels_axes = channels_axes
         self.swap_channels = swap_channels
+        self.required_sparsity = required_sparsity
 
     def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
         """Create the mask, of the kernel's shape, when the sparsity is kept."""
@@ -104,6 +112,7 @@ class WeightQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
             "keep_sparsity": self.keep_sparsity,
             "channels_axes": self.channels_axes,
             "swap_channels": self.swap_channels,
+            "required_sparsity": self.required_sparsity,
         }
 
 

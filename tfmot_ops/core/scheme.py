@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from tfmot_ops.contract import LayerReport, Outcome, Scope
 from tfmot_ops.core.affine import Affine
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
-from tfmot_ops.core.kernels import kernels
+from tfmot_ops.core.kernels import Kernel, kernels
 from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.quantizers import FixedRangeQuantizer, LayerQuantizeConfig, RangeQuantizer, WeightQuantizer
 from tfmot_ops.core.scope import select
 
 _L = keras.layers
+
+#: (call, kernel of its layer) -> fraction of zeros it has to hold.
+RequiredSparsity = Callable[[Node, Kernel], float]
 
 #: TFLite fixes the output range of these (tflite/core quantization spec): 1/256 and 1/128 a level.
 _FIXED_RANGES = {"sigmoid": (0.0, 255 / 256), "softmax": (0.0, 255 / 256), "tanh": (-1.0, 127 / 128)}
@@ -54,7 +58,9 @@ _COMPUTES = (
     _L.PReLU,
     Affine,
 )
-_CONVOLUTIONS = (_L.Conv1D, _L.Conv2D, _L.Conv2DTranspose, _L.DepthwiseConv2D, _L.Dense)
+#: Calls into whose kernel the export folds the affine that follows; placement and export agree by this list.
+FOLDING = (_L.Conv1D, _L.Conv2D, _L.DepthwiseConv2D, _L.Dense)
+CONVOLUTIONS = (*FOLDING, _L.Conv2DTranspose)
 _ACTIVATIONS = {"relu", "relu6", "swish", "silu", "hard_swish", "gelu", "elu", "linear", *_FIXED_RANGES}
 
 
@@ -95,10 +101,10 @@ def is_affine(layer: Any) -> bool:
     if not isinstance(layer, _L.BatchNormalization):
         return False
     axis = layer.axis if isinstance(layer.axis, int) else next(iter(layer.axis))
-    return axis in {-1, 3, 2, 1} and (layer.input_spec is None or axis in {-1, layer.input_spec.ndim - 1})
+    return axis == -1 or (layer.input_spec is not None and axis == layer.input_spec.ndim - 1)
 
 
-def make_plan(graph: Graph, scope: Scope, *, keep_sparsity: bool) -> Plan:
+def make_plan(graph: Graph, source: Graph, scope: Scope, required: RequiredSparsity | None) -> Plan:
     """Place the quantisers on a normalised graph.
 
     None between convolution -> affine -> relu, nor merge -> relu, where the tensor has one reader: TFLite
@@ -107,11 +113,13 @@ def make_plan(graph: Graph, scope: Scope, *, keep_sparsity: bool) -> Plan:
 
     Args:
         graph: what `normalize_graph` made.
+        source: what it was made from; scopes name its layers, and each of them is reported.
         scope: layers to quantise; the others are reported as kept in float.
-        keep_sparsity: hold the zeros of the kernels at zero.
+        required: (call, kernel) -> fraction of zeros it has to hold to the end; None holds no zeros.
     """
-    named = select(scope, {node.path: (node.path, type(node.layer).__name__) for node in graph.nodes}.values())
-    placer = _Placer(graph, {path for path, chosen in named.items() if chosen is False}, keep_sparsity)
+    user_layers = {node.path: type(node.layer).__name__ for node in source.nodes}
+    excluded = {path for path, chosen in select(scope, user_layers.items()).items() if chosen is False}
+    placer = _Placer(graph, excluded, required)
     plan = Plan(inputs={id(t): RangeQuantizer() for t in graph.inputs() if t.is_float})
     calls: dict[int, list[Node]] = {}
     for node in graph.nodes:
@@ -123,22 +131,26 @@ def make_plan(graph: Graph, scope: Scope, *, keep_sparsity: bool) -> Plan:
         plan.reports.append(report)
         if config is not None:
             plan.configs[key] = config
+    computed = {node.origin for node in graph.nodes}
+    plan.reports += [
+        LayerReport(path=path, class_name=name, outcome=Outcome.ABSORBED, reason="composed into the layers around it")
+        for path, name in user_layers.items()
+        if path not in computed
+    ]
     return plan
 
 
 class _Placer:
-    def __init__(self, graph: Graph, excluded: set[str], keep_sparsity: bool) -> None:
+    def __init__(self, graph: Graph, excluded: set[str], required: RequiredSparsity | None) -> None:
         self.consumers = graph.consumers()
         self.results = Counter(id(tensor) for tensor in tensors(graph.outputs))
         self.excluded = excluded
-        self.keep_sparsity = keep_sparsity
+        self.required = required
 
     def place(self, node: Node) -> tuple[LayerQuantizeConfig | None, LayerReport]:
         layer = node.layer
         outputs = tensors(node.outputs)
-        # The activation that normalisation takes out of a layer shares its fate.
-        owner = node.path.rpartition("_")[0] if isinstance(layer, _L.Activation) else node.path
-        if {node.path, owner} & self.excluded:
+        if node.origin in self.excluded:
             return None, _report(node, Outcome.KEPT_FLOAT, "excluded by the recipe's scope")
         if len(outputs) != 1 or not outputs[0].is_float:
             return None, _report(node, Outcome.KEPT_FLOAT, "no single floating-point output")
@@ -147,7 +159,8 @@ class _Placer:
         weights = {
             kernel.attribute: WeightQuantizer(
                 per_channel=kernel.per_channel,
-                keep_sparsity=self.keep_sparsity,
+                keep_sparsity=self.required is not None,
+                required_sparsity=self.required(node, kernel) if self.required else 0.0,
                 channels_axes=kernel.channels_axes,
                 swap_channels=kernel.swap_channels,
             )
@@ -164,7 +177,7 @@ class _Placer:
         return (
             is_affine(layer)
             or activation_name(layer) in _ACTIVATIONS
-            or type(layer) in (*_PASS_THROUGH, *_SAME_SCALE, *_COMPUTES, *_CONVOLUTIONS)
+            or type(layer) in (*_PASS_THROUGH, *_SAME_SCALE, *_COMPUTES, *CONVOLUTIONS)
         )
 
     def _output(self, node: Node, tensor: Tensor) -> tuple[Any, str]:
@@ -181,8 +194,8 @@ class _Placer:
     @staticmethod
     def _fuses(layer: Any, reader: Any) -> bool:
         relu = activation_name(reader) in {"relu", "relu6"}
-        if type(layer) in _CONVOLUTIONS:
-            return relu or is_affine(reader)
+        if type(layer) in CONVOLUTIONS:
+            return relu or (type(layer) in FOLDING and is_affine(reader))
         return relu and (is_affine(layer) or type(layer) in {_L.Add, _L.Subtract, _L.Multiply})
 
 

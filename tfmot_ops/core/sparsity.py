@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from tfmot_ops.contract import Recipe
-from tfmot_ops.core.graph.ir import layer_paths
+from tfmot_ops.core.graph.ir import Node, layer_paths
 from tfmot_ops.core.kernels import Kernel, kernels
 from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.scope import select
 from tfmot_ops.errors import SparsityLostError
 
-#: A kernel may hold this much less than its ratio: tfmot rounds the number of zeros to a whole weight,
-#: and a group of n of m at the end of a row may be shorter.
-TOLERANCE = 0.01
-#: Below this many weights one weight is worth more than the tolerance.
-_SMALL = 100
+#: A kernel may hold this much less than its ratio: tfmot rounds the number of zeros to a whole weight.
+_TOLERANCE = 0.01
+
+
+def tolerance(size: int) -> float:
+    """How much below its ratio a kernel of `size` weights may be: a hundredth, and one weight at least."""
+    return max(_TOLERANCE, 1.0 / max(size, 1))
 
 
 def inner_layer(layer: Any) -> Any:
@@ -42,6 +45,27 @@ def prunable(model: keras.Model, recipe: Recipe) -> dict[str, tuple[Any, tuple[K
         if found and decision is not False:
             chosen[_plain(path)] = (layer, found)
     return chosen
+
+
+def required_ratio(
+    chosen: Mapping[str, tuple[Any, tuple[Kernel, ...]]], node: Node, kernel: Kernel, ratio: float
+) -> float:
+    """Fraction of zeros that a kernel of a normalised graph has to hold: `ratio`, or 0 where it is not pruned.
+
+    Args:
+        chosen: what `prunable` gives for the model that the graph was read from.
+        node: a call of the graph.
+        kernel: one of its layer's kernels.
+        ratio: the recipe's.
+    """
+    _, found = chosen.get(node.origin, (None, ()))
+    names = {entry.attribute for entry in found}
+    # Normalisation makes the pointwise kernel of a separable convolution the kernel of a 1x1 convolution.
+    return (
+        ratio
+        if kernel.attribute in names or (kernel.attribute, "pointwise_kernel" in names) == ("kernel", True)
+        else 0.0
+    )
 
 
 def _plain(path: str) -> str:
@@ -119,11 +143,10 @@ def require_sparsity(path: str, values: list[np.ndarray], ratio: float) -> None:
     """Raise SparsityLostError when the arrays hold fewer zeros than the ratio asks for."""
     size = sum(value.size for value in values)
     found = sum(int((value == 0).sum()) for value in values) / size
-    tolerance = TOLERANCE if size >= _SMALL else 1.0 / size
-    if found < ratio - tolerance:
+    if found < ratio - tolerance(size):
         raise SparsityLostError(
             f"layer {path!r} lost its sparsity",
-            required=f"at least {ratio:.3f} zeros (tolerance {tolerance:.3f})",
+            required=f"at least {ratio:.3f} zeros (tolerance {tolerance(size):.3f})",
             received=f"{found:.3f} in {size} weights",
             remedy="train with core.pruning_callbacks() while pruning, and quantise the stripped model "
             "with the same recipe",

@@ -14,6 +14,7 @@ from tfmot_ops.contract import Artifact, Options, StepSpec, Tracking
 from tfmot_ops.errors import SpecError, UnsupportedModelError
 from tfmot_ops.operators.links import DEFAULT_UI, UI_VARIABLE, MlflowRunLink, run_url
 from tfmot_ops.recipe_file import is_recipe_file, read_recipe
+from tfmot_ops.refusal import refusal
 from tfmot_ops.runners import Runner, RunningStep, make_runner
 
 if TYPE_CHECKING:
@@ -137,13 +138,8 @@ class StepOperator(BaseOperator):
         try:
             return StepSpec.model_validate(document)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise SpecError(
-                f"task {self.task_id}: field {'.'.join(map(str, first['loc'])) or '(whole)'}",
-                required=first["msg"],
-                received=repr(first.get("input")),
-                remedy="correct the operator's arguments or the run's parameters",
-            ) from error
+            remedy = "correct the operator's arguments or the run's parameters"
+            raise refusal(f"task {self.task_id}", error, remedy) from error
 
     def _options(self, context: Context) -> dict[str, Any]:
         """The options as plain data, with the recipe file, if there is one, read in."""

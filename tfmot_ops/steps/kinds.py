@@ -27,13 +27,19 @@ def _train(work: Work) -> None:
     work.put_model(model)
 
 
+def _pass_through(work: Work) -> None:
+    work.progress.message(
+        f"{work.spec.step_id}: recipe {work.recipe.name} asks for no sparsity, the model passes through"
+    )
+    work.measure({"passed_through": 1})
+
+
 def _prune(work: Work) -> None:
     from tfmot_ops import core
 
     model, recipe = work.load_model(), work.recipe
     if recipe.sparsity is None:
-        work.progress.message(f"prune: recipe {recipe.name} asks for no sparsity, the model passes through")
-        work.measure({"passed_through": 1})
+        _pass_through(work)
     else:
         steps = work.epochs(recipe.budget.fine_tune_epochs) * work.steps_per_epoch
         # Without training there is no schedule to follow: the mask is applied at once.
@@ -59,8 +65,7 @@ def _strip(work: Work) -> None:
 
     model, recipe = work.load_model(), work.recipe
     if recipe.sparsity is None:
-        work.progress.message(f"strip: recipe {recipe.name} asks for no sparsity, the model passes through")
-        work.measure({"passed_through": 1})
+        _pass_through(work)
     else:
         model = core.strip(model)
         core.assert_sparsity(model, recipe)

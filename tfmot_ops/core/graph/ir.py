@@ -43,9 +43,11 @@ class Node:
 
     Attributes:
         layer: the layer; two calls of a shared layer carry the same object.
-        path: where the layer stands in the user's model (`backbone/conv1`).
+        path: where the layer stands in the flat graph (`backbone/conv1_relu`).
         args, kwargs: the call's arguments, with `Tensor` in the place of tensors.
         outputs: the call's result, same structure, with `Tensor` leaves.
+        origin: path of the layer in the user's model that this call computes (`backbone/conv1`); reports,
+            scopes and sparsity speak of it.
     """
 
     layer: Any
@@ -53,6 +55,10 @@ class Node:
     args: Any
     kwargs: dict[str, Any]
     outputs: Any
+    origin: str = ""
+
+    def __post_init__(self) -> None:
+        self.origin = self.origin or self.path
 
     def inputs(self) -> list[Tensor]:
         """Tensors this call reads, in the order of its arguments."""

@@ -19,6 +19,8 @@ class Rewriter:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.nodes: list[Node] = []
+        #: Path of the user's layer that is being replaced.
+        self.origin = ""
         self._calls = graph.calls_per_layer()
         self._made: dict[tuple[int, str], Any] = {}
 
@@ -39,7 +41,7 @@ class Rewriter:
         first = tensors(inputs)[0]
         if weights is not None:
             self.graph.weights[id(layer)] = weights
-        node = Node(layer, path, (inputs,), {}, None)
+        node = Node(layer, path, (inputs,), {}, None, self.origin)
         node.outputs = result = Tensor(first.shape if shape is None else tuple(shape), first.dtype, node)
         self.nodes.append(node)
         return result
@@ -71,7 +73,8 @@ def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
 
     for old in graph.nodes:
         args, kwargs = map_tensors((old.args, old.kwargs), current)
-        node = Node(old.layer, old.path, args, kwargs, old.outputs)
+        node = Node(old.layer, old.path, args, kwargs, old.outputs, old.origin)
+        rewriter.origin = old.origin
         for tensor in tensors(node.outputs):
             tensor.producer = node
         result = next((out for rule in rules if (out := rule(node, rewriter)) is not None), None)
