@@ -8,16 +8,21 @@ _PARSE = """
 import json, sys, time
 import airflow.sdk
 from airflow.dag_processing.dagbag import DagBag
+# Airflow's own import loads the provider, and so us: forgotten here, or the clock would start after the work.
+for name in [name for name in sys.modules if name.split(".")[0] == "tfmot_ops"]:
+    del sys.modules[name]
+loaded = ["tfmot_ops.operators" in sys.modules]
 began = time.process_time()
 bag = DagBag(dag_folder=sys.argv[1], bundle_path=sys.argv[1])
 seconds = time.process_time() - began
+loaded.append("tfmot_ops.operators" in sys.modules)
 heavy = [name for name in ("tensorflow", "tf_keras", "keras", "mlflow", "sklearn") if name in sys.modules]
 from airflow.serialization.serialized_objects import DagSerialization
 from airflow.providers_manager import ProvidersManager
 dag = bag.dags["optimize_model"]
 document = DagSerialization.to_dict(dag)
 print("answer " + json.dumps({
-    "seconds": seconds, "heavy": heavy, "errors": bag.import_errors, "dags": sorted(bag.dags),
+    "seconds": seconds, "loaded": loaded, "heavy": heavy, "errors": bag.import_errors, "dags": sorted(bag.dags),
     "document": json.loads(json.dumps(document, default=str)),
     "params": {name: dag.params.get_param(name).schema for name in dag.params},
     "links": sorted(ProvidersManager().extra_links_class_names),
@@ -39,6 +44,7 @@ def parsed(bench, run_python):
 def test_parsing_is_quick_and_loads_no_tensorflow(parsed):
     assert parsed["errors"] == {}
     assert parsed["heavy"] == []
+    assert parsed["loaded"] == [False, True], "our modules have to load while the clock runs"
     assert parsed["seconds"] < 2
 
 
