@@ -10,6 +10,7 @@ import pytest
 from tfmot_ops import core
 from tfmot_ops.contract import Outcome, Quantization, Recipe, Scope, Sparsity
 from tfmot_ops.core import keras
+from tfmot_ops.core.evaluate import make_interpreter
 from tfmot_ops.core.graph.ir import layer_paths
 from tfmot_ops.errors import (
     CalibrationError,
@@ -174,11 +175,21 @@ def test_lost_sparsity_names_the_layer(model):
         core.export_tflite(quantized, recipe)
 
 
-@pytest.mark.parametrize("name", ["wi8_ai8_ptq", "wi8_afp32", "wi16f", "wi8_ai16"])
-def test_recipes_without_training_export(model, name):
+@pytest.mark.parametrize(
+    ("name", "types"),
+    [
+        ("wi8_ai8_ptq", {"int8"}),
+        ("wi8_afp32", {"int8", "float32"}),
+        ("wi16f", {"float16", "float32"}),
+        ("wi8_ai16", {"int8", "int16"}),
+    ],
+)
+def test_recipes_without_training_export_the_types_they_name(model, name, types):
     x, _ = _data()
-    data = core.export_tflite(model, core.recipes.decode(name), x)
-    assert core.agreement(model, data, x)["sqnr_db"] > 20
+    wide = keras.Sequential([L.Input((8, 8, 3)), model, L.Dense(512, name="wide")])
+    data = core.export_tflite(wide, core.recipes.decode(name), x)
+    assert core.agreement(wide, data, x)["sqnr_db"] > 20
+    assert types <= {entry["dtype"].__name__ for entry in make_interpreter(data).get_tensor_details()}
 
 
 def test_errors_say_what_to_do(model):
@@ -282,3 +293,16 @@ def test_nested_models_with_equal_layer_names(name):
     sparsity = core.profile_tflite(core.export_tflite(result, recipe, x)).sparsity
     assert len(sparsity) == 2
     assert min(sparsity.values()) >= 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "hidden"),
+    [("wi8_ai8_ptq", Outcome.QUANTIZED), ("wi16f", Outcome.QUANTIZED), ("sparse50", Outcome.KEPT_FLOAT)],
+)
+def test_without_qat_every_layer_is_reported_from_the_file(model, name, hidden):
+    recipe = core.recipes.decode(name)
+    float_model = core.strip(core.prune(model, recipe)[0]) if recipe.sparsity else model
+    reports = {r.path: r for r in core.report_file(float_model, core.export_tflite(float_model, recipe, _data()[0]))}
+    assert set(reports) == {path for path, _ in layer_paths(model)}
+    assert reports["stem"].outcome is hidden
+    assert reports["rescaling"].outcome is Outcome.ABSORBED

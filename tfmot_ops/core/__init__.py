@@ -5,6 +5,7 @@ from tfmot_ops.core.legacy_keras import keras  # isort: skip - pins tf_keras bef
 from tfmot_ops.core import recipes
 from tfmot_ops.core.evaluate import agreement, evaluate, predict, sqnr_db
 from tfmot_ops.core.export import export_tflite
+from tfmot_ops.core.file_report import report_file
 from tfmot_ops.core.models import application_constructors
 from tfmot_ops.core.persist import custom_objects, load_model, save_model
 from tfmot_ops.core.profile import TFLiteProfile, latency_ms, profile_tflite
@@ -32,6 +33,7 @@ __all__ = [
     "pruning_callbacks",
     "quantize",
     "recipes",
+    "report_file",
     "save_model",
     "sqnr_db",
     "strip",

@@ -187,7 +187,7 @@ class _Emitter:
 
     def __call__(self, node: Node, args: Any, kwargs: Any) -> Any:
         layer = inner_layer(node.layer)
-        with tf.name_scope(_scope_name(inner_layer(node.layer).name)):
+        with tf.name_scope(scope_name(inner_layer(node.layer).name)):
             if isinstance(node.layer, QuantizeLayer):
                 return self._quantize_output(node, args[0])
             if id(node) in self.folded:
@@ -195,7 +195,7 @@ class _Emitter:
             if type(layer) in CONVOLUTIONS:
                 result = self._convolution(node, layer, args[0])
             elif is_affine(layer):
-                result = _affine(layer, self.graph, args[0])
+                result = _affine(layer, self.graph, args[0], rounded=bool(self.ranges))
             else:
                 result = _call(layer, args, kwargs)
             return self._quantize_output(node, result)
@@ -262,7 +262,7 @@ def _constants(graph: Graph, layer: Any) -> list[np.ndarray]:
         return [np.asarray(weight, np.float32) for weight in graph.weights_of(layer)]
 
 
-def _affine(layer: Any, graph: Graph, value: Any) -> Any:
+def _affine(layer: Any, graph: Graph, value: Any, *, rounded: bool) -> Any:
     """A free-standing affine as a 1x1 depthwise convolution, its input reshaped to [N, H, W, C] where needed."""
     scale, offset = affine_constants(layer, graph)
     shape = value.shape.as_list()
@@ -270,9 +270,10 @@ def _affine(layer: Any, graph: Graph, value: Any) -> Any:
     scale, offset = np.broadcast_to(scale, (channels,)), np.broadcast_to(offset, (channels,))
     is_image = len(sizes) == 2  # noqa: PLR2004 - height and width
     image = value if is_image else tf.reshape(value, [batch, 1, int(np.prod(sizes, dtype=int)), channels])
-    kernel = WeightQuantizer(per_channel=True, channels_axes=2).round(
-        tf.constant(scale.reshape(1, 1, channels, 1), name="kernel")
-    )
+    kernel = tf.constant(scale.reshape(1, 1, channels, 1), name="kernel")
+    if rounded:
+        # Only in a QAT graph: one fake-quant operation, and the converter quantises nothing else by itself.
+        kernel = WeightQuantizer(per_channel=True, channels_axes=2).round(kernel)
     result = tf.nn.depthwise_conv2d(image, kernel, [1, 1, 1, 1], "VALID")
     result = tf.nn.bias_add(result, tf.constant(offset, name="bias"))
     return result if is_image else tf.reshape(result, shape)
@@ -291,7 +292,7 @@ def _weight_quantizer(layer: Any) -> tuple[WeightQuantizer | None, np.ndarray | 
     return None, None
 
 
-def _scope_name(name: str) -> str:
+def scope_name(name: str) -> str:
     """A name scope that says the layer: TFLite's tensors are named by it."""
     # A leading character that a scope may have; the rest is a layer name already.
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in f"L.{name}")
@@ -328,7 +329,7 @@ def _check_sparsity(data: bytes, required: dict[str, tuple[float, int]]) -> None
     # The converter takes the name from a kernel that several calls share: each such layer takes one of its size.
     unnamed = sorted((zeros, tensor) for tensor, zeros in profile.sparsity.items() if "L." not in tensor)
     for name, (ratio, size) in required.items():
-        found = [zeros for tensor, zeros in profile.sparsity.items() if f"{_scope_name(name)}/" in tensor]
+        found = [zeros for tensor, zeros in profile.sparsity.items() if f"{scope_name(name)}/" in tensor]
         if not found:
             entry = next((entry for entry in reversed(unnamed) if profile.weight_sizes[entry[1]] == size), None)
             if entry is not None:

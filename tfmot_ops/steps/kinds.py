@@ -86,6 +86,8 @@ def _quantize(work: Work) -> None:
         )
     work.progress.message("quantize: exporting to TFLite")
     tflite = core.export_tflite(model, recipe, work.calibration)
+    if not work.layers:  # without QAT the converter decides, and the file tells
+        work.layers += core.report_file(model, tflite)
     work.measure_tflite(tflite, model)
     work.measure(core.evaluate(tflite, data.x_test, data.y_test))
     work.measure({"validation_accuracy": core.evaluate(tflite, data.x_validation, data.y_validation)["accuracy"]})
