@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import tensorflow as tf
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapperV2
+from tf_keras.__internal__ import KerasTensor
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors, unique_names
 from tfmot_ops.core.legacy_keras import keras
@@ -14,6 +17,18 @@ from tfmot_ops.core.legacy_keras import keras
 Wrap = Callable[[Any, Node], Any]
 #: (graph input, its value) -> the value that the calls read.
 OnInput = Callable[[Tensor, Any], Any]
+
+#: Packages of tf_keras.src.layers whose layers only compute in their call, and single layers of its package `core`.
+_PURE_PACKAGES = {"activation", "convolutional", "merging", "normalization", "pooling", "regularization", "reshaping"}
+_PURE_LAYERS = {keras.layers.Dense, keras.layers.Activation}
+#: Initialisers that draw numbers; what they draw is replaced by the graph's weights.
+_RANDOM = (
+    keras.initializers.VarianceScaling,
+    keras.initializers.RandomNormal,
+    keras.initializers.RandomUniform,
+    keras.initializers.TruncatedNormal,
+    keras.initializers.Orthogonal,
+)
 
 
 def rebuild(
@@ -32,7 +47,7 @@ def rebuild(
         An uncompiled functional model with the graph's weights.
     """
     names = unique_names(dict.fromkeys(node.path for node in graph.nodes))
-    copies: dict[int, tuple[Any, Any]] = {}
+    copies: dict[int, Any] = {}
     values: dict[int, Any] = {}
     placeholders: dict[int, Any] = {}
     for tensor in graph.inputs():
@@ -40,15 +55,19 @@ def rebuild(
         placeholders[key] = keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=graph.input_names[key])
         values[key] = on_input(tensor, placeholders[key])
     for node in graph.nodes:
-        if id(node.layer) not in copies:
-            copy = copy_layer(node.layer, names[node.path])
-            copies[id(node.layer)] = copy, wrap(copy, node)
-        called = copies[id(node.layer)][1]
         args, kwargs = map_tensors((node.args, node.kwargs), lambda tensor: values[id(tensor)])
-        result = called(*args, **kwargs)
+        if id(node.layer) in copies:
+            result = call_layer(copies[id(node.layer)], args, kwargs, node.outputs)
+        else:
+            copy = copy_layer(node.layer, names[node.path])
+            copies[id(node.layer)] = called = wrap(copy, node)
+            weights = graph.weights_of(node.layer)
+            with _without_random_values() if weights else nullcontext():
+                result = call_layer(called, args, kwargs, node.outputs)
+            if weights:
+                copy.set_weights(weights)
         for tensor, value in zip(tensors(node.outputs), tf.nest.flatten(result), strict=True):
             values[id(tensor)] = value
-    _give_weights(graph, copies)
     inputs = map_tensors(graph.input_structure, lambda tensor: placeholders[id(tensor)])
     outputs = map_tensors(graph.outputs, lambda tensor: values[id(tensor)])
     return keras.Model(inputs, outputs, name=graph.name)
@@ -65,11 +84,73 @@ def copy_layer(layer: Any, name: str) -> Any:
     return copy
 
 
-def _give_weights(graph: Graph, copies: dict[int, tuple[Any, Any]]) -> None:
-    for node in graph.nodes:
-        copy, _ = copies.pop(id(node.layer), (None, None))
-        if copy is None:
-            continue
-        weights = graph.weights_of(node.layer)
-        if weights:
-            copy.set_weights(weights)
+def call_layer(layer: Any, args: Any, kwargs: Any, outputs: Any) -> Any:
+    """Call a layer on KerasTensors, without tracing its `call` where its outputs are known beforehand.
+
+    Keras learns a layer's output shapes by tracing its call in a graph of its own; for a quantisation wrapper
+    that is most of what a rebuild costs. A graph's tensors say the shapes already.
+
+    Args:
+        layer: the layer; this call builds it if it is not built.
+        args: the call's arguments, with KerasTensors in them.
+        kwargs: its keyword arguments.
+        outputs: the result's structure with `Tensor` leaves.
+
+    Returns:
+        The result with KerasTensors as leaves, connected to the arguments.
+    """
+    if not (_is_pure(layer) and _are_known(layer, outputs)):
+        return layer(*args, **kwargs)
+
+    def infer(inputs: Any, masks: Any, more: Any, named: Any) -> Any:
+        if not _are_plain(inputs, masks):
+            return type(layer)._keras_tensor_symbolic_call(layer, inputs, masks, more, named)  # noqa: SLF001
+        with tf.name_scope(layer._name_scope()):  # noqa: SLF001
+            layer._maybe_build(inputs)  # noqa: SLF001
+        layer._set_save_spec(inputs, more, named)  # noqa: SLF001
+        return map_tensors(outputs, lambda t: KerasTensor(tf.TensorSpec(t.shape, t.dtype)))
+
+    # Keras has no public way to give a call its output shapes. `infer` does the rest of what the method it stands in
+    # for does, and is set past Keras' own `__setattr__`, as it is no part of the layer.
+    object.__setattr__(layer, "_keras_tensor_symbolic_call", infer)
+    try:
+        return layer(*args, **kwargs)
+    finally:
+        object.__delattr__(layer, "_keras_tensor_symbolic_call")
+
+
+def _is_pure(layer: Any) -> bool:
+    """Whether a call of the layer only computes: no state is made in it, no loss added."""
+    inner = layer.layer if type(layer) is QuantizeWrapperV2 else layer
+    package = type(inner).__module__.removeprefix("tf_keras.src.layers.").split(".")[0]
+    if isinstance(inner, keras.layers.Wrapper) or inner.activity_regularizer is not None:
+        return False
+    return package in _PURE_PACKAGES or type(inner) in _PURE_LAYERS
+
+
+def _are_known(layer: Any, outputs: Any) -> bool:
+    """Whether the graph says what the call gives: no tensor of unknown rank, none that a dtype policy casts."""
+    dtypes = {layer.compute_dtype, getattr(layer, "layer", layer).compute_dtype}
+    return all(tensor.shape and {tensor.dtype} == dtypes for tensor in tensors(outputs))
+
+
+def _are_plain(inputs: Any, masks: Any) -> bool:
+    """Whether the inputs are dense tensors without a mask, as are then the outputs."""
+    return all(mask is None for mask in tf.nest.flatten(masks)) and all(
+        type(value) is KerasTensor for value in tf.nest.flatten(inputs)
+    )
+
+
+def _without_random_values() -> AbstractContextManager[None]:
+    """Variables made in this context start from zeros in the place of random numbers."""
+
+    def create(next_creator: Any, **kwargs: Any) -> Any:
+        initial = kwargs["initial_value"]
+        # Keras gives a partial of the initialiser, with the shape as its argument.
+        if isinstance(getattr(initial, "func", None), _RANDOM):
+            (shape,) = initial.args
+            kwargs["initial_value"] = lambda: tf.zeros(shape, kwargs["dtype"])
+        return next_creator(**kwargs)
+
+    context: AbstractContextManager[None] = tf.variable_creator_scope(create)
+    return context
