@@ -13,6 +13,7 @@ from tfmot_ops.contract.document import (
 from tfmot_ops.contract.recipe import (
     PRESET_RECIPES,
     Activations,
+    Backend,
     Budget,
     Method,
     Quantization,
@@ -61,6 +62,7 @@ __all__ = [
     "Activations",
     "Artifact",
     "ArtifactFormat",
+    "Backend",
     "Budget",
     "CloseRunOptions",
     "CompatOptions",

@@ -92,10 +92,18 @@ class Method(StrEnum):
     PTQ = "ptq"
 
 
+class Backend(StrEnum):
+    """Who quantises after training: the TFLite converter, or Google's AI Edge Quantizer on the float file."""
+
+    CONVERTER = "converter"
+    AI_EDGE_QUANTIZER = "ai_edge_quantizer"
+
+
 class Quantization(Document):
     """Numeric types and how to get there.
 
     Attributes:
+        backend: for PTQ only; QAT is always the converter's, as the ranges are in the graph.
         calibration_samples: samples the activation ranges are read from before QAT, or for PTQ.
         scope: layers that get quantisers; the others stay in float and are reported so.
     """
@@ -103,6 +111,7 @@ class Quantization(Document):
     weights: Weights = Weights.INT8
     activations: Activations = Activations.INT8
     method: Method = Method.QAT
+    backend: Backend = Backend.CONVERTER
     calibration_samples: int = Field(default=512, ge=1)
     scope: Scope = Scope()
 
@@ -115,6 +124,12 @@ class Quantization(Document):
                 f"qat trains int8 weights with int8 activations, received {self.weights} with {self.activations}; "
                 "use method: ptq"
             )
+        if self.backend is Backend.AI_EDGE_QUANTIZER and self.method is not Method.PTQ:
+            raise ValueError(
+                f"backend {self.backend} quantises after training, received {self.method}; use method: ptq"
+            )
+        if self.backend is Backend.AI_EDGE_QUANTIZER and self.weights is not Weights.INT8:
+            raise ValueError(f"backend {self.backend} makes int8 weights, received {self.weights}; use the converter")
         return self
 
 

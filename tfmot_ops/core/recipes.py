@@ -1,7 +1,8 @@
 """Presets, and the decoder that turns a name into a recipe.
 
 A name is parts joined by `_`: `sparse50` (50 % zeros) or `sparse2of4`, `wi8` / `wi16f` (int8 or float16
-weights), `ai8` / `ai16` / `afp32` (activations), `ptq` (no training).
+weights), `ai8` / `ai16` / `afp32` (activations), `ptq` (no training), `aeq` (no training, and Google's AI Edge
+Quantizer in the place of the converter: `wi8_ai8_ptq_aeq`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from tfmot_ops.contract import PRESET_RECIPES, Activations, Method, Quantization, Recipe, Sparsity, Weights
+from tfmot_ops.contract import PRESET_RECIPES, Activations, Backend, Method, Quantization, Recipe, Sparsity, Weights
 from tfmot_ops.errors import RecipeError
 
 _SPARSE = re.compile(r"sparse(\d{1,2})$")
@@ -37,7 +38,7 @@ def decode(name: str) -> Recipe:
             raise _refuse(name, "activations without weights")
         trainable = (values["weights"], values.get("activations")) == (Weights.INT8, Activations.INT8)
         values.setdefault("activations", Activations.FLOAT32)
-        values.setdefault("method", Method.QAT if trainable else Method.PTQ)
+        values.setdefault("method", Method.QAT if trainable and "backend" not in values else Method.PTQ)
         quantization = Quantization(**values)
     return Recipe(name=name, sparsity=sparsity, quantization=quantization)
 
@@ -59,6 +60,8 @@ def _part(name: str, part: str) -> tuple[str, Any]:
         return "activations", _ACTIVATIONS[part]
     if part == "ptq":
         return "method", Method.PTQ
+    if part == "aeq":
+        return "backend", Backend.AI_EDGE_QUANTIZER
     if match := _SPARSE.match(part):
         percent = int(match[1])
         if percent:
@@ -73,7 +76,7 @@ def _part(name: str, part: str) -> tuple[str, Any]:
 def _refuse(name: str, received: str) -> RecipeError:
     return RecipeError(
         f"recipe name {name!r} cannot be decoded",
-        required="parts of: sparse<1-99> or sparse<n>of<m>, wi8 or wi16f, ai8, ai16 or afp32, ptq",
+        required="parts of: sparse<1-99> or sparse<n>of<m>, wi8 or wi16f, ai8, ai16 or afp32, ptq, aeq",
         received=received,
         remedy=f"take a preset ({', '.join(PRESET_RECIPES)}) or give a recipe file",
     )
