@@ -17,7 +17,7 @@ import tensorflow as tf
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapper
 
-from tfmot_ops.contract import Activations, Method, Recipe, Weights
+from tfmot_ops.contract import Activations, Backend, Method, Recipe, Weights
 from tfmot_ops.core.affine import Affine
 from tfmot_ops.core.graph.ir import Graph, Node, tensors, unique_names
 from tfmot_ops.core.graph.normalize import normalize_graph
@@ -27,6 +27,7 @@ from tfmot_ops.core.graph.run import run_graph
 from tfmot_ops.core.kernels import kernels
 from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.profile import profile_tflite
+from tfmot_ops.core.ptq_ai_edge import quantize_file
 from tfmot_ops.core.quantize import calibration_batches, tied_ranges
 from tfmot_ops.core.quantizers import WeightQuantizer
 from tfmot_ops.core.scheme import CONVOLUTIONS, FOLDING, is_affine
@@ -79,6 +80,8 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Any = None) -
             received=f"{type(error).__name__}: {error}",
             remedy="exclude the layer it names in the recipe's quantization.scope",
         ) from error
+    if recipe.quantization and recipe.quantization.backend is Backend.AI_EDGE_QUANTIZER:
+        data = quantize_file(data, recipe, lambda: _representative(recipe, graph, calibration)())  # noqa: PLW0108 - lazy
     _check_sparsity(data, required)
     return data
 
@@ -96,7 +99,7 @@ def _check_kind(recipe: Recipe, quantized: bool) -> None:
 
 def _configure(converter: Any, recipe: Recipe, graph: Graph, calibration: Any, *, quantized: bool) -> None:
     quantization = recipe.quantization
-    if quantization is None:
+    if quantization is None or quantization.backend is Backend.AI_EDGE_QUANTIZER:
         return
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if quantization.weights is Weights.FLOAT16:
