@@ -10,7 +10,8 @@ TfmotOpsError                 1   a bug: anything we did not foresee
     ├── ArtifactError             an artifact is missing or its sha256 differs
     ├── SparsityLostError         a layer no longer holds the sparsity of its recipe
     ├── CalibrationError          the calibration data does not fit the model
-    └── ExportError               the TFLite file is not what the recipe asks for
+    ├── ExportError               the TFLite file is not what the recipe asks for
+    └── CompatError               a cell of the compat matrix does not hold what it has to
 
 Every message says what was required, what was received, and what to do: build it with the three
 keyword arguments, so that none is forgotten.
@@ -89,3 +90,7 @@ class CalibrationError(StepFailedError):
 
 class ExportError(StepFailedError):
     """The converter refused the model, or its file is not what the recipe asks for."""
+
+
+class CompatError(StepFailedError):
+    """An architecture came through a stage, but not as it has to: changed outputs, float operations."""

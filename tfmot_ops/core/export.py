@@ -18,19 +18,20 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapper
 
 from tfmot_ops.contract import Activations, Backend, Method, Recipe, Weights
-from tfmot_ops.core.affine import Affine
+from tfmot_ops.core.layers import Affine
 from tfmot_ops.core.graph.ir import Graph, Node, tensors, unique_names
 from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import rebuild
 from tfmot_ops.core.graph.run import run_graph
-from tfmot_ops.core.kernels import kernels
+from tfmot_ops.core.graph.linear import ONE_AXIS, linear
+from tfmot_ops.core.kernels import Kernel, kernels
 from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.profile import profile_tflite
 from tfmot_ops.core.ptq_ai_edge import quantize_file
 from tfmot_ops.core.quantize import calibration_batches, tied_ranges
-from tfmot_ops.core.quantizers import WeightQuantizer
-from tfmot_ops.core.scheme import CONVOLUTIONS, FOLDING, is_affine
+from tfmot_ops.core.quantizers import FixedRangeQuantizer, WeightQuantizer
+from tfmot_ops.core.roles import Role, is_affine, role
 from tfmot_ops.core.sparsity import inner_layer, prunable, required_ratio, tolerance
 from tfmot_ops.errors import ExportError, SparsityLostError
 
@@ -168,44 +169,64 @@ def _trace(graph: Graph, signature: list[tf.TensorSpec]) -> Any:
 
 
 class _Emitter:
-    """Emits the TensorFlow operations of one call, in inference, with constants for its weights."""
+    """Emits the TensorFlow operations of one call, in inference, with constants for its weights.
+
+    A convolution over one axis is emitted as one over two, [N, 1, T, C]; its result keeps that form until the call
+    whose values are rounded, as a reshape between them would keep the converter from computing them as one.
+    """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.ranges = tied_ranges(graph)
         consumers = graph.consumers()
         results = {id(tensor) for tensor in tensors(graph.outputs)}
-        #: id(affine call) -> the convolution call it is folded into.
-        self.folded: dict[int, Node] = {}
+        #: id(affine call) of those that are folded into the convolution before.
+        self.folded: set[int] = set()
         #: id(convolution call) -> the affine call folded into it.
         self.folds: dict[int, Node] = {}
+        #: id(call) of those that are computed as one with the next.
+        self.fused: set[int] = set()
         for node in graph.nodes:
-            if self._folds_next(node) and id(node.output()) not in results:
-                readers = consumers.get(id(node.output()), [])
-                if len(readers) == 1 and is_affine(inner_layer(readers[0].layer)):
-                    self.folds[id(node)], self.folded[id(readers[0])] = readers[0], node
-
-    def _folds_next(self, node: Node) -> bool:
-        return type(inner_layer(node.layer)) in FOLDING and id(node.layer) not in self.ranges
+            outputs = tensors(node.outputs)
+            readers = consumers.get(id(outputs[0]), []) if len(outputs) == 1 else []
+            if len(readers) != 1 or id(outputs[0]) in results or id(node.layer) in self.ranges:
+                continue
+            kind, next_kind = (role(inner_layer(each.layer)) for each in (node, readers[0]))
+            if kind is Role.CONVOLUTION and next_kind is Role.AFFINE:
+                self.folds[id(node)] = readers[0]
+                self.folded.add(id(readers[0]))
+            if kind in {Role.CONVOLUTION, Role.AFFINE} and next_kind in {Role.AFFINE, Role.RELU}:
+                self.fused.add(id(node))
 
     def __call__(self, node: Node, args: Any, kwargs: Any) -> Any:
         layer = inner_layer(node.layer)
-        with tf.name_scope(scope_name(inner_layer(node.layer).name)):
-            if isinstance(node.layer, QuantizeLayer):
-                return self._quantize_output(node, args[0])
-            if id(node) in self.folded:
-                return self._quantize_output(node, args[0])
-            if type(layer) in CONVOLUTIONS:
-                result = self._convolution(node, layer, args[0])
-            elif is_affine(layer):
-                result = _affine(layer, self.graph, args[0], rounded=bool(self.ranges))
-            else:
-                result = _call(layer, args, kwargs)
-            return self._quantize_output(node, result)
+        with tf.name_scope(scope_name(layer.name)):
+            result = self._compute(node, layer, args, kwargs)
+            outputs = tensors(node.outputs)
+            if len(outputs) != 1 or not outputs[0].is_float:
+                return result
+            result = self._quantize_output(node, result)
+            if id(node) not in self.fused and len(result.shape) > len(outputs[0].shape):
+                return tf.squeeze(result, 1)
+            return result
+
+    def _compute(self, node: Node, layer: Any, args: Any, kwargs: Any) -> Any:
+        if isinstance(node.layer, QuantizeLayer) or id(node) in self.folded:
+            return args[0]
+        if getattr(getattr(node.layer, "quantize_config", None), "keep_float", False):
+            args = tf.nest.map_structure(_float_barrier, args)
+        kind = role(layer)
+        if kind is Role.CONVOLUTION:
+            return self._convolution(node, layer, args[0])
+        if kind is Role.AFFINE:
+            return _affine(layer, self.graph, args[0], rounded=bool(self.ranges))
+        if kind is Role.GATHER:
+            return self._gather(node, layer, args[0])
+        return _call(layer, args, kwargs)
 
     def _convolution(self, node: Node, layer: Any, value: Any) -> Any:
         kernel_name = kernels(layer)[0].attribute
-        weights = dict(zip((kernel_name, "bias"), self._weights(layer), strict=False))
+        weights = dict(zip((kernel_name, "bias"), _constants(self.graph, layer), strict=False))
         kernel, bias = weights[kernel_name], weights.get("bias")
         quantizer, mask = _weight_quantizer(node.layer)
         if mask is not None:
@@ -213,38 +234,42 @@ class _Emitter:
         affine = self.folds.get(id(node))
         if affine is not None:
             scale, offset = affine_constants(inner_layer(affine.layer), self.graph)
-            kernel = kernel * (scale.reshape(kernel.shape[-2:]) if type(layer) is _L.DepthwiseConv2D else scale)
+            kernel = kernel * _along_outputs(kernels(layer)[0], kernel, scale)
             bias = offset if bias is None else bias * scale + offset
+        if type(layer) in ONE_AXIS:
+            kernel = kernel[np.newaxis]
         constant = tf.constant(kernel, name="kernel")
-        result = _linear(layer, constant if quantizer is None else quantizer.round(constant), value)
+        result = linear(layer, constant if quantizer is None else quantizer.round(constant), value)
         return result if bias is None else tf.nn.bias_add(result, tf.constant(bias, name="bias"))
+
+    def _gather(self, node: Node, layer: Any, indices: Any) -> Any:
+        (table,) = _constants(self.graph, layer)
+        quantizer, mask = _weight_quantizer(node.layer)
+        constant = tf.constant(table if mask is None else table * mask, name="kernel")
+        table = constant if quantizer is None else quantizer.round(constant)
+        return tf.gather(table, tf.cast(indices, tf.int32))
 
     def _quantize_output(self, node: Node, value: Any) -> Any:
         if id(node.layer) in self.ranges:
             low, high = self.ranges[id(node.layer)]
             return tf.quantization.fake_quant_with_min_max_args(value, low, high, num_bits=8)
-        fixed = getattr(getattr(node.layer, "quantize_config", None), "output", None)
-        return value if fixed is None else fixed(value, False, {})
-
-    def _weights(self, layer: Any) -> list[np.ndarray]:
-        return _constants(self.graph, layer)
+        fixed = getattr(getattr(node.layer, "quantize_config", node.layer), "output", None)
+        return fixed(value, False, {}) if isinstance(fixed, FixedRangeQuantizer) else value
 
 
-def _linear(layer: Any, kernel: Any, value: Any) -> Any:
-    """What the layer computes with this kernel, without bias and activation."""
-    if type(layer) is _L.Dense:
-        return tf.tensordot(value, kernel, 1) if len(value.shape) > 2 else tf.matmul(value, kernel)  # noqa: PLR2004 - [N, C]
-    if type(layer) is _L.DepthwiseConv2D:
-        strides, dilations = [1, *layer.strides, 1], list(layer.dilation_rate)
-        return tf.nn.depthwise_conv2d(value, kernel, strides, padding=layer.padding.upper(), dilations=dilations)
-    if type(layer) is _L.Conv2DTranspose:
-        # Its call computes the output's size, and reads the kernel from the layer: from one that has no other use.
-        config = layer.get_config() | {"use_bias": False}
-        config.pop("batch_input_shape", None)
-        twin = type(layer).from_config(config)
-        twin.kernel, twin.built = kernel, True
-        return twin.call(value)
-    return layer.convolution_op(value, kernel)
+def _float_barrier(value: Any) -> Any:
+    """The same value behind an operation that TFLite has in float only, and that no pass folds away.
+
+    The converter quantises whatever stands between two ranges; a sign times a magnitude keeps it out.
+    """
+    return tf.sign(value) * tf.abs(value) if tf.is_tensor(value) else value
+
+
+def _along_outputs(kernel: Kernel, value: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """A scale per output channel in the shape that multiplies a kernel."""
+    if kernel.channels_axes > 1:
+        return scale.reshape(value.shape[-kernel.channels_axes :])
+    return scale[:, np.newaxis] if kernel.swap_channels else scale
 
 
 def affine_constants(layer: Any, graph: Graph) -> tuple[np.ndarray, np.ndarray]:

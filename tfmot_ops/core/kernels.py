@@ -32,7 +32,12 @@ _KERNELS: dict[type, tuple[Kernel, ...]] = {
     _L.Conv2D: (Kernel("kernel"),),
     _L.Conv3D: (Kernel("kernel"),),
     _L.Conv2DTranspose: (Kernel("kernel", swap_channels=True),),
+    _L.DepthwiseConv1D: (Kernel("depthwise_kernel", pruned_by_default=False, channels_axes=2),),
     _L.DepthwiseConv2D: (Kernel("depthwise_kernel", pruned_by_default=False, channels_axes=2),),
+    _L.SeparableConv1D: (
+        Kernel("pointwise_kernel"),
+        Kernel("depthwise_kernel", pruned_by_default=False, channels_axes=2),
+    ),
     _L.SeparableConv2D: (
         Kernel("pointwise_kernel"),
         Kernel("depthwise_kernel", pruned_by_default=False, channels_axes=2),

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import tensorflow_model_optimization as tfmot
 
-from tfmot_ops.core.affine import Affine
+from tfmot_ops.core.layers import LAYERS
 from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.prune import PruneLowMagnitude
 from tfmot_ops.core.quantizers import FixedRangeQuantizer, LayerQuantizeConfig, RangeQuantizer, WeightQuantizer
 from tfmot_ops.errors import ArtifactError
 
 #: tfmot's wrappers store what is inside them in Keras' old format, which names a class without its package.
-_CLASSES = (Affine, FixedRangeQuantizer, LayerQuantizeConfig, PruneLowMagnitude, RangeQuantizer, WeightQuantizer)
+_CLASSES = (*LAYERS, FixedRangeQuantizer, LayerQuantizeConfig, PruneLowMagnitude, RangeQuantizer, WeightQuantizer)
 
 
 @contextlib.contextmanager

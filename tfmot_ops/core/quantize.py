@@ -14,14 +14,14 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
 )
 
 from tfmot_ops.contract import LayerReport, Method, Recipe
-from tfmot_ops.core.graph.ir import Graph, Node, Tensor
+from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors, unique_names
 from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.read import read_graph
-from tfmot_ops.core.graph.rebuild import rebuild
+from tfmot_ops.core.graph.rebuild import OnTensor, rebuild
 from tfmot_ops.core.graph.run import run_graph
 from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.quantizers import RangeQuantizer
-from tfmot_ops.core.scheme import RequiredSparsity, make_plan, tied_groups
+from tfmot_ops.core.scheme import Plan, RequiredSparsity, make_plan, tied_groups
 from tfmot_ops.core.sparsity import give_masks, prunable, required_ratio
 from tfmot_ops.core.training import compile_like
 from tfmot_ops.errors import CalibrationError, RecipeError, UnsupportedModelError
@@ -78,17 +78,34 @@ def quantize(model: keras.Model, recipe: Recipe, calibration: Any = None) -> tup
         config = plan.configs.get(id(node.layer))
         return layer if config is None else QuantizeWrapperV2(layer, config)
 
-    def on_input(tensor: Tensor, value: Any) -> Any:
-        quantizer = plan.inputs.get(id(tensor))
-        name = f"quantize_{graph.input_names[id(tensor)]}"
-        return value if quantizer is None else QuantizeLayer(quantizer, name=name)(value)
-
-    quantized = rebuild(graph, wrap, on_input)
+    quantized = rebuild(graph, wrap, _on_tensor(graph, plan))
     give_masks(quantized)
     if calibration is not None:
         calibrate(quantized, calibration, samples=recipe.quantization.calibration_samples)
     compile_like(quantized, model)
     return quantized, plan.reports
+
+
+def _on_tensor(graph: Graph, plan: Plan) -> OnTensor:
+    names = {key: (key, name) for key, name in graph.input_names.items()}
+    layers = unique_names(dict.fromkeys(node.path for node in graph.nodes))
+    for node in graph.nodes:
+        for index, tensor in enumerate(tensors(node.outputs)):
+            suffix = f"_{index}" if index else ""
+            names[id(tensor)] = id(node.layer), f"{layers[node.path]}{suffix}"
+    made: dict[tuple[int, str], Any] = {}
+
+    def on_tensor(tensor: Tensor, value: Any) -> Any:
+        quantizer = plan.tensors.get(id(tensor))
+        if quantizer is None:
+            return value
+        key = names[id(tensor)]
+        # A shared layer has one range for all its calls.
+        if key not in made:
+            made[key] = QuantizeLayer(quantizer, name=f"quantize_{key[1]}")
+        return made[key](value)
+
+    return on_tensor
 
 
 def _required_sparsity(model: keras.Model, recipe: Recipe) -> RequiredSparsity | None:
@@ -140,13 +157,15 @@ def calibrate(model: keras.Model, calibration: Any, samples: int) -> None:
     graph = read_graph(model)
     observed = [node for node in graph.nodes if range_variables(node.layer) is not None]
 
+    keys = {id(node) for node in observed}
+
     @tf.function(autograph=False)
     def extremes(inputs: list[Any]) -> Any:
         seen = []
 
         def compute(node: Node, args: Any, kwargs: Any) -> Any:
-            result = args[0] if isinstance(node.layer, QuantizeLayer) else _call_unrounded(node.layer, args, kwargs)
-            if range_variables(node.layer) is not None:
+            result = _call_unrounded(node, args, kwargs)
+            if id(node) in keys:
                 seen.append((tf.reduce_min(result), tf.reduce_max(result)))
             return result
 
@@ -164,9 +183,15 @@ def calibrate(model: keras.Model, calibration: Any, samples: int) -> None:
         raise CalibrationError(
             "no calibration data", required="at least one sample", received="none", remedy="give calibration samples"
         )
+    extremes_of: dict[int, tuple[float, float]] = {}
     for node, low, high in zip(observed, lows, highs, strict=True):
+        # A shared layer has one range for all its calls.
+        before = extremes_of.get(id(node.layer), (0.0, 0.0))
+        extremes_of[id(node.layer)] = min(float(low), before[0]), max(float(high), before[1])
+    for node in observed:
+        low, high = extremes_of[id(node.layer)]
         # A tensor that is zero for every sample still needs a scale.
-        _assign(node, float(low), max(float(high), float(low) + 1e-6))
+        _assign(node, low, max(high, low + 1e-6))
     tied = tied_ranges(graph)
     for node in observed:
         _assign(node, *tied[id(node.layer)])
@@ -179,7 +204,21 @@ def _assign(node: Node, low: float, high: float) -> None:
         variables[1].assign(high)
 
 
-def _call_unrounded(layer: Any, args: Any, kwargs: Any) -> Any:
+def unrounded(model: keras.Model, inputs: list[Any]) -> Any:
+    """Outputs of a QAT model with its quantisers off; one array [N, ...] for each of its inputs."""
+    graph = read_graph(model)
+
+    @tf.function(autograph=False)
+    def run(values: list[Any]) -> Any:
+        return run_graph(graph, values, _call_unrounded)
+
+    return run([tf.convert_to_tensor(each) for each in inputs])
+
+
+def _call_unrounded(node: Node, args: Any, kwargs: Any) -> Any:
+    layer = node.layer
+    if isinstance(layer, QuantizeLayer):
+        return args[0]
     if not isinstance(layer, QuantizeWrapper):
         return layer(*args, **kwargs)
     variables = [variable for variable, _, _ in layer._weight_vars]  # noqa: SLF001 - tfmot has no accessor

@@ -158,11 +158,15 @@ class LayerQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
     Args:
         weights: weight attribute (`kernel`) -> its quantiser.
         output: quantiser of the (only) output, None for a layer whose result goes on unrounded.
+        keep_float: nothing is quantised, and the export keeps the converter from doing so by itself.
     """
 
-    def __init__(self, weights: dict[str, WeightQuantizer] | None = None, output: Any = None) -> None:
+    def __init__(
+        self, weights: dict[str, WeightQuantizer] | None = None, output: Any = None, *, keep_float: bool = False
+    ) -> None:
         self.weights = weights or {}
         self.output = output
+        self.keep_float = keep_float
 
     def get_weights_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
         """(variable, quantiser) pairs."""
@@ -196,6 +200,7 @@ class LayerQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
         return {
             "weights": {name: serialize(quantizer) for name, quantizer in self.weights.items()},
             "output": None if self.output is None else serialize(self.output),
+            "keep_float": self.keep_float,
         }
 
     @classmethod
@@ -203,4 +208,5 @@ class LayerQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
         """The inverse of `get_config`."""
         deserialize = keras.utils.legacy.deserialize_keras_object
         weights = {name: deserialize(quantizer) for name, quantizer in config["weights"].items()}
-        return cls(weights, None if config["output"] is None else deserialize(config["output"]))
+        output = None if config["output"] is None else deserialize(config["output"])
+        return cls(weights, output, keep_float=config.get("keep_float", False))

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
+
 from tfmot_ops.contract import LayerReport, Outcome, Scope
-from tfmot_ops.core.affine import Affine
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
 from tfmot_ops.core.kernels import Kernel, kernels
 from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.quantizers import FixedRangeQuantizer, LayerQuantizeConfig, RangeQuantizer, WeightQuantizer
+from tfmot_ops.core.roles import FIXED_RANGES, Role, activation_name, describe, role
 from tfmot_ops.core.scope import select
 
 _L = keras.layers
@@ -20,48 +22,8 @@ _L = keras.layers
 #: (call, kernel of its layer) -> fraction of zeros it has to hold.
 RequiredSparsity = Callable[[Node, Kernel], float]
 
-#: TFLite fixes the output range of these (tflite/core quantization spec): 1/256 and 1/128 a level.
-_FIXED_RANGES = {"sigmoid": (0.0, 255 / 256), "softmax": (0.0, 255 / 256), "tanh": (-1.0, 127 / 128)}
-#: Calls whose values are their input's: they share its range and need no quantiser of their own.
-_PASS_THROUGH = (
-    _L.MaxPooling1D,
-    _L.MaxPooling2D,
-    _L.GlobalMaxPooling1D,
-    _L.GlobalMaxPooling2D,
-    _L.ZeroPadding1D,
-    _L.ZeroPadding2D,
-    _L.Cropping1D,
-    _L.Cropping2D,
-    _L.UpSampling1D,
-    _L.UpSampling2D,
-    _L.Reshape,
-    _L.Flatten,
-    _L.Permute,
-    _L.RepeatVector,
-    _L.Dropout,
-    _L.SpatialDropout1D,
-    _L.SpatialDropout2D,
-    _L.GaussianNoise,
-    _L.GaussianDropout,
-    _L.ActivityRegularization,
-)
-#: Calls that compute, and whose int8 form needs one range for all inputs and the output.
-_SAME_SCALE = (_L.Concatenate, _L.Maximum, _L.Minimum, _L.AveragePooling1D, _L.AveragePooling2D)
-#: Calls that compute and that TFLite has in int8 with a range of its own for each tensor.
-_COMPUTES = (
-    _L.Add,
-    _L.Subtract,
-    _L.Multiply,
-    _L.GlobalAveragePooling1D,
-    _L.GlobalAveragePooling2D,
-    _L.LeakyReLU,
-    _L.PReLU,
-    Affine,
-)
-#: Calls into whose kernel the export folds the affine that follows; placement and export agree by this list.
-FOLDING = (_L.Conv1D, _L.Conv2D, _L.DepthwiseConv2D, _L.Dense)
-CONVOLUTIONS = (*FOLDING, _L.Conv2DTranspose)
-_ACTIVATIONS = {"relu", "relu6", "swish", "silu", "hard_swish", "gelu", "elu", "linear", *_FIXED_RANGES}
+#: Merges that TFLite computes as one operation with the relu after them.
+_FUSES_RELU = (_L.Add, _L.Subtract, _L.Multiply)
 
 
 @dataclass
@@ -70,38 +32,14 @@ class Plan:
 
     Attributes:
         configs: id(layer) -> the quantisers a wrapper puts on it; a layer not in it is left as it is.
-        inputs: id(tensor) -> quantiser of a graph input; integer inputs have none.
+        tensors: id(tensor) -> quantiser that follows a tensor without a wrapper: a graph input, the result of a call
+            that is kept in float, or of a function of TensorFlow.
         reports: one row a layer.
     """
 
     configs: dict[int, LayerQuantizeConfig] = field(default_factory=dict)
-    inputs: dict[int, Any] = field(default_factory=dict)
+    tensors: dict[int, Any] = field(default_factory=dict)
     reports: list[LayerReport] = field(default_factory=list)
-
-
-def activation_name(layer: Any) -> str | None:
-    """Name of the function an activation layer computes, None for any other layer."""
-    match layer:
-        case _L.ReLU():
-            if layer.negative_slope or layer.threshold:
-                return None
-            bounds = {None: "relu", 6.0: "relu6"}
-            return bounds.get(None if layer.max_value is None else float(layer.max_value))
-        case _L.Softmax():
-            return "softmax"
-        case _L.Activation():
-            return getattr(layer.activation, "__name__", None)
-    return None
-
-
-def is_affine(layer: Any) -> bool:
-    """Whether inference computes one scale and one offset per channel (last axis)."""
-    if isinstance(layer, Affine):
-        return True
-    if not isinstance(layer, _L.BatchNormalization):
-        return False
-    axis = layer.axis if isinstance(layer.axis, int) else next(iter(layer.axis))
-    return axis == -1 or (layer.input_spec is not None and axis == layer.input_spec.ndim - 1)
 
 
 def make_plan(graph: Graph, source: Graph, scope: Scope, required: RequiredSparsity | None) -> Plan:
@@ -120,14 +58,16 @@ def make_plan(graph: Graph, source: Graph, scope: Scope, required: RequiredSpars
     user_layers = {node.path: type(node.layer).__name__ for node in source.nodes}
     excluded = {path for path, chosen in select(scope, user_layers.items()).items() if chosen is False}
     placer = _Placer(graph, excluded, required)
-    plan = Plan(inputs={id(t): RangeQuantizer() for t in graph.inputs() if t.is_float})
+    plan = Plan(tensors={id(t): RangeQuantizer() for t in graph.inputs() if t.is_float})
     calls: dict[int, list[Node]] = {}
     for node in graph.nodes:
         calls.setdefault(id(node.layer), []).append(node)
     for key, nodes in calls.items():
         # A shared layer has one wrapper: the call that needs a quantiser decides for all.
         placed = [placer.place(node) for node in nodes]
-        config, report = next((one for one in placed if one[0] is not None and one[0].output is not None), placed[0])
+        for _, following, _ in placed:
+            plan.tensors |= following
+        config, _, report = next((one for one in placed if one[0] is not None and one[0].output is not None), placed[0])
         plan.reports.append(report)
         if config is not None:
             plan.configs[key] = config
@@ -146,17 +86,33 @@ class _Placer:
         self.results = Counter(id(tensor) for tensor in tensors(graph.outputs))
         self.excluded = excluded
         self.required = required
+        self.roles = {id(node): self._role(node) for node in graph.nodes}
 
-    def place(self, node: Node) -> tuple[LayerQuantizeConfig | None, LayerReport]:
-        layer = node.layer
-        outputs = tensors(node.outputs)
-        if node.origin in self.excluded:
-            return None, _report(node, Outcome.KEPT_FLOAT, "excluded by the recipe's scope")
-        if len(outputs) != 1 or not outputs[0].is_float:
-            return None, _report(node, Outcome.KEPT_FLOAT, "no single floating-point output")
-        if not self._is_known(layer):
-            return None, _report(node, Outcome.KEPT_FLOAT, f"TFLite has no int8 form of {type(layer).__name__} here")
-        weights = {
+    def _role(self, node: Node) -> Role:
+        return Role.FLOAT if node.origin in self.excluded else role(node.layer)
+
+    def place(self, node: Node) -> tuple[LayerQuantizeConfig | None, dict[int, Any], LayerReport]:
+        """(what a wrapper puts on the layer, what follows tensors of a call without wrapper, report)."""
+        kind, outputs = self.roles[id(node)], [tensor for tensor in tensors(node.outputs) if tensor.is_float]
+        if kind is Role.FLOAT or not outputs:
+            # What the converter could quantise by itself is told to stay.
+            marked = bool(outputs) and not hasattr(node.layer, "symbol") and role(node.layer) is not Role.FLOAT
+            config = LayerQuantizeConfig(keep_float=True) if marked else None
+            return config, self._around(outputs), _report(node, Outcome.KEPT_FLOAT, self._why(node, outputs))
+        if len(outputs) > 1 or hasattr(node.layer, "symbol"):
+            placed = {id(tensor): self._output(node, tensor) for tensor in outputs}
+            reason = next((reason for output, reason in placed.values() if output), "passes its input's int8 values on")
+            found = {key: output for key, (output, _) in placed.items() if output}
+            return None, found, _report(node, Outcome.QUANTIZED if found else Outcome.ABSORBED, reason)
+        weights = self._weights(node)
+        output, reason = self._output(node, outputs[0])
+        if not weights and output is None:
+            return None, {}, _report(node, Outcome.ABSORBED, reason)
+        reason = " and ".join([*(f"{name} int8" for name in weights), reason])
+        return LayerQuantizeConfig(weights, output), {}, _report(node, Outcome.QUANTIZED, reason)
+
+    def _weights(self, node: Node) -> dict[str, WeightQuantizer]:
+        return {
             kernel.attribute: WeightQuantizer(
                 per_channel=kernel.per_channel,
                 keep_sparsity=self.required is not None,
@@ -164,39 +120,42 @@ class _Placer:
                 channels_axes=kernel.channels_axes,
                 swap_channels=kernel.swap_channels,
             )
-            for kernel in kernels(layer)
+            for kernel in kernels(node.layer)
         }
-        output, reason = self._output(node, outputs[0])
-        if not weights and output is None:
-            return None, _report(node, Outcome.ABSORBED, reason)
-        return LayerQuantizeConfig(weights, output), _report(
-            node, Outcome.QUANTIZED, " and ".join([*(f"{name} int8" for name in weights), reason])
-        )
 
-    def _is_known(self, layer: Any) -> bool:
-        return (
-            is_affine(layer)
-            or activation_name(layer) in _ACTIVATIONS
-            or type(layer) in (*_PASS_THROUGH, *_SAME_SCALE, *_COMPUTES, *CONVOLUTIONS)
-        )
+    def _why(self, node: Node, outputs: list[Tensor]) -> str:
+        if node.origin in self.excluded:
+            return "excluded by the recipe's scope"
+        if not outputs:
+            return "no floating-point output"
+        return f"TFLite has no int8 form of {describe(node.layer)}"
+
+    def _around(self, outputs: list[Tensor]) -> dict[int, Any]:
+        """Quantisers where the result of a float call enters the int8 part again."""
+        return {
+            id(tensor): RangeQuantizer()
+            for tensor in outputs
+            if self.results[id(tensor)]
+            or any(self.roles[id(reader)] is not Role.FLOAT for reader in self.consumers.get(id(tensor), []))
+        }
 
     def _output(self, node: Node, tensor: Tensor) -> tuple[Any, str]:
-        readers = self.consumers.get(id(tensor), [])
-        name = activation_name(node.layer)
-        if name in _FIXED_RANGES:
-            return FixedRangeQuantizer(*_FIXED_RANGES[name]), f"output int8 over the fixed range of {name}"
-        if (type(node.layer) in _PASS_THROUGH or name == "linear") and len(readers) + self.results[id(tensor)] == 1:
-            return None, "passes its input's int8 values on"
-        if len(readers) == 1 and not self.results[id(tensor)] and self._fuses(node.layer, readers[0].layer):
+        readers, kind = self.consumers.get(id(tensor), []), self.roles[id(node)]
+        if kind is Role.FIXED_RANGE:
+            name = activation_name(node.layer) or ""
+            return FixedRangeQuantizer(*FIXED_RANGES[name]), f"output int8 over the fixed range of {name}"
+        single = len(readers) + self.results[id(tensor)] == 1
+        if kind in {Role.PASS, Role.GATHER} and single:
+            return None, "passes its input's int8 values on" if kind is Role.PASS else "rows of the int8 table"
+        if single and readers and self._fuses(node, readers[0]):
             return None, f"computed as one with {readers[0].path}"
         return RangeQuantizer(), "output int8"
 
-    @staticmethod
-    def _fuses(layer: Any, reader: Any) -> bool:
-        relu = activation_name(reader) in {"relu", "relu6"}
-        if type(layer) in CONVOLUTIONS:
-            return relu or (type(layer) in FOLDING and is_affine(reader))
-        return relu and (is_affine(layer) or type(layer) in {_L.Add, _L.Subtract, _L.Multiply})
+    def _fuses(self, node: Node, reader: Node) -> bool:
+        kind, next_kind = self.roles[id(node)], self.roles[id(reader)]
+        if kind is Role.CONVOLUTION:
+            return next_kind in {Role.RELU, Role.AFFINE}
+        return next_kind is Role.RELU and (kind is Role.AFFINE or type(node.layer) in _FUSES_RELU)
 
 
 def _report(node: Node, outcome: Outcome, reason: str) -> LayerReport:
@@ -223,11 +182,12 @@ def tied_groups(graph: Graph) -> list[list[Tensor]]:
 
     for node in graph.nodes:
         layer = getattr(node.layer, "layer", node.layer)
-        if type(layer) in (*_PASS_THROUGH, *_SAME_SCALE) or activation_name(layer) == "linear":
-            output = node.output()
-            for tensor in node.inputs():
-                first, second = find(output), find(tensor)
-                if first != second:
-                    leader[second] = first
-                    members[first] += members.pop(second)
+        # A quantiser on a tensor of its own gives the tensor before it its range.
+        if isinstance(layer, QuantizeLayer) or role(layer) in {Role.PASS, Role.SAME_SCALE}:
+            floats = [tensor for tensor in (*tensors(node.outputs), *node.inputs()) if tensor.is_float]
+            for tensor in floats[1:]:
+                a, b = find(floats[0]), find(tensor)
+                if a != b:
+                    leader[b] = a
+                    members[a] += members.pop(b)
     return [group for group in members.values() if len(group) > 1]

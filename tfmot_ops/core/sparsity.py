@@ -60,12 +60,7 @@ def required_ratio(
     """
     _, found = chosen.get(node.origin, (None, ()))
     names = {entry.attribute for entry in found}
-    # Normalisation makes the pointwise kernel of a separable convolution the kernel of a 1x1 convolution.
-    return (
-        ratio
-        if kernel.attribute in names or (kernel.attribute, "pointwise_kernel" in names) == ("kernel", True)
-        else 0.0
-    )
+    return ratio if (node.source_kernel or kernel.attribute) in names else 0.0
 
 
 def _plain(path: str) -> str:

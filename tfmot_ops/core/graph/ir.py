@@ -48,6 +48,7 @@ class Node:
         outputs: the call's result, same structure, with `Tensor` leaves.
         origin: path of the layer in the user's model that this call computes (`backbone/conv1`); reports,
             scopes and sparsity speak of it.
+        source_kernel: attribute of that layer which this call's kernel was made from; empty when it is the same.
     """
 
     layer: Any
@@ -56,6 +57,7 @@ class Node:
     kwargs: dict[str, Any]
     outputs: Any
     origin: str = ""
+    source_kernel: str = ""
 
     def __post_init__(self) -> None:
         self.origin = self.origin or self.path

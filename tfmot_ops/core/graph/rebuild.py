@@ -15,8 +15,8 @@ from tfmot_ops.core.legacy_keras import keras
 
 #: (new layer, the call it stands for) -> the layer that is called in its place.
 Wrap = Callable[[Any, Node], Any]
-#: (graph input, its value) -> the value that the calls read.
-OnInput = Callable[[Tensor, Any], Any]
+#: (tensor, its value) -> the value that the calls read.
+OnTensor = Callable[[Tensor, Any], Any]
 
 #: Packages of tf_keras.src.layers whose layers only compute in their call, and single layers of its package `core`.
 _PURE_PACKAGES = {"activation", "convolutional", "merging", "normalization", "pooling", "regularization", "reshaping"}
@@ -34,14 +34,14 @@ _RANDOM = (
 def rebuild(
     graph: Graph,
     wrap: Wrap = lambda layer, _node: layer,
-    on_input: OnInput = lambda _tensor, value: value,
+    on_tensor: OnTensor = lambda _tensor, value: value,
 ) -> keras.Model:
     """Build a model from a graph; neither the graph nor the layers in it are changed.
 
     Args:
         graph: the layer graph.
         wrap: gives the layer to call for a copied layer and the (first) call it stands for.
-        on_input: gives what the calls read for a graph input.
+        on_tensor: gives what the calls read for a tensor: a graph input or a call's output.
 
     Returns:
         An uncompiled functional model with the graph's weights.
@@ -53,7 +53,7 @@ def rebuild(
     for tensor in graph.inputs():
         key = id(tensor)
         placeholders[key] = keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=graph.input_names[key])
-        values[key] = on_input(tensor, placeholders[key])
+        values[key] = on_tensor(tensor, placeholders[key])
     for node in graph.nodes:
         args, kwargs = map_tensors((node.args, node.kwargs), lambda tensor: values[id(tensor)])
         if id(node.layer) in copies:
@@ -67,7 +67,7 @@ def rebuild(
             if weights:
                 copy.set_weights(weights)
         for tensor, value in zip(tensors(node.outputs), tf.nest.flatten(result), strict=True):
-            values[id(tensor)] = value
+            values[id(tensor)] = on_tensor(tensor, value)
     inputs = map_tensors(graph.input_structure, lambda tensor: placeholders[id(tensor)])
     outputs = map_tensors(graph.outputs, lambda tensor: values[id(tensor)])
     return keras.Model(inputs, outputs, name=graph.name)

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
-from tfmot_ops.core.affine import Affine
+from tfmot_ops.core.layers import Affine
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors
 from tfmot_ops.core.legacy_keras import keras
 
@@ -36,27 +35,40 @@ class Rewriter:
             self._made[key] = make()
         return self._made[key]
 
-    def call(self, layer: Any, path: str, inputs: Any, *, shape: Any = None, weights: Any = None) -> Tensor:
-        """Emit a call of a new layer with one output; `shape` defaults to the first input's."""
+    def call(
+        self, layer: Any, path: str, inputs: Any, *, shape: Any = None, weights: Any = None, source_kernel: str = ""
+    ) -> Tensor:
+        """Emit a call of a new layer with one output.
+
+        Args:
+            layer: made for the call, not yet built.
+            path: where it stands.
+            inputs: a tensor, or a list of them.
+            shape: of the output; defaults to the first input's.
+            weights: its weight arrays.
+            source_kernel: see `Node`.
+        """
         first = tensors(inputs)[0]
         if weights is not None:
             self.graph.weights[id(layer)] = weights
-        node = Node(layer, path, (inputs,), {}, None, self.origin)
+        node = Node(layer, path, (inputs,), {}, None, self.origin, source_kernel)
         node.outputs = result = Tensor(first.shape if shape is None else tuple(shape), first.dtype, node)
         self.nodes.append(node)
         return result
 
-    def affine(self, path: str, tensor: Tensor, scale: Any, offset: Any) -> Tensor:
-        """Scale and offset per channel; an affine on an affine becomes one."""
+    def affine(self, path: str, tensor: Tensor, scale: Any, offset: Any, *, trainable: bool = False) -> Tensor:
+        """Scale and offset per channel; a frozen affine on a frozen one becomes one."""
         channels = tensor.channels or 1
         scale = np.broadcast_to(np.asarray(scale, np.float32), (channels,))
         offset = np.broadcast_to(np.asarray(offset, np.float32), (channels,))
         before = tensor.producer
-        if before is not None and isinstance(before.layer, Affine):
+        frozen = before is not None and isinstance(before.layer, Affine) and not before.layer.trainable
+        if frozen and before is not None and not trainable:
             first_scale, first_offset = self.graph.weights_of(before.layer)
             scale, offset = first_scale * scale, first_offset * scale + offset
             (tensor,) = before.inputs()
-        return self.call(Affine(name=path.rsplit("/", 1)[-1]), path, tensor, weights=[scale, offset])
+        layer = Affine(name=path.rsplit("/", 1)[-1], trainable=trainable)
+        return self.call(layer, path, tensor, weights=[scale, offset])
 
 
 #: (call, rewriter) -> the outputs that replace the call's, or None when the rule does not apply.
@@ -73,7 +85,7 @@ def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
 
     for old in graph.nodes:
         args, kwargs = map_tensors((old.args, old.kwargs), current)
-        node = Node(old.layer, old.path, args, kwargs, old.outputs, old.origin)
+        node = Node(old.layer, old.path, args, kwargs, old.outputs, old.origin, old.source_kernel)
         rewriter.origin = old.origin
         for tensor in tensors(node.outputs):
             tensor.producer = node
@@ -91,8 +103,6 @@ def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
 def channel_constant(value: Any, tensor: Tensor) -> np.ndarray | None:
     """A constant operand as one number per channel of `tensor`, or None where it is not that."""
     if isinstance(value, Tensor) or value is None:
-        return None
-    if isinstance(value, tf.Variable) or (tf.is_tensor(value) and keras.backend.is_keras_tensor(value)):
         return None
     array = np.asarray(value, np.float32)
     if array.ndim > len(tensor.shape) or array.size not in {1, tensor.channels}:

@@ -1,0 +1,223 @@
+"""One cell of the compat matrix: an architecture goes through the whole chain under a recipe; never raises."""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tfmot_ops.contract import CompatResult, Method, Quantization, Recipe, Stage, Status
+from tfmot_ops.core.catalog import Architecture
+from tfmot_ops.core.evaluate import predict, sqnr_db
+from tfmot_ops.core.export import export_tflite
+from tfmot_ops.core.legacy_keras import keras
+from tfmot_ops.core.persist import load_model, save_model
+from tfmot_ops.core.profile import profile_tflite
+from tfmot_ops.core.prune import prune, strip
+from tfmot_ops.core.quantize import normalize, quantize, unrounded
+from tfmot_ops.core.sparsity import assert_sparsity
+from tfmot_ops.core.statistics import refresh_batch_norm
+from tfmot_ops.errors import CompatError
+
+#: Largest relative difference that rewriting a model may make, max |a - b| / max |a|.
+_TOLERANCE = 1e-4
+#: The QAT file may agree this much less with its model, in dB, than the converter's own PTQ does.
+_MARGIN_DB = 1.0
+#: Images to calibrate, train and compare on.
+_SAMPLES = 8
+_PACKAGES = ("tensorflow", "tf-keras", "tensorflow-model-optimization", "tfmot-ops")
+
+
+def check_architecture(
+    architecture: Architecture, recipe: Recipe, *, seed: int = 0, against_ptq: bool = True
+) -> CompatResult:
+    """Take one architecture through build, normalize, prune, strip, quantize, train, reload, export, invoke, agree.
+
+    Weights are random; BatchNormalization has the statistics of a batch. No stage is skipped silently: a recipe
+    without a sparsity has no prune and strip, one without QAT no train.
+
+    Args:
+        architecture: entry of the catalogue.
+        recipe: with a quantisation.
+        seed: decides weights and images.
+        against_ptq: also convert the float model without training, and compare how well each file agrees with the
+            model it was made from.
+
+    Returns:
+        The result; `failed_stage`, `error_type` and `message` say what went wrong. Metrics: `layers`, `parameters`,
+        `normalize_difference` and `quantize_difference` (relative, quantisers off), `int8_mac_fraction`, `float_ops`,
+        `requantize_ops`, `sparsity` (smallest of the pruned kernels), `size_bytes`, `gzip_bytes`, `sqnr_db`,
+        `ptq_sqnr_db`, `<stage>_s` (CPU seconds) and `peak_memory_bytes` of the process.
+    """
+    cell = _Cell(architecture, recipe, seed)
+    try:
+        cell.run(against_ptq=against_ptq)
+    except Exception as error:  # noqa: BLE001 - whatever fails is this cell's result
+        return cell.result(Status.FAILED, error)
+    return cell.result(Status.OK)
+
+
+class _Cell:
+    def __init__(self, architecture: Architecture, recipe: Recipe, seed: int) -> None:
+        self.architecture = architecture
+        self.recipe = recipe
+        self.seed = seed
+        self.stage = Stage.BUILD
+        self.metrics: dict[str, float] = {}
+        low, high = architecture.pixel_range
+        rng = np.random.default_rng(seed)
+        side = architecture.side
+        self.images = rng.uniform(low, high, (_SAMPLES, side, side, 3)).astype(np.float32)
+
+    def run(self, *, against_ptq: bool) -> None:
+        with self._timed(Stage.BUILD):
+            model = self._build()
+        with self._timed(Stage.NORMALIZE):
+            self._normalize(model)
+        if self.recipe.sparsity is not None:
+            with self._timed(Stage.PRUNE):
+                model, _ = prune(model, self.recipe)
+            with self._timed(Stage.STRIP):
+                model = self._strip(model)
+        with self._timed(Stage.QUANTIZE):
+            # What PTQ starts from; and QAT starts from the same net, so the two files can be compared.
+            quantized = self._quantize(model)
+        with self._timed(Stage.TRAIN):
+            self._train(quantized)
+        with self._timed(Stage.RELOAD):
+            quantized = self._reload(quantized)
+        with self._timed(Stage.EXPORT):
+            data = export_tflite(quantized, self.recipe)
+            self._check_file(data)
+        with self._timed(Stage.INVOKE):
+            answers = _flat(predict(data, self.images))
+        with self._timed(Stage.AGREE):
+            self._agree(quantized, answers, model if against_ptq else None)
+
+    def result(self, status: Status, error: Exception | None = None) -> CompatResult:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        metrics = {name: float(value) for name, value in self.metrics.items() if np.isfinite(value)}
+        return CompatResult(
+            architecture=self.architecture.name,
+            recipe=self.recipe.name,
+            status=status,
+            failed_stage=None if error is None else self.stage,
+            error_type=None if error is None else type(error).__name__,
+            message="" if error is None else str(error)[:2000],
+            metrics={**metrics, "peak_memory_bytes": float(peak)},
+            versions={package: version(package) for package in _PACKAGES},
+        )
+
+    @contextmanager
+    def _timed(self, stage: Stage) -> Iterator[None]:
+        self.stage = stage
+        start = time.process_time()
+        try:
+            yield
+        finally:
+            self.metrics[f"{stage.value}_s"] = time.process_time() - start
+
+    def _build(self) -> keras.Model:
+        model = self.architecture.build(seed=self.seed)
+        refresh_batch_norm(model, [self.images])
+        model.compile(keras.optimizers.SGD(1e-4), "mse")
+        self.metrics |= {"layers": len(model.layers), "parameters": model.count_params()}
+        return model
+
+    def _normalize(self, model: keras.Model) -> None:
+        difference = _difference(_answers(model, self.images), _answers(normalize(model), self.images))
+        self._require("normalize_difference", difference)
+
+    def _strip(self, pruned: keras.Model) -> keras.Model:
+        model = strip(pruned)
+        self.metrics["sparsity"] = min(assert_sparsity(model, self.recipe).values())
+        # Half of the weights are gone, and the statistics with them; fine-tuning would do this.
+        refresh_batch_norm(model, [self.images])
+        return model
+
+    def _quantize(self, model: keras.Model) -> keras.Model:
+        quantized, _ = quantize(model, self.recipe, self.images)
+        difference = _difference(_answers(model, self.images), _flat(unrounded(quantized, [self.images])))
+        self._require("quantize_difference", difference)
+        return quantized
+
+    def _require(self, name: str, difference: float) -> None:
+        self.metrics[name] = difference
+        if not difference <= _TOLERANCE:
+            raise CompatError(
+                f"{name.partition('_')[0]} changed what the model computes",
+                required=f"a relative difference of at most {_TOLERANCE}",
+                received=f"{difference:.3g}",
+                remedy="compare the graph before and after, layer by layer",
+            )
+
+    def _train(self, quantized: keras.Model) -> None:
+        targets = np.zeros((_SAMPLES, *quantized.output_shape[1:]), np.float32)
+        loss = quantized.train_on_batch(self.images, targets)
+        if not np.isfinite(loss):
+            raise CompatError(
+                "the training step diverged", required="a finite loss", received=str(loss), remedy="check the ranges"
+            )
+        assert_sparsity(quantized, self.recipe)
+
+    def _reload(self, quantized: keras.Model) -> keras.Model:
+        before = _answers(quantized, self.images)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.h5"
+            save_model(quantized, path)
+            reloaded = load_model(path)
+        difference = float(np.max(np.abs(before - _answers(reloaded, self.images))))
+        if difference != 0.0:
+            raise CompatError(
+                "the reloaded model answers otherwise", required="a difference of 0", received=str(difference),
+                remedy="check which layer's state the file lacks",
+            )  # fmt: skip
+        return reloaded
+
+    def _check_file(self, data: bytes) -> None:
+        profile = profile_tflite(data)
+        self.metrics |= {
+            "int8_mac_fraction": profile.int8_mac_fraction,
+            "float_ops": profile.float_ops,
+            "requantize_ops": profile.requantize_ops,
+            "size_bytes": profile.size_bytes,
+            "gzip_bytes": profile.gzip_bytes,
+            "file_sparsity": profile.weight_sparsity,
+        }
+        if profile.int8_mac_fraction < 1.0 or profile.float_ops or profile.requantize_ops:
+            raise CompatError(
+                "the file is not fully int8",
+                required="all multiply-accumulates in int8, no float and no requantise op",
+                received=f"{profile.int8_mac_fraction:.4f}, {profile.float_ops} and {profile.requantize_ops}",
+                remedy="look for the layers that the report of quantize keeps in float",
+            )
+
+    def _agree(self, quantized: keras.Model, answers: npt.NDArray[Any], float_model: keras.Model | None) -> None:
+        self.metrics["sqnr_db"] = sqnr_db(_answers(quantized, self.images), answers)
+        if float_model is None:
+            return
+        recipe = Recipe(name="ptq", quantization=Quantization(method=Method.PTQ))
+        ptq = export_tflite(float_model, recipe, self.images)
+        reached = sqnr_db(_answers(float_model, self.images), _flat(predict(ptq, self.images)))
+        self.metrics["ptq_sqnr_db"] = reached
+
+
+def _answers(model: keras.Model, images: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return _flat(model.predict_on_batch(images))
+
+
+def _flat(outputs: Any) -> npt.NDArray[Any]:
+    parts = outputs if isinstance(outputs, list | tuple) else [outputs]
+    return np.concatenate([np.ravel(np.asarray(part)) for part in parts])
+
+
+def _difference(reference: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:
+    return float(np.max(np.abs(reference - other)) / max(float(np.max(np.abs(reference))), 1e-12))

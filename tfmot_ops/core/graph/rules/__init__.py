@@ -1,0 +1,22 @@
+"""The rules of normalisation, by what they take apart. Each is `(call, rewriter) -> outputs, or None`."""
+
+from tfmot_ops.core.graph.rules.activations import activation_layer, fused_activation, gated
+from tfmot_ops.core.graph.rules.arithmetic import arithmetic, function
+from tfmot_ops.core.graph.rules.convolutions import dense_on_image, depthwise_of_groups, separable, time_distributed
+from tfmot_ops.core.graph.rules.standardization import average, normalization, preprocessing
+
+#: In the order they are offered a call.
+RULES = (
+    arithmetic,
+    function,
+    preprocessing,
+    separable,
+    time_distributed,
+    depthwise_of_groups,
+    dense_on_image,
+    fused_activation,
+    activation_layer,
+    gated,
+    normalization,
+    average,
+)

@@ -1,0 +1,146 @@
+"""Tensor arithmetic and functions of TensorFlow, called on the tensors of a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfmot_ops.core.graph.ir import Node, Tensor, tensors
+from tfmot_ops.core.graph.rewrite import Rewriter, channel_constant
+from tfmot_ops.core.graph.rules.activations import emit_activation
+from tfmot_ops.core.layers import Mean
+from tfmot_ops.core.legacy_keras import keras
+
+_L = keras.layers
+_MERGES = {
+    "math.add": _L.Add,
+    "__operators__.add": _L.Add,
+    "math.multiply": _L.Multiply,
+    "math.subtract": _L.Subtract,
+    "math.maximum": _L.Maximum,
+    "math.minimum": _L.Minimum,
+}
+_ACTIVATIONS = {
+    "nn.relu": "relu",
+    "nn.relu6": tf.nn.relu6,
+    "nn.silu": "swish",
+    "nn.swish": "swish",
+    "nn.softmax": "softmax",
+    "math.sigmoid": "sigmoid",
+    "nn.sigmoid": "sigmoid",
+    "math.tanh": "tanh",
+    "nn.tanh": "tanh",
+    "nn.elu": "elu",
+    "nn.gelu": "gelu",
+    "nn.selu": "selu",
+    "nn.softplus": "softplus",
+    "math.softplus": "softplus",
+}
+_POOLS = {(1,): _L.GlobalAveragePooling1D, (1, 2): _L.GlobalAveragePooling2D}
+
+
+def symbol_of(node: Node) -> str:
+    """What Keras calls the TensorFlow function of a call; empty for a layer."""
+    return getattr(node.layer, "symbol", None) or ""
+
+
+def arithmetic(node: Node, out: Rewriter) -> Any:
+    """`a + b` of tensors -> Add; `x / 255. - .5` -> one affine."""
+    symbol = symbol_of(node)
+    if symbol in {"math.negative", "nn.bias_add"}:
+        return _one_sided(node, out, symbol)
+    operands = _operands(node)
+    if operands is None or symbol not in {*_MERGES, "math.truediv", "math.divide"}:
+        return None
+    left, right = operands
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        if symbol not in _MERGES or not (left.is_float and right.is_float) or _grows(left, right):
+            return None
+        merge = _MERGES[symbol](name=node.layer.name)
+        return out.call(merge, node.path, [left, right], shape=node.output().shape)
+    tensor, constant, reversed_ = (left, right, False) if isinstance(left, Tensor) else (right, left, True)
+    return _with_constant(node, out, tensor, constant, reversed_=reversed_)
+
+
+def _grows(left: Tensor, right: Tensor) -> bool:
+    # A merge layer puts missing axes after the batch axis, arithmetic puts them before it.
+    return len(left.shape) != len(right.shape)
+
+
+def _operands(node: Node) -> tuple[Any, Any] | None:
+    values = [*node.args, *(value for name, value in node.kwargs.items() if name in {"x", "y"})]
+    return (values[0], values[1]) if len(values) == 2 else None  # noqa: PLR2004 - the two sides of an operator
+
+
+def _one_sided(node: Node, out: Rewriter, symbol: str) -> Any:
+    tensor = node.inputs()[0]
+    if symbol == "math.negative" and tensor.is_float:
+        return out.affine(node.path, tensor, -1.0, 0.0)
+    rest = [*node.args[1:], *(value for name, value in node.kwargs.items() if name == "bias")]
+    values = channel_constant(rest[0], tensor) if rest else None
+    if values is None:
+        return None
+    return out.affine(node.path, tensor, 1.0, values, trainable=getattr(rest[0], "trainable", False))
+
+
+def _with_constant(node: Node, out: Rewriter, tensor: Any, constant: Any, *, reversed_: bool) -> Any:
+    values = channel_constant(constant, tensor) if isinstance(tensor, Tensor) and tensor.is_float else None
+    if values is None or node.output().shape != tensor.shape:
+        return None
+    trainable = bool(getattr(constant, "trainable", False))
+
+    def affine(scale: Any, offset: Any) -> Tensor:
+        return out.affine(node.path, tensor, scale, offset, trainable=trainable)
+
+    match symbol_of(node):
+        case "math.add" | "__operators__.add":
+            return affine(1.0, values)
+        case "math.subtract":
+            return affine(-1.0, values) if reversed_ else affine(1.0, -values)
+        case "math.multiply":
+            return affine(values, 0.0)
+        case "math.truediv" | "math.divide" if not reversed_ and np.all(values != 0):
+            return affine(1.0 / values, 0.0)
+    return None
+
+
+def function(node: Node, out: Rewriter) -> Any:
+    """`tf.nn.relu6(x)`, `tf.concat`, `tf.reduce_mean` over an image and their like -> the layer that says it."""
+    symbol, inputs = symbol_of(node), node.inputs()
+    if not symbol:
+        return None
+    extra = [value for value in [*node.args, *node.kwargs.values()] if not (value is None or tensors(value))]
+    if symbol in _ACTIVATIONS and len(inputs) == 1 and not extra:
+        activation = keras.activations.get(_ACTIVATIONS[symbol])
+        return emit_activation(node, out, inputs[0], activation, node.path)
+    if symbol == "nn.leaky_relu" and len(inputs) == 1:
+        alpha = float(extra[0]) if extra else 0.2
+        return out.call(_L.LeakyReLU(alpha, name=node.layer.name), node.path, inputs[0])
+    if symbol == "math.square" and inputs[0].is_float:
+        return out.call(_L.Multiply(name=node.layer.name), node.path, [inputs[0], inputs[0]])
+    if symbol == "concat" and all(tensor.is_float for tensor in inputs) and len(inputs) > 1 and len(extra) == 1:
+        axis = int(extra[0])
+        concatenate = _L.Concatenate(axis, name=node.layer.name)
+        return out.call(concatenate, node.path, inputs, shape=node.output().shape)
+    return _mean(node, out, extra) if symbol == "math.reduce_mean" and inputs[0].is_float else None
+
+
+def _mean(node: Node, out: Rewriter, extra: list[Any]) -> Any:
+    (tensor,) = node.inputs()
+    # (axis, keepdims), by position or by name
+    axes = extra[0] if extra else None
+    keep = any(value is True for value in extra)
+    if axes is None or isinstance(axes, bool):
+        return None
+    rank = len(tensor.shape)
+    wanted = tuple(sorted(int(axis) % rank for axis in np.ravel(axes)))
+    if keep:
+        return out.call(Mean(list(wanted), name=node.layer.name), node.path, tensor, shape=node.output().shape)
+    pool = _POOLS.get(wanted)
+    if pool is None or rank != len(wanted) + 2:
+        return None
+    return out.call(pool(name=node.layer.name), node.path, tensor, shape=node.output().shape)
+
+

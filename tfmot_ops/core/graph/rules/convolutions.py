@@ -1,0 +1,98 @@
+"""Convolutions: the forms that TFLite has a kernel for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tfmot_ops.core.graph.ir import Node
+from tfmot_ops.core.graph.rewrite import Rewriter
+from tfmot_ops.core.graph.rules.activations import after
+from tfmot_ops.core.legacy_keras import keras
+
+_L = keras.layers
+#: Separable class -> (depthwise class, pointwise class).
+_SEPARABLE = {
+    _L.SeparableConv1D: (_L.DepthwiseConv1D, _L.Conv1D),
+    _L.SeparableConv2D: (_L.DepthwiseConv2D, _L.Conv2D),
+}
+
+
+def separable(node: Node, out: Rewriter) -> Any:
+    """SeparableConv2D -> DepthwiseConv2D + 1x1 Conv2D (+ its activation)."""
+    layer = node.layer
+    classes = _SEPARABLE.get(type(layer))
+    if classes is None or layer.data_format != "channels_last" or layer.padding == "causal":
+        return None
+    (tensor,) = node.inputs()
+    depthwise_kernel, pointwise_kernel, *bias = out.graph.weights_of(layer)
+    depthwise = out.once(layer, "depthwise", lambda: classes[0](
+        layer.kernel_size, strides=layer.strides, padding=layer.padding, depth_multiplier=layer.depth_multiplier,
+        dilation_rate=layer.dilation_rate, use_bias=False, depthwise_regularizer=layer.depthwise_regularizer,
+        name=f"{layer.name}_depthwise", trainable=layer.trainable,
+    ))  # fmt: skip
+    pointwise = out.once(layer, "pointwise", lambda: classes[1](
+        layer.filters, 1, use_bias=layer.use_bias, kernel_regularizer=layer.pointwise_regularizer,
+        name=layer.name, trainable=layer.trainable,
+    ))  # fmt: skip
+    shape = node.output().shape
+    middle = (*shape[:-1], depthwise_kernel.shape[-2] * depthwise_kernel.shape[-1])
+    tensor = out.call(depthwise, f"{node.path}_depthwise", tensor, shape=middle, weights=[depthwise_kernel])
+    weights = [pointwise_kernel, *bias]
+    tensor = out.call(pointwise, node.path, tensor, shape=shape, weights=weights, source_kernel="pointwise_kernel")
+    return after(node, out, tensor, layer.activation)
+
+
+def depthwise_of_groups(node: Node, out: Rewriter) -> Any:
+    """Conv2D with a group a channel -> DepthwiseConv2D, which every runtime has a fast kernel for."""
+    layer = node.layer
+    if type(layer) is not _L.Conv2D or layer.groups == 1 or layer.data_format != "channels_last":
+        return None
+    (tensor,) = node.inputs()
+    # TensorFlow's depthwise kernels take one stride for both axes, and no stride together with a dilation.
+    plain = layer.strides[0] == layer.strides[1] and 1 in {layer.strides[0], max(layer.dilation_rate)}
+    if layer.groups != tensor.channels or not plain:
+        return None
+    kernel, *bias = out.graph.weights_of(layer)  # [height, width, 1, channels * multiplier]
+    multiplier = layer.filters // layer.groups
+    depthwise = out.once(layer, "depthwise", lambda: _L.DepthwiseConv2D(
+        layer.kernel_size, strides=layer.strides, padding=layer.padding, depth_multiplier=multiplier,
+        dilation_rate=layer.dilation_rate, use_bias=layer.use_bias, depthwise_regularizer=layer.kernel_regularizer,
+        name=layer.name, trainable=layer.trainable,
+    ))  # fmt: skip
+    weights = [kernel.reshape(*kernel.shape[:2], layer.groups, multiplier), *bias]
+    shape = node.output().shape
+    result = out.call(depthwise, node.path, tensor, shape=shape, weights=weights, source_kernel="kernel")
+    return after(node, out, result, layer.activation)
+
+
+def dense_on_image(node: Node, out: Rewriter) -> Any:
+    """Dense on [N, H, W, C] -> 1x1 Conv2D: one scale a channel, and no reshaping around it."""
+    layer = node.layer
+    if type(layer) is not _L.Dense or len(node.inputs()[0].shape) != 4:  # noqa: PLR2004 - [N, H, W, C]
+        return None
+    kernel, *bias = out.graph.weights_of(layer)  # [in, units]
+    made = out.once(layer, "convolution", lambda: _L.Conv2D(
+        layer.units, 1, use_bias=layer.use_bias, kernel_regularizer=layer.kernel_regularizer,
+        bias_regularizer=layer.bias_regularizer, name=layer.name, trainable=layer.trainable,
+    ))  # fmt: skip
+    weights = [np.reshape(kernel, (1, 1, *kernel.shape)), *bias]
+    result = out.call(made, node.path, node.inputs()[0], shape=node.output().shape, weights=weights)
+    return after(node, out, result, layer.activation)
+
+
+def time_distributed(node: Node, out: Rewriter) -> Any:
+    """TimeDistributed(Dense) on [N, T, C] -> Dense, which does the same for each step."""
+    layer = node.layer
+    if type(layer) is not _L.TimeDistributed or type(layer.layer) is not _L.Dense:
+        return None
+    (tensor,) = node.inputs()
+    inner = layer.layer
+    dense = out.once(layer, "dense", lambda: _L.Dense(
+        inner.units, use_bias=inner.use_bias, kernel_regularizer=inner.kernel_regularizer,
+        name=layer.name, trainable=layer.trainable,
+    ))  # fmt: skip
+    shape = node.output().shape
+    result = out.call(dense, node.path, tensor, shape=shape, weights=out.graph.weights_of(layer))
+    return after(node, out, result, inner.activation)

@@ -1,0 +1,105 @@
+"""Scaling and standardising: preprocessing, LayerNormalization, GroupNormalization, averages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tfmot_ops.core.graph.ir import Node, Tensor
+from tfmot_ops.core.graph.rewrite import Rewriter, channel_constant
+from tfmot_ops.core.layers import InverseRoot, Mean, Shift
+from tfmot_ops.core.legacy_keras import keras
+
+_L = keras.layers
+
+
+def preprocessing(node: Node, out: Rewriter) -> Any:
+    """Rescaling and Normalization -> one affine per channel."""
+    layer = node.layer
+    if type(layer) is _L.Rescaling:
+        (tensor,) = node.inputs()
+        if not tensor.is_float or any(channel_constant(v, tensor) is None for v in (layer.scale, layer.offset)):
+            return None
+        return out.affine(node.path, tensor, layer.scale, layer.offset)
+    if type(layer) is _L.Normalization and not layer.invert:
+        (tensor,) = node.inputs()
+        mean, variance = np.ravel(layer.mean), np.ravel(layer.variance)
+        if not tensor.is_float or mean.size not in {1, tensor.channels}:
+            return None
+        # Keras divides by max(sqrt(variance), epsilon).
+        scale = 1.0 / np.maximum(np.sqrt(variance), keras.backend.epsilon())
+        return out.affine(node.path, tensor, scale, -mean * scale)
+    return None
+
+
+def average(node: Node, out: Rewriter) -> Any:
+    """Average -> Add and a scale: TFLite has no average of several tensors."""
+    if type(node.layer) is not _L.Average:
+        return None
+    total = out.once(node.layer, "sum", lambda: _L.Add(name=f"{node.layer.name}_sum"))
+    inputs = node.inputs()
+    return out.affine(node.path, out.call(total, f"{node.path}_sum", inputs, shape=node.output().shape),
+                      1.0 / len(inputs), 0.0)  # fmt: skip
+
+
+def normalization(node: Node, out: Rewriter) -> Any:
+    """LayerNormalization over the last axis, GroupNormalization -> means, differences and an affine."""
+    layer = node.layer
+    if type(layer) is _L.LayerNormalization:
+        (tensor,) = node.inputs()
+        rank = len(tensor.shape)
+        axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
+        if [axis % rank for axis in axes] != [rank - 1]:
+            return None
+        result = _standardized(node, out, tensor, [rank - 1])
+        return _learned_affine(node, out, result)
+    if type(layer) is _L.GroupNormalization:
+        return _group_normalization(node, out)
+    return None
+
+
+def _group_normalization(node: Node, out: Rewriter) -> Any:
+    layer, (tensor,) = node.layer, node.inputs()
+    axis = layer.axis if isinstance(layer.axis, int) else layer.axis[0]
+    sizes = tensor.shape[1:-1]
+    if axis % len(tensor.shape) != len(tensor.shape) - 1 or not tensor.channels or None in sizes:
+        return None
+    groups = tensor.channels if layer.groups == -1 else layer.groups
+    # [N, H, W, C] -> [N, H * W, groups, C / groups], so that four axes are enough.
+    target = (int(np.prod(sizes, dtype=int)), groups, tensor.channels // groups)
+    split = out.once(layer, "split", lambda: _L.Reshape(target, name=f"{layer.name}_split"))
+    join = out.once(layer, "join", lambda: _L.Reshape(tensor.shape[1:], name=f"{layer.name}_join"))
+    grouped = out.call(split, f"{node.path}_split", tensor, shape=(tensor.shape[0], *target))
+    result = _standardized(node, out, grouped, [1, 3])
+    return _learned_affine(node, out, out.call(join, f"{node.path}_join", result, shape=tensor.shape))
+
+
+def _learned_affine(node: Node, out: Rewriter, tensor: Tensor) -> Tensor:
+    layer, weights = node.layer, list(out.graph.weights_of(node.layer))
+    scale = weights.pop(0) if layer.scale else 1.0
+    offset = weights.pop(0) if layer.center else 0.0
+    if not (layer.scale or layer.center):
+        return tensor
+    return out.affine(node.path, tensor, scale, offset, trainable=layer.trainable)
+
+
+def _standardized(node: Node, out: Rewriter, tensor: Tensor, axes: list[int]) -> Tensor:
+    """(x - mean) / sqrt(variance + epsilon), each operation a call of its own, to have a range of its own."""
+    layer = node.layer
+    sizes = tuple(1 if axis in axes else size for axis, size in enumerate(tensor.shape))
+
+    def call(role: str, make: Any, inputs: Any, shape: Any = tensor.shape) -> Tensor:
+        made = out.once(layer, role, lambda: make(name=f"{layer.name}_{role}"))
+        return out.call(made, f"{node.path}_{role}", inputs, shape=shape)
+
+    def mean_layer(name: str) -> Any:
+        return Mean(axes, name=name)
+
+    mean = call("mean", mean_layer, tensor, sizes)
+    centred = call("centred", _L.Subtract, [tensor, mean])
+    squared = call("squared", _L.Multiply, [centred, centred])
+    variance = call("variance", mean_layer, squared, sizes)
+    shifted = call("shifted", lambda name: Shift(layer.epsilon, name=name), variance, sizes)
+    inverse = call("inverse", InverseRoot, shifted, sizes)
+    return call("standardized", _L.Multiply, [centred, inverse])

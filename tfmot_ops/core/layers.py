@@ -1,0 +1,93 @@
+"""The layers that normalisation brings in: what no standard layer says, in forms that have an int8 operation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from tfmot_ops.core.legacy_keras import keras
+
+
+@keras.saving.register_keras_serializable("tfmot_ops")
+class Affine(keras.layers.Layer):
+    """y = x * scale + offset, with scale and offset of shape [channels] (last axis).
+
+    Frozen where the numbers come from preprocessing, trained where they were weights of a layer. An axis of
+    unknown size takes shape [1].
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"trainable": False, **kwargs})
+
+    def build(self, input_shape: Any) -> None:
+        """Create `scale` and `offset`."""
+        channels = (input_shape[-1] if len(input_shape) else None) or 1
+        self.scale = self.add_weight("scale", (channels,), initializer="ones")
+        self.offset = self.add_weight("offset", (channels,), initializer="zeros")
+        super().build(input_shape)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Inputs [..., channels] to outputs of the same shape."""
+        return inputs * tf.cast(self.scale, inputs.dtype) + tf.cast(self.offset, inputs.dtype)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Same as the input's."""
+        return input_shape
+
+
+@keras.saving.register_keras_serializable("tfmot_ops")
+class Mean(keras.layers.Layer):
+    """Mean over `axes`, which stay with size 1."""
+
+    def __init__(self, axes: list[int], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.axes = list(axes)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Inputs of any shape; the sizes of `axes` become 1."""
+        return tf.reduce_mean(inputs, self.axes, keepdims=True)
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {**super().get_config(), "axes": self.axes}
+
+
+@keras.saving.register_keras_serializable("tfmot_ops")
+class Shift(keras.layers.Layer):
+    """y = x + value, one number for all."""
+
+    def __init__(self, value: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.value = float(value)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Inputs of any shape to outputs of the same."""
+        return inputs + tf.constant(self.value, inputs.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {**super().get_config(), "value": self.value}
+
+
+@keras.saving.register_keras_serializable("tfmot_ops")
+class InverseRoot(keras.layers.Layer):
+    """y = 1 / sqrt(x), of positive inputs."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Inputs of any shape to outputs of the same."""
+        # Rounding to int8 may give 0, whose root has no gradient.
+        return tf.math.rsqrt(tf.maximum(inputs, keras.backend.epsilon()))
+
+
+@keras.saving.register_keras_serializable("tfmot_ops")
+class HardSwish(keras.layers.Layer):
+    """y = x * relu6(x + 3) / 6 (Howard et al. 2019, arXiv:1905.02244), one operation in TFLite."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Inputs of any shape to outputs of the same."""
+        return inputs * tf.nn.relu6(inputs + 3.0) * (1.0 / 6.0)
+
+
+#: Every class above, for the scope in which files that hold them are read.
+LAYERS = (Affine, HardSwish, InverseRoot, Mean, Shift)

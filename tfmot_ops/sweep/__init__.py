@@ -1,0 +1,1 @@
+"""Many cells of the compat matrix: run in child processes, kept on disk, counted."""
