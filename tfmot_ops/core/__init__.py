@@ -6,25 +6,35 @@ from tfmot_ops.core import recipes
 from tfmot_ops.core.evaluate import agreement, evaluate, predict, sqnr_db
 from tfmot_ops.core.export import export_tflite
 from tfmot_ops.core.file_report import report_file
+from tfmot_ops.core.layer_sqnr import LayerSqnr, layer_sqnr, layer_sqnr_csv
+from tfmot_ops.core.memory import arena_bytes
 from tfmot_ops.core.models import application_constructors
 from tfmot_ops.core.persist import custom_objects, load_model, save_model
 from tfmot_ops.core.profile import TFLiteProfile, latency_ms, profile_tflite
 from tfmot_ops.core.prune import prune, pruning_callbacks, strip, wrap_low_magnitude
 from tfmot_ops.core.quantize import calibrate, normalize, quantize
+from tfmot_ops.core.sparse_encoding import SparseEncoding, compare_sparse_encoding, encode_sparse
 from tfmot_ops.core.sparsity import assert_sparsity, layer_sparsity
 
 __all__ = [
+    "LayerSqnr",
+    "SparseEncoding",
     "TFLiteProfile",
     "agreement",
     "application_constructors",
+    "arena_bytes",
     "assert_sparsity",
     "calibrate",
+    "compare_sparse_encoding",
     "custom_objects",
+    "encode_sparse",
     "evaluate",
     "export_tflite",
     "keras",
     "latency_ms",
     "layer_sparsity",
+    "layer_sqnr",
+    "layer_sqnr_csv",
     "load_model",
     "normalize",
     "predict",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from ai_edge_litert.interpreter import Interpreter
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.errors import ArtifactError, CalibrationError, UnsupportedModelError
@@ -136,14 +136,27 @@ def _classes(outputs: Array | list[Array]) -> npt.NDArray[np.int64]:
     return np.asarray(classes, np.int64).reshape(-1)
 
 
-def make_interpreter(data: bytes, threads: int = 1) -> Interpreter:
+def make_interpreter(data: bytes, threads: int = 1, *, xnnpack: bool = True, keep_tensors: bool = False) -> Interpreter:
     """An interpreter for a TFLite file, tensors not yet allocated.
+
+    Args:
+        data: the file's bytes.
+        threads: CPU threads.
+        xnnpack: let XNNPACK, the default delegate, take the operations it can; otherwise TFLite's own kernels run, and
+            each tensor of the file is there.
+        keep_tensors: let each tensor keep its value to the end of a run.
 
     Raises:
         ArtifactError: the bytes are no TFLite file.
     """
+    resolver = OpResolverType.AUTO if xnnpack else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     try:
-        return Interpreter(model_content=data, num_threads=threads)
+        return Interpreter(
+            model_content=data,
+            num_threads=threads,
+            experimental_op_resolver_type=resolver,
+            experimental_preserve_all_tensors=keep_tensors,
+        )
     except ValueError as error:
         raise ArtifactError(
             "the TFLite file cannot be read",
@@ -208,14 +221,13 @@ def _batched(data: bytes, batch: list[Array]) -> Interpreter | None:
 
 def _invoke(interpreter: Interpreter, batch: list[Array]) -> list[Array]:
     for detail, values in zip(interpreter.get_input_details(), batch, strict=True):
-        interpreter.set_tensor(detail["index"], _quantised(values, detail))
+        interpreter.set_tensor(detail["index"], quantized(values, detail))
     interpreter.invoke()
-    return [
-        _dequantised(interpreter.get_tensor(detail["index"]), detail) for detail in interpreter.get_output_details()
-    ]
+    return [dequantized(interpreter.get_tensor(detail["index"]), detail) for detail in interpreter.get_output_details()]
 
 
-def _quantised(values: Array, detail: dict[str, Any]) -> Array:
+def quantized(values: Array, detail: dict[str, Any]) -> Array:
+    """Values as a tensor of a TFLite file holds them; `detail` is the interpreter's record of the tensor."""
     scale, zero_point = detail["quantization"]
     dtype = np.dtype(detail["dtype"])
     if not np.issubdtype(dtype, np.integer) or scale == 0.0:  # a scale of 0 means: not quantised
@@ -224,7 +236,8 @@ def _quantised(values: Array, detail: dict[str, Any]) -> Array:
     return np.asarray(np.clip(np.round(values / scale) + zero_point, limits.min, limits.max), dtype)
 
 
-def _dequantised(values: Array, detail: dict[str, Any]) -> Array:
+def dequantized(values: Array, detail: dict[str, Any]) -> Array:
+    """What a tensor of a TFLite file stands for, float32; the inverse of `quantized`."""
     scale, zero_point = detail["quantization"]
     if scale == 0.0:
         return values.astype(np.float32)

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from tfmot_ops.core.evaluate import make_interpreter
 from tfmot_ops.errors import ArtifactError
@@ -133,19 +132,28 @@ def profile_tflite(data: bytes) -> TFLiteProfile:
     )
 
 
-def latency_ms(data: bytes, threads: int = 1, runs: int = 50) -> Latency:
+def latency_ms(data: bytes, threads: int = 1, runs: int = 50, *, xnnpack: bool = True) -> Latency:
     """Time a TFLite file on this machine's CPU with a batch of 1, in milliseconds.
 
     Args:
         data: the file's bytes.
         threads: CPU threads of the interpreter.
         runs: timed runs, at least 1, after a few that do not count.
+        xnnpack: with XNNPACK, as an application has it; otherwise with TFLite's own kernels.
 
     Raises:
-        ArtifactError: the bytes are no TFLite file.
+        ArtifactError: the bytes are no TFLite file, or the runtime refuses it.
     """
-    interpreter = make_interpreter(data, threads)
-    interpreter.allocate_tensors()
+    interpreter = make_interpreter(data, threads, xnnpack=xnnpack)
+    try:
+        interpreter.allocate_tensors()
+    except RuntimeError as error:
+        raise ArtifactError(
+            "the TFLite file cannot be run",
+            required="operations that the runtime " + ("with XNNPACK takes" if xnnpack else "has kernels for"),
+            received=str(error),
+            remedy="export the model again, without a sparse encoding",
+        ) from error
     rng = np.random.default_rng(0)
     for detail in interpreter.get_input_details():
         # Zeros would let denormals and early exits flatter the figure.
@@ -267,8 +275,7 @@ class _Graph:
 def _shapes_at_run_time(data: bytes) -> dict[int, list[int]]:
     """Shape of each tensor of the main graph after an inference with a batch of 1; empty if it cannot be run."""
     # A delegate would put one op in the place of many and leave the tensors between them without a shape.
-    resolver = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-    interpreter = Interpreter(model_content=data, experimental_op_resolver_type=resolver)
+    interpreter = make_interpreter(data, xnnpack=False)
     try:
         interpreter.allocate_tensors()
         interpreter.invoke()
