@@ -1,4 +1,4 @@
-"""Training that repeats: seeds, compiling, and `fit` with progress by callback.
+"""Training that repeats, and goes on after a kill: seeds, compiling, and `fit` with progress by callback.
 
 `compile_like` compiles a rewritten model (pruned, quantised, stripped) as the original was, with nothing of the
 original's state in it.
@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from tfmot_ops.core.checkpoint import Checkpoint, History, Keeper, identity
 from tfmot_ops.core.legacy_keras import keras
+from tfmot_ops.core.seeding import SeedEachEpoch, batches
 from tfmot_ops.errors import SpecError, StepFailedError, UnsupportedModelError
 
 #: What `compile_parameters` gives as values.
@@ -50,8 +52,12 @@ def fit(
     seed: int,
     callbacks: Iterable[keras.callbacks.Callback] = (),
     on_epoch: OnEpoch | None = None,
-) -> dict[str, list[float]]:
+    checkpoint: Checkpoint | None = None,
+) -> History:
     """Train a compiled `model` in place; the same seed on the same machine gives the same weights.
+
+    With a checkpoint a killed training continues: called again with the same arguments, in a new process, it goes on
+    after the last whole epoch and ends with the weights it would have had, bit for bit.
 
     Args:
         model: compiled model.
@@ -61,15 +67,18 @@ def fit(
         epochs: passes over `x`; 0 trains nothing.
         batch_size: samples a step; the last step of an epoch takes what is left.
         seed: seeds the order of the samples and whatever the layers draw (dropout).
-        callbacks: Keras callbacks.
-        on_epoch: told the progress; Keras itself writes nothing.
+        callbacks: Keras callbacks. A checkpoint holds what they keep in the model (as the pruning ones do), not what
+            they keep in themselves (EarlyStopping).
+        on_epoch: told the progress, of the epochs that run now; Keras itself writes nothing.
+        checkpoint: where the state is kept after each epoch, and restored from; None keeps nothing.
 
     Returns:
-        Metric name -> one value an epoch; empty after 0 epochs.
+        Metric name -> one value an epoch, those before a kill included; empty after 0 epochs.
 
     Raises:
         SpecError: the model is not compiled.
         StepFailedError: the loss became NaN or infinite.
+        SparsityLostError: at a checkpoint, a kernel does not hold the sparsity that its mask is there for.
     """
     if not is_compiled(model):
         raise SpecError(
@@ -81,15 +90,25 @@ def fit(
     if epochs == 0:
         return {}
     set_seed(seed)
-    history = model.fit(
-        _batches(x, y, batch_size, seed),
-        validation_data=validation,
-        validation_batch_size=batch_size,
-        epochs=epochs,
-        callbacks=[*callbacks, _Progress(epochs, on_epoch)],
-        verbose=0,
-    )
-    return {name: [float(value) for value in values] for name, values in history.history.items()}
+    keeper = None
+    if checkpoint is not None:
+        if not model.built:
+            model(x[:1])
+        settings = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
+        keeper = Keeper(checkpoint, model, identity(model, x, y, compile_parameters(model), **settings), epochs)
+    done, history = keeper.resume() if keeper else (0, {})
+    if done < epochs:
+        model.fit(
+            batches(x, y, batch_size, seed, range(done, epochs)),
+            steps_per_epoch=math.ceil(len(x) / batch_size),
+            validation_data=validation,
+            validation_batch_size=batch_size,
+            initial_epoch=done,
+            epochs=epochs,
+            callbacks=[SeedEachEpoch(seed), *callbacks, _Progress(epochs, on_epoch, keeper, history)],
+            verbose=0,
+        )
+    return history
 
 
 def is_compiled(model: keras.Model) -> bool:
@@ -97,20 +116,15 @@ def is_compiled(model: keras.Model) -> bool:
     return bool(getattr(model, "_is_compiled", False)) and model.optimizer is not None
 
 
-def _batches(x: npt.NDArray[Any], y: npt.NDArray[Any], batch_size: int, seed: int) -> tf.data.Dataset:
-    """Batches of (x, y) in a new order each epoch. Indices are shuffled, so that no sample is copied into a buffer."""
-    inputs, targets = tf.constant(x), tf.constant(y)
-    order = tf.data.Dataset.range(len(x)).shuffle(len(x), seed=seed, reshuffle_each_iteration=True)
-    return order.batch(batch_size).map(lambda index: (tf.gather(inputs, index), tf.gather(targets, index)))
-
-
 class _Progress(keras.callbacks.Callback):
-    """Hands each epoch's figures on, and ends a training that cannot recover."""
+    """Keeps each epoch's state and hands its figures on, and ends a training that cannot recover."""
 
-    def __init__(self, epochs: int, on_epoch: OnEpoch | None) -> None:
+    def __init__(self, epochs: int, on_epoch: OnEpoch | None, keeper: Keeper | None, history: History) -> None:
         super().__init__()
         self._epochs = epochs
         self._on_epoch = on_epoch
+        self._keeper = keeper
+        self._history = history
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         figures = {name: float(value) for name, value in (logs or {}).items()}
@@ -121,6 +135,11 @@ class _Progress(keras.callbacks.Callback):
                 received=f"loss {figures['loss']}",
                 remedy="lower the learning rate, or check the data",
             )
+        for name, value in figures.items():
+            self._history.setdefault(name, []).append(value)
+        # Last of the callbacks, so that what the others did at the end of the epoch is kept too.
+        if self._keeper:
+            self._keeper.save(epoch + 1, self._history)
         if self._on_epoch:
             self._on_epoch(epoch + 1, self._epochs, figures)
 
