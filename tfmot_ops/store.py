@@ -137,14 +137,8 @@ def put(path: Path, output_uri: str, name: str, artifact_format: ArtifactFormat)
     file_name = name + SUFFIXES[artifact_format]
     try:
         filesystem, folder = fsspec.core.url_to_fs(output_uri)
-        filesystem.makedirs(folder, exist_ok=True)
         target = f"{folder.rstrip('/')}/{file_name}"
-        if _OBJECT_STORES.isdisjoint(_protocols(filesystem)):
-            temporary = f"{folder.rstrip('/')}/.{file_name}.{uuid.uuid4().hex}"
-            filesystem.put_file(str(path), temporary)
-            filesystem.mv(temporary, target)
-        else:
-            filesystem.put_file(str(path), target)
+        _upload(path, filesystem, target, f".{uuid.uuid4().hex}")
     except (OSError, ValueError, ImportError) as error:
         raise ArtifactError(
             f"cannot write {file_name} to {output_uri}",
@@ -153,6 +147,18 @@ def put(path: Path, output_uri: str, name: str, artifact_format: ArtifactFormat)
             remedy="give the step a writable output_uri",
         ) from error
     return describe(path, filesystem.unstrip_protocol(target), artifact_format)
+
+
+def _upload(path: Path, filesystem: fsspec.AbstractFileSystem, target: str, ending: str) -> None:
+    """Copy a local file to `target`, where it appears complete or not at all; `ending` is of its temporary name."""
+    folder, _, name = target.rpartition("/")
+    filesystem.makedirs(folder, exist_ok=True)
+    if _OBJECT_STORES.isdisjoint(_protocols(filesystem)):
+        temporary = f"{folder}/.{name.lstrip('.')}{ending}"
+        filesystem.put_file(str(path), temporary)
+        filesystem.mv(temporary, target)
+    else:
+        filesystem.put_file(str(path), target)
 
 
 def _protocols(filesystem: fsspec.AbstractFileSystem) -> tuple[str, ...]:
@@ -177,3 +183,38 @@ class FsspecStore:
     def fetch(self, artifact: Artifact, folder: Path) -> Path:
         """See `Store.fetch`."""
         return fetch(artifact, folder)
+
+
+class KeptFile:
+    """A file that one attempt at a step leaves for the next; unlike an artifact it changes, and goes in the end.
+
+    Every method raises OSError, ValueError (no such protocol) or ImportError (its package is not installed) when the
+    file system cannot do it.
+
+    Args:
+        uri: the file, as a path or any fsspec URI.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+
+    def fetch(self, path: Path) -> bool:
+        """Copy it to the local `path`; False when there is none."""
+        filesystem, source = fsspec.core.url_to_fs(self.uri)
+        if not filesystem.exists(source):
+            return False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        filesystem.get_file(source, str(path))
+        return True
+
+    def keep(self, path: Path) -> None:
+        """Put the local file at `path` in its place; a kill meanwhile leaves the one before."""
+        filesystem, target = fsspec.core.url_to_fs(self.uri)
+        # The same temporary name each time, so that kills do not heap up what they cut short.
+        _upload(path, filesystem, target, ".part")
+
+    def remove(self) -> None:
+        """Delete it if it is there."""
+        filesystem, target = fsspec.core.url_to_fs(self.uri)
+        if filesystem.exists(target):
+            filesystem.rm_file(target)

@@ -134,6 +134,9 @@ def run_step(spec: StepSpec, store: Store, workdir: Path, progress: Progress) ->
     if spec.options.kind in MODEL_KINDS:
         # Among the metrics as well, as only they reach the summary of a chain.
         work.measure({"duration_s": duration_s})
+    if work.checkpoint is not None:
+        # Not before: a kill until here loses the outputs, and a retry then continues.
+        work.checkpoint.remove()
     return StepResult(
         step_id=spec.step_id,
         kind=spec.options.kind,

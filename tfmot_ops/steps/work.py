@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from pydantic import JsonValue
 
 from tfmot_ops.contract import Artifact, ArtifactFormat, LayerReport, Quantization, Recipe, StepSpec
+from tfmot_ops.steps.resume import StepCheckpoint
 from tfmot_ops.store import SUFFIXES, Store
 
 #: What a float model is exported with, to be measured as a TFLite file.
@@ -46,6 +47,7 @@ class Work:
     metrics: dict[str, float] = field(default_factory=dict)
     parameters: dict[str, JsonValue] = field(default_factory=dict)
     layers: list[LayerReport] = field(default_factory=list)
+    checkpoint: StepCheckpoint | None = None
 
     @property
     def options(self) -> Any:
@@ -117,7 +119,7 @@ class Work:
     def fit(
         self, model: Any, epochs: int, callbacks: Any = (), *, rate: float | None = None, rate_factor: float = 1.0
     ) -> None:
-        """Train a compiled model in place on the data set.
+        """Train a compiled model in place on the data set; goes on where an earlier attempt at the step was killed.
 
         Args:
             model: compiled tf_keras model.
@@ -129,6 +131,7 @@ class Work:
         from tfmot_ops.core import training
 
         kind, data = self.spec.options.kind, self.data
+        self.checkpoint = StepCheckpoint(self.spec, self.workdir, self.progress.message) if epochs else None
         with _learning_rate(model, rate, rate_factor):
             used = model.optimizer.get_config()["learning_rate"]
             used = f"{used:.6g}" if isinstance(used, Real) else str(used)
@@ -143,6 +146,7 @@ class Work:
                 seed=self.spec.seed,
                 callbacks=callbacks,
                 on_epoch=lambda epoch, of, metrics: self.progress.epoch(kind, epoch, of, metrics),
+                checkpoint=self.checkpoint.open() if self.checkpoint else None,
             )
 
     def measure(self, metrics: Mapping[str, float]) -> None:
