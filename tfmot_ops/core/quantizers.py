@@ -13,6 +13,10 @@ from tfmot_ops.core.legacy_keras import keras
 INITIAL_RANGE = (-6.0, 6.0)
 #: Share of the old range kept at each training step, as in tfmot: about 1000 steps to forget.
 DECAY = 0.999
+#: Limit of a channel of zeros.
+_SMALLEST_LIMIT = 1e-7
+#: Levels on each side of zero of symmetric int8.
+_LEVELS = 127.0
 
 
 def symmetric_limits(weights: Any, *, per_channel: bool) -> tf.Tensor:
@@ -22,7 +26,7 @@ def symmetric_limits(weights: Any, *, per_channel: bool) -> tf.Tensor:
     """
     magnitude = tf.abs(weights)
     limits = tf.reduce_max(magnitude, axis=list(range(len(weights.shape) - 1)) if per_channel else None)
-    return tf.maximum(limits, 1e-7)
+    return tf.maximum(limits, _SMALLEST_LIMIT)
 
 
 def fake_quantize_weights(weights: Any, *, per_channel: bool) -> tf.Tensor:
@@ -84,11 +88,27 @@ class WeightQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
             return {}
         return {"mask": layer.add_weight(f"{name}_mask", tensor_shape, initializer="ones", trainable=False)}
 
+    @tf.autograph.experimental.do_not_convert
     def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **_: Any) -> tf.Tensor:
         """Kernel in, kernel rounded to int8 levels out, same shape."""
         del training
         kernel = inputs * weights["mask"] if self.keep_sparsity else tf.convert_to_tensor(inputs)
-        return _straight_through(kernel, self.round(tf.stop_gradient(kernel)))
+        return _straight_through(kernel, self._round_fast(tf.stop_gradient(kernel)))
+
+    def _round_fast(self, kernel: Any) -> tf.Tensor:
+        """What `round` gives at a tenth of its cost; a weight halfway between two levels may go to the other one.
+
+        The per-channel fake-quant op runs in one thread and took 27 ms for a 3x3 kernel of 512 channels, these
+        operations 2.4 ms (`benchmarks/train_step.py`).
+        """
+        if not self.per_channel:
+            return self.round(kernel)
+        rank = len(kernel.shape)
+        channels = {rank - 2} if self.swap_channels else set(range(rank - self.channels_axes, rank))
+        others = [axis for axis in range(rank) if axis not in channels]
+        limits = tf.maximum(tf.reduce_max(tf.abs(kernel), axis=others, keepdims=True), _SMALLEST_LIMIT)
+        step = limits / _LEVELS
+        return tf.round(kernel * (1.0 / step)) * step
 
     def round(self, kernel: Any) -> tf.Tensor:
         """The rounding alone, without mask or gradient; the form the TFLite converter folds."""
@@ -123,6 +143,11 @@ class RangeQuantizer(tfmot.quantization.keras.quantizers.MovingAverageQuantizer)
     def __init__(self) -> None:
         super().__init__(num_bits=8, per_axis=False, symmetric=False, narrow_range=False)
 
+    @tf.autograph.experimental.do_not_convert
+    def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **_: Any) -> tf.Tensor:
+        """Activations in, activations on 256 levels out; the range moves while training."""
+        return super().__call__(inputs, training, weights)
+
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments: none."""
         return {}
@@ -141,6 +166,7 @@ class FixedRangeQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
         del tensor_shape, name, layer
         return {}
 
+    @tf.autograph.experimental.do_not_convert
     def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **_: Any) -> tf.Tensor:
         """Activations in, activations on 256 levels out."""
         del training, weights
