@@ -8,7 +8,7 @@ MODEL   ?= resnet8
 RECIPE  ?= sparse50_wi8_ai8
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui test check lock bench clean
+.PHONY: matrix help setup demo ui test check lock bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -28,6 +28,9 @@ demo: setup ## train -> prune -> fine-tune -> strip -> quantize -> evaluate on r
 
 ui: setup ## Airflow and MLflow on loopback, Ctrl-C stops both
 	@$(BIN)/python -m tfmot_ops.demo ui
+
+matrix: setup ## all 71 architectures through the whole chain, resumable (ARCHITECTURES=, RECIPE=)
+	@$(BIN)/python -m tfmot_ops.sweep --architectures "$(ARCHITECTURES)" --recipe $(RECIPE)
 
 test: setup ## the whole suite
 	@$(BIN)/python -m pytest

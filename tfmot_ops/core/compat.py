@@ -33,6 +33,9 @@ _TOLERANCE = 1e-4
 _MARGIN_DB = 1.0
 #: Images to calibrate, train and compare on.
 _SAMPLES = 8
+#: Images BatchNormalization gets its statistics from: with a few only, a random net amplifies the last bit of its
+#: input to a visible difference, as its last layers divide by the spread of that few numbers.
+_STATISTICS_SAMPLES = 64
 _PACKAGES = ("tensorflow", "tf-keras", "tensorflow-model-optimization", "tfmot-ops")
 
 
@@ -75,7 +78,8 @@ class _Cell:
         low, high = architecture.pixel_range
         rng = np.random.default_rng(seed)
         side = architecture.side
-        self.images = rng.uniform(low, high, (_SAMPLES, side, side, 3)).astype(np.float32)
+        self.population = rng.uniform(low, high, (_STATISTICS_SAMPLES, side, side, 3)).astype(np.float32)
+        self.images = self.population[:_SAMPLES]
 
     def run(self, *, against_ptq: bool) -> None:
         with self._timed(Stage.BUILD):
@@ -127,7 +131,7 @@ class _Cell:
 
     def _build(self) -> keras.Model:
         model = self.architecture.build(seed=self.seed)
-        refresh_batch_norm(model, [self.images])
+        refresh_batch_norm(model, [self.population])
         model.compile(keras.optimizers.SGD(1e-4), "mse")
         self.metrics |= {"layers": len(model.layers), "parameters": model.count_params()}
         return model
@@ -140,7 +144,7 @@ class _Cell:
         model = strip(pruned)
         self.metrics["sparsity"] = min(assert_sparsity(model, self.recipe).values())
         # Half of the weights are gone, and the statistics with them; fine-tuning would do this.
-        refresh_batch_norm(model, [self.images])
+        refresh_batch_norm(model, [self.population])
         return model
 
     def _quantize(self, model: keras.Model) -> keras.Model:

@@ -18,20 +18,20 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapper
 
 from tfmot_ops.contract import Activations, Backend, Method, Recipe, Weights
-from tfmot_ops.core.layers import Affine
 from tfmot_ops.core.graph.ir import Graph, Node, tensors, unique_names
+from tfmot_ops.core.graph.linear import ONE_AXIS, linear
 from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import rebuild
 from tfmot_ops.core.graph.run import run_graph
-from tfmot_ops.core.graph.linear import ONE_AXIS, linear
 from tfmot_ops.core.kernels import Kernel, kernels
+from tfmot_ops.core.layers import Affine
 from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.profile import profile_tflite
 from tfmot_ops.core.ptq_ai_edge import quantize_file
 from tfmot_ops.core.quantize import calibration_batches, tied_ranges
 from tfmot_ops.core.quantizers import FixedRangeQuantizer, WeightQuantizer
-from tfmot_ops.core.roles import Role, is_affine, role
+from tfmot_ops.core.roles import Role, role
 from tfmot_ops.core.sparsity import inner_layer, prunable, required_ratio, tolerance
 from tfmot_ops.errors import ExportError, SparsityLostError
 

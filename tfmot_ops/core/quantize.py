@@ -184,10 +184,10 @@ def calibrate(model: keras.Model, calibration: Any, samples: int) -> None:
             "no calibration data", required="at least one sample", received="none", remedy="give calibration samples"
         )
     extremes_of: dict[int, tuple[float, float]] = {}
-    for node, low, high in zip(observed, lows, highs, strict=True):
+    for node, lowest, highest in zip(observed, lows, highs, strict=True):
         # A shared layer has one range for all its calls.
         before = extremes_of.get(id(node.layer), (0.0, 0.0))
-        extremes_of[id(node.layer)] = min(float(low), before[0]), max(float(high), before[1])
+        extremes_of[id(node.layer)] = min(float(lowest), before[0]), max(float(highest), before[1])
     for node in observed:
         low, high = extremes_of[id(node.layer)]
         # A tensor that is zero for every sample still needs a scale.

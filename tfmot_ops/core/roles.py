@@ -51,7 +51,15 @@ _CLASSES: dict[type, Role] = {
         Role.PASS,
     ),
     **dict.fromkeys(
-        (_L.Concatenate, _L.Maximum, _L.Minimum, _L.AveragePooling1D, _L.AveragePooling2D, _L.UpSampling2D, _L.Resizing),
+        (
+            _L.Concatenate,
+            _L.Maximum,
+            _L.Minimum,
+            _L.AveragePooling1D,
+            _L.AveragePooling2D,
+            _L.UpSampling2D,
+            _L.Resizing,
+        ),
         Role.SAME_SCALE,
     ),
     **dict.fromkeys(

@@ -19,7 +19,7 @@ from tfmot_ops.sweep.matrix import fingerprint, run_matrix
 _LISTED = 10
 
 
-def main(
+def main(  # noqa: PLR0917 - typer reads one parameter an option
     architectures: Annotated[str, typer.Option(help="Names, separated by commas; all 71 without.")] = "",
     recipe: Annotated[str, typer.Option(help="A name that the recipe decoder knows.")] = "sparse50_wi8_ai8",
     folder: Annotated[Path, typer.Option(help="Results, one file a cell; finished cells are not run again.")] = Path(

@@ -7,11 +7,32 @@ separable convolution: few forms, so that quantisers are placed by few rules.
 from __future__ import annotations
 
 from tfmot_ops.core.graph.custom import open_custom_layers
-from tfmot_ops.core.graph.ir import Graph
+from tfmot_ops.core.graph.ir import Graph, Tensor, map_tensors
 from tfmot_ops.core.graph.rewrite import rewrite
 from tfmot_ops.core.graph.rules import RULES
+from tfmot_ops.core.roles import Role, activation_name, role
 
 
 def normalize_graph(graph: Graph) -> Graph:
-    """Open the custom layers, then apply all rules, in one pass each."""
-    return rewrite(open_custom_layers(graph), RULES)
+    """Open the custom layers, apply all rules, then merge equal activations of one tensor."""
+    return _merge_twins(rewrite(open_custom_layers(graph), RULES))
+
+
+def _merge_twins(graph: Graph) -> Graph:
+    """Two relus of one tensor become one: the converter merges them, and their two ranges would not."""
+    first: dict[tuple[int, str | None], Tensor] = {}
+    renamed: dict[int, Tensor] = {}
+    nodes = []
+    calls = graph.calls_per_layer()
+    for node in graph.nodes:
+        node.args, node.kwargs = map_tensors((node.args, node.kwargs), lambda t: renamed.get(id(t), t))
+        if role(node.layer) is Role.RELU and calls[id(node.layer)] == 1:
+            key = id(node.inputs()[0]), activation_name(node.layer)
+            if key in first:
+                renamed[id(node.output())] = first[key]
+                continue
+            first[key] = node.output()
+        nodes.append(node)
+    graph.nodes = nodes
+    graph.outputs = map_tensors(graph.outputs, lambda t: renamed.get(id(t), t))
+    return graph

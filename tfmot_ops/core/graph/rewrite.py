@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from tfmot_ops.core.layers import Affine
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors
-from tfmot_ops.core.legacy_keras import keras
+from tfmot_ops.core.layers import Affine
 
 
 class Rewriter:

@@ -42,7 +42,7 @@ def emit_activation(node: Node, out: Rewriter, tensor: Tensor, activation: Any, 
 def bounded_relu(
     node: Node, out: Rewriter, tensor: Tensor, path: str, *, bound: float, scale: float, offset: float, result: float
 ) -> Tensor:
-    """result * min(max(scale * x + offset, 0), bound), for a bound of 6, which TFLite has as one operation."""
+    """Result * min(max(scale * x + offset, 0), bound), for a bound of 6, which TFLite has as one operation."""
     tensor = out.affine(f"{path}_input", tensor, scale, offset)
     relu = out.once(node.layer, "relu", lambda: _L.ReLU(bound, name=f"{path.rsplit('/', 1)[-1]}_relu"))
     return out.affine(path, out.call(relu, f"{path}_relu", tensor), result, 0.0)
@@ -84,13 +84,11 @@ def activation_layer(node: Node, out: Rewriter) -> Any:
     if slope or bound in {None, 0.0, 6.0}:
         return None
     scale = 6.0 / float(bound or 0.0)
-    return bounded_relu(
-        node, out, node.inputs()[0], node.path, bound=6.0, scale=scale, offset=0.0, result=1.0 / scale
-    )
+    return bounded_relu(node, out, node.inputs()[0], node.path, bound=6.0, scale=scale, offset=0.0, result=1.0 / scale)
 
 
 def gated(node: Node, out: Rewriter) -> Any:
-    """x * relu6(x + 3) / 6 -> HardSwish."""
+    """X * relu6(x + 3) / 6 -> HardSwish."""
     if type(node.layer) is not _L.Multiply or len(node.inputs()) != 2:  # noqa: PLR2004 - x and its gate
         return None
     for tensor, gate in (node.inputs(), node.inputs()[::-1]):

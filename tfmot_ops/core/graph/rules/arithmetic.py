@@ -142,5 +142,3 @@ def _mean(node: Node, out: Rewriter, extra: list[Any]) -> Any:
     if pool is None or rank != len(wanted) + 2:
         return None
     return out.call(pool(name=node.layer.name), node.path, tensor, shape=node.output().shape)
-
-

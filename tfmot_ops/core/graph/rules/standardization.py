@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ def _group_normalization(node: Node, out: Rewriter) -> Any:
         return None
     groups = tensor.channels if layer.groups == -1 else layer.groups
     # [N, H, W, C] -> [N, H * W, groups, C / groups], so that four axes are enough.
-    target = (int(np.prod(sizes, dtype=int)), groups, tensor.channels // groups)
+    target = (math.prod(size for size in sizes if size), groups, tensor.channels // groups)
     split = out.once(layer, "split", lambda: _L.Reshape(target, name=f"{layer.name}_split"))
     join = out.once(layer, "join", lambda: _L.Reshape(tensor.shape[1:], name=f"{layer.name}_join"))
     grouped = out.call(split, f"{node.path}_split", tensor, shape=(tensor.shape[0], *target))

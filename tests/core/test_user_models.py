@@ -1,0 +1,103 @@
+"""Models as users write them go through prune, strip, quantize and export, fully int8 where TFLite can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfmot_ops import core
+from tfmot_ops.contract import Outcome
+from tfmot_ops.core import keras
+from tfmot_ops.core.quantize import unrounded
+
+L = keras.layers
+
+
+@keras.saving.register_keras_serializable("tests")
+class ChannelScale(L.Layer):
+    """A custom layer with a weight, as people write them."""
+
+    def build(self, shape: Any) -> None:
+        self.gamma = self.add_weight("gamma", (shape[-1],), initializer="ones")
+        super().build(shape)
+
+    def call(self, inputs: Any) -> Any:
+        return inputs * self.gamma
+
+
+def _conv_1d() -> Any:
+    x = inputs = keras.Input((32, 4))
+    for name in "ab":
+        x = L.ReLU()(L.BatchNormalization()(L.Conv1D(8, 3, padding="causal", name=name)(x)))
+    return keras.Model(inputs, L.Dense(3)(L.GlobalAveragePooling1D()(x)))
+
+
+def _u_net() -> Any:
+    inputs = keras.Input((16, 16, 3))
+    skip = L.Conv2D(8, 3, padding="same", activation="relu")(inputs)
+    x = L.Conv2D(8, 3, padding="same", activation="relu")(L.MaxPooling2D()(skip))
+    x = L.ReLU()(L.BatchNormalization()(L.Conv2DTranspose(8, 2, 2)(x)))
+    x = L.Conv2D(8, 3, padding="same", activation="swish")(L.Concatenate()([x, skip]))
+    return keras.Model(inputs, L.Conv2D(2, 1)(x))
+
+
+def _layer_norm() -> Any:
+    inputs = keras.Input((16, 16, 3))
+    x = L.Conv2D(8, 4, 4)(inputs)
+    y = L.LayerNormalization()(L.Conv2D(8, 3, padding="same", groups=8)(x))
+    y = ChannelScale()(L.Dense(8)(L.Dense(16, activation="gelu")(y)))
+    return keras.Model(inputs, L.Dense(3)(L.GlobalAveragePooling2D()(x + y)))
+
+
+def _arithmetic() -> Any:
+    inputs = keras.Input((16, 16, 3))
+    x = inputs / 255.0 - 0.5
+    x = tf.nn.relu6(L.Conv2D(8, 3, padding="same")(x))
+    x = tf.concat([x, L.Conv2D(8, 3, padding="same")(x)], -1)
+    return keras.Model(inputs, L.Dense(3, activation="softmax")(tf.reduce_mean(x, [1, 2])))
+
+
+def _hard_swish() -> Any:
+    inputs = keras.Input((16, 16, 3))
+    x = L.BatchNormalization()(L.Conv2D(8, 3)(inputs))
+    x = L.Multiply()([x, L.ReLU(6.0)(x + 3.0) * (1.0 / 6.0)])
+    return keras.Model(inputs, {"scores": L.Dense(3)(L.GlobalAveragePooling2D()(x)), "image": L.Conv2D(1, 1)(x)})
+
+
+@pytest.mark.parametrize("make", [_conv_1d, _u_net, _layer_norm, _arithmetic, _hard_swish], ids=lambda f: f.__name__)
+def test_fully_int8_with_its_sparsity(make: Callable[[], Any]) -> None:
+    keras.utils.set_random_seed(0)
+    model = make()
+    x = np.random.default_rng(0).normal(size=(32, *model.input_shape[1:])).astype(np.float32)
+    recipe = core.recipes.decode("sparse50_wi8_ai8")
+    stripped = core.strip(core.prune(model, recipe)[0])
+    quantized, reports = core.quantize(stripped, recipe, x)
+    assert not [report for report in reports if report.outcome is Outcome.KEPT_FLOAT]
+    reference = np.concatenate([np.ravel(part) for part in tf.nest.flatten(stripped.predict(x, verbose=0))])
+    same = np.concatenate([np.ravel(part) for part in tf.nest.flatten(unrounded(quantized, [x]))])
+    assert np.abs(reference - same).max() <= 1e-4 * np.abs(reference).max()
+    data = core.export_tflite(quantized, recipe)
+    profile = core.profile_tflite(data)
+    assert (profile.int8_mac_fraction, profile.float_ops, profile.requantize_ops) == (1.0, 0, 0), profile.op_counts
+    assert core.agreement(quantized, data, x)["sqnr_db"] >= 20.0
+    core.assert_sparsity(quantized, recipe)
+
+
+def test_what_has_no_int8_form_is_reported_and_the_rest_is_quantised() -> None:
+    inputs = keras.Input((12, 4))
+    x = L.Dense(8, activation="relu")(inputs)
+    x = L.Dense(8, activation="softplus", name="odd")(x)
+    model = keras.Model(inputs, L.Dense(3)(L.GlobalAveragePooling1D()(x)))
+    data = np.random.default_rng(0).normal(size=(16, 12, 4)).astype(np.float32)
+    recipe = core.recipes.decode("wi8_ai8")
+    quantized, reports = core.quantize(model, recipe, data)
+    kept = {report.path: report.reason for report in reports if report.outcome is Outcome.KEPT_FLOAT}
+    assert list(kept) == ["odd_softplus"]
+    assert "softplus" in kept["odd_softplus"]
+    profile = core.profile_tflite(core.export_tflite(quantized, recipe))
+    assert profile.int8_mac_fraction == 1.0
+    assert profile.float_ops > 0
