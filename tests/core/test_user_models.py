@@ -83,7 +83,8 @@ def test_fully_int8_with_its_sparsity(make: Callable[[], Any]) -> None:
     data = core.export_tflite(quantized, recipe)
     profile = core.profile_tflite(data)
     assert (profile.int8_mac_fraction, profile.float_ops, profile.requantize_ops) == (1.0, 0, 0), profile.op_counts
-    assert core.agreement(quantized, data, x)["sqnr_db"] >= 20.0
+    # Left out where the two are equal to the last bit.
+    assert core.agreement(quantized, data, x).get("sqnr_db", np.inf) >= 20.0
     core.assert_sparsity(quantized, recipe)
 
 

@@ -255,6 +255,9 @@ def test_after_a_kill_the_retry_succeeds(airflow, faulty, fault):
     check_green(airflow, run_id)
     task = airflow.task(run_id, "fine_tune")
     assert (task["state"], task["try_number"]) == ("success", 2)
+    continued = re.search(r"fine_tune continues after epoch (\d+) of 80", airflow.log(run_id, "fine_tune"))
+    assert continued
+    assert 2 <= int(continued[1]) < 80
 
 
 def test_a_task_marked_failed_ends_its_step_and_can_be_cleared(airflow, faulty):

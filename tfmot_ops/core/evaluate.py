@@ -64,7 +64,7 @@ def predict(model_or_bytes: keras.Model | bytes, x: Inputs, batch_size: int = _B
         outputs = _run_tflite(model_or_bytes, x, batch_size)
     else:
         result = model_or_bytes.predict(x, batch_size=batch_size, verbose=0)
-        values = list(result.values()) if isinstance(result, dict) else result
+        values = [result[name] for name in sorted(result)] if isinstance(result, dict) else result
         outputs = list(values) if isinstance(values, list | tuple) else [values]
     return outputs[0] if len(outputs) == 1 else outputs
 

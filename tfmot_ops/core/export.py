@@ -238,8 +238,7 @@ class _Emitter:
             bias = offset if bias is None else bias * scale + offset
         if type(layer) in ONE_AXIS:
             kernel = kernel[np.newaxis]
-        constant = tf.constant(kernel, name="kernel")
-        result = linear(layer, constant if quantizer is None else quantizer.round(constant), value)
+        result = linear(layer, _kernel_constant(kernel, quantizer), value)
         return result if bias is None else tf.nn.bias_add(result, tf.constant(bias, name="bias"))
 
     def _gather(self, node: Node, layer: Any, indices: Any) -> Any:
@@ -255,6 +254,18 @@ class _Emitter:
             return tf.quantization.fake_quant_with_min_max_args(value, low, high, num_bits=8)
         fixed = getattr(getattr(node.layer, "quantize_config", node.layer), "output", None)
         return fixed(value, False, {}) if isinstance(fixed, FixedRangeQuantizer) else value
+
+
+def _kernel_constant(kernel: np.ndarray, quantizer: WeightQuantizer | None) -> Any:
+    if quantizer is None:
+        return tf.constant(kernel, name="kernel")
+    if quantizer.swap_channels:
+        # The converter cannot move a per-channel range along with the transposition it makes of this kernel; it finds
+        # the same scales by itself in weights that are rounded already.
+        with tf.init_scope():
+            rounded = quantizer.round(tf.constant(kernel)).numpy()
+        return tf.constant(rounded, name="kernel")
+    return quantizer.round(tf.constant(kernel, name="kernel"))
 
 
 def _float_barrier(value: Any) -> Any:

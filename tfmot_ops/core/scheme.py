@@ -154,8 +154,16 @@ class _Placer:
     def _fuses(self, node: Node, reader: Node) -> bool:
         kind, next_kind = self.roles[id(node)], self.roles[id(reader)]
         if kind is Role.CONVOLUTION:
-            return next_kind in {Role.RELU, Role.AFFINE}
+            return next_kind is Role.AFFINE or (next_kind is Role.RELU and not _is_transposed(node))
+        before = node.inputs()[0].producer
+        if kind is Role.AFFINE and before is not None and _is_transposed(before):
+            return False
         return next_kind is Role.RELU and (kind is Role.AFFINE or type(node.layer) in _FUSES_RELU)
+
+
+def _is_transposed(node: Node) -> bool:
+    """Whether a call is a transposed convolution, which the converter computes as one with no relu."""
+    return type(node.layer) is _L.Conv2DTranspose
 
 
 def _report(node: Node, outcome: Outcome, reason: str) -> LayerReport:
