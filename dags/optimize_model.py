@@ -66,6 +66,8 @@ DATA = {
     "limit": "{{ params.limit }}",
 }
 RECIPE = {"recipe": "{{ params.recipe_file or params.recipe }}"}
+# The QAT model is an output of another name, so it is given as the fields of its artifact.
+QAT_MODEL = "{{ ti.xcom_pull(task_ids='quantize')['outputs']['model'] }}"
 FINE_TUNE_EPOCHS = {"epochs": "{{ params.fine_tune_epochs }}"}
 
 with DAG(
@@ -119,7 +121,7 @@ with DAG(
     )
     evaluate = EvaluateOperator(
         task_id="evaluate",
-        inputs={"tflite": quantize.output, "model": strip.output},
+        inputs={"tflite": quantize.output, "model": strip.output, "quantized": QAT_MODEL},
         options={**RECIPE, **DATA},
         parent_run=open_run.output,
     )

@@ -22,6 +22,7 @@ SUFFIXES = {
     ArtifactFormat.TFLITE: ".tflite",
     ArtifactFormat.JSON: ".json",
     ArtifactFormat.HTML: ".html",
+    ArtifactFormat.CSV: ".csv",
 }
 
 # An object store shows an object only once it is complete, and renames by copying: a detour through a

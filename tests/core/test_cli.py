@@ -38,7 +38,7 @@ from tfmot_ops.tracking.client import connect
 CHAIN = ["train", "prune", "fine_tune", "strip", "quantize", "evaluate"]
 DATA: dict[str, Any] = {"dataset": "digits", "limit": 100, "batch_size": 32}
 # What a machine takes for its own: times, and ids of runs.
-OWN = ("duration_s", "latency_ms")
+OWN = ("duration_s", "latency")
 
 
 def _command(*arguments: str, folder: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -151,7 +151,7 @@ def _results(optimized: Optimized) -> list[StepResult]:
 
 
 def _numbers(result: StepResult) -> dict[str, float]:
-    return {name: value for name, value in result.metrics.items() if name not in OWN}
+    return {name: value for name, value in result.metrics.items() if not name.startswith(OWN)}
 
 
 class Bad(NamedTuple):

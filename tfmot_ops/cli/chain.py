@@ -15,14 +15,15 @@ from tfmot_ops.cli.execute import execute
 from tfmot_ops.contract import Artifact, Recipe, Status, StepResult, StepSpec, Tracking
 from tfmot_ops.errors import StepFailedError
 
-#: Steps between opening and closing the parent run -> step that each input comes from.
+#: Steps between opening and closing the parent run -> step that each input comes from, with `:<output>` where the
+#: output has another name.
 CHAIN: dict[str, dict[str, str]] = {
     "train": {},
     "prune": {"model": "train"},
     "fine_tune": {"model": "prune"},
     "strip": {"model": "fine_tune"},
     "quantize": {"model": "strip"},
-    "evaluate": {"tflite": "quantize", "model": "strip"},
+    "evaluate": {"tflite": "quantize", "model": "strip", "quantized": "quantize:model"},
 }
 
 
@@ -120,7 +121,7 @@ class Chain:
         made = {result.step_id: result.outputs for result in self.results}
         document = {
             "step_id": name,
-            "inputs": {what: made[step][what] for what, step in CHAIN.get(name, {}).items()},
+            "inputs": {what: _output(made, source, what) for what, source in CHAIN.get(name, {}).items()},
             "output_uri": None if self.tracking_uri else str(self.output.resolve() / name),
             "seed": self.seed,
             "tracking": self._tracking(name),
@@ -139,3 +140,8 @@ class Chain:
         # What did not run at all counts too: the chain is not what was asked for.
         failed = [name for name in CHAIN if name not in ended_well]
         self._step("close_run", {"steps": ended_well, "failed": failed}, say)
+
+
+def _output(made: dict[str, dict[str, Artifact]], source: str, what: str) -> Artifact:
+    step, _, output = source.partition(":")
+    return made[step][output or what]

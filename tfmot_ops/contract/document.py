@@ -23,6 +23,7 @@ class ArtifactFormat(StrEnum):
     TFLITE = "tflite"
     JSON = "json"
     HTML = "html"
+    CSV = "csv"
 
 
 class Artifact(Document):

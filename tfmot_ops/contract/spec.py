@@ -99,7 +99,7 @@ class QuantizeOptions(_DataOptions):
 
 
 class EvaluateOptions(_DataOptions):
-    """Measure a TFLite file and, when given, the float model it came from; inputs `tflite`, `model`."""
+    """Measure a TFLite file and, when given, the models it came from; inputs `tflite`, `model`, `quantized`."""
 
     kind: Literal["evaluate"] = "evaluate"
     recipe: RecipeRef | None = None

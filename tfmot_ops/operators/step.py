@@ -220,7 +220,10 @@ class QuantizeOperator(StepOperator):
 
 
 class EvaluateOperator(StepOperator):
-    """Measures a TFLite file and the float model it came from. Inputs `tflite` and `model`."""
+    """Measures a TFLite file against the models it came from.
+
+    Inputs `tflite`, `model` (float) and, for the noise of each layer, `quantized`; output `layer_sqnr` (CSV).
+    """
 
     kind = "evaluate"
 

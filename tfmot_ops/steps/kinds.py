@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from tfmot_ops.contract import ArtifactFormat, Method, Recipe
 from tfmot_ops.errors import SpecError, StepFailedError
+from tfmot_ops.steps.figures import measure_layers, measure_run, measure_sparse_encoding
 from tfmot_ops.steps.work import FLOAT, Work
 
 # The quantised weights only have to settle (see `Budget.qat_learning_rate`).
@@ -101,9 +102,13 @@ def _evaluate(work: Work) -> None:
     data, tflite = work.data, work.path("tflite").read_bytes()
     model = work.load_model() if "model" in work.spec.inputs else None
     work.measure_tflite(tflite, model)
+    measure_run(work, tflite)
+    if work.options.recipe is not None and work.recipe.sparsity is not None:
+        measure_sparse_encoding(work, tflite)
     work.measure(core.evaluate(tflite, data.x_test, data.y_test))
     if model is None:
         return
+    measure_layers(work, core.strip(model), tflite)
     float_accuracy = core.evaluate(model, data.x_test, data.y_test)["accuracy"]
     float_size = len(core.export_tflite(core.strip(model), FLOAT))
     work.measure(core.agreement(model, tflite, data.x_test))

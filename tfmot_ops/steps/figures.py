@@ -1,0 +1,67 @@
+"""What the evaluate step measures beyond accuracy: latency, memory, sparse encoding, and noise by layer."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+from tfmot_ops.contract import ArtifactFormat, Method
+from tfmot_ops.steps.work import Work
+
+#: Test samples that the noise of each layer is measured on.
+_SAMPLES = 64
+
+
+def measure_run(work: Work, tflite: bytes) -> None:
+    """Latency in ms (median, 10th and 90th percentile) with XNNPACK on one thread and all; the arena in bytes."""
+    from tfmot_ops import core
+
+    for name, threads in (("latency", 1), ("latency_all_threads", os.cpu_count() or 1)):
+        latency = core.latency_ms(tflite, threads)
+        work.measure({f"{name}_ms": latency.median, f"{name}_p10_ms": latency.p10, f"{name}_p90_ms": latency.p90})
+    work.parameters["latency_all_threads"] = os.cpu_count() or 1
+    work.measure({"arena_bytes": core.arena_bytes(tflite)})
+
+
+def measure_sparse_encoding(work: Work, tflite: bytes) -> None:
+    """Sizes in bytes and latency in ms of a pruned file in TFLite's sparse encoding, and in words whether it runs."""
+    from tfmot_ops import core
+
+    found = core.compare_sparse_encoding(tflite)
+    work.measure(
+        {
+            "sparse_encoding_size_bytes": found.sparse.size_bytes,
+            "sparse_encoding_gzip_bytes": found.sparse.gzip_bytes,
+            "latency_sparse_encoding_ms": math.nan if found.sparse.xnnpack is None else found.sparse.xnnpack.median,
+        }
+    )
+    verdict = "runs with XNNPACK" if found.sparse.xnnpack else f"refused with XNNPACK: {found.sparse.refusal}"
+    work.parameters["sparse_encoding"] = verdict
+
+
+def measure_layers(work: Work, model: Any, tflite: bytes) -> None:
+    """Noise by layer as the output `layer_sqnr` (CSV); the worst layer, of float to TFLite in dB, by name.
+
+    Args:
+        work: with the input `quantized`, if there is one, as the QAT model.
+        model: stripped float model.
+        tflite: the file's bytes.
+    """
+    from tfmot_ops import core
+
+    quantized = None
+    if "quantized" in work.spec.inputs and _is_qat(work):
+        quantized = core.load_model(work.path("quantized"))
+    rows = core.layer_sqnr(model, quantized, tflite, work.data.x_test[:_SAMPLES])
+    work.put_bytes(core.layer_sqnr_csv(rows).encode(), "layer_sqnr", ArtifactFormat.CSV)
+    figures = {row.path: row.float_to_tflite_db for row in rows if row.float_to_tflite_db is not None}
+    if figures:
+        worst = min(figures, key=figures.__getitem__)
+        work.measure({"worst_layer_sqnr_db": figures[worst]})
+        work.parameters["worst_layer"] = worst
+
+
+def _is_qat(work: Work) -> bool:
+    quantization = work.recipe.quantization if work.options.recipe is not None else None
+    return quantization is not None and quantization.method is Method.QAT
