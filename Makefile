@@ -42,6 +42,9 @@ check: setup ## ruff, mypy --strict, import-linter, lean imports
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m pytest -q tests/contract/test_lean_import.py
 
+bench: setup ## what quantising, exporting, training and inference cost, as ratios (QUESTIONS="quantize growth")
+	@$(BIN)/python -m benchmarks $(QUESTIONS)
+
 lock: setup ## pin every requirement with hashes, without index URLs
 	@$(BIN)/python -m pip install --quiet uv
 	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --extra dev pyproject.toml -o requirements/dev.txt
