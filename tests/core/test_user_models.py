@@ -88,6 +88,67 @@ def test_fully_int8_with_its_sparsity(make: Callable[[], Any]) -> None:
     core.assert_sparsity(quantized, recipe)
 
 
+def _between(call: Callable[[Any], Any]) -> Callable[[], Any]:
+    def make() -> Any:
+        inputs = keras.Input((8, 4))
+        return keras.Model(inputs, L.Dense(3)(L.Flatten()(call(L.Dense(4)(inputs)))))
+
+    return make
+
+
+def _embedding() -> Any:
+    inputs = keras.Input((8,), dtype="int32")
+    return keras.Model(inputs, L.Dense(3)(L.Flatten()(L.Dense(4)(L.Embedding(20, 6)(inputs)))))
+
+
+def _mixed_precision() -> Any:
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        inputs = keras.Input((8, 8, 3))
+        x = L.ReLU()(L.BatchNormalization()(L.Conv2D(4, 3)(inputs)))
+        return keras.Model(inputs, L.Dense(3, dtype="float32")(L.GlobalAveragePooling2D()(x)))
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+
+
+#: Model, and class of the layers that stay in float.
+_KINDS = {
+    "embedding": (_embedding, set()),
+    "mixed precision": (_mixed_precision, set()),
+    "repeat": (_between(lambda x: L.RepeatVector(3)(L.Flatten()(x))), set()),
+    "time distributed": (_between(L.TimeDistributed(L.Dense(4, activation="relu"))), set()),
+    "group norm": (_between(L.GroupNormalization(2)), set()),
+    "average": (_between(lambda x: L.Average()([x, L.Dense(4)(x)])), set()),
+    "separable over one axis": (_between(L.SeparableConv1D(4, 3)), set()),
+    "hard sigmoid": (_between(L.Activation("hard_sigmoid")), set()),
+    "lstm": (_between(L.LSTM(4, return_sequences=True)), {"LSTM"}),
+    "gru": (_between(L.GRU(4, return_sequences=True)), {"GRU"}),
+    "bidirectional": (_between(L.Bidirectional(L.LSTM(4))), {"Bidirectional"}),
+    "multi head": (_between(lambda x: L.MultiHeadAttention(2, 4)(x, x)), {"MultiHeadAttention"}),
+    "attention": (_between(lambda x: L.Attention()([x, x])), {"Attention"}),
+    "selu": (_between(L.Activation("selu")), {"Activation"}),
+}
+
+
+@pytest.mark.parametrize(("make", "in_float"), _KINDS.values(), ids=list(_KINDS))
+def test_what_stays_in_float_is_named_and_all_else_is_int8(make: Callable[[], Any], in_float: set[str]) -> None:
+    keras.utils.set_random_seed(0)
+    model = make()
+    model.compile("sgd", "mse")
+    rng = np.random.default_rng(0)
+    is_table = model.inputs[0].dtype == tf.int32
+    shape = (16, *model.input_shape[1:])
+    x = rng.integers(0, 20, shape).astype(np.int32) if is_table else rng.normal(size=shape).astype(np.float32)
+    recipe = core.recipes.decode("wi8_ai8")
+    quantized, reports = core.quantize(model, recipe, x)
+    assert {r.class_name for r in reports if r.outcome is Outcome.KEPT_FLOAT} == in_float
+    quantized.train_on_batch(x, np.zeros((16, 3), np.float32))
+    data = core.export_tflite(quantized, recipe)
+    profile = core.profile_tflite(data)
+    assert bool(profile.float_ops) == bool(in_float)
+    assert core.agreement(quantized, data, x).get("sqnr_db", np.inf) >= 20.0
+
+
 def test_what_has_no_int8_form_is_reported_and_the_rest_is_quantised() -> None:
     inputs = keras.Input((12, 4))
     x = L.Dense(8, activation="relu")(inputs)

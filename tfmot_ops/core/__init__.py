@@ -3,6 +3,8 @@
 from tfmot_ops.core.legacy_keras import keras  # isort: skip - pins tf_keras before the others load TensorFlow
 
 from tfmot_ops.core import recipes
+from tfmot_ops.core.catalog import Architecture, architecture, catalogue
+from tfmot_ops.core.compat import check_architecture
 from tfmot_ops.core.evaluate import agreement, evaluate, predict, sqnr_db
 from tfmot_ops.core.export import export_tflite
 from tfmot_ops.core.file_report import report_file
@@ -17,14 +19,18 @@ from tfmot_ops.core.sparse_encoding import SparseEncoding, compare_sparse_encodi
 from tfmot_ops.core.sparsity import assert_sparsity, layer_sparsity
 
 __all__ = [
+    "Architecture",
     "LayerSqnr",
     "SparseEncoding",
     "TFLiteProfile",
     "agreement",
     "application_constructors",
+    "architecture",
     "arena_bytes",
     "assert_sparsity",
     "calibrate",
+    "catalogue",
+    "check_architecture",
     "compare_sparse_encoding",
     "custom_objects",
     "encode_sparse",

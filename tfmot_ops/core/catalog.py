@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Any
 
 from tfmot_ops.core.legacy_keras import keras
-from tfmot_ops.core.models import application_constructors, smallest_side
+from tfmot_ops.core.models import application_constructor, application_constructors, smallest_side
 from tfmot_ops.core.training import set_seed
-from tfmot_ops.errors import SpecError
 
 
 @dataclass(frozen=True)
@@ -26,34 +24,23 @@ class Architecture:
     family: str
     side: int
 
-    def build(self, *, seed: int = 0, open_size: bool = False) -> keras.Model:
-        """The model with random weights, without its head, for images [N, side, side, 3].
-
-        Args:
-            seed: decides the weights.
-            open_size: leave height and width open: [N, None, None, 3].
-        """
+    def build(self, *, seed: int = 0) -> keras.Model:
+        """The model with random weights decided by `seed`, without its head, for images [N, side, side, 3]."""
         set_seed(seed)
-        constructor = application_constructors()[self.name]
-        shape = (None, None, 3) if open_size else (self.side, self.side, 3)
-        options: dict[str, Any] = {"weights": None, "include_top": False, "input_shape": shape}
+        constructor = application_constructor(self.name)
         # A head on a random net only adds rounding noise; a mean gives one row of features a sample.
-        options["pooling"] = "avg"
-        return constructor(**options)
+        return constructor(weights=None, include_top=False, input_shape=(self.side, self.side, 3), pooling="avg")
 
     @property
     def pixel_range(self) -> tuple[float, float]:
         """Smallest and largest pixel value its inputs have."""
-        signature = inspect.signature(application_constructors()[self.name])
+        signature = inspect.signature(application_constructor(self.name))
         return (0.0, 255.0) if "include_preprocessing" in signature.parameters else (-1.0, 1.0)
 
 
 def catalogue() -> dict[str, Architecture]:
     """Name -> architecture, by name; all constructors of tf_keras.applications."""
-    return {
-        name: Architecture(name, constructor.__module__.rsplit(".", 1)[-1], smallest_side(name))
-        for name, constructor in application_constructors().items()
-    }
+    return {name: architecture(name) for name in application_constructors()}
 
 
 def architecture(name: str) -> Architecture:
@@ -62,12 +49,5 @@ def architecture(name: str) -> Architecture:
     Raises:
         SpecError: there is none of this name.
     """
-    entries = catalogue()
-    if name not in entries:
-        raise SpecError(
-            f"the catalogue has no architecture {name!r}",
-            required="one of " + ", ".join(entries),
-            received=repr(name),
-            remedy="use a name from the list",
-        )
-    return entries[name]
+    family = application_constructor(name).__module__.rsplit(".", 1)[-1]
+    return Architecture(name, family, smallest_side(name))

@@ -54,7 +54,8 @@ def predict(model_or_bytes: keras.Model | bytes, x: Inputs, batch_size: int = _B
         batch_size: samples that are run at once; a file with a fixed batch of 1 is run sample by sample.
 
     Returns:
-        Outputs [N, ...], float32 for a TFLite file; a list with several outputs.
+        Outputs [N, ...], float32 for a TFLite file; a list with several outputs, those of a dict in the order of their
+        names, which is the file's.
 
     Raises:
         CalibrationError: the inputs do not fit the model.

@@ -89,5 +89,5 @@ class HardSwish(keras.layers.Layer):
         return inputs * tf.nn.relu6(inputs + 3.0) * (1.0 / 6.0)
 
 
-#: Every class above, for the scope in which files that hold them are read.
+#: Every class above: for the scope in which files that hold them are read, and as layers that only compute.
 LAYERS = (Affine, HardSwish, InverseRoot, Mean, Shift)

@@ -88,6 +88,23 @@ def application_constructors() -> dict[str, Callable[..., keras.Model]]:
     return {name: member for name, member in members if "weights" in inspect.signature(member).parameters}
 
 
+def application_constructor(name: str) -> Callable[..., keras.Model]:
+    """The constructor `name` of tf_keras.applications.
+
+    Raises:
+        SpecError: there is none of this name.
+    """
+    constructors = application_constructors()
+    if name not in constructors:
+        raise SpecError(
+            f"tf_keras.applications has no {name!r}",
+            required="one of " + ", ".join(constructors),
+            received=repr(name),
+            remedy="use the constructor's own spelling, as in MobileNetV2",
+        )
+    return constructors[name]
+
+
 def smallest_side(name: str) -> int:
     """Smallest height and width, in pixels, that the constructor `name` of tf_keras.applications takes."""
     return _SMALLEST_SIDE.get(name, _DEFAULT_SMALLEST_SIDE)
@@ -168,20 +185,13 @@ _BUILDERS: dict[str, Callable[[tuple[int, int, int], int], keras.Model]] = {
 
 
 def _build_application(name: str, input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
-    constructors = application_constructors()
-    if name not in constructors:
-        raise SpecError(
-            f"tf_keras.applications has no {name!r}",
-            required="one of " + ", ".join(constructors),
-            received=repr(name),
-            remedy="write it as application:MobileNetV2, with the constructor's own spelling",
-        )
+    constructor = application_constructor(name)
     inputs = keras.layers.Input(input_shape, name="image")
     fitted = _fit_images(inputs, name)
     options: dict[str, Any] = {"weights": None, "include_top": False}
-    if "include_preprocessing" in inspect.signature(constructors[name]).parameters:
+    if "include_preprocessing" in inspect.signature(constructor).parameters:
         options["include_preprocessing"] = False  # it expects 0 to 255; the data is in [0, 1]
-    features = _features(constructors[name], inputs, fitted, options)
+    features = _features(constructor, inputs, fitted, options)
     return keras.Model(inputs, _classifier(features, num_classes), name=name)
 
 

@@ -34,7 +34,7 @@ class Role(StrEnum):
 #: TFLite fixes the output range of these: 1/256 and 1/128 a level.
 FIXED_RANGES = {"sigmoid": (0.0, 255 / 256), "softmax": (0.0, 255 / 256), "tanh": (-1.0, 127 / 128)}
 
-_CLASSES: dict[type, Role] = {
+CLASSES: dict[type, Role] = {
     **dict.fromkeys(
         (_L.Conv1D, _L.Conv2D, _L.DepthwiseConv1D, _L.DepthwiseConv2D, _L.Conv2DTranspose, _L.Dense), Role.CONVOLUTION
     ),
@@ -43,10 +43,10 @@ _CLASSES: dict[type, Role] = {
             *(_L.MaxPooling1D, _L.MaxPooling2D, _L.GlobalMaxPooling1D, _L.GlobalMaxPooling2D),
             *(_L.ZeroPadding1D, _L.ZeroPadding2D, _L.Cropping1D, _L.Cropping2D, _L.CenterCrop),
             *(_L.UpSampling1D, _L.Reshape, _L.Flatten, _L.Permute, _L.RepeatVector, _L.Identity),
-            *(_L.Dropout, _L.SpatialDropout1D, _L.SpatialDropout2D, _L.SpatialDropout3D, _L.AlphaDropout),
+            *(_L.Dropout, _L.SpatialDropout1D, _L.SpatialDropout2D, _L.AlphaDropout),
             *(_L.GaussianNoise, _L.GaussianDropout, _L.ActivityRegularization),
             *(_L.RandomFlip, _L.RandomRotation, _L.RandomZoom, _L.RandomTranslation, _L.RandomContrast),
-            *(_L.RandomBrightness, _L.RandomCrop, _L.RandomHeight, _L.RandomWidth),
+            _L.RandomBrightness,
         ),
         Role.PASS,
     ),
@@ -65,7 +65,7 @@ _CLASSES: dict[type, Role] = {
     **dict.fromkeys(
         (
             *(_L.Add, _L.Subtract, _L.Multiply, _L.GlobalAveragePooling1D, _L.GlobalAveragePooling2D),
-            *(_L.LeakyReLU, _L.PReLU, _L.ELU, HardSwish, InverseRoot, Mean, Shift),
+            *(_L.LeakyReLU, _L.PReLU, HardSwish, InverseRoot, Mean, Shift),
         ),
         Role.COMPUTES,
     ),
@@ -73,13 +73,18 @@ _CLASSES: dict[type, Role] = {
     _L.Embedding: Role.GATHER,
 }
 #: Functions of TensorFlow called on tensors of a model, by the symbol Keras records.
-_SYMBOLS: dict[str, Role] = {
+SYMBOLS: dict[str, Role] = {
     **dict.fromkeys(
         (
             *("reshape", "compat.v1.transpose", "compat.v1.squeeze", "__operators__.getitem", "expand_dims"),
             *("compat.v1.pad", "split", "unstack", "nn.depth_to_space", "nn.space_to_depth", "identity"),
-            *("stop_gradient", "tile", "compat.v1.gather", "repeat", "reverse", "slice", "strided_slice"),
-            *("broadcast_to", "math.reduce_max", "nn.max_pool2d"),
+            *(
+                "stop_gradient",
+                "tile",
+                "compat.v1.gather",
+                "repeat",
+            ),
+            *("math.reduce_max", "nn.max_pool2d"),
         ),
         Role.PASS,
     ),
@@ -88,11 +93,10 @@ _SYMBOLS: dict[str, Role] = {
     ),
     **dict.fromkeys(("math.reduce_mean", "math.reduce_sum", "linalg.matmul"), Role.COMPUTES),
 }
-_FUNCTIONS: dict[str, Role] = {
+FUNCTIONS: dict[str, Role] = {
     "linear": Role.PASS,
     "relu": Role.RELU,
     "relu6": Role.RELU,
-    "elu": Role.COMPUTES,
     "gelu": Role.COMPUTES,
     **dict.fromkeys(FIXED_RANGES, Role.FIXED_RANGE),
 }
@@ -102,15 +106,15 @@ def role(layer: Any) -> Role:
     """The role of a call of this layer (the inner one, without wrappers), channels on the last axis."""
     symbol = getattr(layer, "symbol", None)
     if symbol is not None:
-        return _SYMBOLS.get(symbol, Role.FLOAT)
+        return SYMBOLS.get(symbol, Role.FLOAT)
     if getattr(layer, "data_format", None) == "channels_first":
         return Role.FLOAT
     if is_affine(layer):
         return Role.AFFINE
     name = activation_name(layer)
     if name is not None:
-        return _FUNCTIONS.get(name, Role.FLOAT)
-    known = _CLASSES.get(type(layer))
+        return FUNCTIONS.get(name, Role.FLOAT)
+    known = CLASSES.get(type(layer))
     if known is not None:
         return known
     return Role.PASS if is_identity(layer) else Role.FLOAT
@@ -154,9 +158,13 @@ def is_custom(layer: Any) -> bool:
     return not type(layer).__module__.startswith(packages)
 
 
+def _takes_training(layer: Any) -> bool:
+    return bool(layer._call_spec.expects_training_arg)  # noqa: SLF001 - Keras' own record of the signature
+
+
 def is_identity(layer: Any) -> bool:
     """Whether a custom layer gives its input back in inference, as a drop-path layer does."""
-    if not is_custom(layer) or layer.weights or not layer._call_spec.expects_training_arg:  # noqa: SLF001
+    if not is_custom(layer) or layer.weights or not _takes_training(layer):
         return False
     probe = tf.zeros([1, 1])
     try:

@@ -145,7 +145,8 @@ class _Placer:
             name = activation_name(node.layer) or ""
             return FixedRangeQuantizer(*FIXED_RANGES[name]), f"output int8 over the fixed range of {name}"
         single = len(readers) + self.results[id(tensor)] == 1
-        if kind in {Role.PASS, Role.GATHER} and single:
+        # The converter takes no range through a call with several results.
+        if kind in {Role.PASS, Role.GATHER} and single and len(tensors(node.outputs)) == 1:
             return None, "passes its input's int8 values on" if kind is Role.PASS else "rows of the int8 table"
         if single and readers and self._fuses(node, readers[0]):
             return None, f"computed as one with {readers[0].path}"

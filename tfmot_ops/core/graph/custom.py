@@ -43,7 +43,8 @@ def open_custom_layers(graph: Graph) -> Graph:
 
 def _open(node: Node) -> Graph | None:
     layer = node.layer
-    if layer._call_spec.expects_training_arg or node.kwargs or len(node.args) != 1:  # noqa: SLF001
+    # `_call_spec` is Keras' own record of the signature.
+    if layer._call_spec.expects_training_arg or node.kwargs or len(node.args) != 1:  # noqa: SLF001 - see above
         return None
     symbols = map_tensors(node.args[0], lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype))
     logger = logging.getLogger("tensorflow")

@@ -12,7 +12,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
 from tf_keras.__internal__ import KerasTensor
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors, unique_names
-from tfmot_ops.core.layers import Affine, HardSwish, InverseRoot, Mean, Shift
+from tfmot_ops.core.layers import LAYERS
 from tfmot_ops.core.legacy_keras import keras
 
 #: (new layer, the call it stands for) -> the layer that is called in its place.
@@ -22,16 +22,7 @@ OnTensor = Callable[[Tensor, Any], Any]
 
 #: Packages of tf_keras.src.layers whose layers only compute in their call, and other layers that do.
 _PURE_PACKAGES = {"activation", "convolutional", "merging", "normalization", "pooling", "regularization", "reshaping"}
-_PURE_LAYERS = {
-    keras.layers.Dense,
-    keras.layers.Activation,
-    Affine,
-    HardSwish,
-    InverseRoot,
-    Mean,
-    Shift,
-    QuantizeLayer,
-}
+_PURE_LAYERS = {keras.layers.Dense, keras.layers.Activation, QuantizeLayer, *LAYERS}
 #: Initialisers that draw numbers; what they draw is replaced by the graph's weights.
 _RANDOM = (
     keras.initializers.VarianceScaling,

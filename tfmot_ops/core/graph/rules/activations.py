@@ -106,7 +106,8 @@ def _relu6_input(tensor: Tensor) -> Tensor | None:
     if not is_relu6 or producer is None:
         return None
     name = getattr(getattr(producer.layer, "activation", None), "__name__", "")
-    return producer.inputs()[0] if getattr(producer.layer, "max_value", None) == 6.0 or name == "relu6" else None  # noqa: PLR2004
+    is_bounded = getattr(producer.layer, "max_value", None) == 6.0  # noqa: PLR2004 - the 6 of relu6
+    return producer.inputs()[0] if is_bounded or name == "relu6" else None
 
 
 def _before(out: Rewriter, tensor: Tensor, *, scale: float, offset: float) -> Tensor | None:
