@@ -191,33 +191,58 @@ def group(command: list[str], env: Mapping[str, str], output: Any) -> Iterator[s
 
 
 def end_session(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the process's group, a grace period, SIGKILL to what is left of its session.
+    """SIGTERM to the process's group, a grace period, SIGKILL to what is left of its session and its descendants.
 
-    The session, because Airflow puts each task into a group of its own.
+    The session, because Airflow puts each task into a group of its own; the descendants, because a step leads a session
+    of its own, and takes a moment to notice that its parent is gone.
     """
+    descendants = _descendants(process.pid)
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
     deadline = time.monotonic() + GRACE_S
-    while _members(process) and time.monotonic() < deadline:
+    while _left(process, descendants) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
-    while left := _members(process):
+    while left := _left(process, descendants):
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(_POLL_S)
 
 
-def _members(process: subprocess.Popen[bytes]) -> list[int]:
-    """Processes of the session that run; the leader is reaped on the way."""
+def _left(process: subprocess.Popen[bytes], descendants: Mapping[int, str]) -> list[int]:
+    """Processes of the session, and given descendants, that run; the leader is reaped on the way."""
     process.poll()
-    members = []
+    return [
+        pid
+        for pid, (state, _, started) in _processes().items()
+        if state != "Z" and (_session(pid) == process.pid or descendants.get(pid) == started)
+    ]
+
+
+def _descendants(pid: int) -> dict[int, str]:
+    """Every process below `pid`, with its start time, as a pid is given out again."""
+    processes, found, parents = _processes(), dict[int, str](), {pid}
+    while parents:
+        below = {child: started for child, (_, parent, started) in processes.items() if parent in parents}
+        found |= below
+        parents = set(below)
+    return found
+
+
+def _processes() -> dict[int, tuple[str, int, str]]:
+    """Pid -> (state, parent's pid, start time) of every process; empty where there is no /proc."""
+    found = {}
     for entry in Path("/proc").iterdir() if Path("/proc").is_dir() else ():
         with contextlib.suppress(OSError):
-            if entry.name.isdigit() and os.getsid(int(entry.name)) == process.pid and not _is_zombie(entry):
-                members.append(int(entry.name))
-    return members
+            if entry.name.isdigit():
+                # After the name, which may hold anything: see proc(5), fields 3, 4 and 22.
+                fields = (entry / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+                found[int(entry.name)] = fields[0], int(fields[1]), fields[19]
+    return found
 
 
-def _is_zombie(entry: Path) -> bool:
-    return (entry / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
+def _session(pid: int) -> int | None:
+    with contextlib.suppress(OSError):
+        return os.getsid(pid)
+    return None
