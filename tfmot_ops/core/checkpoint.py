@@ -166,13 +166,19 @@ def _scheduled(schedule: Any, step: int) -> float:
     return float(schedule(tf.constant(begin + (step - begin) // every * every, tf.int64))[1])
 
 
+def build_optimizer(model: keras.Model) -> None:
+    """Create the variables of a compiled model's optimizer, which otherwise its first step does."""
+    optimizer = model.optimizer
+    build = getattr(optimizer, "build", None) or optimizer._create_all_weights  # noqa: SLF001 - legacy ones have no other
+    build(model.trainable_variables)
+
+
 def _state(model: keras.Model) -> Iterator[Any]:
     """Every variable that a training changes: weights, masks, ranges, pruning steps, and the optimizer's."""
     yield from model.variables
     optimizer = model.optimizer
     # Before its first step an optimizer has no variables to restore.
-    build = getattr(optimizer, "build", None) or optimizer._create_all_weights  # noqa: SLF001 - legacy ones have no other
-    build(model.trainable_variables)
+    build_optimizer(model)
     yield from optimizer.variables()
     yield from getattr(getattr(optimizer, "_loss_scale", None), "_weights", {}).values()
     inner = getattr(optimizer, "inner_optimizer", optimizer)

@@ -25,9 +25,9 @@ from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import rebuild
 from tfmot_ops.core.graph.run import run_graph
 from tfmot_ops.core.kernels import Kernel, kernels
-from tfmot_ops.core.layers import Affine
+from tfmot_ops.core.layers import Affine, scale_and_offset
 from tfmot_ops.core.legacy_keras import keras
-from tfmot_ops.core.profile import profile_tflite
+from tfmot_ops.core.profile import weight_zeros
 from tfmot_ops.core.ptq_ai_edge import quantize_file
 from tfmot_ops.core.quantize import calibration_batches, tied_ranges
 from tfmot_ops.core.quantizers import FixedRangeQuantizer, WeightQuantizer
@@ -287,7 +287,7 @@ def affine_constants(layer: Any, graph: Graph) -> tuple[np.ndarray, np.ndarray]:
     """(scale, offset), each [channels], of what a BatchNormalization or Affine computes in inference."""
     weights = _constants(graph, layer)
     if isinstance(layer, Affine):
-        return weights[0], weights[1]
+        return scale_and_offset(weights)
     gamma = weights.pop(0) if layer.scale else np.ones_like(weights[-1])
     beta = weights.pop(0) if layer.center else np.zeros_like(weights[-1])
     mean, variance = weights
@@ -364,13 +364,14 @@ def _required_of_float(graph: Graph, model: keras.Model, recipe: Recipe) -> dict
 def _check_sparsity(data: bytes, required: dict[str, tuple[float, int]]) -> None:
     if not required:
         return
-    profile = profile_tflite(data)
+    weights = weight_zeros(data)
+    sparsity = {tensor: zeros / size for tensor, (zeros, size) in weights.items()}
     # The converter takes the name from a kernel that several calls share: each such layer takes one of its size.
-    unnamed = sorted((zeros, tensor) for tensor, zeros in profile.sparsity.items() if "L." not in tensor)
+    unnamed = sorted((zeros, tensor) for tensor, zeros in sparsity.items() if "L." not in tensor)
     for name, (ratio, size) in required.items():
-        found = [zeros for tensor, zeros in profile.sparsity.items() if f"{scope_name(name)}/" in tensor]
+        found = [zeros for tensor, zeros in sparsity.items() if f"{scope_name(name)}/" in tensor]
         if not found:
-            entry = next((entry for entry in reversed(unnamed) if profile.weight_sizes[entry[1]] == size), None)
+            entry = next((entry for entry in reversed(unnamed) if weights[entry[1]][1] == size), None)
             if entry is not None:
                 unnamed.remove(entry)
                 found = [entry[0]]

@@ -11,29 +11,38 @@ from tfmot_ops.core.legacy_keras import keras
 
 @keras.saving.register_keras_serializable("tfmot_ops")
 class Affine(keras.layers.Layer):
-    """y = x * scale + offset, with scale and offset of shape [channels] (last axis).
+    """y = (x * scale + offset) / divisor, each of shape [channels] (last axis).
 
-    Frozen where the numbers come from preprocessing, trained where they were weights of a layer. An axis of
-    unknown size takes shape [1].
+    Frozen where the numbers come from preprocessing, trained where they were weights of a layer; the divisor never is.
+    It is there to compute a standardisation to the last bit as Keras does, which a deep network amplifies. An axis
+    of unknown size takes shape [1].
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{"trainable": False, **kwargs})
 
     def build(self, input_shape: Any) -> None:
-        """Create `scale` and `offset`."""
+        """Create `scale`, `offset` and `divisor`."""
         channels = (input_shape[-1] if len(input_shape) else None) or 1
         self.scale = self.add_weight("scale", (channels,), initializer="ones")
         self.offset = self.add_weight("offset", (channels,), initializer="zeros")
+        self.divisor = self.add_weight("divisor", (channels,), initializer="ones", trainable=False)
         super().build(input_shape)
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Inputs [..., channels] to outputs of the same shape."""
-        return inputs * tf.cast(self.scale, inputs.dtype) + tf.cast(self.offset, inputs.dtype)
+        scale, offset, divisor = (tf.cast(each, inputs.dtype) for each in (self.scale, self.offset, self.divisor))
+        return (inputs * scale + offset) / divisor
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Same as the input's."""
         return input_shape
+
+
+def scale_and_offset(weights: list[Any]) -> tuple[Any, Any]:
+    """The weights of an Affine as what multiplies and what is added, each [channels]."""
+    scale, offset, divisor = weights
+    return scale / divisor, offset / divisor
 
 
 @keras.saving.register_keras_serializable("tfmot_ops")

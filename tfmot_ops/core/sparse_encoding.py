@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 from dataclasses import dataclass
 
 from tensorflow.lite.python.convert import mlir_sparsify
 
-from tfmot_ops.core.profile import Latency, latency_ms
+from tfmot_ops.core.profile import Latency, gzip_size, latency_ms
 from tfmot_ops.errors import ArtifactError, ExportError
 
 
@@ -17,7 +16,7 @@ class Encoded:
 
     Attributes:
         size_bytes: size of the file.
-        gzip_bytes: size of the file after gzip, level 9.
+        gzip_bytes: size of the file after gzip.
         xnnpack: latency with XNNPACK; None when it refuses the file, and then no application can run it as usual.
         builtin: latency with TFLite's own kernels; None when they refuse it.
         refusal: what the runtime said where a latency is None.
@@ -90,7 +89,7 @@ def _measure(data: bytes, threads: int, runs: int) -> Encoded:
             refusals.append(error.received)
     return Encoded(
         size_bytes=len(data),
-        gzip_bytes=len(gzip.compress(data, 9, mtime=0)),
+        gzip_bytes=gzip_size(data),
         xnnpack=found[True],
         builtin=found[False],
         refusal="; ".join(refusals),

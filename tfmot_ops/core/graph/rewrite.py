@@ -55,19 +55,26 @@ class Rewriter:
         self.nodes.append(node)
         return result
 
-    def affine(self, path: str, tensor: Tensor, scale: Any, offset: Any, *, trainable: bool = False) -> Tensor:
-        """Scale and offset per channel; a frozen affine on a frozen one becomes one."""
+    def affine(
+        self, path: str, tensor: Tensor, scale: Any, offset: Any, divisor: Any = 1.0, *, trainable: bool = False
+    ) -> Tensor:
+        """(x * scale + offset) / divisor per channel; a frozen affine on a frozen one becomes one."""
         channels = tensor.channels or 1
-        scale = np.broadcast_to(np.asarray(scale, np.float32), (channels,))
-        offset = np.broadcast_to(np.asarray(offset, np.float32), (channels,))
+        values = [np.broadcast_to(np.asarray(each, np.float32), (channels,)) for each in (scale, offset, divisor)]
         before = tensor.producer
         frozen = before is not None and isinstance(before.layer, Affine) and not before.layer.trainable
         if frozen and before is not None and not trainable:
-            first_scale, first_offset = self.graph.weights_of(before.layer)
-            scale, offset = first_scale * scale, first_offset * scale + offset
+            values = _composed(self.graph.weights_of(before.layer), values)
             (tensor,) = before.inputs()
         layer = Affine(name=path.rsplit("/", 1)[-1], trainable=trainable)
-        return self.call(layer, path, tensor, weights=[scale, offset])
+        return self.call(layer, path, tensor, weights=values)
+
+
+def _composed(first: list[Any], second: list[Any]) -> list[Any]:
+    """One affine for two; to the last bit for a scale on which a standardisation follows."""
+    (scale, offset, divisor), (next_scale, next_offset, next_divisor) = first, second
+    next_scale = next_scale / divisor
+    return [scale * next_scale, offset * next_scale + next_offset, next_divisor]
 
 
 #: (call, rewriter) -> the outputs that replace the call's, or None when the rule does not apply.

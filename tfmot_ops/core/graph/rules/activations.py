@@ -8,7 +8,7 @@ import numpy as np
 
 from tfmot_ops.core.graph.ir import Node, Tensor
 from tfmot_ops.core.graph.rewrite import Rewriter
-from tfmot_ops.core.layers import Affine, HardSwish
+from tfmot_ops.core.layers import Affine, HardSwish, scale_and_offset
 from tfmot_ops.core.legacy_keras import keras
 
 _L = keras.layers
@@ -115,7 +115,7 @@ def _before(out: Rewriter, tensor: Tensor, *, scale: float, offset: float) -> Te
     producer = tensor.producer
     if producer is None or not isinstance(producer.layer, Affine):
         return None
-    found_scale, found_offset = out.graph.weights_of(producer.layer)
+    found_scale, found_offset = scale_and_offset(out.graph.weights_of(producer.layer))
     same = np.allclose(found_scale, scale, rtol=1e-6) and np.allclose(found_offset, offset, rtol=1e-6)
     return producer.inputs()[0] if same else None
 

@@ -91,8 +91,8 @@ def _with_constant(node: Node, out: Rewriter, tensor: Any, constant: Any, *, rev
         return None
     trainable = bool(getattr(constant, "trainable", False))
 
-    def affine(scale: Any, offset: Any) -> Tensor:
-        return out.affine(node.path, tensor, scale, offset, trainable=trainable)
+    def affine(scale: Any, offset: Any, divisor: Any = 1.0) -> Tensor:
+        return out.affine(node.path, tensor, scale, offset, divisor, trainable=trainable)
 
     match symbol_of(node):
         case "math.add" | "__operators__.add":
@@ -102,7 +102,7 @@ def _with_constant(node: Node, out: Rewriter, tensor: Any, constant: Any, *, rev
         case "math.multiply":
             return affine(values, 0.0)
         case "math.truediv" | "math.divide" if not reversed_ and np.all(values != 0):
-            return affine(1.0 / values, 0.0)
+            return affine(1.0 / values, 0.0) if trainable else affine(1.0, 0.0, values)
     return None
 
 

@@ -28,9 +28,9 @@ def preprocessing(node: Node, out: Rewriter) -> Any:
         mean, variance = np.ravel(layer.mean), np.ravel(layer.variance)
         if not tensor.is_float or mean.size not in {1, tensor.channels}:
             return None
-        # Keras divides by max(sqrt(variance), epsilon).
-        scale = 1.0 / np.maximum(np.sqrt(variance), keras.backend.epsilon())
-        return out.affine(node.path, tensor, scale, -mean * scale)
+        # As Keras does, to the last bit.
+        deviation = np.maximum(np.sqrt(variance), keras.backend.epsilon())
+        return out.affine(node.path, tensor, 1.0, -mean, deviation)
     return None
 
 
@@ -41,7 +41,7 @@ def average(node: Node, out: Rewriter) -> Any:
     total = out.once(node.layer, "sum", lambda: _L.Add(name=f"{node.layer.name}_sum"))
     inputs = node.inputs()
     return out.affine(node.path, out.call(total, f"{node.path}_sum", inputs, shape=node.output().shape),
-                      1.0 / len(inputs), 0.0)  # fmt: skip
+                      1.0, 0.0, len(inputs))  # fmt: skip
 
 
 def normalization(node: Node, out: Rewriter) -> Any:
