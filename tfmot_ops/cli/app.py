@@ -11,8 +11,18 @@ import typer
 from pydantic import ValidationError
 
 from tfmot_ops import __version__
-from tfmot_ops.contract import Artifact, CompatResult, Document, LayerReport, Recipe, Status, StepResult, StepSpec
-from tfmot_ops.errors import TfmotOpsError
+from tfmot_ops.contract import (
+    Artifact,
+    CompatResult,
+    Device,
+    Document,
+    LayerReport,
+    Recipe,
+    Status,
+    StepResult,
+    StepSpec,
+)
+from tfmot_ops.errors import StepFailedError, TfmotOpsError
 from tfmot_ops.refusal import refusal
 
 app = typer.Typer(
@@ -60,7 +70,9 @@ def _globals(
 
 @app.command()
 def run(
-    spec: Annotated[Path, typer.Option(help="StepSpec, a JSON file.", metavar="FILE")],
+    spec: Annotated[
+        str, typer.Option(help="StepSpec, a JSON file; env:NAME is the variable that holds the JSON.", metavar="FILE")
+    ],
     result: Annotated[Path, typer.Option(help="Where the StepResult goes; complete or not at all.", metavar="FILE")],
     die_with_parent: Annotated[
         bool, typer.Option("--die-with-parent", help="Kill this process group once stdin, a pipe, is closed.")
@@ -180,6 +192,26 @@ def list_names(
     width = max(map(len, names))
     for name, line in names.items():
         typer.echo(f"{name:<{width}}  {line}".rstrip())
+
+
+@app.command()
+def doctor(
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow to reach.", envvar=["TFMOT_OPS_TRACKING_URI", "MLFLOW_TRACKING_URI"])
+    ] = None,
+    device: Annotated[Device, typer.Option(help="What steps shall compute on.")] = Device.CPU,
+    as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
+) -> None:
+    """Say whether a step can run here: versions, the Keras pin, devices, scratch space, tracking.
+
+    Exit code 4 when something is missing; each such line has its remedy.
+    """
+    from tfmot_ops.cli import doctor as look
+
+    findings = look.examine(device, tracking_uri)
+    typer.echo(look.as_json(findings) if as_json else "\n".join(look.as_lines(findings)))
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(StepFailedError.exit_code)
 
 
 @app.command()

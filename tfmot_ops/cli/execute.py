@@ -63,20 +63,33 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def read_spec(path: Path) -> StepSpec:
-    """Read a spec file.
+def read_spec(source: str | Path) -> StepSpec:
+    """Read a spec.
+
+    Args:
+        source: a file, or `env:NAME` for the variable that holds the JSON: a container gets its spec without a file
+            that someone would have to put there first.
 
     Raises:
         SpecError: it is missing or no spec; every finding is told as field, required, received.
     """
     try:
-        return StepSpec.model_validate_json(path.read_bytes())
+        return StepSpec.model_validate_json(_spec_text(str(source)))
     except OSError as error:
         raise SpecError(
-            f"the spec {path} cannot be read", required="a JSON file", received=error.strerror or str(error)
+            f"the spec {source} cannot be read", required="a JSON file", received=error.strerror or str(error)
         ) from error
     except ValidationError as error:
-        raise refusal(path.name, error, "`tfmot-ops schema spec` prints the whole form") from error
+        raise refusal(Path(source).name, error, "`tfmot-ops schema spec` prints the whole form") from error
+
+
+def _spec_text(source: str) -> bytes:
+    scheme, _, name = source.partition(":")
+    if scheme != "env":
+        return Path(source).read_bytes()
+    if name not in os.environ:
+        raise SpecError(f"the spec {source} cannot be read", required=f"a variable {name}", received="no such variable")
+    return os.environ[name].encode()
 
 
 def execute(spec: StepSpec, say: Callable[[str], None] = say) -> StepResult:

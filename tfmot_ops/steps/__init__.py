@@ -27,6 +27,7 @@ __all__ = ["Progress", "catalogue", "check", "failed", "run_step", "versions"]
 _VERSIONED = (
     "tfmot-ops",
     "tensorflow",
+    "tensorflow-cpu",  # what a CPU image has in its place
     "tf-keras",
     "tensorflow-model-optimization",
     "ai-edge-litert",

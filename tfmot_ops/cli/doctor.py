@@ -1,0 +1,134 @@
+"""What `tfmot-ops doctor` looks at: whether a step can run in this place, and if not, what is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from tfmot_ops.contract import Device
+from tfmot_ops.contract.document import Document
+from tfmot_ops.errors import StepFailedError, TfmotOpsError
+
+#: Seconds a tracking server may take to answer: a health check must not hang where a step would retry.
+TIMEOUT_S = 10.0
+
+
+class Finding(Document):
+    """What one look gave.
+
+    Attributes:
+        name: what was looked at.
+        ok: a step can run with it.
+        value: what is there.
+        remedy: what to do; empty when it is ok.
+    """
+
+    name: str
+    ok: bool
+    value: str
+    remedy: str = ""
+
+
+def examine(device: Device, tracking_uri: str | None) -> list[Finding]:
+    """Look at everything a step needs; never raises, a failure is a finding.
+
+    Args:
+        device: what steps shall compute on.
+        tracking_uri: MLflow; None is no tracking, which is fine.
+    """
+    looks: dict[str, Callable[[], str]] = {
+        "versions": _versions,
+        "keras": _keras,
+        "devices": lambda: _devices(device),
+        "scratch": _scratch,
+        "tracking": lambda: _tracking(tracking_uri),
+    }
+    return [_look(name, look) for name, look in looks.items()]
+
+
+def as_json(findings: list[Finding]) -> str:
+    """The findings as one JSON object."""
+    document = {"ok": all(f.ok for f in findings), "findings": [f.model_dump(mode="json") for f in findings]}
+    return json.dumps(document, indent=2)
+
+
+def as_lines(findings: list[Finding]) -> list[str]:
+    """The findings for people, one line each; what is wrong has its remedy below it."""
+    width = max(len(finding.name) for finding in findings)
+    lines = []
+    for finding in findings:
+        lines.append(f"{'ok  ' if finding.ok else 'FAIL'} {finding.name:<{width}}  {finding.value}")
+        lines += [f"     {'':<{width}}  remedy: {finding.remedy}"] if finding.remedy else []
+    return lines
+
+
+def _look(name: str, look: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name=name, ok=True, value=look())
+    except TfmotOpsError as error:
+        value = error.summary + (f": {error.received}" if error.received else "")
+        return Finding(name=name, ok=False, value=value, remedy=error.remedy)
+    except Exception as error:  # noqa: BLE001 - what a broken installation raises is what is looked for
+        return Finding(
+            name=name, ok=False, value=f"{type(error).__name__}: {error}", remedy="install tfmot-ops[worker]"
+        )
+
+
+def _versions() -> str:
+    from tfmot_ops import steps
+
+    return ", ".join([f"python {platform.python_version()}", *(f"{n} {v}" for n, v in steps.versions().items())])
+
+
+def _keras() -> str:
+    from tfmot_ops.core.legacy_keras import keras
+
+    return f"tf.keras is tf_keras {keras.__version__}"
+
+
+def _devices(device: Device) -> str:
+    import tensorflow as tf
+
+    from tfmot_ops.core import legacy_keras  # noqa: F401 - the pin has to come before the first use of TensorFlow
+
+    found = [each.name.removeprefix("/physical_device:") for each in tf.config.list_physical_devices()]
+    if device is Device.GPU and not any(name.startswith("GPU") for name in found):
+        raise StepFailedError(
+            "no GPU",
+            required="a GPU that TensorFlow sees",
+            received=", ".join(found),
+            remedy="use the GPU image on a node with an NVIDIA driver and the container toolkit",
+        )
+    return ", ".join(found)
+
+
+def _scratch() -> str:
+    import tempfile
+
+    with tempfile.NamedTemporaryFile() as file:
+        return f"{Path(file.name).parent} can be written, as uid {os.getuid()}"
+
+
+def _tracking(uri: str | None) -> str:
+    if not uri:
+        return "none given, so nothing is recorded"
+    if not uri.startswith(("http://", "https://")):
+        return f"{uri.partition(':')[0]} store, opened by the step itself"
+    # Not through MLflow's client, which retries for minutes; the address is told without what may be a password.
+    scheme, _, rest = uri.partition("://")
+    shown = f"{scheme}://{rest.rpartition('@')[2].rstrip('/')}"
+    try:
+        with urllib.request.urlopen(f"{shown}/health", timeout=TIMEOUT_S) as answer:  # noqa: S310 - http only
+            return f"{shown} answers {answer.status}"
+    except (urllib.error.URLError, OSError) as error:
+        raise StepFailedError(
+            f"{shown} does not answer",
+            required=f"HTTP 200 from /health within {TIMEOUT_S:.0f} s",
+            received=str(getattr(error, "reason", error)),
+            remedy="start the server, correct the address, or let the step reach it (network, --allowed-hosts)",
+        ) from error
