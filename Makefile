@@ -8,7 +8,7 @@ MODEL   ?= resnet8
 RECIPE  ?= sparse50_wi8_ai8
 
 .DEFAULT_GOAL := help
-.PHONY: matrix help setup demo ui test check lock bench clean
+.PHONY: matrix help setup demo ui test helm check lock bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -34,6 +34,9 @@ matrix: setup ## all 71 architectures through the whole chain, resumable (ARCHIT
 
 test: setup ## the whole suite
 	@$(BIN)/python -m pytest
+
+helm: setup ## the Helm chart: lint, render, refusals, strict validation; installed where there is a cluster
+	@$(BIN)/python -m pytest -q tests/helm
 
 check: setup ## ruff, mypy --strict, import-linter, lean imports
 	@$(BIN)/ruff check .

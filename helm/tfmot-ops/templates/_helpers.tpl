@@ -31,6 +31,10 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- $options = dict
   "image" .Values.runner.image
+  "gpu_image" .Values.gpu.image
+  "gpus" (int .Values.gpu.count)
+  "gpu_node_selector" .Values.gpu.nodeSelector
+  "deferrable" .Values.runner.deferrable
   "namespace" .Values.jobs.namespace
   "service_account" .Values.jobs.serviceAccount.name
   "resources" .Values.runner.resources
@@ -39,11 +43,8 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
   "annotations" .Values.runner.annotations
   "env_from" $secrets }}
 {{- if .Values.gpu.enabled }}
-{{- $options = merge (dict
-  "device" "gpu"
-  "image" .Values.gpu.image
-  "node_selector" (merge (dict) .Values.gpu.nodeSelector .Values.runner.nodeSelector)
-  "tolerations" (concat .Values.runner.tolerations .Values.gpu.tolerations)) $options }}
+{{- $_ := set $options "device" "gpu" }}
+{{- $_ := set $options "tolerations" (concat .Values.runner.tolerations .Values.gpu.tolerations) }}
 {{- end }}
 {{- end }}
 {{- mergeOverwrite $options .Values.runner.options | toJson }}

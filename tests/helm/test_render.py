@@ -1,0 +1,196 @@
+"""What the chart renders: golden files, strict validation, what it says to Airflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import helm_python
+import kubernetes_validate
+import pytest
+from rendering import CHART, GLUE, SPEC, deployed_runner, merged, objects, one, render, values_of
+
+from tfmot_ops.runners import DockerRunner, KubernetesRunner
+
+VERSIONS = ("1.36", "1.37")
+#: Kinds whose schemas come with an operator, not with Kubernetes.
+CUSTOM = {"ServiceMonitor"}
+DAG = "from airflow.sdk import dag\n\n\n@dag\ndef mine():\n    '''A line: with a {{ brace }}.'''\n\n\nmine()\n"
+#: Every switch that the values files leave off.
+EXTRAS = {
+    "jobs": {"serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/steps"}}},
+    "launcher": {"serviceAccount": {"annotations": {"team": "models"}}},
+    "runner": {"secrets": ["tfmot-ops-s3"], "options": {"startup_timeout_s": 900}},
+    "tracking": {"ui": "https://mlflow.example"},
+    "networkPolicy": {"artifactStore": {"to": [{"ipBlock": {"cidr": "192.0.2.2/32"}}]}},
+    "dags": {"files": {"mine.py": DAG}},
+    "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+}
+CASES = {
+    "minimal": values_of("values-minimal.yaml"),
+    "cpu": values_of("values-cpu.yaml"),
+    "gpu": values_of("values-gpu.yaml"),
+    "cpu-gpu": values_of("values-cpu.yaml", "values-gpu.yaml"),
+    "glue": GLUE,
+    "extras": EXTRAS,
+    "celery": {"airflow": {"executor": "CeleryExecutor"}},
+    "kubernetes-executor": {"airflow": {"executor": "KubernetesExecutor", "allowPodLaunching": True}},
+}
+cases = pytest.mark.parametrize("values", CASES.values(), ids=CASES)
+
+
+def test_lint():
+    for values in CASES.values():
+        report = helm_python.chart.lint(CHART, values, strict=True)
+        # Without the downloaded charts that is what lint must say, and all it may say.
+        allowed = "chart directory is missing these dependencies: airflow,mlflow"
+        found = [m["error"] for m in report["messages"] if m["severity"] > 1]
+        assert found in ([], [allowed]), found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden(case, golden):
+    rendered = render(CASES[case])
+    golden(f"helm/{case}.yaml", "".join(f"## {name}\n{rendered[name]}\n" for name in sorted(rendered)))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@cases
+def test_every_object_is_valid(values, version):
+    _validate(objects(render(values)), version)
+
+
+def test_validation_is_strict():
+    account = one(render({}), "ServiceAccount", "tfmot-ops-step")
+    with pytest.raises(kubernetes_validate.ValidationError, match="automountServiceAccountTokens"):
+        kubernetes_validate.validate({**account, "automountServiceAccountTokens": False}, VERSIONS[0], strict=True)
+
+
+@pytest.mark.parametrize("dependency", ["airflow", "mlflow"])
+@cases
+def test_with_the_real_dependency(with_dependency, dependency, values):
+    other = {"airflow": "mlflow", "mlflow": "airflow"}[dependency]
+    switched = merged(
+        values,
+        {"tracking": GLUE["tracking"], "networkPolicy": GLUE["networkPolicy"]} if other == "mlflow" else {},
+        {"components": {dependency: True, other: False}},
+    )
+    rendered = render(switched, with_dependency(dependency))
+    theirs = {name: text for name, text in rendered.items() if f"/charts/{dependency}/" in name}
+    assert "Deployment" in {o["kind"] for o in objects(theirs)}
+    for version in VERSIONS:
+        _validate(objects(rendered), version)
+
+
+def test_the_policy_opens_the_way_to_the_real_mlflow(with_dependency):
+    rendered = render({"components": {"airflow": False}}, with_dependency("mlflow"))
+    pod = one(rendered, "Deployment", "tfmot-ops-mlflow")["spec"]["template"]
+    (rule,) = [r for r in _egress(rendered) if "podSelector" in r["to"][0] and r["ports"][0]["port"] == 5000]
+    assert rule["to"][0]["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    assert [p["containerPort"] for p in pod["spec"]["containers"][0]["ports"]] == [5000]
+    service = one(rendered, "Service", "tfmot-ops-mlflow")
+    assert [p["port"] for p in service["spec"]["ports"]] == [80], "TFMOT_OPS_TRACKING_URI names no port"
+
+
+def test_the_components_key_switches_a_dependency_off(with_dependency):
+    names = render({"components": {"airflow": False, "mlflow": False}, **_without_mlflow()}, with_dependency("mlflow"))
+    assert not [name for name in names if "/charts/" in name]
+
+
+def test_steps_reach_dns_and_mlflow_and_what_is_named():
+    assert [[p["port"] for p in rule["ports"]] for rule in _egress(render({}))] == [[53, 53], [5000]]
+    named = _egress(render(EXTRAS))
+    assert [[p["port"] for p in rule["ports"]] for rule in named] == [[53, 53], [5000], [443]]
+    # An empty list of peers is everywhere.
+    assert all(rule["to"] and all(rule["to"]) for rule in named)
+
+
+def test_rights_end_with_the_jobs_namespace():
+    for values in CASES.values():
+        rbac = [o for o in objects(render(values)) if o["apiVersion"].startswith("rbac")]
+        assert {(o["kind"], o["metadata"]["namespace"]) for o in rbac} == {
+            ("Role", "tfmot-ops-jobs"),
+            ("RoleBinding", "tfmot-ops-jobs"),
+        }
+
+
+def test_airflow_is_told_the_default_runner():
+    runner, data = deployed_runner(EXTRAS)
+    assert isinstance(runner, KubernetesRunner)
+    assert runner.namespace == "tfmot-ops-jobs"
+    assert runner.service_account == "tfmot-ops-step"
+    assert runner.deferrable
+    assert runner.annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
+    assert list(runner.env_from) == [{"secretRef": {"name": "tfmot-ops-s3"}}]
+    assert runner.startup_timeout_s == 900
+    assert data["TFMOT_OPS_TRACKING_URI"] == "http://tfmot-ops-mlflow.tfmot-ops.svc"
+    assert data["TFMOT_OPS_MLFLOW_UI"] == "https://mlflow.example"
+
+
+def test_the_gpu_pool_is_the_runners():
+    mine = {"runner": {"nodeSelector": {"zone": "a"}, "tolerations": [{"key": "spot", "operator": "Exists"}]}}
+    runner, _ = deployed_runner(merged(values_of("values-gpu.yaml"), mine))
+    pod = runner.pod(SPEC)["spec"]
+    assert pod["containers"][0]["image"] == "tfmot-ops:0.1.0-gpu"
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert pod["nodeSelector"] == {"zone": "a", "pool": "gpu", "nvidia.com/gpu.present": "true"}
+    assert [t["key"] for t in pod["tolerations"]] == ["spot", "pool", "nvidia.com/gpu"]
+    without, _ = deployed_runner(mine)
+    assert without.pod(SPEC)["spec"]["containers"][0]["image"] == "tfmot-ops:0.1.0-cpu"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@cases
+def test_a_pod_of_the_deployed_runner_is_valid(values, version):
+    runner, _ = deployed_runner(values)
+    kubernetes_validate.validate(runner.pod(SPEC), version, strict=True)
+
+
+def test_another_runner_gets_its_own_options_only():
+    runner, data = deployed_runner({"runner": {"name": "docker", "options": {"memory": "4g"}}})
+    assert isinstance(runner, DockerRunner)
+    assert json.loads(data["TFMOT_OPS_RUNNER_OPTIONS"]) == {"memory": "4g"}
+
+
+def test_airflow_finds_each_dag_of_the_config_map_once(tmp_path):
+    """In the layout of a kubelet: the files are links into ..data, which is a link to a folder beside it."""
+    folder = tmp_path / "from-chart"
+    (folder / "..2026_11_24").mkdir(parents=True)
+    (folder / "..data").symlink_to("..2026_11_24")
+    for name, text in one(render(EXTRAS), "ConfigMap", "tfmot-ops-dags")["data"].items():
+        (folder / "..data" / name).write_text(text, encoding="utf-8")
+        (folder / name).symlink_to(Path("..data", name))
+    program = (
+        "import json, sys; from airflow.utils.file import list_py_file_paths;"
+        "json.dump(list_py_file_paths(sys.argv[1]), open(sys.argv[2], 'w'))"
+    )
+    answer = tmp_path / "found.json"
+    found = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path), str(answer)],
+        env={**os.environ, "AIRFLOW_HOME": str(tmp_path / "home"), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert found.returncode == 0, found.stderr
+    assert json.loads(answer.read_text(encoding="utf-8")) == [str(folder / "mine.py")]
+    assert (folder / "mine.py").read_text(encoding="utf-8") == DAG
+
+
+def _validate(found, version):
+    assert found
+    for document in found:
+        if document["kind"] not in CUSTOM:
+            kubernetes_validate.validate(document, version, strict=True)
+
+
+def _egress(rendered):
+    return one(rendered, "NetworkPolicy", "tfmot-ops")["spec"]["egress"]
+
+
+def _without_mlflow():
+    return {"tracking": GLUE["tracking"], "networkPolicy": GLUE["networkPolicy"]}
