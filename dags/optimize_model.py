@@ -55,7 +55,12 @@ PARAMS = {
     "limit": Param(None, type=["null", "integer"], minimum=50, description="Use at most so many training samples."),
     "batch_size": Param(64, type="integer", minimum=1, maximum=4096),
     "seed": Param(0, type="integer", minimum=0, maximum=2**31 - 1),
-    "runner": Param("local", type="string", enum=list(RUNNERS), description="Where the steps run."),
+    "runner": Param(
+        None,
+        type=["null", "string"],
+        enum=[None, *RUNNERS],
+        description="Where the steps run. Empty: as the deployment says, else in a local process.",
+    ),
     "device": Param("cpu", type="string", enum=[device.value for device in Device]),
 }
 
@@ -82,7 +87,6 @@ with DAG(
     default_args={
         "retries": 1,
         "retry_delay": timedelta(seconds=5),
-        "runner": "{{ params.runner }}",
         "device": "{{ params.device }}",
         "seed": "{{ params.seed }}",
     },

@@ -68,7 +68,7 @@ def test_the_chain(parsed):
 def test_the_form_offers_enums_and_ranges(parsed):
     params = parsed["params"]
     assert "sparse50_wi8_ai8" in params["recipe"]["enum"]
-    assert params["runner"]["enum"] == ["local"]
+    assert params["runner"]["enum"] == [None, "local", "docker", "kubernetes"]
     assert params["device"]["enum"] == ["cpu", "gpu"]
     assert (params["epochs"]["minimum"], params["epochs"]["maximum"]) == (0, 1000)
     assert {"model", "dataset", "recipe", "epochs", "runner", "device"} <= set(params)

@@ -11,7 +11,7 @@ import pytest
 
 from tfmot_ops.contract import OpenRunOptions, StepSpec, TrainOptions
 from tfmot_ops.errors import SpecError, StepFailedError, TfmotOpsError, UnsupportedModelError
-from tfmot_ops.runners import FakeRunner, LocalRunner, Runner, RunningStep, make_runner
+from tfmot_ops.runners import FakeRunner, LocalRunner, Runner, RunningStep
 
 STAND_IN = Path(__file__).parent / "stand_in"
 RUNNER = LocalRunner(module="stand_in_step", env={"PYTHONPATH": str(STAND_IN)})
@@ -186,12 +186,6 @@ def test_a_killed_parent_leaves_no_child():
         parent.kill()
         parent.wait()
         assert wait_until_gone(pids) == []
-
-
-def test_names():
-    assert make_runner("local") == LocalRunner()
-    with pytest.raises(SpecError, match="kubernetes are not part of this version"):
-        make_runner("kubernetes")
 
 
 def test_protocols():

@@ -15,7 +15,7 @@ from tfmot_ops.errors import SpecError, UnsupportedModelError
 from tfmot_ops.operators.links import DEFAULT_UI, UI_VARIABLE, MlflowRunLink, run_url
 from tfmot_ops.recipe_file import is_recipe_file, read_recipe
 from tfmot_ops.refusal import refusal
-from tfmot_ops.runners import Runner, RunningStep, make_runner
+from tfmot_ops.runners import ResumableRunner, Runner, RunningStep, choose_runner
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperatorLink, Context
@@ -38,7 +38,8 @@ class StepOperator(BaseOperator):
             when the task runs.
         inputs: artifacts by name. A value is the result of another step (`train.output`), whose output of the same name
             is taken, or the fields of an Artifact.
-        runner: a Runner or the name of one.
+        runner: a Runner or the name of one. Without it the DAG run's parameter `runner`, then the deployment's
+            (`TFMOT_OPS_RUNNER` with `TFMOT_OPS_RUNNER_OPTIONS`), then `local`.
         tracking_uri: MLflow tracking URI. Without it `TFMOT_OPS_TRACKING_URI`, then `MLFLOW_TRACKING_URI` are read
             where the task runs; without any nothing is recorded, and `output_uri` is required.
         experiment: MLflow experiment.
@@ -73,7 +74,7 @@ class StepOperator(BaseOperator):
         *,
         options: Mapping[str, Any] | Options | None = None,
         inputs: Mapping[str, Any] | None = None,
-        runner: Runner | str = "local",
+        runner: Runner | str | None = None,
         tracking_uri: str | None = None,
         experiment: str = "tfmot_ops",
         parent_run: Any = None,
@@ -99,10 +100,23 @@ class StepOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Build the spec, run it, return the result without its tables."""
+        return self._run(context, None)
+
+    def trigger_reentry(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """Where a deferred step comes back; the provider's operator for Kubernetes names this method.
+
+        Everything is built anew from the same arguments, as nothing of `execute` is left.
+        """
+        return self._run(context, event)
+
+    def _run(self, context: Context, event: dict[str, Any] | None) -> dict[str, Any]:
         try:
             spec = self.build_spec(context)
-            runner = make_runner(self.runner) if isinstance(self.runner, str) else self.runner
-            self._running = runner.start(spec, context, self.log.info)
+            runner = choose_runner(self.runner, context["params"].get("runner"))
+            if event is None:
+                self._running = runner.start(spec, context, self.log.info)
+            else:
+                self._running = _resumable(runner).resume(spec, context, self.log.info, event)
             result = self._running.wait()
         except (SpecError, UnsupportedModelError) as error:
             # The same request would fail again: spare the retries.
@@ -271,6 +285,17 @@ def _artifact(name: str, value: Any) -> Any:
             remedy="take the input from a step that makes it",
         )
     return value["outputs"][name]
+
+
+def _resumable(runner: Runner) -> ResumableRunner:
+    if isinstance(runner, ResumableRunner):
+        return runner
+    raise SpecError(
+        "a deferred step came back to a runner that cannot take it up",
+        required="the runner that started it",
+        received=repr(runner),
+        remedy="clear the task; a runner must not be exchanged while steps run",
+    )
 
 
 def _run_id(parent: Any) -> str | None:

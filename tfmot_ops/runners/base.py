@@ -69,11 +69,25 @@ class Runner(Protocol):
         ...
 
 
+@runtime_checkable
+class ResumableRunner(Runner, Protocol):
+    """A runner whose steps may give their worker back while they run: Airflow's deferral."""
+
+    def resume(self, spec: StepSpec, context: Mapping[str, Any], log: Log, event: Mapping[str, Any]) -> RunningStep:
+        """Take a step up again; `event` is what the trigger saw. Otherwise as `start`."""
+        ...
+
+
 def read_result(path: Path, spec: StepSpec, exit_code: int, last_lines: Iterable[str] = ()) -> StepResult:
-    """Read the answer a step left in its result file.
+    """Read the answer a step left in its result file; see `judge`."""
+    return judge(_bytes_of(path), spec, exit_code, last_lines)
+
+
+def judge(answer: bytes | None, spec: StepSpec, exit_code: int, last_lines: Iterable[str] = ()) -> StepResult:
+    """The answer of a step that ended, or the exception that stands for it.
 
     Args:
-        path: the file; a step that failed may have left none.
+        answer: what is in the result file; None when there is none, as of most steps that failed.
         spec: what was asked, to refuse the answer to another question.
         exit_code: of the step's process; negative for a signal.
         last_lines: end of the step's output, quoted when the file says nothing.
@@ -82,16 +96,16 @@ def read_result(path: Path, spec: StepSpec, exit_code: int, last_lines: Iterable
         TfmotOpsError: the class that owns the exit code; see `RunningStep.wait`.
     """
     if exit_code != 0:
-        raise _failure(path, spec, exit_code, last_lines)
-    try:
-        result = StepResult.model_validate_json(path.read_bytes())
-    except FileNotFoundError as error:
+        raise _failure(answer, spec, exit_code, last_lines)
+    if answer is None:
         raise StepFailedError(
             f"step {spec.step_id} ended well but left no result",
-            required=f"a StepResult at {path.name}",
+            required="a StepResult in its result file",
             received="no file" + _quoted(last_lines),
             remedy="read the step's log; the command of the runner must be `tfmot-ops run`",
-        ) from error
+        )
+    try:
+        result = StepResult.model_validate_json(answer)
     except ValidationError as error:
         raise StepFailedError(
             f"step {spec.step_id} left an unreadable result",
@@ -107,7 +121,7 @@ def read_result(path: Path, spec: StepSpec, exit_code: int, last_lines: Iterable
             remedy="use the same version of tfmot_ops where the step runs and where it is started",
         )
     if result.status is not Status.OK:
-        raise _failure(path, spec, result.error.exit_code if result.error else 1, last_lines)
+        raise _failure(answer, spec, result.error.exit_code if result.error else 1, last_lines)
     return result
 
 
@@ -116,12 +130,23 @@ def peek_result(path: Path) -> StepResult | None:
 
     For a failed step, whose result is a courtesy: without it the exit code and the log still speak.
     """
-    with contextlib.suppress(OSError, ValidationError):
-        return StepResult.model_validate_json(path.read_bytes())
+    return peek(_bytes_of(path))
+
+
+def peek(answer: bytes | None) -> StepResult | None:
+    """What is in a result file, as it is; None when it cannot be read."""
+    with contextlib.suppress(ValidationError):
+        return StepResult.model_validate_json(answer) if answer is not None else None
     return None
 
 
-def _failure(path: Path, spec: StepSpec, exit_code: int, last_lines: Iterable[str]) -> TfmotOpsError:
+def _bytes_of(path: Path) -> bytes | None:
+    with contextlib.suppress(OSError):
+        return path.read_bytes()
+    return None
+
+
+def _failure(answer: bytes | None, spec: StepSpec, exit_code: int, last_lines: Iterable[str]) -> TfmotOpsError:
     """The exception that stands for a failed step."""
     number = -exit_code if exit_code < 0 else exit_code - _SHELL_SIGNAL_BASE
     if number > 0:
@@ -133,7 +158,7 @@ def _failure(path: Path, spec: StepSpec, exit_code: int, last_lines: Iterable[st
             "SIGTERM is a task that was stopped",
         )
     kind = _BY_EXIT_CODE.get(exit_code, TfmotOpsError)
-    result = peek_result(path)
+    result = peek(answer)
     if result is not None and result.error is not None:
         return kind(f"step {spec.step_id} failed: {result.error.type}: {result.error.message}")
     return kind(f"step {spec.step_id} failed with exit code {exit_code}", received=_quoted(last_lines).lstrip("; "))
