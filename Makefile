@@ -8,7 +8,7 @@ MODEL   ?= resnet8
 RECIPE  ?= sparse50_wi8_ai8
 
 .DEFAULT_GOAL := help
-.PHONY: matrix help setup demo ui test helm check lock bench clean
+.PHONY: matrix help setup demo ui test helm check lock bench clean places
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -38,6 +38,9 @@ test: setup ## the whole suite
 helm: setup ## the Helm chart: lint, render, refusals, strict validation; installed where there is a cluster
 	@$(BIN)/python -m pytest -q tests/helm
 
+places: setup ## steps in a real Docker engine and a real cluster, the image included (TFMOT_OPS_LAB= names scripts for both)
+	@TFMOT_OPS_PLACES=1 $(BIN)/python -m pytest tests/places
+
 check: setup ## ruff, mypy --strict, import-linter, lean imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -48,9 +51,13 @@ check: setup ## ruff, mypy --strict, import-linter, lean imports
 bench: setup ## what quantising, exporting, training and inference cost, as ratios (QUESTIONS="quantize growth")
 	@$(BIN)/python -m benchmarks $(QUESTIONS)
 
+COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet
 lock: setup ## pin every requirement with hashes, without index URLs
 	@$(BIN)/python -m pip install --quiet uv
-	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --extra dev pyproject.toml -o requirements/dev.txt
+	@$(COMPILE) --extra dev pyproject.toml -o requirements/dev.txt
+	@$(COMPILE) --extra worker --overrides docker/cpu.overrides.txt pyproject.toml docker/cpu.in -o requirements/worker-cpu.txt
+	@$(COMPILE) --extra worker pyproject.toml docker/gpu.in -o requirements/worker-gpu.txt
+	@$(COMPILE) docker/build.in -o requirements/build.txt
 
 clean: ## remove .venv and what the demo wrote
 	@rm -rf $(VENV) .demo
