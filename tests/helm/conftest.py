@@ -63,9 +63,9 @@ def cluster() -> Iterator[Cluster]:
 
 def _lab_cluster(lab: Path) -> Cluster:
     image = "localhost/python:3.11-slim-bookworm"
-    settings = subprocess.run([lab / "kube-up"], check=True, capture_output=True, text=True, timeout=300).stdout
+    settings = subprocess.run([lab / "kube-up"], check=True, capture_output=True, text=True, timeout=600).stdout
     for command in (["base-image"], ["kube-load", image]):
-        subprocess.run([lab / command[0], *command[1:]], check=True, capture_output=True, timeout=400)
+        subprocess.run([lab / command[0], *command[1:]], check=True, capture_output=True, timeout=600)
     found = re.search(r"KUBECONFIG=['\"]?([^'\"\s;]+)", settings)
     assert found, f"kube-up printed no KUBECONFIG:\n{settings}"
     return Cluster(found[1], image)

@@ -17,6 +17,8 @@ from rendering import CHART, GLUE, SPEC, deployed_runner, merged, render
 
 LAUNCHER, STEP = "tfmot-ops-launcher", "tfmot-ops-step"
 WAIT_S = 120
+# The first of them may find no cluster yet and wait for packages, an image and eight daemons.
+pytestmark = pytest.mark.timeout(1500)
 
 
 @dataclass(frozen=True)

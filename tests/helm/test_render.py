@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import helm_python
 import kubernetes_validate
@@ -18,6 +19,8 @@ from tfmot_ops.runners import DockerRunner, KubernetesRunner
 VERSIONS = ("1.36", "1.37")
 #: Kinds whose schemas come with an operator, not with Kubernetes.
 CUSTOM = {"ServiceMonitor"}
+#: Kinds whose pods stay.
+WORKLOADS = {"Deployment", "StatefulSet"}
 DAG = "from airflow.sdk import dag\n\n\n@dag\ndef mine():\n    '''A line: with a {{ brace }}.'''\n\n\nmine()\n"
 #: Every switch that the values files leave off.
 EXTRAS = {
@@ -75,7 +78,7 @@ def test_with_the_real_dependency(with_dependency, dependency, values):
     other = {"airflow": "mlflow", "mlflow": "airflow"}[dependency]
     switched = merged(
         values,
-        {"tracking": GLUE["tracking"], "networkPolicy": GLUE["networkPolicy"]} if other == "mlflow" else {},
+        _without_mlflow() if other == "mlflow" else {},
         {"components": {dependency: True, other: False}},
     )
     rendered = render(switched, with_dependency(dependency))
@@ -83,6 +86,26 @@ def test_with_the_real_dependency(with_dependency, dependency, values):
     assert "Deployment" in {o["kind"] for o in objects(theirs)}
     for version in VERSIONS:
         _validate(objects(rendered), version)
+
+
+def test_the_real_airflow_takes_what_is_ours(with_dependency):
+    values = merged(EXTRAS, {"components": {"mlflow": False}}, _without_mlflow())
+    rendered = render(values, with_dependency("airflow"))
+    theirs = objects({name: text for name, text in rendered.items() if "/charts/airflow/" in name})
+    pods = {o["metadata"]["name"]: o["spec"]["template"]["spec"] for o in theirs if o["kind"] in WORKLOADS}
+    assert pods["demo-scheduler"]["serviceAccountName"] == "tfmot-ops-launcher"
+    assert pods["demo-triggerer"]["serviceAccountName"] == "tfmot-ops-launcher"
+    for name in ("scheduler", "triggerer", "dag-processor", "api-server"):
+        main = next(c for c in pods[f"demo-{name}"]["containers"] if c["name"] == name)
+        assert {"configMapRef": {"name": "tfmot-ops-defaults"}} in main["envFrom"]
+        assert "/opt/airflow/dags/from-chart" in [mount["mountPath"] for mount in main["volumeMounts"]]
+    # The right to launch in its own namespace is not given, nor is what would need it.
+    assert not [o for o in theirs if o["kind"] == "Role" and "pod-launcher" in o["metadata"]["name"]]
+    assert "demo-worker" not in pods
+    monitor = one(rendered, "ServiceMonitor", "tfmot-ops-airflow")["spec"]
+    statsd = one(rendered, "Service", "demo-statsd")
+    assert monitor["selector"]["matchLabels"].items() <= statsd["metadata"]["labels"].items()
+    assert monitor["endpoints"][0]["port"] in [port["name"] for port in statsd["spec"]["ports"]]
 
 
 def test_the_policy_opens_the_way_to_the_real_mlflow(with_dependency):
@@ -93,6 +116,21 @@ def test_the_policy_opens_the_way_to_the_real_mlflow(with_dependency):
     assert [p["containerPort"] for p in pod["spec"]["containers"][0]["ports"]] == [5000]
     service = one(rendered, "Service", "tfmot-ops-mlflow")
     assert [p["port"] for p in service["spec"]["ports"]] == [80], "TFMOT_OPS_TRACKING_URI names no port"
+
+
+def test_mlflow_answers_to_the_name_that_steps_use():
+    allowed = values_of("values.yaml")["mlflow"]["serverAllowedHosts"]
+    _, data = deployed_runner({})
+    # The second is what NOTES.txt forwards.
+    hosts = [urlsplit(data["TFMOT_OPS_TRACKING_URI"]).netloc, "localhost:5000", "elsewhere.example"]
+    # In a process of its own: SQLAlchemy, which this imports, warns.
+    program = (
+        "import json, sys; from mlflow.server.security_utils import is_allowed_host_header as allows;"
+        "allowed, hosts = json.loads(sys.argv[1]); print(json.dumps([allows(allowed, host) for host in hosts]))"
+    )
+    command = [sys.executable, "-c", program, json.dumps([allowed, hosts])]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
+    assert json.loads(answer) == [True, True, False]
 
 
 def test_the_components_key_switches_a_dependency_off(with_dependency):
