@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 import time
 from collections.abc import Iterator
@@ -92,6 +93,7 @@ class _Cell:
                 model, _ = prune(model, self.recipe)
             with self._timed(Stage.STRIP):
                 model = self._strip(model)
+                gc.collect()
         with self._timed(Stage.QUANTIZE):
             quantized = self._quantize(model)
         with self._timed(Stage.TRAIN):
@@ -101,8 +103,9 @@ class _Cell:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "model.h5"
                 save_model(quantized, path)
-                # Before the next one is made: the largest model has 1.4 GB of weights.
+                # Before the next one is made: the largest model has 1.4 GB of weights, and a model is a cycle.
                 del quantized
+                gc.collect()
                 quantized = load_model(path)
             self._same(answers, _answers(quantized, self.images))
         with self._timed(Stage.EXPORT):

@@ -18,6 +18,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapper
 
 from tfmot_ops.contract import Activations, Backend, Method, Recipe, Weights
+from tfmot_ops.core.convert import converter_of
 from tfmot_ops.core.graph.ir import Graph, Node, tensors, unique_names
 from tfmot_ops.core.graph.linear import ONE_AXIS, linear
 from tfmot_ops.core.graph.normalize import normalize_graph
@@ -65,9 +66,7 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Any = None) -
         required = _required_of_float(normal, model, recipe)
         # Rebuilt, as a layer that a rule made is built only by its call.
         graph = read_graph(rebuild(normal))
-    function = _trace(graph, _signature(graph, calibration))
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function])
-    converter.experimental_lower_to_saved_model = False
+    converter = converter_of(_inference(graph), _signature(graph, calibration))
     _configure(converter, recipe, graph, calibration, quantized=quantized)
     try:
         with warnings.catch_warnings():
@@ -157,15 +156,14 @@ def _signature(graph: Graph, calibration: Any) -> list[tf.TensorSpec]:
     return specs
 
 
-def _trace(graph: Graph, signature: list[tf.TensorSpec]) -> Any:
+def _inference(graph: Graph) -> Callable[..., Any]:
     emit = _Emitter(graph)
 
-    @tf.function(input_signature=signature, autograph=False)
     def inference(*inputs: Any) -> Any:
         # A list keeps the order of the model's outputs; a dict would be sorted by name.
         return tf.nest.flatten(run_graph(graph, list(inputs), emit))
 
-    return inference.get_concrete_function()
+    return inference
 
 
 class _Emitter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 from pathlib import Path
 
@@ -10,7 +11,13 @@ _STATUS = Path("/proc/self/status")
 
 
 def reset_peak() -> None:
-    """Start anew; where the kernel does not let us, `peak_bytes` goes on to mean the whole life of the process."""
+    """Start anew; where the kernel does not let us, `peak_bytes` goes on to mean the whole life of the process.
+
+    Memory that was freed goes back to the system first: what glibc keeps of it would count as held.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl and macOS do not
+    if trim is not None:
+        trim(0)
     try:
         _CLEAR.write_text("5")  # proc(5): resets the peak resident set size
     except OSError:
