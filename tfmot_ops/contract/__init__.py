@@ -53,6 +53,7 @@ from tfmot_ops.contract.spec import (
     Tracking,
     TrainOptions,
 )
+from tfmot_ops.contract.sweep import Judgement, SweepResult
 
 __all__ = [
     "BUILTIN_DATASETS",
@@ -71,6 +72,7 @@ __all__ = [
     "Document",
     "EvaluateOptions",
     "FineTuneOptions",
+    "Judgement",
     "LayerReport",
     "ListOptions",
     "Method",
@@ -93,6 +95,7 @@ __all__ = [
     "StepSpec",
     "StripOptions",
     "SummarizeOptions",
+    "SweepResult",
     "Tracking",
     "TrainOptions",
     "Weights",

@@ -97,11 +97,22 @@ class Stage(StrEnum):
 
 
 class CompatResult(Document):
-    """One cell of the compat matrix: an architecture under a recipe."""
+    """One cell of the compat matrix: an architecture under a recipe.
+
+    Attributes:
+        family: module that defines the architecture (`mobilenet_v3`).
+        failed_stage: the first that failed; None when all passed, and when the cell's process ended without saying.
+        error_class: name in the table of error classes (`tfmot_ops.sweep.classes`).
+        error_type: class of the exception.
+        metrics: see `tfmot_ops.core.check_architecture`.
+        inputs_sha256: digest of all that decides the result: architecture, recipe, versions, our own core.
+        cached: taken from an earlier sweep with the same inputs.
+    """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     architecture: str
     recipe: str
+    family: str = ""
     status: Status
     failed_stage: Stage | None = None
     error_class: str | None = None
@@ -109,3 +120,10 @@ class CompatResult(Document):
     message: str = ""
     metrics: dict[str, float] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
+    inputs_sha256: str = ""
+    cached: bool = False
+
+    @property
+    def cell(self) -> str:
+        """Name of the cell: `MobileNet/wi8_ai8`."""
+        return f"{self.architecture}/{self.recipe}"
