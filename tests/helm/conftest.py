@@ -48,6 +48,12 @@ class Cluster:
 
     kubeconfig: str
     image: str
+    lab: Path | None = None
+
+    def load(self, image: str) -> None:
+        """Give the nodes an image of the local engine; a cluster that is not a lab's has to pull it itself."""
+        if self.lab:
+            subprocess.run([self.lab / "kube-load", image], check=True, capture_output=True, timeout=600)
 
 
 @pytest.fixture(scope="session")
@@ -64,8 +70,9 @@ def cluster() -> Iterator[Cluster]:
 def _lab_cluster(lab: Path) -> Cluster:
     image = "localhost/python:3.11-slim-bookworm"
     settings = subprocess.run([lab / "kube-up"], check=True, capture_output=True, text=True, timeout=600).stdout
-    for command in (["base-image"], ["kube-load", image]):
-        subprocess.run([lab / command[0], *command[1:]], check=True, capture_output=True, timeout=600)
+    subprocess.run([lab / "base-image"], check=True, capture_output=True, timeout=600)
     found = re.search(r"KUBECONFIG=['\"]?([^'\"\s;]+)", settings)
     assert found, f"kube-up printed no KUBECONFIG:\n{settings}"
-    return Cluster(found[1], image)
+    cluster = Cluster(found[1], image, lab)
+    cluster.load(image)
+    return cluster

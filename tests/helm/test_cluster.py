@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import gc
 import json
+import os
 import shutil
 import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 from uuid import uuid4
 
 import helm_python
@@ -15,10 +18,18 @@ import yaml
 from kubernetes import client, config
 from rendering import CHART, GLUE, SPEC, deployed_runner, merged, render
 
+from tfmot_ops.contract import Status
+
 LAUNCHER, STEP = "tfmot-ops-launcher", "tfmot-ops-step"
 WAIT_S = 120
+#: An image that docker/Dockerfile made, which the cluster is then given, for a step that does its work.
+IMAGE_VARIABLE = "TFMOT_OPS_IMAGE"
 # The first of them may find no cluster yet and wait for packages, an image and eight daemons.
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [
+    pytest.mark.timeout(1500),
+    # The provider leaves its connections to the collector.
+    pytest.mark.filterwarnings("ignore:Exception ignored in. <ssl.SSLSocket:pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,7 @@ def installed(cluster, chart_folder):
             launcher = _as_account(admin, namespace, LAUNCHER)
             yield Installed(namespace, jobs, values, helm, admin, launcher, cluster.image)
     finally:
+        gc.collect()  # here, where it is said what may turn up
         for name in (jobs, namespace):
             _ignore_absent(lambda name=name: core.delete_namespace(name))
 
@@ -139,6 +151,29 @@ def test_the_launcher_is_refused_elsewhere(installed):
     assert f'cannot create resource "pods" in API group "" in the namespace "{installed.namespace}"' in message
 
 
+def test_the_launchers_rights_are_enough_for_a_real_step(installed, cluster, tmp_path):
+    """The runner's whole way, by Airflow's own operator: launch, follow, read the result, delete."""
+    image = os.environ.get(IMAGE_VARIABLE)
+    if not image:
+        pytest.skip(f"{IMAGE_VARIABLE} names no image of docker/Dockerfile")
+    cluster.load(image)
+    kubeconfig = tmp_path / "launcher.yaml"
+    kubeconfig.write_text(_kubeconfig(installed.launcher), encoding="utf-8")
+    core, lines = client.CoreV1Api(installed.admin), []
+    # What the chart asks for is more than a small cluster has.
+    small = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "2", "memory": "2Gi"}}
+    outside = {"config_file": str(kubeconfig), "kubernetes_conn_id": None, "deferrable": False}
+    values = {"runner": {"image": image, "resources": small, "options": outside}}
+    runner, _ = deployed_runner(merged(installed.values, values))
+    # What the operator labels its pod with, to find it again.
+    ti = SimpleNamespace(dag_id="d", task_id="step", run_id="r", map_index=-1, try_number=1, xcom_push=lambda **_: None)
+    result = runner.start(SPEC, {"ti": ti, "run_id": "r", "dag": None}, lines.append).wait()
+    assert result.status is Status.OK
+    assert result.spec_sha256 == SPEC.sha256()
+    left = core.list_namespaced_pod(installed.jobs, label_selector="app.kubernetes.io/name=tfmot-ops").items
+    assert [pod for pod in left if pod.metadata.deletion_timestamp is None] == []
+
+
 def test_an_upgrade_changes_what_airflow_is_told(installed, chart_folder):
     core = client.CoreV1Api(installed.admin)
     with helm_python.Chart.load(chart_folder) as chart:
@@ -178,6 +213,24 @@ def _as_account(admin, namespace, name):
     own.host, own.ssl_ca_cert = admin.configuration.host, admin.configuration.ssl_ca_cert
     own.api_key = {"authorization": f"Bearer {token}"}
     return client.ApiClient(own)
+
+
+def _kubeconfig(api):
+    """What a program outside the cluster needs to be the account that this client is."""
+    own = api.configuration
+    cluster = {"server": own.host, "certificate-authority": own.ssl_ca_cert}
+    user = {"token": own.api_key["authorization"].removeprefix("Bearer ")}
+    context = {"cluster": "it", "user": "it"}
+    return yaml.safe_dump(
+        {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "it", "cluster": cluster}],
+            "users": [{"name": "it", "user": user}],
+            "contexts": [{"name": "it", "context": context}],
+            "current-context": "it",
+        }
+    )
 
 
 def _pod(installed, name, command='test ! -e /var/run/secrets/kubernetes.io && echo "uid $(id -u), no token"'):
