@@ -29,7 +29,12 @@ class Architecture:
         set_seed(seed)
         constructor = application_constructor(self.name)
         # A head on a random net only adds rounding noise; a mean gives one row of features a sample.
-        return constructor(weights=None, include_top=False, input_shape=(self.side, self.side, 3), pooling="avg")
+        return constructor(weights=None, include_top=False, input_shape=self.input_shape, pooling="avg")
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Of one image: (H, W, C)."""
+        return (self.side, self.side, 3)
 
     @property
     def pixel_range(self) -> tuple[float, float]:

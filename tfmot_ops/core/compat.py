@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from tfmot_ops.contract import CompatResult, Method, Quantization, Recipe, Stage, Status
-from tfmot_ops.core.catalog import Architecture
 from tfmot_ops.core.checkpoint import build_optimizer
 from tfmot_ops.core.evaluate import predict, sqnr_db
 from tfmot_ops.core.export import export_tflite
@@ -39,8 +38,27 @@ _STATISTICS_SAMPLES = 64
 _PACKAGES = ("tensorflow", "tf-keras", "tensorflow-model-optimization", "tfmot-ops")
 
 
+class Buildable(Protocol):
+    """What a cell takes: an `Architecture`, or a part of one."""
+
+    @property
+    def name(self) -> str:
+        """Names it in the result."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one sample: (H, W, C) for images."""
+
+    @property
+    def pixel_range(self) -> tuple[float, float]:
+        """Smallest and largest value its inputs have."""
+
+    def build(self, *, seed: int = 0) -> keras.Model:
+        """The model with one input, its weights decided by `seed`."""
+
+
 def check_architecture(
-    architecture: Architecture, recipe: Recipe, *, seed: int = 0, against_ptq: bool = True
+    architecture: Buildable, recipe: Recipe, *, seed: int = 0, against_ptq: bool = True, until: Stage = Stage.AGREE
 ) -> CompatResult:
     """Take one architecture through build, normalize, prune, strip, quantize, train, reload, export, invoke, agree.
 
@@ -54,6 +72,7 @@ def check_architecture(
         against_ptq: also convert the float model without training, and measure how well each file agrees with the
             model it was made from. The agree stage records the two figures and does not judge them: with random weights
             one seed says little, so whoever has several seeds compares their medians.
+        until: the last stage to go through.
 
     Returns:
         The result; `failed_stage`, `error_type` and `message` say what went wrong. Metrics: `layers`, `parameters`,
@@ -62,25 +81,31 @@ def check_architecture(
         `ptq_sqnr_db`, `<stage>_s` (CPU seconds), `<stage>_peak_bytes` and `peak_memory_bytes` (resident memory of the
         process, TensorFlow included).
     """
-    cell = _Cell(architecture, recipe, seed)
+    cell = _Cell(architecture, recipe, seed, until)
     try:
         cell.run(against_ptq=against_ptq)
+    except _Enough:
+        return cell.result(Status.OK)
     except Exception as error:  # noqa: BLE001 - whatever fails is this cell's result
         return cell.result(Status.FAILED, error)
     return cell.result(Status.OK)
 
 
+class _Enough(Exception):  # noqa: N818 - no error: the last stage that was asked for is done
+    pass
+
+
 class _Cell:
-    def __init__(self, architecture: Architecture, recipe: Recipe, seed: int) -> None:
+    def __init__(self, architecture: Buildable, recipe: Recipe, seed: int, until: Stage) -> None:
         self.architecture = architecture
         self.recipe = recipe
         self.seed = seed
+        self.until = until
         self.stage = Stage.BUILD
         self.metrics: dict[str, float] = {}
         low, high = architecture.pixel_range
         rng = np.random.default_rng(seed)
-        side = architecture.side
-        self.population = rng.uniform(low, high, (_STATISTICS_SAMPLES, side, side, 3)).astype(np.float32)
+        self.population = rng.uniform(low, high, (_STATISTICS_SAMPLES, *architecture.input_shape)).astype(np.float32)
         self.images = self.population[:_SAMPLES]
 
     def run(self, *, against_ptq: bool) -> None:
@@ -131,6 +156,8 @@ class _Cell:
 
     @contextmanager
     def _timed(self, stage: Stage) -> Iterator[None]:
+        if list(Stage).index(stage) > list(Stage).index(self.until):
+            raise _Enough
         self.stage = stage
         start = time.process_time()
         reset_peak()
