@@ -5,9 +5,9 @@ from __future__ import annotations
 import gc
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,7 +58,13 @@ class Buildable(Protocol):
 
 
 def check_architecture(
-    architecture: Buildable, recipe: Recipe, *, seed: int = 0, against_ptq: bool = True, until: Stage = Stage.AGREE
+    architecture: Buildable,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    against_ptq: bool = True,
+    until: Stage = Stage.AGREE,
+    on_stage: Callable[[Stage], None] = lambda _stage: None,
 ) -> CompatResult:
     """Take one architecture through build, normalize, prune, strip, quantize, train, reload, export, invoke, agree.
 
@@ -73,6 +79,7 @@ def check_architecture(
             model it was made from. The agree stage records the two figures and does not judge them: with random weights
             one seed says little, so whoever has several seeds compares their medians.
         until: the last stage to go through.
+        on_stage: told each stage as it is entered: what a process that dies was at.
 
     Returns:
         The result; `failed_stage`, `error_type` and `message` say what went wrong. Metrics: `layers`, `parameters`,
@@ -81,7 +88,7 @@ def check_architecture(
         `ptq_sqnr_db`, `<stage>_s` (CPU seconds), `<stage>_peak_bytes` and `peak_memory_bytes` (resident memory of the
         process, TensorFlow included).
     """
-    cell = _Cell(architecture, recipe, seed, until)
+    cell = _Cell(architecture, recipe, seed, until, on_stage)
     try:
         cell.run(against_ptq=against_ptq)
     except _Enough:
@@ -96,11 +103,19 @@ class _Enough(Exception):  # noqa: N818 - no error: the last stage that was aske
 
 
 class _Cell:
-    def __init__(self, architecture: Buildable, recipe: Recipe, seed: int, until: Stage) -> None:
+    def __init__(
+        self,
+        architecture: Buildable,
+        recipe: Recipe,
+        seed: int,
+        until: Stage,
+        on_stage: Callable[[Stage], None],
+    ) -> None:
         self.architecture = architecture
         self.recipe = recipe
         self.seed = seed
         self.until = until
+        self.on_stage = on_stage
         self.stage = Stage.BUILD
         self.metrics: dict[str, float] = {}
         low, high = architecture.pixel_range
@@ -151,7 +166,7 @@ class _Cell:
             error_type=None if error is None else type(error).__name__,
             message="" if error is None else str(error)[:2000],
             metrics=metrics,
-            versions={package: version(package) for package in _PACKAGES},
+            versions={package: _version(package) for package in _PACKAGES},
         )
 
     @contextmanager
@@ -159,6 +174,7 @@ class _Cell:
         if list(Stage).index(stage) > list(Stage).index(self.until):
             raise _Enough
         self.stage = stage
+        self.on_stage(stage)
         start = time.process_time()
         reset_peak()
         try:
@@ -261,3 +277,10 @@ def _flat(outputs: Any) -> npt.NDArray[Any]:
 
 def _difference(reference: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:
     return float(np.max(np.abs(reference - other)) / max(float(np.max(np.abs(reference))), 1e-12))
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return version(f"{package}-cpu")  # a CPU image has TensorFlow under this name

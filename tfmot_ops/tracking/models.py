@@ -74,7 +74,13 @@ def _forget(client: mlflow.MlflowClient, run_id: str) -> None:
 def _pinned(packages: tuple[str, ...]) -> list[str]:
     from importlib import metadata
 
-    return [f"{package}=={metadata.version(package)}" for package in packages]
+    def version(package: str) -> str:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return metadata.version(f"{package}-cpu")  # a CPU image has TensorFlow under this name
+
+    return [f"{package}=={version(package)}" for package in packages]
 
 
 def load_logged_model(uri: str, tracking_uri: str | None = None) -> Any:
