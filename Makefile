@@ -6,9 +6,10 @@ STAMP   := $(VENV)/.installed
 DATASET ?= digits
 MODEL   ?= resnet8
 RECIPE  ?= sparse50_wi8_ai8
+RECIPES ?= wi8_ai8,sparse50_wi8_ai8
 
 .DEFAULT_GOAL := help
-.PHONY: matrix help setup demo ui test helm check lock bench clean places
+.PHONY: sweep matrix help setup demo ui test helm check lock bench clean places
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -29,8 +30,11 @@ demo: setup ## train -> prune -> fine-tune -> strip -> quantize -> evaluate on r
 ui: setup ## Airflow and MLflow on loopback, Ctrl-C stops both
 	@$(BIN)/python -m tfmot_ops.demo ui
 
-matrix: setup ## all 71 architectures through the whole chain, resumable (ARCHITECTURES=, RECIPE=)
-	@$(BIN)/python -m tfmot_ops.sweep --architectures "$(ARCHITECTURES)" --recipe $(RECIPE)
+sweep: setup ## the compat matrix: every architecture through the whole chain, resumable (ARCHITECTURES=, RECIPES=)
+	@$(BIN)/tfmot-ops sweep --architectures "$(ARCHITECTURES)" --recipes "$(RECIPES)"
+
+matrix: RECIPES = $(RECIPE)
+matrix: sweep ## the same with one recipe (ARCHITECTURES=, RECIPE=)
 
 test: setup ## the whole suite
 	@$(BIN)/python -m pytest
@@ -58,6 +62,7 @@ lock: setup ## pin every requirement with hashes, without index URLs
 	@$(COMPILE) --extra worker --overrides docker/cpu.overrides.txt pyproject.toml docker/cpu.in -o requirements/worker-cpu.txt
 	@$(COMPILE) --extra worker pyproject.toml docker/gpu.in -o requirements/worker-gpu.txt
 	@$(COMPILE) docker/build.in -o requirements/build.txt
+	@$(COMPILE) docker/mlflow.in -o requirements/mlflow.txt
 
 clean: ## remove .venv and what the demo wrote
 	@rm -rf $(VENV) .demo
