@@ -45,11 +45,12 @@ helm: setup ## the Helm chart: lint, render, refusals, strict validation; instal
 places: setup ## steps in a real Docker engine and a real cluster, the image included (TFMOT_OPS_LAB= names scripts for both)
 	@TFMOT_OPS_PLACES=1 $(BIN)/python -m pytest tests/places
 
-check: setup ## ruff, mypy --strict, import-linter, lean imports
+check: setup ## ruff, mypy --strict, import-linter, hadolint, lean imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/hadolint docker/Dockerfile
 	@$(BIN)/python -m pytest -q tests/contract/test_lean_import.py
 
 bench: setup ## what quantising, exporting, training and inference cost, as ratios (QUESTIONS="quantize growth")
