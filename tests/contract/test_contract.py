@@ -57,7 +57,7 @@ OPTIONS = (
     RegisterOptions(name="digits", metrics={"accuracy": 0.9}, gates={"accuracy": 0.8}),
     ListOptions(what="models"),
     CompatOptions(architectures=("MobileNetV2",), recipe="wi8_ai8"),
-    SummarizeOptions(steps={"train": {"accuracy": 0.9}}),
+    SummarizeOptions(architectures=("MobileNet",), recipes=("wi8_ai8",)),
     CloseRunOptions(steps={"train": {"accuracy": 0.9}}, failed=("quantize",)),
 )
 

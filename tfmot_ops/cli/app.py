@@ -195,6 +195,76 @@ def list_names(
 
 
 @app.command()
+def sweep(  # noqa: PLR0917 - typer reads the options from the signature, nobody calls it
+    architectures: Annotated[
+        str, typer.Option(help="Names, separated by commas.  [default: the whole catalogue]")
+    ] = "",
+    recipes: Annotated[str, typer.Option(help="Names or files, separated by commas.")] = "wi8_ai8,sparse50_wi8_ai8",
+    report: Annotated[Path, typer.Option(help="Folder for the page and the repros.", metavar="DIR")] = Path(
+        "sweep-report"
+    ),
+    folder: Annotated[Path, typer.Option(help="Keeps finished cells and sweeps.", metavar="DIR")] = Path(".sweep"),
+    force: Annotated[
+        bool, typer.Option("--force", help="Run every cell, also those whose inputs did not change.")
+    ] = False,
+    accept: Annotated[bool, typer.Option("--accept", help="Write what is found to expected.yaml.")] = False,
+    jobs: Annotated[int, typer.Option(min=0, help="Cells at once.  [default: one a core]", show_default=False)] = 0,
+    time_limit: Annotated[float, typer.Option(min=1, help="Seconds a cell may take.")] = 3600,
+    memory_limit: Annotated[float, typer.Option(min=0.5, help="GiB a cell may hold; never more than there is.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Decides weights and images.")] = 0,
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(help="MLflow.  [default: none]", envvar=["TFMOT_OPS_TRACKING_URI", "MLFLOW_TRACKING_URI"]),
+    ] = None,
+    experiment: Annotated[str, typer.Option(help="MLflow experiment.")] = "tfmot_ops_sweep",
+    as_json: Annotated[bool, typer.Option("--json", help="The SweepResult as JSON on stdout.")] = False,
+) -> None:
+    """Take every architecture through the whole chain, each in its own process, and say what broke.
+
+    Exit code 4 when a cell got worse than expected.yaml or the last good sweep say, after all is recorded.
+    """
+    from rich.console import Console
+
+    from tfmot_ops.cli.sweep import PAGE, accept_sweep, run_sweep
+    from tfmot_ops.recipe_file import is_recipe_file, read_recipe
+    from tfmot_ops.sweep.limits import Limits
+    from tfmot_ops.sweep.listing import print_listing
+    from tfmot_ops.sweep.progress import Progress
+    from tfmot_ops.sweep.run import Sweep
+
+    named = [name for name in recipes.split(",") if name]
+    plan = Sweep(
+        folder=folder,
+        architectures=tuple(name for name in architectures.split(",") if name),
+        recipes=tuple(_decode(read_recipe(name) if is_recipe_file(name) else name) for name in named),
+        seed=seed,
+        jobs=jobs,
+        limits=Limits(time_limit, memory_limit * 2**30),
+        force=force,
+    )
+    console = Console(stderr=True) if as_json else Console()
+    with Progress(console, len(plan.cells())) as progress:
+        tracking = (tracking_uri, experiment) if tracking_uri else None
+        done = run_sweep(plan, report, tracking, progress, _say_on_stderr)
+    if as_json:
+        typer.echo(done.sweep.model_dump_json(indent=1))
+    print_listing(console, done.sweep)
+    console.print(f"page: {done.folder / PAGE}", highlight=False, soft_wrap=True)
+    if accept:
+        console.print(f"expected from now on: {accept_sweep(done.sweep)}", highlight=False, soft_wrap=True)
+    elif done.sweep.judgement.improvements:
+        console.print("cells pass that were expected to fail: take them over with --accept")
+    if not (accept or done.sweep.judgement.is_good):
+        raise typer.Exit(StepFailedError.exit_code)
+
+
+def _decode(recipe: Any) -> Any:
+    from tfmot_ops.core import recipes
+
+    return recipes.resolve(recipe)
+
+
+@app.command()
 def doctor(
     tracking_uri: Annotated[
         str | None, typer.Option(help="MLflow to reach.", envvar=["TFMOT_OPS_TRACKING_URI", "MLFLOW_TRACKING_URI"])

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from tfmot_ops.contract import StepResult, StepSpec, TrainOptions
+from tfmot_ops.contract import CompatOptions, StepResult, StepSpec, SummarizeOptions, TrainOptions
 from tfmot_ops.errors import SpecError, TfmotOpsError
 from tfmot_ops.refusal import refusal
 
@@ -141,6 +141,7 @@ def _run(spec: StepSpec, run: StepRun | None, workdir: Path, say: Callable[[str]
     # The contract holds that one of the two is given.
     store: Store = run.store if run is not None else FsspecStore(str(spec.output_uri))
     local = _with_local_model(spec, workdir)
+    _bring_earlier_sweeps(spec, workdir)
     result = steps.run_step(local, store, workdir, Teller(say, run))
     if local is not spec and isinstance(spec.options, TrainOptions):
         # The answer is to the spec that was asked, not to the one with a path of this machine in it.
@@ -166,6 +167,19 @@ def _with_local_model(spec: StepSpec, workdir: Path) -> StepSpec:
         )
     path = fetch_model(spec.options.model, workdir / "logged", spec.tracking.uri)
     return spec.model_copy(update={"options": spec.options.model_copy(update={"model": str(path)})})
+
+
+def _bring_earlier_sweeps(spec: StepSpec, workdir: Path) -> None:
+    """Give the steps of a sweep what MLflow knows of the sweeps before: steps know files only."""
+    if spec.tracking is None or not isinstance(spec.options, CompatOptions | SummarizeOptions):
+        return
+    from tfmot_ops.steps.sweep import EARLIER
+    from tfmot_ops.tracking import earlier_sweeps
+
+    folder = workdir / EARLIER
+    folder.mkdir(parents=True, exist_ok=True)
+    for sweep in earlier_sweeps(spec.tracking.uri, spec.tracking.experiment):
+        (folder / f"{sweep.sweep_id}.json").write_text(sweep.model_dump_json(), encoding="utf-8")
 
 
 def _quiet() -> None:

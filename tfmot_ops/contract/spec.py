@@ -127,22 +127,37 @@ class ListOptions(Document):
 
 
 class CompatOptions(Document):
-    """Run cells of the compat matrix; a red cell is a result, not a failure."""
+    """Run cells of the compat matrix; a red cell is a result, not a failure. The answer is the output `cells` (JSON).
+
+    Attributes:
+        label: names the shard in the UI.
+        force: run every cell, also those whose inputs did not change.
+        time_limit_s: wall time that a cell may take.
+        memory_limit_gib: resident memory that a cell may hold.
+    """
 
     kind: Literal["compat"] = "compat"
     architectures: tuple[str, ...] = Field(min_length=1)
     recipe: RecipeRef
+    label: str = ""
+    force: bool = False
+    time_limit_s: float = Field(default=3600.0, gt=0.0)
+    memory_limit_gib: float = Field(default=16.0, gt=0.0)
 
 
 class SummarizeOptions(Document):
-    """Put the figures of the steps on the parent run.
+    """Judge a sweep and make its page; inputs are the `cells` of its shards, the answer the outputs `sweep`, `page`.
 
     Attributes:
-        steps: step name -> its metrics.
+        architectures: all that were asked for: one without a cell is missing, and counts as failed.
+        recipes: names of all that were asked for.
+        repros: look for the smallest part of each regression that still fails.
     """
 
     kind: Literal["summarize"] = "summarize"
-    steps: dict[str, dict[str, float]] = Field(default_factory=dict)
+    architectures: tuple[str, ...] = Field(min_length=1)
+    recipes: tuple[str, ...] = Field(min_length=1)
+    repros: bool = True
 
 
 class CloseRunOptions(Document):

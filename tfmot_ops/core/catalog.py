@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
 
 from tfmot_ops.core.legacy_keras import keras
-from tfmot_ops.core.models import application_constructor, application_constructors, smallest_side
+from tfmot_ops.core.models import (
+    ENTRY_POINT_GROUP,
+    application_constructor,
+    application_constructors,
+    smallest_side,
+)
 from tfmot_ops.core.training import set_seed
+
+_REGISTERED = "registered"
+#: What a registered model is built for: small images, some classes.
+_REGISTERED_SIDE = 32
+_CLASSES = 10
 
 
 @dataclass(frozen=True)
@@ -15,8 +27,8 @@ class Architecture:
     """One architecture.
 
     Attributes:
-        name: its constructor in tf_keras.applications.
-        family: the module that defines it (`mobilenet_v3`).
+        name: its constructor in tf_keras.applications, or its name under the entry-point group `tfmot_ops.models`.
+        family: the module that defines it (`mobilenet_v3`), `registered` for a model of an installed package.
         side: smallest height and width in pixels that it takes.
     """
 
@@ -27,7 +39,9 @@ class Architecture:
     def build(self, *, seed: int = 0) -> keras.Model:
         """The model with random weights decided by `seed`, without its head, for images [N, side, side, 3]."""
         set_seed(seed)
-        constructor = application_constructor(self.name)
+        constructor = self.constructor
+        if self.family == _REGISTERED:
+            return constructor(self.input_shape, _CLASSES)
         # A head on a random net only adds rounding noise; a mean gives one row of features a sample.
         return constructor(weights=None, include_top=False, input_shape=self.input_shape, pooling="avg")
 
@@ -37,15 +51,25 @@ class Architecture:
         return (self.side, self.side, 3)
 
     @property
+    def constructor(self) -> Callable[..., keras.Model]:
+        """What builds it."""
+        if self.family != _REGISTERED:
+            return application_constructor(self.name)
+        loaded: Callable[..., keras.Model] = _registered()[self.name].load()
+        return loaded
+
+    @property
     def pixel_range(self) -> tuple[float, float]:
         """Smallest and largest pixel value its inputs have."""
+        if self.family == _REGISTERED:
+            return (0.0, 1.0)
         signature = inspect.signature(application_constructor(self.name))
         return (0.0, 255.0) if "include_preprocessing" in signature.parameters else (-1.0, 1.0)
 
 
 def catalogue() -> dict[str, Architecture]:
-    """Name -> architecture, by name; all constructors of tf_keras.applications."""
-    return {name: architecture(name) for name in application_constructors()}
+    """Name -> architecture, by name: all constructors of tf_keras.applications, and models of installed packages."""
+    return {name: architecture(name) for name in sorted({*application_constructors(), *_registered()})}
 
 
 def architecture(name: str) -> Architecture:
@@ -54,5 +78,13 @@ def architecture(name: str) -> Architecture:
     Raises:
         SpecError: there is none of this name.
     """
+    if name in _registered():
+        return Architecture(name, _REGISTERED, _REGISTERED_SIDE)
     family = application_constructor(name).__module__.rsplit(".", 1)[-1]
     return Architecture(name, family, smallest_side(name))
+
+
+def _registered() -> dict[str, EntryPoint]:
+    # A constructor of tf_keras is found first, so a registered name cannot hide it.
+    known = application_constructors()
+    return {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP) if entry.name not in known}

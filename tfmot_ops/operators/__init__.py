@@ -12,16 +12,20 @@ from tfmot_ops.operators.step import (
     StripOperator,
     TrainOperator,
 )
+from tfmot_ops.operators.sweep import CompatSweepOperator, ListOperator, SummarizeSweepOperator
 
 __all__ = [
     "CloseRunOperator",
+    "CompatSweepOperator",
     "EvaluateOperator",
     "FineTuneOperator",
+    "ListOperator",
     "MlflowRunLink",
     "OpenRunOperator",
     "PruneOperator",
     "QuantizeOperator",
     "StepOperator",
     "StripOperator",
+    "SummarizeSweepOperator",
     "TrainOperator",
 ]

@@ -20,6 +20,11 @@ def get_provider_info() -> dict[str, Any]:
                 "tags": ["software"],
             }
         ],
-        "operators": [{"integration-name": "tfmot_ops", "python-modules": ["tfmot_ops.operators.step"]}],
+        "operators": [
+            {
+                "integration-name": "tfmot_ops",
+                "python-modules": ["tfmot_ops.operators.step", "tfmot_ops.operators.sweep"],
+            }
+        ],
         "extra-links": ["tfmot_ops.operators.links.MlflowRunLink"],
     }

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from tfmot_ops.contract import ArtifactFormat, Method, Recipe
 from tfmot_ops.errors import SpecError, StepFailedError
+from tfmot_ops.steps import sweep
 from tfmot_ops.steps.figures import measure_layers, measure_run, measure_sparse_encoding
 from tfmot_ops.steps.work import FLOAT, Work
 
@@ -151,10 +152,10 @@ def catalogue(what: str) -> dict[str, str]:
         SpecError: there is no such catalogue.
     """
     from tfmot_ops import core, data
-    from tfmot_ops.core import models
+    from tfmot_ops.core import catalog, models
 
     catalogues: dict[str, Callable[[], dict[str, str]]] = {
-        "architectures": lambda: {name: f"application:{name}" for name in core.application_constructors()},
+        "architectures": lambda: {name: each.family for name, each in catalog.catalogue().items()},
         "models": models.available_models,
         "datasets": data.available_datasets,
         "recipes": lambda: {name: _in_words(recipe) for name, recipe in core.recipes.presets().items()},
@@ -173,17 +174,8 @@ def _in_words(recipe: Recipe) -> str:
     return "; ".join(parts)
 
 
-def _compat(work: Work) -> None:
-    raise SpecError(
-        "compat comes with the sweep, which this version does not have",
-        required="a kind that this version runs: " + ", ".join(sorted(set(KINDS) - {"compat"})),
-        received=work.spec.options.kind,
-        remedy="use a version of tfmot_ops that has tfmot_ops.core.compat",
-    )
-
-
 def _record(work: Work) -> None:
-    """Nothing to compute: the tracking side does the work of open_run, close_run and summarize."""
+    """Nothing to compute: the tracking side does the work of open_run and close_run."""
     work.progress.message(f"{work.spec.options.kind}: {work.spec.step_id}")
 
 
@@ -200,7 +192,7 @@ KINDS: dict[str, Callable[[Work], None]] = {
     "evaluate": _evaluate,
     "register": _register,
     "list": _list,
-    "compat": _compat,
-    "summarize": _record,
+    "compat": sweep.compat,
+    "summarize": sweep.summarize,
     "close_run": _record,
 }

@@ -1,24 +1,47 @@
-"""One cell in a process of its own: `python -m tfmot_ops.sweep.cell ARCHITECTURE RECIPE RESULT`."""
+"""One cell in a process of its own: `python -m tfmot_ops.sweep.cell ARCHITECTURE RECIPE RESULT [SEED]`."""
 
 from __future__ import annotations
 
+import ctypes
+import signal
 import sys
 from pathlib import Path
 
+_PR_SET_PDEATHSIG = 1
+
 
 def main(arguments: list[str]) -> int:
-    """Run a cell and write its CompatResult, to a temporary name first."""
-    name, recipe, path = arguments[0], arguments[1], Path(arguments[2])
+    """Run a cell and write its CompatResult, complete or not at all; tell each stage on stderr.
+
+    The recipe is a name, or a file with the JSON of one.
+    """
+    name, asked, path = arguments[0], arguments[1], Path(arguments[2])
     seed = int(arguments[3]) if len(arguments) > 3 else 0  # noqa: PLR2004 - the optional fourth
+    _die_with_parent()
+    from tfmot_ops.contract import Recipe, Stage
     from tfmot_ops.core import recipes
     from tfmot_ops.core.catalog import architecture
     from tfmot_ops.core.compat import check_architecture
 
-    result = check_architecture(architecture(name), recipes.decode(recipe), seed=seed)
+    is_file = Path(asked).is_file()
+    recipe = Recipe.model_validate_json(Path(asked).read_text(encoding="utf-8")) if is_file else recipes.decode(asked)
+
+    def on_stage(stage: Stage) -> None:
+        sys.stderr.write(f"stage: {stage.value}\n")
+        sys.stderr.flush()
+
+    result = check_architecture(architecture(name), recipe, seed=seed, on_stage=on_stage)
     part = path.with_suffix(".part")
-    part.write_text(result.model_dump_json(indent=1))
-    part.rename(path)
+    part.write_text(result.model_dump_json(indent=1), encoding="utf-8")
+    part.replace(path)
     return 0
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this process when the one that started it ends; Linux only, elsewhere it lives on."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -1,91 +1,226 @@
-"""Run cells, each in its own process, as many at once as asked; what is on disk already is not run again."""
+"""Run cells, each in its own process under limits, packed by the memory they need; what is on disk is not run again."""
 
 from __future__ import annotations
 
-import hashlib
+import fcntl
 import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
+from typing import Protocol
 
-from tfmot_ops.contract import CompatResult, Status
+from tfmot_ops.contract import CompatResult, Recipe, Status
+from tfmot_ops.sweep.classes import classify
+from tfmot_ops.sweep.limits import Ended, Limits, run_limited
+from tfmot_ops.sweep.plan import Cost, pick
 
-#: Called with each result and whether it was on disk already.
-OnResult = Callable[[CompatResult, bool], None]
-#: Seconds after which a cell has failed; the slowest took a tenth of it on two cores.
-TIME_LIMIT_S = 3600
-
-
-def fingerprint() -> str:
-    """What the results depend on in this package: a digest of its core and contract."""
-    digest = hashlib.sha256()
-    package = Path(__file__).parents[1]
-    for folder in ("contract", "core"):
-        for path in sorted((package / folder).rglob("*.py")):
-            digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:12]
+_LOG_TAIL = 2000
 
 
-def run_matrix(
-    architectures: Iterable[str],
-    recipe: str,
-    folder: Path,
-    *,
-    seed: int = 0,
-    jobs: int = 1,
-    on_result: OnResult = lambda _result, _cached: None,
-) -> list[CompatResult]:
-    """Run the cells of one recipe.
+@dataclass(frozen=True)
+class Cell:
+    """One cell to run.
 
-    Args:
-        architectures: names in the catalogue.
-        recipe: name that the decoder knows.
-        folder: one JSON file a finished cell; a cell whose file is there is not run again.
+    Attributes:
+        architecture: name in the catalogue.
+        recipe: with a quantisation.
+        family: module that defines the architecture.
+        inputs_sha256: digest of all that decides the result (see `tfmot_ops.sweep.inputs`).
         seed: decides weights and images.
-        jobs: processes at once.
-        on_result: told each result as it comes.
-
-    Returns:
-        One result an architecture, in the order given. A process that died is a result, too.
     """
-    names = list(architectures)
-    folder.mkdir(parents=True, exist_ok=True)
-    results: dict[str, CompatResult] = {}
-    waiting = []
-    for name in names:
-        path = folder / f"{name}.json"
-        if path.exists():
-            results[name] = CompatResult.model_validate_json(path.read_text())
-            on_result(results[name], True)
-        else:
-            waiting.append(name)
-    with ThreadPoolExecutor(max(1, jobs)) as pool:
-        futures = [pool.submit(_run_cell, name, recipe, folder / f"{name}.json", seed) for name in waiting]
-        for future in as_completed(futures):
-            result = future.result()
-            results[result.architecture] = result
-            on_result(result, False)
-    return [results[name] for name in names]
+
+    architecture: str
+    recipe: Recipe
+    family: str = ""
+    inputs_sha256: str = ""
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """`MobileNet/wi8_ai8`."""
+        return f"{self.architecture}/{self.recipe.name}"
 
 
-def _run_cell(name: str, recipe: str, path: Path, seed: int) -> CompatResult:
-    command = [sys.executable, "-m", "tfmot_ops.sweep.cell", name, recipe, str(path), str(seed)]
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    try:
-        with (path.with_suffix(".log")).open("w") as log:
-            code = subprocess.run(command, stdout=log, stderr=log, env=environment, timeout=TIME_LIMIT_S, check=False)
-    except subprocess.TimeoutExpired:
-        return _failed(name, recipe, "timeout", f"no result after {TIME_LIMIT_S} s")
-    if path.exists():
-        return CompatResult.model_validate_json(path.read_text())
-    tail = path.with_suffix(".log").read_text(errors="replace")[-2000:]
-    return _failed(name, recipe, "crash", f"the process ended with code {code.returncode} and no result\n{tail}")
+class Watcher(Protocol):
+    """Told how a sweep gets on."""
+
+    def started(self, cell: str) -> None:
+        """A cell's process was started."""
+
+    def ended(self, result: CompatResult) -> None:
+        """A cell has its result, run or found."""
 
 
-def _failed(name: str, recipe: str, error_class: str, message: str) -> CompatResult:
-    # Not kept on disk: an interrupted cell is run again.
-    return CompatResult(
-        architecture=name, recipe=recipe, status=Status.FAILED, error_class=error_class, message=message
-    )
+class _Nobody:
+    def started(self, cell: str) -> None:
+        pass
+
+    def ended(self, result: CompatResult) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Where and how cells run.
+
+    Attributes:
+        folder: results and logs, `<architecture>-<recipe>-<digest>.json`; a cell that has its result there is not run
+            again, also when another sweep is putting it there at the moment.
+        jobs: cells at once, at most.
+        memory_bytes: that all cells together may need.
+        limits: of each cell.
+        costs: architecture -> what its cells are known to need.
+        python: interpreter that runs the cells; another environment's for a forecast.
+        force: run every cell, whatever is on disk.
+    """
+
+    folder: Path
+    jobs: int = 1
+    memory_bytes: float = 16 * 2**30
+    limits: Limits = field(default_factory=Limits)
+    costs: Mapping[str, Cost] = field(default_factory=dict)
+    python: str = sys.executable
+    force: bool = False
+
+    def run(
+        self, cells: Iterable[Cell], known: Mapping[str, CompatResult] | None = None, watcher: Watcher | None = None
+    ) -> list[CompatResult]:
+        """Run the cells.
+
+        Args:
+            cells: what to run.
+            known: digest of a cell's inputs -> result of an earlier sweep, taken instead of running.
+            watcher: told how it goes.
+
+        Returns:
+            One result a cell, in the order given.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        cells, watcher, results = list(cells), watcher or _Nobody(), {}
+        for cell in cells:
+            found = None if self.force else self._found(cell) or (known or {}).get(cell.inputs_sha256)
+            if found is not None:
+                results[cell.name] = found.model_copy(update={"cached": True})
+                watcher.ended(results[cell.name])
+        left = [cell for cell in cells if cell.name not in results]
+        results |= self._run_packed(left, watcher)
+        return [results[cell.name] for cell in cells]
+
+    def _cost(self, cell: Cell) -> Cost:
+        return self.costs.get(cell.architecture, Cost())
+
+    def _run_packed(self, cells: list[Cell], watcher: Watcher) -> dict[str, CompatResult]:
+        waiting = sorted(cells, key=lambda cell: (-self._cost(cell).cpu_s, cell.name))
+        running: dict[Future[CompatResult], Cell] = {}
+        results: dict[str, CompatResult] = {}
+        stop, begun = Event(), time.time()
+        with ThreadPoolExecutor(max(1, self.jobs)) as pool:
+            try:
+                while waiting or running:
+                    costs = [self._cost(cell) for cell in waiting]
+                    taken = [self._cost(cell) for cell in running.values()]
+                    index = pick(costs, taken, jobs=max(1, self.jobs), memory_bytes=self.memory_bytes)
+                    if index is not None:
+                        cell = waiting.pop(index)
+                        watcher.started(cell.name)
+                        running[pool.submit(self._run_cell, cell, stop, begun)] = cell
+                        continue
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        result = future.result()
+                        results[running.pop(future).name] = result
+                        watcher.ended(result)
+            except BaseException:
+                stop.set()  # Ctrl-C: the children go, finished cells stay on disk
+                raise
+        return results
+
+    def _path(self, cell: Cell) -> Path:
+        name = f"{cell.architecture}-{cell.recipe.name}-{cell.inputs_sha256[:16] or 'any'}-seed{cell.seed}.json"
+        return self.folder / name.replace("/", "_")
+
+    def _found(self, cell: Cell, newer_than: float = 0.0) -> CompatResult | None:
+        path = self._path(cell)
+        if not path.exists() or path.stat().st_mtime < newer_than:
+            return None
+        return CompatResult.model_validate_json(path.read_text(encoding="utf-8"))
+
+    def _run_cell(self, cell: Cell, stop: Event, begun: float) -> CompatResult:
+        path = self._path(cell)
+        with _alone(path.with_suffix(".lock")):
+            # Another sweep may have run it while this one waited for its turn.
+            found = self._found(cell, begun if self.force else 0.0)
+            if found is not None:
+                return found.model_copy(update={"cached": True})
+            asked, answer = path.with_suffix(".recipe"), path.with_suffix(".answer")
+            asked.write_text(cell.recipe.model_dump_json(), encoding="utf-8")
+            answer.unlink(missing_ok=True)
+            command = [self.python, "-m", "tfmot_ops.sweep.cell", cell.architecture, str(asked), str(answer)]
+            ended = run_limited(
+                [*command, str(cell.seed)], path.with_suffix(".log"), self.limits, self._environment(), stop
+            )
+            asked.unlink(missing_ok=True)
+            result = self._judged(cell, ended, answer, path.with_suffix(".log"))
+            if ended.limit != "stopped":
+                answer.write_text(result.model_dump_json(indent=1), encoding="utf-8")
+                answer.replace(path)
+            return result
+
+    def _environment(self) -> dict[str, str]:
+        # Cells share the cores: one thread each wastes none of them on waiting.
+        threads = str(max(1, (os.cpu_count() or 1) // max(1, self.jobs)))
+        quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads}
+        return {**os.environ, **quiet}
+
+    def _judged(self, cell: Cell, ended: Ended, answer: Path, log: Path) -> CompatResult:
+        identity = {"family": cell.family, "inputs_sha256": cell.inputs_sha256}
+        if answer.exists() and ended.limit is None and ended.exit_code == 0:
+            result = CompatResult.model_validate_json(answer.read_text(encoding="utf-8"))
+            failed = result.status is not Status.OK
+            metrics = {**result.metrics, "wall_s": ended.duration_s}
+            kind = classify(result) if failed else None
+            return result.model_copy(update={**identity, "error_class": kind, "metrics": metrics})
+        kinds = {"time": "timeout", "memory": "out_of_memory"}
+        kind = kinds.get(ended.limit or "", "crash" if ended.exit_code < 0 else "unknown")
+        tail = log.read_text(encoding="utf-8", errors="replace")[-_LOG_TAIL:]
+        stage = _last_stage(tail)
+        return CompatResult.model_validate(
+            {
+                **identity,
+                "architecture": cell.architecture,
+                "recipe": cell.recipe.name,
+                "status": Status.FAILED,
+                "failed_stage": stage,
+                "error_class": kind,
+                "message": f"{_told(ended, self.limits)}\n{tail}",
+                "metrics": {"wall_s": ended.duration_s, "peak_memory_bytes": ended.peak_bytes},
+            }
+        )
+
+
+def _told(ended: Ended, limits: Limits) -> str:
+    if ended.limit == "time":
+        return f"no result after {limits.time_s:g} s, the limit of a cell"
+    if ended.limit == "memory":
+        return f"{ended.peak_bytes / 2**30:.1f} GiB resident, more than the {limits.memory_bytes / 2**30:.1f} of a cell"
+    if ended.limit == "stopped":
+        return "stopped with the sweep"
+    return f"the process ended with code {ended.exit_code} and no result"
+
+
+def _last_stage(log: str) -> str | None:
+    """The stage a cell was in: it writes each to its log as it enters it."""
+    lines = [line for line in log.splitlines() if line.startswith("stage: ")]
+    return lines[-1].removeprefix("stage: ") if lines else None
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process at a time, by a lock that the kernel gives back however its holder ends."""
+    with path.open("w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

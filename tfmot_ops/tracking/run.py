@@ -24,6 +24,7 @@ from tfmot_ops.contract import (
 from tfmot_ops.errors import SpecError
 from tfmot_ops.tracking.client import MlflowStore, connect
 from tfmot_ops.tracking.models import log_keras_model, register_tflite
+from tfmot_ops.tracking.sweep import log_sweep
 
 _KEY_TAG = "tfmot_ops.key"
 _PARENT_TAG = "mlflow.parentRunId"
@@ -114,8 +115,10 @@ class StepRun:
         """
         result = result.model_copy(update={"tracking_run_id": self.run_id})
         options = self._spec.options
-        if isinstance(options, CloseRunOptions | SummarizeOptions):
+        if isinstance(options, CloseRunOptions):
             self._log_metrics(summary(options.steps))
+        elif isinstance(options, SummarizeOptions) and result.status is Status.OK:
+            log_sweep(self._client, self.run_id, workdir)
         else:
             self._record(result)
         if isinstance(options, RegisterOptions) and result.status is Status.OK:
@@ -144,9 +147,10 @@ class StepRun:
 
     def _end(self, result: StepResult) -> None:
         options = self._spec.options
-        if options.kind in ("open_run", "summarize") and result.status is Status.OK:
+        if options.kind == "open_run" and result.status is Status.OK:
             return  # the parent stays open for the steps to come
         failed = result.status is not Status.OK or bool(getattr(options, "failed", ()))
+        failed = failed or bool(result.metrics.get("regressions", 0) + result.metrics.get("missing", 0))
         if result.error is not None:
             self._client.set_tag(self.run_id, "mlflow.note.content", f"```\n{result.error.message}\n```")
         self._client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED")

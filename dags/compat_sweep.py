@@ -1,0 +1,101 @@
+"""Every night: each architecture of the catalogue through the whole chain; what survives, what broke, and why."""
+
+from datetime import datetime, timedelta
+from typing import Any, cast
+
+from airflow.sdk import DAG, Param, task
+
+from tfmot_ops.contract import PRESET_RECIPES, Device
+from tfmot_ops.operators import CompatSweepOperator, ListOperator, OpenRunOperator, SummarizeSweepOperator
+from tfmot_ops.operators.notify import LogNotifier
+from tfmot_ops.runners import RUNNERS
+from tfmot_ops.sweep.plan import DEFAULT_RECIPES, Weight
+
+PARAMS = {
+    "architectures": Param(
+        [],
+        type="array",
+        items={"type": "string", "minLength": 1},
+        description="Names, one a line; empty for the whole catalogue.",
+    ),
+    "recipes": Param(
+        list(DEFAULT_RECIPES),
+        type="array",
+        minItems=1,
+        items={"type": "string", "enum": list(PRESET_RECIPES)},
+        examples=list(PRESET_RECIPES),
+    ),
+    "force": Param(False, type="boolean", description="Run every cell, also those whose inputs did not change."),
+    "time_limit_s": Param(3600, type="number", exclusiveMinimum=0, description="Wall time that a cell may take."),
+    "memory_limit_gib": Param(16, type="number", exclusiveMinimum=0, description="Memory that a cell may hold."),
+    "runner": Param(
+        None,
+        type=["null", "string"],
+        enum=[None, *RUNNERS],
+        description="Where the cells run. Empty: as the deployment says, else in local processes.",
+    ),
+    "device": Param("cpu", type="string", enum=[device.value for device in Device]),
+}
+
+with DAG(
+    "compat_sweep",
+    description="the compat matrix: architectures x recipes, judged against what is expected",
+    doc_md=__doc__,
+    schedule="0 2 * * *",
+    start_date=datetime(2026, 1, 1),  # noqa: DTZ001 - Airflow takes it as UTC
+    catchup=False,
+    max_active_runs=1,
+    tags=["tfmot_ops"],
+    params=PARAMS,
+    render_template_as_native_obj=True,
+    default_args={
+        # For the place's sake only: a red cell is a result.
+        "retries": 2,
+        "retry_delay": timedelta(seconds=10),
+        "device": "{{ params.device }}",
+        "experiment": "tfmot_ops_sweep",
+    },
+) as dag:
+    open_run = OpenRunOperator(task_id="open_run", options={"name": "sweep", "parameters": "{{ params }}"})
+    listing = ListOperator(task_id="list", options={"what": "architectures"}, parent_run=open_run.output)
+
+    @task(multiple_outputs=True)
+    def plan(known: Any, params: dict[str, Any]) -> dict[str, Any]:
+        """Deal the cells into shards of one weight class each."""
+        from tfmot_ops.sweep.expected import costs, read_expected
+        from tfmot_ops.sweep.plan import Weight, shards
+
+        asked = params["architectures"] or known["parameters"]["list"]
+        dealt = shards(asked, params["recipes"], costs(read_expected()))
+        limits = {name: params[name] for name in ("force", "time_limit_s", "memory_limit_gib")}
+        mapped = {
+            weight.value: [
+                {"architectures": list(s.architectures), "recipe": s.recipe, "label": s.label, **limits}
+                for s in dealt
+                if s.weight is weight
+            ]
+            for weight in Weight
+        }
+        return {**mapped, "asked": asked}
+
+    # Airflow's stubs know neither a template as an argument nor the keys of several outputs.
+    planned: Any = plan(listing.output, cast("Any", "{{ params }}"))
+    groups = [
+        CompatSweepOperator.partial(
+            task_id=weight.value,
+            pool_slots=weight.pool_slots,
+            parent_run=open_run.output,
+            map_index_template="{{ task.options['label'] }}",
+        ).expand(options=planned[weight.value])
+        for weight in Weight
+    ]
+    summarize = SummarizeSweepOperator(
+        task_id="summarize",
+        shards=[group.output for group in groups],
+        options={"architectures": planned["asked"], "recipes": "{{ params.recipes }}"},
+        parent_run=open_run.output,
+        # Whatever happened to the shards: what they left is judged, what they did not leave is missing.
+        trigger_rule="all_done",
+        on_failure_callback=LogNotifier(),
+    )
+    groups >> summarize
