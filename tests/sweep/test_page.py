@@ -171,7 +171,7 @@ def five_thousand() -> SweepResult:
 
 def test_a_thousand_architectures_under_five_recipes_fit_in_a_page():
     size = len(render_page(five_thousand(), history(29)).encode())
-    assert size < 6_000_000, f"{size / 1e6:.1f} MB"
+    assert size < 4_000_000, f"{size / 1e6:.1f} MB"
 
 
 # --- in Chromium ---------------------------------------------------------------------------------------------------

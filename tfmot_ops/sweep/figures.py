@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from statistics import median
 
 from tfmot_ops.contract import CompatResult, Stage, Status
 from tfmot_ops.contract.sweep import SweepResult
+from tfmot_ops.sweep.classes import error_classes
 from tfmot_ops.sweep.expected import cpu_seconds
 
 GIB = 2**30
@@ -20,6 +23,8 @@ _EXTREMES = 10
 _ORDER = {stage: index for index, stage in enumerate(Stage)}
 #: A recipe without sparsity prunes and strips nothing; one without QAT trains nothing.
 _OPTIONAL = (Stage.PRUNE, Stage.STRIP, Stage.TRAIN)
+# Escape sequences of terminals, and control characters that no text needs: a message may hold a progress bar.
+_UNPRINTABLE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class State(StrEnum):
@@ -143,3 +148,28 @@ def middle(values: Iterable[float | None]) -> float | None:
     """Median of what was measured; None when nothing was."""
     measured = [value for value in values if value is not None]
     return median(measured) if measured else None
+
+
+def explained(name: str) -> str:
+    """Cause and remedy of an error class, empty for one that the table does not know."""
+    if name == MISSING:
+        return "Asked for, and left no result. Counts as failed."
+    known = error_classes().get(name)
+    return f"{known.cause} {known.remedy}" if known else ""
+
+
+def printable(text: str) -> str:
+    """A message without what only terminals read."""
+    return _UNPRINTABLE.sub("", text.replace("\r", "\n"))
+
+
+def share(value: float) -> str:
+    """A share in per cent, rounded down: 99.99 % must not read as 100 %."""
+    return f"{math.floor(value * 1000) / 10:.4g} %"
+
+
+def wall(seconds: float) -> str:
+    """A duration, as in 1 h 02 min, 3 min 07 s, 9 s."""
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, left = divmod(rest, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {left:02} s" if minutes else f"{left} s"

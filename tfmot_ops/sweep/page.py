@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +17,6 @@ from markupsafe import Markup
 from tfmot_ops.contract import CompatResult, Stage, Status
 from tfmot_ops.contract.sweep import SweepResult
 from tfmot_ops.sweep import charts, figures
-from tfmot_ops.sweep.classes import error_classes
 from tfmot_ops.sweep.expected import cpu_seconds
 from tfmot_ops.sweep.figures import State
 
@@ -44,8 +41,6 @@ _FACTS = {
     "quantize_difference": "difference after quantize, quantisers off",
     "wall_s": "wall time, s",
 }
-# Escape sequences of terminals, and control characters that no text needs: a message may hold a progress bar.
-_UNPRINTABLE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -88,7 +83,7 @@ def render_page(sweep: SweepResult, history: Sequence[SweepResult] = ()) -> str:
         families=sorted({row.family for row in rows if row.family}),
         stage_counts=figures.stage_counts(sweep.cells),
         without_stage=figures.without_stage(sweep.cells),
-        classes=[(name, count, _explained(name)) for name, count in figures.class_counts(sweep)],
+        classes=[(name, count, figures.explained(name)) for name, count in figures.class_counts(sweep)],
         trends=charts.trends(charts.last_sweeps(sweep, history)),
         scatter=charts.scatter(sweep.cells),
         tops=_tops(sweep.cells),
@@ -111,11 +106,6 @@ def web_address(url: str) -> str:
     return url if urlsplit(url).scheme in {"http", "https"} else ""
 
 
-def printable(text: str) -> str:
-    """A message without what only terminals read."""
-    return _UNPRINTABLE.sub("", text.replace("\r", "\n"))
-
-
 def _text(name: str) -> str:
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
@@ -130,7 +120,7 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
-    environment.filters |= {"web": web_address, "relative": quote, "anchor": anchor, "printable": printable}
+    environment.filters |= {"web": web_address, "relative": quote, "anchor": anchor}
     return environment.get_template("page.html.j2")
 
 
@@ -148,7 +138,7 @@ def _families(sweep: SweepResult, history: Sequence[SweepResult]) -> dict[str, s
 def _judged(sweep: SweepResult, kind: str) -> list[tuple[str, str, str]]:
     """Cell, sentence and repro of each cell of a kind."""
     sentences: dict[str, str] = getattr(sweep.judgement, kind)
-    return [(cell, printable(text), sweep.repros.get(cell, "")) for cell, text in sorted(sentences.items())]
+    return [(cell, figures.printable(text), sweep.repros.get(cell, "")) for cell, text in sorted(sentences.items())]
 
 
 def _rows(sweep: SweepResult, families: dict[str, str]) -> tuple[list[Row], list[CompatResult | None]]:
@@ -201,10 +191,8 @@ def _stage(cell: CompatResult, stage: Stage) -> tuple[str, str]:
 
 def _values(cell: CompatResult) -> tuple[str, ...]:
     m, better = cell.metrics, figures.against_ptq(cell)
-    share = m.get("int8_mac_fraction")
     return (
-        # 99.99 % must not read as 100 %.
-        "" if share is None else f"{math.floor(share * 1000) / 10:.4g} %",
+        _with(m.get("int8_mac_fraction"), "{}", figures.share),
         _with(m.get("sqnr_db"), "{:.1f}"),
         _with(better, "{:+.1f}"),
         _with(m.get("size_bytes"), "{}", megabytes),
@@ -226,13 +214,6 @@ def short(value: float) -> str:
 def megabytes(value: float) -> str:
     """Bytes as MB, two or three digits."""
     return f"{value / 1e6:.2f}" if value < 1e7 else f"{value / 1e6:.0f}"  # noqa: PLR2004 - as above
-
-
-def _explained(name: str) -> str:
-    if name == figures.MISSING:
-        return "Asked for, and left no result. Counts as failed."
-    known = error_classes().get(name)
-    return f"{known.cause} {known.remedy}" if known else ""
 
 
 def _tops(cells: Sequence[CompatResult]) -> list[dict[str, Any]]:
@@ -277,11 +258,8 @@ def _ratio(cell: CompatResult, above: str, below: str, unit: float) -> float | N
 
 
 def _effort(sweep: SweepResult) -> dict[str, Any]:
-    hours, rest = divmod(round(sweep.duration_s), 3600)
-    minutes, left = divmod(rest, 60)
-    wall = f"{hours} h {minutes:02} min" if hours else f"{minutes} min {left:02} s" if minutes else f"{left} s"
     return {
-        "wall": wall,
+        "wall": figures.wall(sweep.duration_s),
         "cpu_hours": figures.cpu_hours(sweep.cells),
         "cached": sum(cell.cached for cell in sweep.cells),
         "peak": max((figures.peak_gib(cell) for cell in sweep.cells), default=0.0),
@@ -300,7 +278,7 @@ def _details(cell: CompatResult, messages: dict[str, int]) -> list[Any]:
     return [
         [_rounded(m.get(f"{stage.value}_s")) for stage in Stage],
         [_rounded(m.get(f"{stage.value}_peak_bytes"), figures.GIB) for stage in Stage],
-        messages.setdefault(printable(cell.message), len(messages)),
+        messages.setdefault(figures.printable(cell.message), len(messages)),
         cell.error_type or "",
         [_rounded(m.get(name)) for name in _FACTS],
     ]
