@@ -1,0 +1,295 @@
+"""What a failing cell leaves to whoever mends it: a short script with the smallest part of the model that still fails.
+
+`python -m tfmot_ops.sweep.repro RESULT_JSON OUT_FOLDER` writes `<architecture>-<recipe>.py` and, with its fingerprint,
+`<architecture>-<recipe>.json`. The failing thing may crash or hang, so all of it runs in processes of their own; this
+one loads no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+
+from tfmot_ops.contract import CompatResult, Recipe, Stage, Status
+from tfmot_ops.contract.document import Document
+from tfmot_ops.errors import SpecError
+from tfmot_ops.sweep.limits import Limits, run_limited
+from tfmot_ops.sweep.probe import INNER_RANGE, Failure, Prober
+from tfmot_ops.sweep.shrink import INPUT, Call, Part, members, smallest
+
+#: Lines that a script may have.
+LONGEST_SCRIPT = 40
+#: Seconds after which a check that should end is taken for one that hangs, where the cell did.
+_HANG_S = 120.0
+#: Of the making of one repro: its budget, and what the last check and the script's own run may take besides.
+_ALL_OF_IT = Limits(time_s=3600.0)
+_WIDTH = 110
+
+
+class Repro(Document):
+    """A script that shows a cell's failure.
+
+    Attributes:
+        cell: `MobileNet/wi8_ai8`.
+        script: Python text; exits with 0 once the failure is mended.
+        fingerprint: sha256 of what makes the failure this one: stage, exception's class, message without numbers and
+            names, classes of the layers in the part. Two cells that fail for one reason often share it.
+        layers: how many calls of layers the part has; 0 where the architecture cannot be built at all.
+        of_layers: how many the architecture has.
+    """
+
+    cell: str
+    script: str
+    fingerprint: str = Field(pattern="^[0-9a-f]{64}$")
+    layers: int
+    of_layers: int
+
+
+def make_repro(
+    result: CompatResult,
+    recipe: Recipe | None = None,
+    *,
+    seed: int = 0,
+    limits: Limits | None = None,
+    budget_s: float = 1800.0,
+) -> Repro | None:
+    """Find the smallest part of a failed cell's architecture that fails in the same way, and write it down.
+
+    In the same way means: the same first failed stage and the same class of exception, or the same kind of death.
+
+    Args:
+        result: of the failed cell.
+        recipe: it was run with; without, the one its name says.
+        seed: it was run with.
+        limits: of one check of a part.
+        budget_s: wall time in seconds after which the smallest part so far is taken.
+
+    Returns:
+        None for a cell that passed, or fails no more when it is run again.
+    """
+    if result.status is Status.OK:
+        return None
+    limits = limits or Limits(time_s=_HANG_S if result.error_class == "timeout" else 600.0)
+    until = result.failed_stage or Stage.AGREE
+    told = Failure(until.value, result.error_type or result.error_class or "unknown")
+    deadline = time.monotonic() + budget_s
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        asked = result.recipe if recipe is None else recipe.model_dump_json()
+        with Prober(result.architecture, asked, until=until, limits=limits, seed=seed, log=log) as prober:
+            seen = prober.check(None)
+            if seen is None or (seen.kind, seen.stage if result.failed_stage else told.stage) != (
+                told.kind,
+                told.stage,
+            ):
+                return None
+            calls = prober.calls()
+            whole = Part(INPUT, len(calls) - 1)
+
+            def fails(part: Part) -> bool:
+                return time.monotonic() < deadline and seen.is_like(prober.check(part))
+
+            part = smallest(calls, fails) if calls and fails(whole) else None
+            failures = {each: prober.check(each) or seen for each in (part, None)}
+    writer = _Writer(result, recipe, seed, limits, calls)
+    # A part that fails only after others did in the same process does not show by itself: then the whole has to.
+    for each, failure in failures.items():
+        repro = writer.write(each, failure)
+        if _is_shown(repro.script, failure, limits):
+            return repro
+    return None
+
+
+@dataclass(frozen=True)
+class _Writer:
+    result: CompatResult
+    recipe: Recipe | None
+    seed: int
+    limits: Limits
+    calls: list[Call]
+
+    def write(self, part: Part | None, failure: Failure) -> Repro:
+        """The repro of a part; None stands for the whole architecture."""
+        inside = self.calls if part is None else [self.calls[index] for index in members(self.calls, part)]
+        fingerprint = _fingerprint(failure, [call.kind for call in inside])
+        header = self._header(inside, failure, fingerprint)
+        lines = [*header, *self._imports(failure), *self._subject(part), *self._run(failure)]
+        return Repro(
+            cell=self.result.cell,
+            script="\n".join(lines) + "\n",
+            fingerprint=fingerprint,
+            layers=len(inside),
+            of_layers=len(self.calls),
+        )
+
+    def _header(self, inside: list[Call], failure: Failure, fingerprint: str) -> list[str]:
+        versions = ", ".join(f"{name} {number}" for name, number in self.result.versions.items())
+        kinds = ", ".join(dict.fromkeys(call.kind for call in inside))
+        lines = [
+            f"{self.result.architecture} under {self.result.recipe} fails at {failure.stage} with {failure.kind}:",
+            failure.message.partition("\n")[0],
+            f"The smallest part that does: {len(inside)} of {len(self.calls)} layers ({kinds}).",
+            f"Seen with {versions}." if versions else "",
+            "Exits with an error while it fails, with 0 once it does not. Fingerprint of the failure:",
+            fingerprint,
+        ]
+        return [f"# {_printable(line)[:_WIDTH]}" for line in lines if line]
+
+    def _imports(self, failure: Failure) -> list[str]:
+        hangs = ["import faulthandler"] if failure.kind == "timeout" else []
+        names = "Stage" if self.recipe is None else "Recipe, Stage"
+        return [*hangs, "import sys", "", "from tfmot_ops import core", f"from tfmot_ops.contract import {names}", ""]
+
+    def _subject(self, part: Part | None) -> list[str]:
+        whole = f"core.architecture({self.result.architecture!r})"
+        if part is None:
+            return [f"subject = {whole}"]
+        last = self.calls[part.last]
+        shape, low_high, begin = f"{whole}.input_shape", f"{whole}.pixel_range", "model.input"
+        if part.first != INPUT:
+            first = self.calls[part.first]
+            shape, low_high, begin = repr(first.shape), repr(INNER_RANGE), _tensor(first)
+        return [
+            "",
+            "class Part:",
+            f"    name = {last.layer!r}",
+            f"    input_shape = {shape}",
+            f"    pixel_range = {low_high}",
+            "",
+            "    def build(self, *, seed):",
+            f"        model = {whole}.build(seed=seed)",
+            f"        first = {begin}",
+            f"        last = {_tensor(last)}",
+            "        return core.keras.Model(first, last)",
+            "",
+            "",
+            "subject = Part()",
+        ]
+
+    def _run(self, failure: Failure) -> list[str]:
+        recipe = f"core.recipes.decode({self.result.recipe!r})"
+        if self.recipe is not None:
+            recipe = f"Recipe.model_validate_json({self.recipe.model_dump_json(exclude_defaults=True)!r})"
+        lines = [
+            f"recipe = {recipe}",
+            f"until = Stage({failure.stage!r})",
+            f"result = core.check_architecture(subject, recipe, seed={self.seed}, until=until)",
+        ]
+        if failure.kind == "out_of_memory":
+            return [*lines, f"sys.exit(result.metrics['peak_memory_bytes'] > {self.limits.memory_bytes:.0f})"]
+        hangs = [f"faulthandler.dump_traceback_later({self.limits.time_s:g}, exit=True)"]
+        lines = hangs * (failure.kind == "timeout") + lines
+        return [
+            *lines,
+            "if result.failed_stage is not None:",
+            "    sys.exit(f'{result.failed_stage} {result.error_type} {result.message}')",
+        ]
+
+
+def _tensor(call: Call) -> str:
+    return f"model.get_layer({call.layer!r}).get_output_at({call.node})"
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def _fingerprint(failure: Failure, kinds: list[str]) -> str:
+    identity = "\0".join((failure.stage, failure.kind, normalised(failure.message), *kinds))
+    return hashlib.sha256(identity.encode()).hexdigest()
+
+
+def normalised(message: str) -> str:
+    """A message without what differs from one model, machine or run to the next: quoted names, paths, numbers."""
+    text = re.sub(r"'[^']*'|\"[^\"]*\"|`[^`]*`", "<name>", message)
+    text = re.sub(r"(/[\w.+-]+){2,}", "<path>", text)
+    text = re.sub(r"0x[0-9a-fA-F]+|\d+(\.\d+)?(e[+-]?\d+)?", "<number>", text)
+    return " ".join(text.split())[:500]
+
+
+def _is_shown(script: str, failure: Failure, limits: Limits) -> bool:
+    """Whether a script fails, run by itself."""
+    if len(script.splitlines()) > LONGEST_SCRIPT:
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "repro.py"
+        path.write_text(script, encoding="utf-8")
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        try:
+            done = subprocess.run(
+                [sys.executable, str(path)],
+                capture_output=True, text=True, errors="replace", cwd=folder, env=environment, check=False,
+                timeout=limits.time_s * 2,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return failure.kind == "timeout"
+    if failure.kind in {"crash", "timeout", "out_of_memory", "unknown"}:
+        return done.returncode != 0
+    return done.returncode == 1 and f"{failure.stage} {failure.kind} " in done.stderr
+
+
+def write_repros(
+    failed: Iterable[CompatResult], folder: Path, *, seed: int = 0, limits: Limits = _ALL_OF_IT
+) -> dict[str, str]:
+    """Write a repro of each failed cell, one after the other, each made by a process of its own.
+
+    Args:
+        failed: results of the cells.
+        folder: where the scripts go, `<architecture>-<recipe>.py`, each with its fingerprint in a .json beside it.
+        seed: the cells were run with.
+        limits: of the making of one.
+
+    Returns:
+        Cell -> file name of its script. A cell is left out whose failure did not show again, or not in time; its .log
+        says so.
+    """
+    names: dict[str, str] = {}
+    for result in failed:
+        stem = _stem(result)
+        path = folder / f"{stem}.failed"
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(result.model_dump_json(), encoding="utf-8")
+        command = [sys.executable, "-m", "tfmot_ops.sweep.repro", str(path), str(folder), str(seed)]
+        ended = run_limited(command, folder / f"{stem}.log", limits, os.environ)
+        path.unlink()
+        if ended.exit_code == 0:
+            names[result.cell] = f"{stem}.py"
+    return names
+
+
+def _stem(result: CompatResult) -> str:
+    return re.sub(r"[^\w.-]", "-", result.cell)
+
+
+def main(arguments: list[str]) -> int:
+    """Write the repro of one result; exits with 4 when the failure did not show again."""
+    if len(arguments) not in {2, 3}:
+        raise SpecError(
+            "a repro needs two arguments", required="RESULT_JSON OUT_FOLDER [SEED]", received=" ".join(arguments)
+        )
+    result = CompatResult.model_validate_json(Path(arguments[0]).read_text(encoding="utf-8"))
+    repro = make_repro(result, seed=int(arguments[2]) if len(arguments) > 2 else 0)  # noqa: PLR2004 - the optional third
+    if repro is None:
+        sys.stderr.write(f"{result.cell}: fails no more, or has not failed\n")
+        return 4
+    folder = Path(arguments[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = _stem(result)
+    (folder / f"{stem}.py").write_text(repro.script, encoding="utf-8")
+    (folder / f"{stem}.json").write_text(repro.model_dump_json(indent=1), encoding="utf-8")
+    sys.stdout.write(f"{folder / stem}.py: {repro.layers} of {repro.of_layers} layers, {repro.fingerprint}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
