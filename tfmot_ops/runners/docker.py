@@ -158,6 +158,7 @@ class DockerStep:
             return self._answer([str(line) for line in lines[-_QUOTED_LINES:]])
         finally:
             self._remove(self._container_id)
+            self._operator.cli.close()
 
     def kill(self) -> None:
         """SIGTERM, a grace period, SIGKILL, and the container is gone."""

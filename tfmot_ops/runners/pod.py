@@ -187,7 +187,9 @@ class PodStep:
                     received=str(state.waiting.message),
                     remedy="build or push the image (docker/Dockerfile), or correct the runner's `image`",
                 )
-        return StepFailedError(f"the pod of step {step} failed", received=f"{type(error).__name__}: {error}")
+        # What the trigger saw says more than what came of it: a time-out, for one.
+        seen = (self._event or {}).get("message") or f"{type(error).__name__}: {error}"
+        return StepFailedError(f"the pod of step {step} failed", received=str(seen))
 
     def _ended(self, terminated: Any) -> TfmotOpsError:
         if terminated.reason == "OOMKilled":
@@ -204,7 +206,8 @@ class PodStep:
         return StepFailedError(f"the pod of step {self._spec.step_id} failed", received=str(terminated.reason))
 
     def _without_pod(self, error: Exception) -> TfmotOpsError:
-        if self._operator.pod is None:
+        name = self._event["name"] if self._event else self._operator.pod and self._operator.pod.metadata.name
+        if name is None:
             return StepFailedError(
                 f"the pod of step {self._spec.step_id} could not be made",
                 required="a cluster that answers and takes the pod",
@@ -214,7 +217,7 @@ class PodStep:
         return StepFailedError(
             f"the pod of step {self._spec.step_id} is gone",
             required="a pod that is there until its result was read",
-            received=f"no pod {self._operator.pod.metadata.name}; somebody else deleted it",
+            received=f"no pod {name}; somebody else deleted it",
             remedy="retry; look for a node that went away, or for what cleans up in the namespace",
         )
 
