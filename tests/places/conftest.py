@@ -1,0 +1,261 @@
+"""The places a step runs in besides this machine's processes: a Docker engine and a cluster, both real.
+
+`make places` runs these tests; `make test` skips them, saying so. TFMOT_OPS_LAB names a folder of scripts that start an
+engine and a cluster (engine-up, base-image, image-build, kube-up, kube-load); without it, what the Docker client and
+the kubeconfig of this machine lead to is used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import docker
+import kubernetes
+import pytest
+
+from tfmot_ops.demo.bench import Workbench, group
+from tfmot_ops.demo.servers import airflow_environment, airflow_is_healthy, free_port, is_ok, wait_for
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).parent
+LAB = os.environ.get("TFMOT_OPS_LAB")
+NAME = "tfmot-ops:0.1.0-cpu"
+#: Under which containers and pods reach this machine; of the lab's bridge, else of Docker's.
+ADDRESS = os.environ.get("TFMOT_OPS_HOST_ADDRESS") or ("10.77.0.1" if LAB else "172.17.0.1")
+NAMESPACE = os.environ.get("TFMOT_OPS_NAMESPACE", "tfmot-ops")
+STEP_LABEL, POD_LABEL = "tfmot-ops.step", "app.kubernetes.io/name=tfmot-ops"
+
+
+def pytest_collection_modifyitems(items):
+    if os.environ.get("TFMOT_OPS_PLACES"):
+        return
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.skip(reason="needs an engine and a cluster: `make places` runs it"))
+
+
+def _lab(script, *arguments):
+    """Run a script of the lab; what it exports becomes part of this process's environment."""
+    done = subprocess.run([Path(LAB) / script, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    for line in done.stdout.splitlines():
+        if line.startswith("export "):
+            name, _, value = line.removeprefix("export ").partition("=")
+            os.environ[name] = shlex.split(value)[0]
+
+
+def until(what, seconds, title):
+    """What `what()` gives, once that is true."""
+    deadline = time.monotonic() + seconds
+    while not (answer := what()):
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {title}"
+        time.sleep(1)
+    return answer
+
+
+@pytest.fixture(scope="session")
+def lab():
+    """A function that runs a script of the lab; None without one."""
+    return _lab if LAB else None
+
+
+@pytest.fixture(scope="session")
+def engine():
+    """A client of the engine."""
+    if LAB:
+        _lab("engine-up")
+    try:
+        client = docker.from_env()
+        client.ping()
+    except docker.errors.DockerException as error:
+        pytest.skip(f"no Docker engine answers: {error}")
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def image(engine):
+    """The CPU image, built from the real Dockerfile; what did not change is in the engine's cache."""
+    if named := os.environ.get("TFMOT_OPS_IMAGE"):
+        return named
+    if not LAB:
+        build = ["docker", "build", "-f", "docker/Dockerfile", "--target", "cpu", "-t", NAME, "."]
+        subprocess.run(build, cwd=ROOT, check=True)
+        return NAME
+    base = "localhost/python:3.11-slim-bookworm"
+    _lab("base-image")
+    what = [
+        "-f",
+        "docker/Dockerfile",
+        "--target",
+        "cpu",
+        "-t",
+        f"localhost/{NAME}",
+        "--build-arg",
+        f"BASE_IMAGE={base}",
+    ]
+    _lab("image-build", *what, ".")
+    # The name that a runner without arguments asks for.
+    engine.images.get(f"localhost/{NAME}").tag(*NAME.split(":"))
+    return f"localhost/{NAME}"
+
+
+@pytest.fixture(scope="session")
+def cluster(image):
+    """A client of the cluster, which has the image."""
+    if LAB:
+        _lab("kube-up")
+        _lab("kube-load", image)
+    try:
+        # Named, as the library looks at the variable only when it is imported.
+        kubernetes.config.load_kube_config(os.environ.get("KUBECONFIG"))
+        api = kubernetes.client.CoreV1Api()
+        api.list_namespaced_pod(NAMESPACE)
+    except (kubernetes.config.ConfigException, kubernetes.client.ApiException, OSError) as error:
+        pytest.skip(f"no cluster with a namespace {NAMESPACE} answers: {error}")
+    return api
+
+
+class Airflow:
+    """A running standalone with an MLflow server, through its REST API."""
+
+    def __init__(self, home, port, mlflow):
+        self.home, self.port, self.mlflow_uri = home, port, mlflow
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/auth/token", timeout=30) as response:
+            self.token = json.loads(response.read())["access_token"]
+
+    def call(self, method, path, body=None):
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/api/v2/dags{path}",
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json", "Authorization": f"Bearer {self.token}"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
+            return json.loads(response.read() or b"null")
+
+    def trigger(self, dag, conf=None):
+        return self.call("POST", f"/{dag}/dagRuns", {"logical_date": None, "conf": conf or {}})["dag_run_id"]
+
+    def task(self, dag, run, task="train"):
+        return self.call("GET", f"/{dag}/dagRuns/{run}/taskInstances/{task}")
+
+    def end_of(self, dag, run, seconds=900):
+        """State of a DAG run, once it has one that lasts."""
+        states = ("success", "failed")
+        return until(
+            lambda: (s := self.call("GET", f"/{dag}/dagRuns/{run}")["state"]) in states and s, seconds, f"{dag} ends"
+        )
+
+    def log(self, dag, run, task="train"):
+        folder = self.home / "airflow" / "logs" / f"dag_id={dag}" / f"run_id={run}" / f"task_id={task}"
+        return "\n".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("attempt=*.log*")))
+
+    def mark_failed(self, dag, run, task="train"):
+        self.call("PATCH", f"/{dag}/dagRuns/{run}/taskInstances/{task}", {"new_state": "failed"})
+
+
+@pytest.fixture(scope="session")
+def airflow(tmp_path_factory, image, cluster):  # noqa: ARG001 - the cluster has to be there
+    """Airflow with scheduler and triggerer; its default place is the cluster, deferred."""
+    home = tmp_path_factory.mktemp("places")
+    dags = home / "dags"
+    dags.mkdir()
+    for path in (ROOT / "dags" / "optimize_model.py", *(HERE / "dags").glob("*.py")):
+        (dags / path.name).symlink_to(path)
+    bench = Workbench(home=home, dags=dags)
+    bench.prepare(lambda _: None)
+    port, mlflow_port = free_port(), free_port()
+    uri = f"http://{ADDRESS}:{mlflow_port}"
+    kubernetes_options = {
+        "image": image,
+        "namespace": NAMESPACE,
+        "deferrable": True,
+        "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "2", "memory": "3Gi"}},
+    }
+    env = airflow_environment(
+        bench,
+        port,
+        AIRFLOW__CORE__PARALLELISM="4",
+        AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL="2",
+        TFMOT_OPS_TRACKING_URI=uri,
+        TFMOT_OPS_RUNNER="kubernetes",
+        TFMOT_OPS_RUNNER_OPTIONS=json.dumps(kubernetes_options),
+        PLACES_IMAGE=image,
+        # What a Docker step gets of an Airflow connection; the value must turn up nowhere.
+        AIRFLOW_CONN_PLACES_SECRET=json.dumps({"conn_type": "generic", "extra": {"MLFLOW_TRACKING_PASSWORD": SECRET}}),
+    )
+    server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", bench.tracking_uri, "--workers", "1"]
+    server += ["--artifacts-destination", bench.artifacts.as_uri(), "--host", "0.0.0.0", "--port", str(mlflow_port)]  # noqa: S104
+    server += ["--allowed-hosts", f"{ADDRESS}:{mlflow_port},127.0.0.1:{mlflow_port}"]
+    log, mlflow_log = bench.new_log("airflow"), bench.new_log("mlflow")
+    with (
+        log.open("wb") as out,
+        mlflow_log.open("wb") as mlflow_out,
+        group([sys.executable, "-m", "airflow", "standalone"], env, out) as standalone,
+        group(server, bench.environment(), mlflow_out) as mlflow,
+    ):
+        servers = {"Airflow": (standalone, log), "MLflow": (mlflow, mlflow_log)}
+        wait_for(lambda: airflow_is_healthy(port) and is_ok(mlflow_port, "/health"), servers)
+        running = Airflow(home, port, f"http://127.0.0.1:{mlflow_port}")
+        until(lambda: _knows(running, "optimize_model"), 60, "the DAGs are known")
+        yield running
+
+
+#: Given to steps through a connection and a Secret.
+SECRET = "s3cr3t-that-turns-up-nowhere"  # noqa: S105
+
+
+def _knows(airflow, dag):
+    try:
+        return airflow.call("GET", f"/{dag}")
+    except urllib.error.HTTPError:
+        return None
+
+
+@pytest.fixture
+def started(airflow):
+    """A function that starts a long case and waits until its step trains."""
+
+    def start(dag):
+        run = airflow.trigger(dag)
+        until(lambda: "train epoch" in airflow.log(dag, run), 300, f"{dag} trains")
+        return run
+
+    return start
+
+
+@pytest.fixture
+def secret():
+    """What steps are given through a connection and a Secret."""
+    return SECRET
+
+
+@pytest.fixture
+def namespace():
+    """Where pods are made."""
+    return NAMESPACE
+
+
+@pytest.fixture
+def containers(engine):
+    """A function that lists our containers of a step, ended ones included."""
+    return lambda: engine.containers.list(all=True, filters={"label": STEP_LABEL})
+
+
+@pytest.fixture
+def pods(cluster):
+    """A function that lists our pods that nobody has deleted."""
+
+    def listed():
+        found = cluster.list_namespaced_pod(NAMESPACE, label_selector=POD_LABEL).items
+        return [pod for pod in found if pod.metadata.deletion_timestamp is None]
+
+    return listed
