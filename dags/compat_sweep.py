@@ -1,7 +1,7 @@
 """Every night: each architecture of the catalogue through the whole chain; what survives, what broke, and why."""
 
 from datetime import datetime, timedelta
-from typing import Any, cast
+from typing import Any
 
 from airflow.sdk import DAG, Param, task
 
@@ -37,6 +37,8 @@ PARAMS = {
     "device": Param("cpu", type="string", enum=[device.value for device in Device]),
 }
 
+ASKED = "{{ params.architectures or ti.xcom_pull(task_ids='list')['parameters']['list'] }}"
+
 with DAG(
     "compat_sweep",
     description="the compat matrix: architectures x recipes, judged against what is expected",
@@ -59,40 +61,36 @@ with DAG(
     open_run = OpenRunOperator(task_id="open_run", options={"name": "sweep", "parameters": "{{ params }}"})
     listing = ListOperator(task_id="list", options={"what": "architectures"}, parent_run=open_run.output)
 
-    @task(multiple_outputs=True)
-    def plan(known: Any, params: dict[str, Any]) -> dict[str, Any]:
-        """Deal the cells into shards of one weight class each."""
+    @task
+    def plan(known: Any, weight: str, **context: Any) -> list[dict[str, Any]]:
+        """Deal the cells of a weight class into shards; no two classes share one, as pool slots cannot be mapped."""
         from tfmot_ops.sweep.expected import costs, read_expected
-        from tfmot_ops.sweep.plan import Weight, shards
+        from tfmot_ops.sweep.plan import shards
 
+        params = context["params"]
         asked = params["architectures"] or known["parameters"]["list"]
-        dealt = shards(asked, params["recipes"], costs(read_expected()))
         limits = {name: params[name] for name in ("force", "time_limit_s", "memory_limit_gib")}
-        mapped = {
-            weight.value: [
-                {"architectures": list(s.architectures), "recipe": s.recipe, "label": s.label, **limits}
-                for s in dealt
-                if s.weight is weight
-            ]
-            for weight in Weight
-        }
-        return {**mapped, "asked": asked}
+        return [
+            {"architectures": list(shard.architectures), "recipe": shard.recipe, "label": shard.label, **limits}
+            for shard in shards(asked, params["recipes"], costs(read_expected()))
+            if shard.weight == weight
+        ]
 
-    # Airflow's stubs know neither a template as an argument nor the keys of several outputs.
-    planned: Any = plan(listing.output, cast("Any", "{{ params }}"))
-    groups = [
-        CompatSweepOperator.partial(
+    def group(weight: Weight) -> Any:
+        """The mapped shards of a weight class."""
+        planned = plan.override(task_id=f"plan_{weight.value}")(listing.output, weight.value)
+        return CompatSweepOperator.partial(
             task_id=weight.value,
             pool_slots=weight.pool_slots,
             parent_run=open_run.output,
             map_index_template="{{ task.options['label'] }}",
-        ).expand(options=planned[weight.value])
-        for weight in Weight
-    ]
+        ).expand(options=planned)
+
+    groups = [group(weight) for weight in Weight]
     summarize = SummarizeSweepOperator(
         task_id="summarize",
         shards=[group.output for group in groups],
-        options={"architectures": planned["asked"], "recipes": "{{ params.recipes }}"},
+        options={"architectures": ASKED, "recipes": "{{ params.recipes }}"},
         parent_run=open_run.output,
         # Whatever happened to the shards: what they left is judged, what they did not leave is missing.
         trigger_rule="all_done",

@@ -1,0 +1,24 @@
+"""Runs a DAG through `dag.test()` with its own callbacks: `run_dag.py NAME PARAMS ANSWER`."""
+
+import json
+import sys
+from pathlib import Path
+
+from tfmot_ops.demo.dag import load_dag
+
+
+def main(name: str, params: str, answer: str) -> None:
+    from airflow.utils.session import create_session
+
+    run = load_dag(name).test(run_conf=json.loads(params))
+    with create_session() as session:
+        run = session.merge(run)
+        tasks = [
+            {"task": ti.task_id, "state": str(ti.state), "label": ti.rendered_map_index, "slots": ti.pool_slots}
+            for ti in run.get_task_instances(session=session)
+        ]
+    Path(answer).write_text(json.dumps({"state": str(run.state), "tasks": tasks}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
