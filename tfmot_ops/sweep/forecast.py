@@ -1,0 +1,240 @@
+"""What would break under other versions: the same sweep with another environment's interpreter, and a go / no-go table.
+
+`python -m tfmot_ops.sweep.forecast PYTHON --architectures MobileNet,MobileNetV2 --recipes wi8_ai8`; exits with 4 on a
+no-go. PYTHON is the interpreter of a virtual environment with the next pins and this package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+
+from tfmot_ops.contract import CompatResult, Stage, Status, SweepResult
+from tfmot_ops.errors import SpecError
+from tfmot_ops.sweep.matrix import Watcher
+from tfmot_ops.sweep.plan import DEFAULT_RECIPES
+from tfmot_ops.sweep.run import Sweep
+
+_ORDER = list(Stage)
+#: Asks an interpreter which packages it has; a name that stands twice on its path counts as Python finds it.
+_ASK = """
+import importlib.metadata as metadata, json, platform, re
+import tfmot_ops
+found = {"python": platform.python_version()}
+for each in metadata.distributions():
+    name = each.metadata["Name"]
+    if name:
+        found.setdefault(re.sub("[-_.]+", "-", name).lower(), each.version)
+print(json.dumps(found))
+"""
+_ASK_LIMIT_S = 120.0
+
+
+class Verdict(StrEnum):
+    """How a cell fares under the other versions."""
+
+    SAME = "same"
+    BREAKS = "breaks"
+    EARLIER = "fails earlier"
+    MISSING = "missing"
+    LATER = "fails later"
+    MENDED = "mended"
+    NEW = "new"
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether one such cell is a reason not to go."""
+        return self in {Verdict.BREAKS, Verdict.EARLIER, Verdict.MISSING}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell.
+
+    Attributes:
+        cell: `MobileNet/wi8_ai8`.
+        now, then: `ok`, or how it fails; empty where it has no result.
+        verdict: of the two.
+    """
+
+    cell: str
+    now: str
+    then: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The table.
+
+    Attributes:
+        rows: by verdict, the worst first, then by cell.
+        versions: package -> (now, then), of those that differ; empty for one that is not there.
+    """
+
+    rows: tuple[Row, ...]
+    versions: dict[str, tuple[str, str]]
+
+    @property
+    def is_go(self) -> bool:
+        """Whether no cell gets worse."""
+        return not any(row.verdict.is_worse for row in self.rows)
+
+    def text(self) -> str:
+        """The table for a terminal or a log, with the verdict as its last line."""
+        changes = [f"{name}: {now or 'none'} -> {then or 'none'}" for name, (now, then) in self.versions.items()]
+        lines = ["versions: " + (", ".join(changes) or "the same")]
+        lines += _aligned(
+            [("cell", "now", "then", "verdict"), *((r.cell, r.now, r.then, r.verdict) for r in self.rows)]
+        )
+        worse = sum(row.verdict.is_worse for row in self.rows)
+        lines.append(f"{'go' if self.is_go else 'no-go'}: {worse} of {len(self.rows)} cells get worse")
+        return "\n".join(lines)
+
+
+def forecast(current: SweepResult, other: SweepResult) -> Forecast:
+    """Compare a sweep with the same one under other versions."""
+    now, then = ({cell.cell: cell for cell in sweep.cells} for sweep in (current, other))
+    rows = [_row(name, now.get(name), then.get(name)) for name in dict.fromkeys((*now, *then))]
+    worst_first = [Verdict.BREAKS, Verdict.EARLIER, Verdict.MISSING, Verdict.LATER, Verdict.MENDED, Verdict.NEW]
+    order = {verdict: place for place, verdict in enumerate([*worst_first, Verdict.SAME])}
+    rows.sort(key=lambda row: (order[row.verdict], row.cell))
+    names = sorted({*current.versions, *other.versions})
+    pairs = {name: (current.versions.get(name, ""), other.versions.get(name, "")) for name in names}
+    return Forecast(tuple(rows), {name: pair for name, pair in pairs.items() if pair[0] != pair[1]})
+
+
+def _row(name: str, now: CompatResult | None, then: CompatResult | None) -> Row:
+    return Row(name, _told(now), _told(then), _verdict(now, then))
+
+
+def _told(result: CompatResult | None) -> str:
+    if result is None:
+        return ""
+    if result.status is Status.OK:
+        return "ok"
+    stage = result.failed_stage.value if result.failed_stage else "?"
+    return f"{stage}: {result.error_class or 'unknown'} ({result.error_type or 'died'})"
+
+
+def _verdict(now: CompatResult | None, then: CompatResult | None) -> Verdict:
+    if now is None or then is None:
+        return Verdict.NEW if now is None else Verdict.MISSING
+    if now.status is not then.status:
+        return Verdict.BREAKS if then.status is Status.FAILED else Verdict.MENDED
+    before, after = _reached(now), _reached(then)
+    if before == after:
+        return Verdict.SAME
+    return Verdict.EARLIER if after < before else Verdict.LATER
+
+
+def _reached(result: CompatResult) -> int:
+    """How many stages a cell passed; one that died without saying where passed none."""
+    if result.status is Status.OK:
+        return len(_ORDER)
+    return _ORDER.index(result.failed_stage) if result.failed_stage else 0
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def packages(python: str) -> dict[str, str]:
+    """Name -> version of every package that an interpreter finds, and of Python itself.
+
+    Raises:
+        SpecError: it cannot be started, or lacks this package.
+    """
+    try:
+        done = subprocess.run([python, "-c", _ASK], capture_output=True, text=True, timeout=_ASK_LIMIT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _refuse(python, str(error)) from error
+    if done.returncode:
+        raise _refuse(python, done.stderr.strip().rpartition("\n")[2])
+    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _refuse(python: str, received: str) -> SpecError:
+    return SpecError(
+        f"{python} cannot run cells",
+        required="the interpreter of an environment that has tfmot-ops and its worker packages",
+        received=received,
+        remedy=f"{python} -m pip install 'tfmot-ops[worker]', then the pins to look ahead at",
+    )
+
+
+def run_with(sweep: Sweep, python: str, watcher: Watcher | None = None) -> SweepResult:
+    """The same sweep, its cells run by another environment's interpreter.
+
+    Results are kept apart from the sweep's own, by what is installed there: they are neither judged nor taken for it.
+
+    Raises:
+        SpecError: the interpreter cannot run cells, or an architecture is not in the catalogue.
+    """
+    versions = packages(python)
+    digest = hashlib.sha256(json.dumps(versions, sort_keys=True).encode()).hexdigest()[:16]
+    matrix = replace(sweep.matrix(python), folder=sweep.folder / f"forecast-{digest}")
+    started, clock = datetime.now(UTC), time.monotonic()
+    results = matrix.run(sweep.cells(), None, watcher)
+    return SweepResult(
+        sweep_id=f"{started:%Y%m%dT%H%M%S}-forecast",
+        started_at=started,
+        duration_s=time.monotonic() - clock,
+        # The digest of the inputs is this environment's, and would pass for a result of it.
+        cells=tuple(result.model_copy(update={"inputs_sha256": ""}) for result in results),
+        versions=versions,
+    )
+
+
+def compare(sweep: Sweep, python: str, watcher: Watcher | None = None) -> Forecast:
+    """Run a sweep under this interpreter and another, and compare: one after the other, as they share the cores."""
+    return forecast(run_with(sweep, sys.executable, watcher), run_with(sweep, python, watcher))
+
+
+class _Lines:
+    def __init__(self, write: Callable[[str], object]) -> None:
+        self._write = write
+
+    def started(self, cell: str) -> None:
+        pass
+
+    def ended(self, result: CompatResult) -> None:
+        tfmot = result.versions.get("tensorflow-model-optimization", "")
+        self._write(f"{result.cell} {_told(result)}{f' (tfmot {tfmot})' if tfmot else ''}\n")
+
+
+def main(arguments: Iterable[str]) -> int:
+    """Print the table; exits with 4 on a no-go."""
+    parser = argparse.ArgumentParser(prog="python -m tfmot_ops.sweep.forecast", description=__doc__)
+    parser.add_argument("python", help="interpreter of the other environment")
+    parser.add_argument("--architectures", default="", help="names, separated by commas; all without")
+    parser.add_argument("--recipes", default=",".join(DEFAULT_RECIPES), help="names, separated by commas")
+    parser.add_argument("--folder", type=Path, default=Path(".sweep"), help="keeps finished cells")
+    parser.add_argument("--jobs", type=int, default=0, help="cells at once; one a core without")
+    asked = parser.parse_args(list(arguments))
+    from tfmot_ops.core import recipes
+
+    sweep = Sweep(
+        asked.folder,
+        tuple(name for name in asked.architectures.split(",") if name),
+        tuple(recipes.decode(name) for name in asked.recipes.split(",") if name),
+        jobs=asked.jobs,
+    )
+    table = compare(sweep, asked.python, _Lines(sys.stderr.write))
+    sys.stdout.write(table.text() + "\n")
+    return 0 if table.is_go else 4
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
