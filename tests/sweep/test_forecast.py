@@ -85,6 +85,7 @@ def test_an_interpreter_says_what_it_has(tmp_path) -> None:
             packages(str(python))
 
 
+@pytest.mark.usefixtures("plugin")
 def test_cells_run_with_the_other_interpreter(tmp_path) -> None:
     """The other environment is an interpreter that says on the way in that it was it."""
     other = tmp_path / "python"
