@@ -105,6 +105,8 @@ class Quantization(Document):
     Attributes:
         backend: for PTQ only; QAT is always the converter's, as the ranges are in the graph.
         calibration_samples: samples the activation ranges are read from before QAT, or for PTQ.
+        keep_clusters: for QAT only; weights of a kernel that are equal stay equal in training and in the file, as many
+            as a model clustered by tfmot has of them. Such kernels are rounded with one scale for all channels.
         scope: layers that get quantisers; the others stay in float and are reported so.
     """
 
@@ -113,7 +115,14 @@ class Quantization(Document):
     method: Method = Method.QAT
     backend: Backend = Backend.CONVERTER
     calibration_samples: int = Field(default=512, ge=1)
+    keep_clusters: bool = False
     scope: Scope = Scope()
+
+    @model_validator(mode="after")
+    def _clusters_are_trained(self) -> Quantization:
+        if self.keep_clusters and self.method is not Method.QAT:
+            raise ValueError(f"keep_clusters is for method qat, received {self.method}")
+        return self
 
     @model_validator(mode="after")
     def _types_agree(self) -> Quantization:

@@ -31,7 +31,7 @@ from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.profile import weight_zeros
 from tfmot_ops.core.ptq_ai_edge import quantize_file
 from tfmot_ops.core.quantize import calibration_batches, tied_ranges
-from tfmot_ops.core.quantizers import FixedRangeQuantizer, WeightQuantizer
+from tfmot_ops.core.quantizers import FixedRangeQuantizer, WeightQuantizer, round_within
 from tfmot_ops.core.roles import Role, role
 from tfmot_ops.core.sparsity import inner_layer, prunable, required_ratio, tolerance
 from tfmot_ops.errors import ExportError, SparsityLostError
@@ -229,14 +229,17 @@ class _Emitter:
         quantizer, mask = _weight_quantizer(node.layer)
         if mask is not None:
             kernel = kernel * mask
+        # Of a kernel with one scale; the fold gives each channel its own, and leaves the levels as they are.
+        limits = np.max(np.abs(kernel)) if quantizer is not None and quantizer.keep_clusters else None
         affine = self.folds.get(id(node))
         if affine is not None:
             scale, offset = affine_constants(inner_layer(affine.layer), self.graph)
             kernel = kernel * _along_outputs(kernels(layer)[0], kernel, scale)
             bias = offset if bias is None else bias * scale + offset
+            limits = None if limits is None else limits * np.abs(scale)
         if type(layer) in ONE_AXIS:
             kernel = kernel[np.newaxis]
-        result = linear(layer, _kernel_constant(kernel, quantizer), value)
+        result = linear(layer, _kernel_constant(kernel, quantizer, limits), value)
         return result if bias is None else tf.nn.bias_add(result, tf.constant(bias, name="bias"))
 
     def _gather(self, node: Node, layer: Any, indices: Any) -> Any:
@@ -254,9 +257,11 @@ class _Emitter:
         return fixed(value, False, {}) if isinstance(fixed, FixedRangeQuantizer) else value
 
 
-def _kernel_constant(kernel: np.ndarray, quantizer: WeightQuantizer | None) -> Any:
+def _kernel_constant(kernel: np.ndarray, quantizer: WeightQuantizer | None, limits: Any = None) -> Any:
     if quantizer is None:
         return tf.constant(kernel, name="kernel")
+    if limits is not None:
+        return round_within(tf.constant(kernel, name="kernel"), tf.constant(limits, tf.float32))
     if quantizer.swap_channels:
         # The converter cannot move a per-channel range along with the transposition it makes of this kernel; it finds
         # the same scales by itself in weights that are rounded already.

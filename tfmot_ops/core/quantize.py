@@ -59,7 +59,8 @@ def quantize(model: keras.Model, recipe: Recipe, calibration: Any = None) -> tup
 
     Raises:
         RecipeError: the recipe has no QAT quantisation.
-        UnsupportedModelError: the model is quantised already, has pruning wrappers, or has no layer graph.
+        UnsupportedModelError: the model is quantised already, has pruning wrappers or a Lambda layer, or has no layer
+            graph.
         CalibrationError: the data does not fit the model's inputs.
     """
     if recipe.quantization is None or recipe.quantization.method is not Method.QAT:
@@ -70,9 +71,9 @@ def quantize(model: keras.Model, recipe: Recipe, calibration: Any = None) -> tup
             remedy="call export_tflite directly for a PTQ or float recipe",
         )
     source = read_graph(model)
-    _refuse_wrapped(source)
+    _refuse(source)
     graph = normalize_graph(source)
-    plan = make_plan(graph, source, recipe.quantization.scope, _required_sparsity(model, recipe))
+    plan = make_plan(graph, source, recipe.quantization, _required_sparsity(model, recipe))
 
     def wrap(layer: Any, node: Node) -> Any:
         config = plan.configs.get(id(node.layer))
@@ -115,8 +116,16 @@ def _required_sparsity(model: keras.Model, recipe: Recipe) -> RequiredSparsity |
     return lambda node, kernel: required_ratio(chosen, node, kernel, ratio)
 
 
-def _refuse_wrapped(graph: Graph) -> None:
+def _refuse(graph: Graph) -> None:
     for node in graph.nodes:
+        if isinstance(node.layer, keras.layers.Lambda):
+            raise UnsupportedModelError(
+                f"layer {node.path!r} is a Lambda: its function cannot be read, and files hold it as Python code",
+                required="layers that say what they compute",
+                received="Lambda",
+                remedy="call the function on the tensors themselves, or make it a Layer with get_config, registered by "
+                "register_keras_serializable",
+            )
         if isinstance(node.layer, keras.layers.Wrapper) and hasattr(node.layer, "pruning_vars"):
             raise UnsupportedModelError(
                 f"layer {node.path!r} still has its pruning wrapper",

@@ -36,13 +36,28 @@ def fake_quantize_weights(weights: Any, *, per_channel: bool) -> tf.Tensor:
         weights: kernel, the output channels on the last axis.
         per_channel: one scale for each channel, otherwise one for the kernel.
     """
-    limits = symmetric_limits(weights, per_channel=per_channel)
+    return round_within(weights, symmetric_limits(weights, per_channel=per_channel))
+
+
+def round_within(weights: Any, limits: Any) -> tf.Tensor:
+    """Round weights to the int8 levels between -limits and limits, [channels] (last axis) or a scalar."""
     quantize = (
         tf.quantization.fake_quant_with_min_max_vars_per_channel
-        if per_channel
+        if len(limits.shape)
         else tf.quantization.fake_quant_with_min_max_vars
     )
     return quantize(weights, -limits, limits, num_bits=8, narrow_range=True)
+
+
+def tie(kernel: Any, clusters: Any) -> tf.Tensor:
+    """The kernel with the mean of its cluster in the place of each weight, so that a cluster is trained as one.
+
+    Args:
+        kernel: weights; of one value in each cluster, as the gradients then are too.
+        clusters: number of the cluster of each weight, same shape.
+    """
+    means = tf.math.unsorted_segment_mean(kernel, clusters, tf.reduce_max(clusters) + 1)
+    return tf.gather(means, clusters)
 
 
 @tf.custom_gradient
@@ -61,6 +76,7 @@ class WeightQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
     Args:
         per_channel: one scale for each output channel, otherwise one for the kernel.
         keep_sparsity: hold the weights that are zero when the mask is set at zero.
+        keep_clusters: hold the weights equal that are equal when the clusters are set; not together with `per_channel`.
         channels_axes: how many trailing axes together index the output channels (2 for depthwise kernels
             [height, width, channels, multiplier], 1 otherwise).
         swap_channels: whether output channels come before input channels (transposed convolutions).
@@ -72,27 +88,34 @@ class WeightQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
         *,
         per_channel: bool,
         keep_sparsity: bool = False,
+        keep_clusters: bool = False,
         channels_axes: int = 1,
         swap_channels: bool = False,
         required_sparsity: float = 0.0,
     ) -> None:
         self.per_channel = per_channel
         self.keep_sparsity = keep_sparsity
+        self.keep_clusters = keep_clusters
         self.channels_axes = channels_axes
         self.swap_channels = swap_channels
         self.required_sparsity = required_sparsity
 
     def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
-        """Create the mask, of the kernel's shape, when the sparsity is kept."""
-        if not self.keep_sparsity:
-            return {}
-        return {"mask": layer.add_weight(f"{name}_mask", tensor_shape, initializer="ones", trainable=False)}
+        """Create the mask and the clusters, of the kernel's shape, where they are kept."""
+        kept = {"mask": (self.keep_sparsity, "float32", "ones"), "clusters": (self.keep_clusters, "int32", "zeros")}
+        return {
+            key: layer.add_weight(f"{name}_{key}", tensor_shape, dtype=dtype, initializer=initial, trainable=False)
+            for key, (wanted, dtype, initial) in kept.items()
+            if wanted
+        }
 
     @tf.autograph.experimental.do_not_convert
     def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **_: Any) -> tf.Tensor:
         """Kernel in, kernel rounded to int8 levels out, same shape."""
         del training
-        kernel = inputs * weights["mask"] if self.keep_sparsity else tf.convert_to_tensor(inputs)
+        kernel = tie(inputs, weights["clusters"]) if self.keep_clusters else tf.convert_to_tensor(inputs)
+        if self.keep_sparsity:
+            kernel *= weights["mask"]
         return _straight_through(kernel, self._round_fast(tf.stop_gradient(kernel)))
 
     def _round_fast(self, kernel: Any) -> tf.Tensor:
@@ -130,6 +153,7 @@ class WeightQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
         return {
             "per_channel": self.per_channel,
             "keep_sparsity": self.keep_sparsity,
+            "keep_clusters": self.keep_clusters,
             "channels_axes": self.channels_axes,
             "swap_channels": self.swap_channels,
             "required_sparsity": self.required_sparsity,

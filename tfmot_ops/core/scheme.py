@@ -9,7 +9,7 @@ from typing import Any
 
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
 
-from tfmot_ops.contract import LayerReport, Outcome, Scope
+from tfmot_ops.contract import LayerReport, Outcome, Quantization
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
 from tfmot_ops.core.kernels import Kernel, kernels
 from tfmot_ops.core.legacy_keras import keras
@@ -42,7 +42,7 @@ class Plan:
     reports: list[LayerReport] = field(default_factory=list)
 
 
-def make_plan(graph: Graph, source: Graph, scope: Scope, required: RequiredSparsity | None) -> Plan:
+def make_plan(graph: Graph, source: Graph, quantization: Quantization, required: RequiredSparsity | None) -> Plan:
     """Place the quantisers on a normalised graph.
 
     None between convolution -> affine -> relu, nor merge -> relu, where the tensor has one reader: TFLite
@@ -52,12 +52,12 @@ def make_plan(graph: Graph, source: Graph, scope: Scope, required: RequiredSpars
     Args:
         graph: what `normalize_graph` made.
         source: what it was made from; scopes name its layers, and each of them is reported.
-        scope: layers to quantise; the others are reported as kept in float.
+        quantization: its scope says the layers to quantise; the others are reported as kept in float.
         required: (call, kernel) -> fraction of zeros it has to hold to the end; None holds no zeros.
     """
     user_layers = {node.path: type(node.layer).__name__ for node in source.nodes}
-    excluded = {path for path, chosen in select(scope, user_layers.items()).items() if chosen is False}
-    placer = _Placer(graph, excluded, required)
+    excluded = {path for path, chosen in select(quantization.scope, user_layers.items()).items() if chosen is False}
+    placer = _Placer(graph, excluded, required, keep_clusters=quantization.keep_clusters)
     plan = Plan(tensors={id(t): RangeQuantizer() for t in graph.inputs() if t.is_float})
     calls: dict[int, list[Node]] = {}
     for node in graph.nodes:
@@ -81,11 +81,14 @@ def make_plan(graph: Graph, source: Graph, scope: Scope, required: RequiredSpars
 
 
 class _Placer:
-    def __init__(self, graph: Graph, excluded: set[str], required: RequiredSparsity | None) -> None:
+    def __init__(
+        self, graph: Graph, excluded: set[str], required: RequiredSparsity | None, *, keep_clusters: bool
+    ) -> None:
         self.consumers = graph.consumers()
         self.results = Counter(id(tensor) for tensor in tensors(graph.outputs))
         self.excluded = excluded
         self.required = required
+        self.keep_clusters = keep_clusters
         self.roles = {id(node): self._role(node) for node in graph.nodes}
 
     def _role(self, node: Node) -> Role:
@@ -108,20 +111,26 @@ class _Placer:
         output, reason = self._output(node, outputs[0])
         if not weights and output is None:
             return None, {}, _report(node, Outcome.ABSORBED, reason)
-        reason = " and ".join([*(f"{name} int8" for name in weights), reason])
+        held = {name: ", its clusters held" if quantizer.keep_clusters else "" for name, quantizer in weights.items()}
+        reason = " and ".join([*(f"{name} int8{more}" for name, more in held.items()), reason])
         return LayerQuantizeConfig(weights, output), {}, _report(node, Outcome.QUANTIZED, reason)
 
     def _weights(self, node: Node) -> dict[str, WeightQuantizer]:
         return {
             kernel.attribute: WeightQuantizer(
-                per_channel=kernel.per_channel,
+                per_channel=kernel.per_channel and not self._clustered(kernel),
                 keep_sparsity=self.required is not None,
+                keep_clusters=self._clustered(kernel),
                 required_sparsity=self.required(node, kernel) if self.required else 0.0,
                 channels_axes=kernel.channels_axes,
                 swap_channels=kernel.swap_channels,
             )
             for kernel in kernels(node.layer)
         }
+
+    def _clustered(self, kernel: Kernel) -> bool:
+        """Whether a kernel's clusters are held: where channels on its last axis take what is folded into them."""
+        return self.keep_clusters and kernel.channels_axes == 1 and not kernel.swap_channels
 
     def _why(self, node: Node, outputs: list[Tensor]) -> str:
         if node.origin in self.excluded:
@@ -155,7 +164,9 @@ class _Placer:
     def _fuses(self, node: Node, reader: Node) -> bool:
         kind, next_kind = self.roles[id(node)], self.roles[id(reader)]
         if kind is Role.CONVOLUTION:
-            return next_kind is Role.AFFINE or (next_kind is Role.RELU and not _is_transposed(node))
+            # Folded into a kernel with one scale, an affine would take its clusters apart.
+            parts = any(self._clustered(kernel) and not kernel.per_channel for kernel in kernels(node.layer))
+            return (next_kind is Role.AFFINE and not parts) or (next_kind is Role.RELU and not _is_transposed(node))
         before = node.inputs()[0].producer
         if kind is Role.AFFINE and before is not None and _is_transposed(before):
             return False

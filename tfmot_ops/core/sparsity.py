@@ -72,11 +72,20 @@ def _plain(path: str) -> str:
 
 
 def _pattern_fits(layer: Any, kernel: Kernel, recipe: Recipe) -> bool:
-    """Whether the recipe's pattern can be had in a kernel: n of m needs m input channels in a row."""
+    """Whether the recipe's pattern can be had in a kernel.
+
+    n of m needs m input channels in a row. Blocks need a matrix with more than one of them each way: tfmot squeezes its
+    map of blocks.
+    """
     sparsity = recipe.sparsity
     value = getattr(layer, kernel.attribute, None)
-    if sparsity is None or value is None or sparsity.n_of_m is None:
-        return sparsity is not None and (sparsity.block is None or value is None or len(value.shape) == 2)  # noqa: PLR2004
+    if sparsity is None or value is None:
+        return sparsity is not None
+    if sparsity.block is not None:
+        sizes = tuple(value.shape)
+        return len(sizes) == 2 and all(size > block for size, block in zip(sizes, sparsity.block, strict=True))  # noqa: PLR2004
+    if sparsity.n_of_m is None:
+        return True
     return len(value.shape) in {2, 4} and int(value.shape[-2]) % sparsity.n_of_m[1] == 0
 
 
@@ -107,11 +116,14 @@ def _quantized_names(layer: Any) -> tuple[str, ...]:
 
 
 def give_masks(model: keras.Model) -> None:
-    """Set the masks of a QAT model's weight quantisers to where the weights are not zero, in place."""
+    """Tell a QAT model's weight quantisers which weights are not zero, and which are equal, in place."""
     for layer in model.layers:
         for variable, _, extra in getattr(layer, "_weight_vars", ()):
             if "mask" in extra:
                 extra["mask"].assign(np.not_equal(variable.numpy(), 0).astype(np.float32))
+            if "clusters" in extra:
+                _, clusters = np.unique(variable.numpy(), return_inverse=True)
+                extra["clusters"].assign(np.reshape(clusters, variable.shape))
 
 
 def assert_sparsity(model: keras.Model, recipe: Recipe) -> dict[str, float]:
