@@ -9,7 +9,7 @@ RECIPE  ?= sparse50_wi8_ai8
 RECIPES ?= wi8_ai8,sparse50_wi8_ai8
 
 .DEFAULT_GOAL := help
-.PHONY: sweep matrix help setup demo ui test helm check lock bench clean places
+.PHONY: layers sweep matrix help setup demo ui test helm check lock bench clean places
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -52,6 +52,9 @@ check: setup ## ruff, mypy --strict, import-linter, hadolint, lean imports
 	@$(BIN)/lint-imports
 	@$(BIN)/hadolint docker/Dockerfile
 	@$(BIN)/python -m pytest -q tests/contract/test_lean_import.py
+
+layers: setup ## docs/layers.md: what becomes of each layer class of tf_keras
+	@$(BIN)/python -m tfmot_ops.core.layer_table docs/layers.md
 
 bench: setup ## what quantising, exporting, training and inference cost, as ratios (QUESTIONS="quantize growth")
 	@$(BIN)/python -m benchmarks $(QUESTIONS)
