@@ -30,25 +30,33 @@ class Architecture:
         name: its constructor in tf_keras.applications, or its name under the entry-point group `tfmot_ops.models`.
         family: the module that defines it (`mobilenet_v3`), `registered` for a model of an installed package.
         side: smallest height and width in pixels that it takes.
+        open_size: whether the model is built for images of any size, as `(None, None, 3)` asks for; a cell still
+            calibrates, trains and exports it with images of `side`. Not for a registered model.
     """
 
     name: str
     family: str
     side: int
+    open_size: bool = False
 
     def build(self, *, seed: int = 0) -> keras.Model:
-        """The model with random weights decided by `seed`, without its head, for images [N, side, side, 3]."""
+        """The model with random weights decided by `seed`, without its head, for images [N, H, W, 3]."""
         set_seed(seed)
         constructor = self.constructor
         if self.family == _REGISTERED:
             return constructor(self.input_shape, _CLASSES)
         # A head on a random net only adds rounding noise; a mean gives one row of features a sample.
-        return constructor(weights=None, include_top=False, input_shape=self.input_shape, pooling="avg")
+        return constructor(weights=None, include_top=False, input_shape=self.built_shape, pooling="avg")
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """Of one image: (H, W, C)."""
         return (self.side, self.side, 3)
+
+    @property
+    def built_shape(self) -> tuple[int | None, int | None, int]:
+        """Of the model's input: (H, W, C), unknown sizes None."""
+        return (None, None, 3) if self.open_size else self.input_shape
 
     @property
     def constructor(self) -> Callable[..., keras.Model]:

@@ -149,7 +149,8 @@ class _Cell:
                 quantized = load_model(path)
             self._same(answers, _answers(quantized, self.images))
         with self._timed(Stage.EXPORT):
-            data = export_tflite(quantized, self.recipe)
+            # The images say the sizes that a model leaves open.
+            data = export_tflite(quantized, self.recipe, self.images)
             self._check_file(data)
         with self._timed(Stage.INVOKE):
             answers = _flat(predict(data, self.images))
