@@ -119,3 +119,11 @@ def test_shards_hold_every_cell_once_and_one_weight_class() -> None:
     assert all({weight(known[name]) for name in shard.architectures} == {shard.weight} for shard in dealt)
     assert {shard.weight for shard in dealt} == set(Weight)
     assert len({shard.label for shard in dealt}) == len(dealt)
+
+
+def test_the_packaged_expectations_name_architectures_of_the_catalogue() -> None:
+    from tfmot_ops.core.catalog import catalogue
+
+    expected = read_expected()
+    assert expected
+    assert set(expected) <= set(catalogue())
