@@ -21,7 +21,7 @@ from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors, unique_names
 from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import rebuild
-from tfmot_ops.core.graph.run import run_graph
+from tfmot_ops.core.graph.run import infer, run_graph
 from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.sparsity import inner_layer
 
@@ -189,9 +189,7 @@ class _Calls:
         made: dict[_Key, Array] = {}
 
         def compute(node: Node, args: Any, kwargs: Any) -> Any:
-            if node.layer._call_spec.expects_training_arg:  # noqa: SLF001 - Keras' own record of the signature
-                kwargs = kwargs | {"training": False}
-            result = node.layer(*args, **kwargs)
+            result = infer(node.layer, args, kwargs)
             key = self.keys[id(node)]
             if key in self.nodes:
                 (value,) = tf.nest.flatten(result)

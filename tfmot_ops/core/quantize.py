@@ -18,7 +18,7 @@ from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors, unique_names
 from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import OnTensor, rebuild
-from tfmot_ops.core.graph.run import run_graph
+from tfmot_ops.core.graph.run import infer, run_graph
 from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.quantizers import RangeQuantizer
 from tfmot_ops.core.scheme import Plan, RequiredSparsity, make_plan, tied_groups
@@ -229,10 +229,10 @@ def _call_unrounded(node: Node, args: Any, kwargs: Any) -> Any:
     if isinstance(layer, QuantizeLayer):
         return args[0]
     if not isinstance(layer, QuantizeWrapper):
-        return layer(*args, **kwargs)
+        return infer(layer, args, kwargs)
     variables = [variable for variable, _, _ in layer._weight_vars]  # noqa: SLF001 - tfmot has no accessor
     layer.quantize_config.set_quantize_weights(layer.layer, variables)
-    return layer.layer(*args, **kwargs)
+    return infer(layer.layer, args, kwargs)
 
 
 def tied_ranges(graph: Graph) -> dict[int, tuple[float, float]]:

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Node
 from tfmot_ops.core.graph.read import read_graph
-from tfmot_ops.core.graph.run import run_graph
+from tfmot_ops.core.graph.run import infer, run_graph
 from tfmot_ops.core.legacy_keras import keras
 
 
@@ -28,7 +28,7 @@ def refresh_batch_norm(model: keras.Model, inputs: list[Any]) -> None:
     def compute(node: Node, args: Any, kwargs: Any) -> Any:
         layer = node.layer
         if not isinstance(layer, keras.layers.BatchNormalization):
-            return layer(*args, **kwargs)
+            return infer(layer, args, kwargs)
         axis = layer.axis if isinstance(layer.axis, int) else layer.axis[0]
         value = args[0]
         axes = [index for index in range(len(value.shape)) if index != axis % len(value.shape)]

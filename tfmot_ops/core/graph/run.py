@@ -28,3 +28,10 @@ def run_graph(graph: Graph, inputs: list[Any], compute: Callable[[Node, Any, Any
         for tensor, value in zip(tensors(node.outputs), tf.nest.flatten(result), strict=True):
             values[id(tensor)] = value
     return map_tensors(graph.outputs, lambda tensor: values[id(tensor)])
+
+
+def infer(layer: Any, args: Any, kwargs: Any) -> Any:
+    """What a call of a layer gives in inference; without the word Keras' augmentation layers augment."""
+    if layer._call_spec.expects_training_arg:  # noqa: SLF001 - Keras' own record of the signature
+        kwargs = kwargs | {"training": False}
+    return layer(*args, **kwargs)
