@@ -23,6 +23,9 @@ def golden(request):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
         assert path.exists(), f"{path} is missing; make it with --regen and look at it"
-        assert text == path.read_text(encoding="utf-8"), f"{path} differs; a change of the contract needs a new version"
+        remedy = (
+            "where the change is meant, --regen writes it anew; a document of the contract needs a new version instead"
+        )
+        assert text == path.read_text(encoding="utf-8"), f"{path} differs; {remedy}"
 
     return compare

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tfmot_ops.contract import Device, StepResult, StepSpec
-from tfmot_ops.errors import SpecError, StepFailedError
+from tfmot_ops.errors import SpecError, StepFailedError, TfmotOpsError
 from tfmot_ops.runners import image as images
 from tfmot_ops.runners.base import Log, judge, peek
 
@@ -137,6 +137,7 @@ class DockerStep:
         self._spec = spec
         self._context = context
         self._log = log
+        self._killed = False
         self.result: StepResult | None = None
 
     def wait(self) -> StepResult:
@@ -164,6 +165,7 @@ class DockerStep:
         """SIGTERM, a grace period, SIGKILL, and the container is gone."""
         from docker.errors import APIError
 
+        self._killed = True
         if (container := self._container_id) is None:
             return
         try:
@@ -185,6 +187,8 @@ class DockerStep:
             state = client.inspect_container(container)["State"]
             answer = self._result_file(container)
         except NotFound as error:
+            if self._killed:
+                raise TfmotOpsError(f"step {self._spec.step_id} was stopped, as its task was") from error
             raise StepFailedError(
                 f"the container of step {self._spec.step_id} is gone",
                 required="a container that is there until its result was read",

@@ -42,5 +42,5 @@ for place, pod in {"pod": POD, "deferred": DEFERRED}.items():
     gpu = replace(pod, device=Device.GPU, gpu_image=IMAGE, gpu_node_selector={}, schedule_timeout_s=5)
     case(f"{place}_gpu", gpu)
     case(f"{place}_fallback", replace(gpu, fallback=Device.CPU))
-    case(f"{place}_durable", pod, {**OPTIONS, "epochs": 200}, retries=1)
+    case(f"{place}_durable", pod, {**OPTIONS, "epochs": 200}, retries=3)
 case("pod_secret", replace(POD, env_from=[{"secretRef": {"name": "places-secret"}}]), {**OPTIONS, "epochs": 200})
