@@ -258,6 +258,10 @@ def test_kinds_without_a_model(tmp_path):
     listed = run(ListOptions(what="recipes"))
     assert "sparse50_wi8_ai8" in json.loads((tmp_path / "list.json").read_text())
     assert "sparse50_wi8_ai8" in listed.parameters["list"]
+    gate = RegisterOptions(name="m", metrics={"accuracy": 0.7}, gates={"accuracy": 0.8})
+    closed = run(gate, inputs={"tflite": listed.outputs["list"]})
+    assert closed.error is not None
+    assert "gate accuracy" in closed.error.message
 
 
 def test_a_result_appears_complete_or_not_at_all(tmp_path):

@@ -24,8 +24,9 @@ class Affine(keras.layers.Layer):
     def build(self, input_shape: Any) -> None:
         """Create `scale`, `offset` and `divisor`."""
         channels = (input_shape[-1] if len(input_shape) else None) or 1
-        self.scale = self.add_weight("scale", (channels,), initializer="ones")
-        self.offset = self.add_weight("offset", (channels,), initializer="zeros")
+        # A frozen variable is one that no gradient is computed for: not every augmentation before it has one.
+        self.scale = self.add_weight("scale", (channels,), initializer="ones", trainable=self.trainable)
+        self.offset = self.add_weight("offset", (channels,), initializer="zeros", trainable=self.trainable)
         self.divisor = self.add_weight("divisor", (channels,), initializer="ones", trainable=False)
         super().build(input_shape)
 
