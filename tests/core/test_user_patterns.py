@@ -52,6 +52,17 @@ def _several_inputs() -> Any:
     return keras.Model([image, table], [L.Dense(3, activation="softmax")(x), L.Dense(1)(x)])
 
 
+def _preprocessing() -> Any:
+    """Augmentation takes part in training only: calibration and comparison see the images as they are."""
+    x = inputs = keras.Input((8, 8, 3))
+    for layer in (L.Resizing(16, 16), L.CenterCrop(12, 12), L.Rescaling(1 / 127.5, -1)):
+        x = layer(x)
+    x = L.Normalization(mean=[0.1, 0.2, 0.3], variance=[1.0, 2.0, 3.0])(x)
+    for layer in (L.RandomFlip(seed=1), L.RandomRotation(0.1, seed=2), L.RandomContrast(0.2, seed=3)):
+        x = layer(x)
+    return keras.Model(inputs, L.Dense(3)(L.GlobalAveragePooling2D()(L.Conv2D(8, 3, activation="relu")(x))))
+
+
 def _multiplier_and_groups() -> Any:
     inputs = keras.Input((8, 8, 4))
     x = L.DepthwiseConv2D(3, depth_multiplier=2, activation="relu")(inputs)
@@ -83,7 +94,7 @@ def _through_the_chain(model: Any, recipe: Recipe) -> bytes:
 
 @pytest.mark.parametrize(
     "make",
-    [_siamese, _shared_layers, _several_inputs, _multiplier_and_groups],
+    [_siamese, _shared_layers, _several_inputs, _preprocessing, _multiplier_and_groups],
     ids=lambda f: f.__name__[1:],
 )
 def test_fully_int8(make: Callable[[], Any]) -> None:
