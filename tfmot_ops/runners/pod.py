@@ -187,9 +187,13 @@ class PodStep:
                     received=str(state.waiting.message),
                     remedy="build or push the image (docker/Dockerfile), or correct the runner's `image`",
                 )
-        # What the trigger saw says more than what came of it: a time-out, for one.
-        seen = (self._event or {}).get("message") or f"{type(error).__name__}: {error}"
-        return StepFailedError(f"the pod of step {step} failed", received=str(seen))
+        return StepFailedError(
+            f"the pod of step {step} was lost sight of",
+            required="a cluster that answers about it until its end",
+            # What the trigger saw says more than what came of it: a time-out, for one.
+            received=str((self._event or {}).get("message") or _first_cause(error)),
+            remedy="retry; if it happens again, look at the node's agent and at the API server",
+        )
 
     def _ended(self, terminated: Any) -> TfmotOpsError:
         if terminated.reason == "OOMKilled":
@@ -235,3 +239,10 @@ def _timeout_behind(error: BaseException | None) -> BaseException | None:
             return error
         error = error.__context__
     return None
+
+
+def _first_cause(error: BaseException) -> str:
+    """What the provider met before its tidying met other things."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return f"{type(error).__name__}: {getattr(error, 'body', None) or error}"
