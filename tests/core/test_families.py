@@ -84,9 +84,10 @@ def _inception_resnet_v2(shape: Any) -> Any:
 
 
 def _nasnet(shape: Any) -> Any:
-    return nasnet.NASNet(
-        penultimate_filters=96, num_blocks=1, stem_block_filters=8, skip_reduction=False, **_options(shape)
-    )
+    """Both reductions of the stem and a normal cell, each of some forty layers."""
+    # Fewer filters would leave kernels of one weight, of which no half can be pruned.
+    net = nasnet.NASNet(penultimate_filters=192, num_blocks=1, stem_block_filters=8, **_options(shape))
+    return _until(net, "normal_concat_0")
 
 
 def _mobilenet(shape: Any) -> Any:
