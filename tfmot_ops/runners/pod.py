@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+from airflow.providers.cncf.kubernetes.utils.pod_manager import PodManager, PodPhase
 from airflow.providers.cncf.kubernetes.utils.xcom_sidecar import PodDefaults
 from airflow.sdk.exceptions import AirflowTaskTimeout
 from kubernetes.client import ApiException
@@ -25,6 +27,25 @@ _SIDECAR_RESOURCES = {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"
 _NOT_FOUND = 404
 
 
+class StepPodManager(PodManager):
+    """The provider's, for which a pod that is over runs nothing any more.
+
+    An agent of an old cluster leaves `running` in the containers of a pod whose deadline is over, and the provider
+    would follow their log for ever.
+    """
+
+    def container_is_running(self, pod: V1Pod, container_name: str) -> bool:
+        """Whether it runs, in a pod that is not over."""
+        return not self._is_over(pod) and super().container_is_running(pod, container_name)
+
+    def container_is_terminated(self, pod: V1Pod, container_name: str) -> bool:
+        """Whether it has ended, with its pod or alone."""
+        return self._is_over(pod) or super().container_is_terminated(pod, container_name)
+
+    def _is_over(self, pod: V1Pod) -> bool:
+        return self.read_pod(pod).status.phase in PodPhase.terminal_states
+
+
 class StepPodOperator(KubernetesPodOperator):
     """A pod whose result is kept for its step, and that is looked at once more before it is deleted.
 
@@ -39,6 +60,11 @@ class StepPodOperator(KubernetesPodOperator):
     def __init__(self, *, sidecar_image: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.sidecar_image = sidecar_image
+
+    @cached_property
+    def pod_manager(self) -> StepPodManager:
+        """What the provider follows the pod with."""
+        return StepPodManager(kube_client=self.client, callbacks=self.callbacks)
 
     def build_pod_request_obj(self, context: Any = None, *, dry_run: bool = False) -> V1Pod:
         """The provider's pod, with our image in its sidecar and limits on it, as a quota asks for."""
