@@ -46,6 +46,8 @@ with DAG(
     schedule="0 2 * * *",
     start_date=datetime(2026, 1, 1),  # noqa: DTZ001 - Airflow takes it as UTC
     catchup=False,
+    # Hours of work: it starts when somebody turns it on, not the moment a scheduler first sees this file.
+    is_paused_upon_creation=True,
     max_active_runs=1,
     tags=["tfmot_ops"],
     params=PARAMS,

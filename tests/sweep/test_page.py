@@ -239,7 +239,7 @@ def test_filter_by_text_recipe_family_status_and_class(visit):
     assert shown(page) == ["DenseNet121/wi8_ai8"]
     assert page.locator("#shown").inner_text() == "1 of 7 cells"
     page.get_by_role("button", name="clear").click()
-    page.wait_for_function("document.querySelector('#shown').textContent === '7 cells'")
+    page.get_by_text("7 cells", exact=True).wait_for()
     page.locator("[name=recipe]").select_option("sparse50_wi8_ai8")
     assert shown(page) == ["MobileNetV2/sparse50_wi8_ai8", "ResNet50/sparse50_wi8_ai8"]
     page.locator("[name=family]").select_option("resnet")
