@@ -6,6 +6,7 @@ STAMP   := $(VENV)/.installed
 DATASET ?= digits
 MODEL   ?= resnet8
 RECIPE  ?= sparse50_wi8_ai8
+WORKERS ?= 2
 RECIPES ?= wi8_ai8,sparse50_wi8_ai8
 
 .DEFAULT_GOAL := help
@@ -36,8 +37,8 @@ sweep: setup ## the compat matrix: every architecture through the whole chain, r
 matrix: RECIPES = $(RECIPE)
 matrix: sweep ## the same with one recipe (ARCHITECTURES=, RECIPE=)
 
-test: setup ## the whole suite
-	@$(BIN)/python -m pytest
+test: setup ## the whole suite, on WORKERS=2 processes
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 helm: setup ## the Helm chart: lint, render, refusals, strict validation; installed where there is a cluster
 	@$(BIN)/python -m pytest -q tests/helm

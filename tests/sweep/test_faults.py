@@ -48,7 +48,9 @@ def test_an_error_in_each_stage(tmp_path, monkeypatch, stage) -> None:
 
 
 CHILD = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs the tests in the background
 from pathlib import Path
 from tfmot_ops.core import recipes
 from tfmot_ops.sweep.run import Sweep

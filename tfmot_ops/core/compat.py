@@ -139,7 +139,7 @@ class _Cell:
         with self._timed(Stage.TRAIN):
             self._train(quantized)
         with self._timed(Stage.RELOAD):
-            answers = _answers(quantized, self.images)
+            expected = _answers(quantized, self.images)
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "model.h5"
                 save_model(quantized, path)
@@ -147,15 +147,20 @@ class _Cell:
                 del quantized
                 gc.collect()
                 quantized = load_model(path)
-            self._same(answers, _answers(quantized, self.images))
+            self._same(expected, _answers(quantized, self.images))
         with self._timed(Stage.EXPORT):
             # The images say the sizes that a model leaves open.
             data = export_tflite(quantized, self.recipe, self.images)
             self._check_file(data)
+            del quantized
+            gc.collect()
         with self._timed(Stage.INVOKE):
             answers = _flat(predict(data, self.images))
+            del data
         with self._timed(Stage.AGREE):
-            self._agree(quantized, answers, model if against_ptq else None)
+            self.metrics["sqnr_db"] = sqnr_db(expected, answers)
+            if against_ptq:
+                self.metrics["ptq_sqnr_db"] = self._sqnr_of_ptq(model)
 
     def result(self, status: Status, error: Exception | None = None) -> CompatResult:
         metrics = {name: float(value) for name, value in self.metrics.items() if np.isfinite(value)}
@@ -256,14 +261,10 @@ class _Cell:
                 remedy="look for the layers that the report of quantize keeps in float",
             )
 
-    def _agree(self, quantized: keras.Model, answers: npt.NDArray[Any], float_model: keras.Model | None) -> None:
-        self.metrics["sqnr_db"] = sqnr_db(_answers(quantized, self.images), answers)
-        if float_model is None:
-            return
+    def _sqnr_of_ptq(self, model: keras.Model) -> float:
         recipe = Recipe(name="ptq", quantization=Quantization(method=Method.PTQ))
-        ptq = export_tflite(float_model, recipe, self.images)
-        reached = sqnr_db(_answers(float_model, self.images), _flat(predict(ptq, self.images)))
-        self.metrics["ptq_sqnr_db"] = reached
+        data = export_tflite(model, recipe, self.images)
+        return sqnr_db(_answers(model, self.images), _flat(predict(data, self.images)))
 
 
 def _answers(model: keras.Model, images: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import tensorflow_model_optimization as tfmot
 
+from tfmot_ops.core.graph.rebuild import without_random_values
 from tfmot_ops.core.layers import LAYERS
 from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.prune import PruneLowMagnitude
@@ -68,7 +69,7 @@ def load_model(path: str | Path, allow_unsafe: bool = False) -> keras.Model:
     if not Path(path).exists():
         raise ArtifactError("no such model", required="a .h5, .keras or SavedModel path", received=str(path))
     try:
-        with custom_objects():
+        with custom_objects(), without_random_values():
             return keras.models.load_model(str(path), safe_mode=not allow_unsafe)
     except (ValueError, OSError, TypeError) as error:
         raise ArtifactError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from tensorflow_model_optimization.python.core.sparsity.keras import pruning_schedule, pruning_wrapper
 from tensorflow_model_optimization.python.core.sparsity.keras.pruning_callbacks import (
     PruningSummaries,
@@ -13,7 +15,7 @@ from tensorflow_model_optimization.python.core.sparsity.keras.pruning_callbacks 
 
 from tfmot_ops.contract import LayerReport, Outcome, Recipe, Schedule, Sparsity
 from tfmot_ops.core.graph.ir import layer_paths
-from tfmot_ops.core.graph.rebuild import copy_layer
+from tfmot_ops.core.graph.rebuild import copy_layer, without_random_values
 from tfmot_ops.core.kernels import kernels
 from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.sparsity import inner_layer, prunable
@@ -146,11 +148,30 @@ def _pruning_arguments(sparsity: Sparsity, end_step: int | None) -> dict[str, An
 
 def _apply_masks(model: keras.Model) -> None:
     for _, layer in layer_paths(model):
-        if hasattr(layer, "pruning_vars"):
-            # The one step at which tfmot makes a mask of n of m.
-            layer.pruning_step.assign(1)
+        if not hasattr(layer, "pruning_vars"):
+            continue
+        # The one step at which tfmot makes a mask of n of m.
+        layer.pruning_step.assign(1)
+        if layer.sparsity_m_by_n or tuple(layer.block_size) != (1, 1):
             layer.pruning_obj.conditional_mask_update()
-            layer.pruning_obj.weight_mask_op()
+        else:
+            for weight, mask, threshold in layer.pruning_vars:
+                magnitudes = np.abs(weight.numpy())
+                limit = smallest_kept(magnitudes, float(layer.pruning_schedule(1)[1]))
+                mask.assign((magnitudes >= limit).astype(magnitudes.dtype))
+                threshold.assign(limit)
+        layer.pruning_obj.weight_mask_op()
+
+
+def smallest_kept(magnitudes: npt.NDArray[Any], ratio: float) -> float:
+    """The magnitude below which weights are pruned: tfmot's threshold, without sorting the kernel.
+
+    Args:
+        magnitudes: of a kernel's weights, any shape.
+        ratio: fraction of them that becomes zero.
+    """
+    kept = max(round(float(np.float32(magnitudes.size) * np.float32(1 - ratio))), 1)
+    return float(np.partition(magnitudes, magnitudes.size - kept, axis=None)[magnitudes.size - kept])
 
 
 def _report(path: str, layer: Any, recipe: Recipe, chosen: bool) -> LayerReport:
@@ -182,7 +203,8 @@ def _copy_with(model: keras.Model, wrap: Callable[[Any, Any], Any]) -> keras.Mod
         result._name = part.name  # noqa: SLF001 - clone_model names a nested sequential model anew
         return result
 
-    result = _clone(model)
+    with without_random_values():
+        result = _clone(model)
     for layer, copy in copies:
         weights = _masked_weights(layer)
         if weights:

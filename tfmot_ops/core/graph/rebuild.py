@@ -64,7 +64,7 @@ def rebuild(
             copy = copy_layer(node.layer, names[node.path])
             copies[id(node.layer)] = called = wrap(copy, node)
             weights = graph.weights_of(node.layer)
-            with _without_random_values() if weights else nullcontext():
+            with without_random_values() if weights else nullcontext():
                 result = call_layer(called, args, kwargs, node.outputs)
             if weights:
                 copy.set_weights(weights)
@@ -143,7 +143,7 @@ def _are_plain(inputs: Any, masks: Any) -> bool:
     )
 
 
-def _without_random_values() -> AbstractContextManager[None]:
+def without_random_values() -> AbstractContextManager[None]:
     """Variables made in this context start from zeros in the place of random numbers."""
 
     def create(next_creator: Any, **kwargs: Any) -> Any:
