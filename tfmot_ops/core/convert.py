@@ -12,13 +12,25 @@ from tensorflow.lite.python.lite import TFLiteFrozenGraphConverterV2
 from tensorflow.python.framework.func_graph import dismantle_func_graph, func_graph_from_py_func
 
 
-def converter_of(function: Callable[..., Any], signature: list[tf.TensorSpec]) -> Any:
+def converter_of(
+    function: Callable[..., Any],
+    signature: list[tf.TensorSpec],
+    finish: Callable[[bytes], bytes] = lambda data: data,
+) -> Any:
     """A TFLite converter for a function of tensors; converts once.
 
     Args:
         function: called once to trace it, twice where it reads a variable; gives a list of tensors.
         signature: of its arguments.
+        finish: what is done to the file before it is calibrated and quantised.
     """
+    converter = _converter_of(function, signature)
+    then = converter._optimize_tflite_model  # noqa: SLF001 - the one place between the two
+    converter._optimize_tflite_model = lambda data, *args, **kwargs: then(finish(data), *args, **kwargs)  # noqa: SLF001
+    return converter
+
+
+def _converter_of(function: Callable[..., Any], signature: list[tf.TensorSpec]) -> Any:
     graph = func_graph_from_py_func("inference", function, signature, {})
     if not graph.captures:
         return _ConstantsConverter(graph)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tfmot_ops.contract import LayerReport, Outcome
+from tfmot_ops.core.emit import scope_name
 from tfmot_ops.core.evaluate import make_interpreter
-from tfmot_ops.core.export import scope_name
 from tfmot_ops.core.graph.ir import unique_names
 from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.read import read_graph

@@ -15,8 +15,8 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
 
+from tfmot_ops.core.emit import scope_name
 from tfmot_ops.core.evaluate import Array, Inputs, dequantized, make_interpreter, quantized
-from tfmot_ops.core.export import scope_name
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors, unique_names
 from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.read import read_graph

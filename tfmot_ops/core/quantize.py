@@ -215,13 +215,8 @@ def _assign(node: Node, low: float, high: float) -> None:
 
 def unrounded(model: keras.Model, inputs: list[Any]) -> Any:
     """Outputs of a QAT model with its quantisers off; one array [N, ...] for each of its inputs."""
-    graph = read_graph(model)
-
-    @tf.function(autograph=False)
-    def run(values: list[Any]) -> Any:
-        return run_graph(graph, values, _call_unrounded)
-
-    return run([tf.convert_to_tensor(each) for each in inputs])
+    # Op by op, as Keras answers one batch: a traced graph is optimised, and a deep net amplifies each last bit of it.
+    return run_graph(read_graph(model), [tf.convert_to_tensor(each) for each in inputs], _call_unrounded)
 
 
 def _call_unrounded(node: Node, args: Any, kwargs: Any) -> Any:
