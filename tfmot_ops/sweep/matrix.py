@@ -116,17 +116,17 @@ class Matrix:
 
     def _run_packed(self, cells: list[Cell], watcher: Watcher) -> dict[str, CompatResult]:
         waiting = sorted(cells, key=lambda cell: (-self._cost(cell).cpu_s, cell.name))
+        needs = [self._cost(cell) for cell in waiting]
         running: dict[Future[CompatResult], Cell] = {}
         results: dict[str, CompatResult] = {}
         stop, begun = Event(), time.time()
         with ThreadPoolExecutor(max(1, self.jobs)) as pool:
             try:
                 while waiting or running:
-                    costs = [self._cost(cell) for cell in waiting]
                     taken = [self._cost(cell) for cell in running.values()]
-                    index = pick(costs, taken, jobs=max(1, self.jobs), memory_bytes=self.memory_bytes)
+                    index = pick(needs, taken, jobs=max(1, self.jobs), memory_bytes=self.memory_bytes)
                     if index is not None:
-                        cell = waiting.pop(index)
+                        cell, _ = waiting.pop(index), needs.pop(index)
                         watcher.started(cell.name)
                         running[pool.submit(self._run_cell, cell, stop, begun)] = cell
                         continue
