@@ -17,6 +17,8 @@ from tfmot_ops.core.models import (
 from tfmot_ops.core.training import set_seed
 
 _REGISTERED = "registered"
+#: After a name: built for images of any size.
+ANY_SIZE = "@any"
 #: What a registered model is built for: small images, some classes.
 _REGISTERED_SIDE = 32
 _CLASSES = 10
@@ -27,7 +29,8 @@ class Architecture:
     """One architecture.
 
     Attributes:
-        name: its constructor in tf_keras.applications, or its name under the entry-point group `tfmot_ops.models`.
+        name: its constructor in tf_keras.applications, or its name under the entry-point group `tfmot_ops.models`;
+            with `@any` behind it where `open_size` is set by `architecture`.
         family: the module that defines it (`mobilenet_v3`), `registered` for a model of an installed package.
         side: smallest height and width in pixels that it takes.
         open_size: whether the model is built for images of any size, as `(None, None, 3)` asks for; a cell still
@@ -62,7 +65,7 @@ class Architecture:
     def constructor(self) -> Callable[..., keras.Model]:
         """What builds it."""
         if self.family != _REGISTERED:
-            return application_constructor(self.name)
+            return application_constructor(self.name.removesuffix(ANY_SIZE))
         loaded: Callable[..., keras.Model] = _registered()[self.name].load()
         return loaded
 
@@ -71,7 +74,7 @@ class Architecture:
         """Smallest and largest pixel value its inputs have."""
         if self.family == _REGISTERED:
             return (0.0, 1.0)
-        signature = inspect.signature(application_constructor(self.name))
+        signature = inspect.signature(self.constructor)
         return (0.0, 255.0) if "include_preprocessing" in signature.parameters else (-1.0, 1.0)
 
 
@@ -83,13 +86,17 @@ def catalogue() -> dict[str, Architecture]:
 def architecture(name: str) -> Architecture:
     """One entry of the catalogue.
 
+    Args:
+        name: as in the catalogue; `MobileNet@any` is MobileNet built for images of any size, (None, None, 3).
+
     Raises:
         SpecError: there is none of this name.
     """
     if name in _registered():
         return Architecture(name, _REGISTERED, _REGISTERED_SIDE)
-    family = application_constructor(name).__module__.rsplit(".", 1)[-1]
-    return Architecture(name, family, smallest_side(name))
+    base = name.removesuffix(ANY_SIZE)
+    family = application_constructor(base).__module__.rsplit(".", 1)[-1]
+    return Architecture(name, family, smallest_side(base), open_size=name != base)
 
 
 def _registered() -> dict[str, EntryPoint]:

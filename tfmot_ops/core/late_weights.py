@@ -80,8 +80,7 @@ class LateWeights:
             return False
         if limits is None:
             return self.floats
-        # The converter gives all of the smallest kernels one scale, and would take them for one.
-        return bool(np.max(limits) >= _SMALLEST_LIMIT)
+        return self._level(kernel, limits) <= _LEVELS
 
     def constant(self, kernel: npt.NDArray[Any], limits: npt.NDArray[Any] | None) -> Any:
         """What stands for a kernel in the graph.
@@ -95,12 +94,24 @@ class LateWeights:
             value = float(np.float32(_LOWEST + len(self._late) * _STEP))
             self._late.append(_Late(np.ascontiguousarray(kernel.transpose(order)), value))
             return tf.constant(value, tf.float32, kernel.shape, name="kernel")
-        limits = np.asarray(limits, np.float32)
-        step = np.maximum(limits, _SMALLEST_LIMIT) / np.float32(_LEVELS)
+        level = self._level(kernel, limits)
+        limits = np.maximum(np.asarray(limits, np.float32), _SMALLEST_LIMIT)
+        step = limits / np.float32(_LEVELS)
         # Kernel and limits were folded with the same scale, so a level may be passed by the last bit only.
         levels = np.clip(np.rint(kernel * (np.float32(1.0) / step)), -_LEVELS, _LEVELS).astype(np.int8)
-        self._late.append(_Late(np.ascontiguousarray(levels.transpose(order)), scales=np.atleast_1d(step)))
-        return round_within(tf.constant(0.0, tf.float32, kernel.shape, name="kernel"), tf.constant(limits))
+        self._late.append(_Late(np.ascontiguousarray(levels.transpose(order)), level, np.atleast_1d(step)))
+        placeholder = tf.constant(level * float(np.min(step)), tf.float32, kernel.shape, name="kernel")
+        return round_within(placeholder, tf.constant(limits))
+
+    def _level(self, kernel: npt.NDArray[Any], limits: npt.NDArray[Any]) -> int:
+        """The int8 level of a placeholder: 0, as kernels are told apart by their scales, save the smallest.
+
+        Those all have one scale, and the converter would take two of them for one, so each gets a level of its own.
+        """
+        if np.max(limits) >= _SMALLEST_LIMIT:
+            return 0
+        shape = tuple(kernel.shape[axis] for axis in _TO_TFLITE[kernel.ndim])
+        return 1 + sum(late.placeholder > 0 and late.values.shape == shape for late in self._late)
 
     def fill(self, data: bytes) -> bytes:
         """The file with the kernels in their places.

@@ -25,7 +25,7 @@ class Sweep:
 
     Attributes:
         folder: keeps cells, logs and finished sweeps, and what could not be recorded yet.
-        architectures: names; empty for the whole catalogue.
+        architectures: names (see `tfmot_ops.core.catalog.architecture`); empty for the whole catalogue.
         recipes: with a quantisation each.
         seed: decides weights and images.
         jobs: cells at once; 0 for one a core.
@@ -49,19 +49,19 @@ class Sweep:
         Raises:
             SpecError: an architecture is not in the catalogue.
         """
-        from tfmot_ops.core.catalog import catalogue
+        from tfmot_ops.core.catalog import ANY_SIZE, architecture, catalogue
         from tfmot_ops.sweep.inputs import inputs_sha256
 
         known = catalogue()
-        unknown = [name for name in self.architectures if name not in known]
+        unknown = [name for name in self.architectures if name.removesuffix(ANY_SIZE) not in known]
         if unknown:
             raise SpecError(
                 "no such architecture",
                 required="names of the catalogue (tfmot-ops list architectures)",
                 received=", ".join(unknown),
-                remedy="use the constructor's own spelling, as in MobileNetV2",
+                remedy="use the constructor's own spelling, as in MobileNetV2 (MobileNetV2@any: images of any size)",
             )
-        chosen = [known[name] for name in self.architectures] or list(known.values())
+        chosen = [architecture(name) for name in self.architectures] or list(known.values())
         return [
             Cell(each.name, recipe, each.family, inputs_sha256(each, recipe, self.seed), self.seed)
             for recipe in self.recipes
