@@ -16,6 +16,7 @@ from tfmot_ops.contract import (
     Document,
     EvaluateOptions,
     FineTuneOptions,
+    ForecastOptions,
     LayerReport,
     ListOptions,
     OpenRunOptions,
@@ -58,6 +59,7 @@ OPTIONS = (
     ListOptions(what="models"),
     CompatOptions(architectures=("MobileNetV2",), recipe="wi8_ai8"),
     SummarizeOptions(architectures=("MobileNet",), recipes=("wi8_ai8",)),
+    ForecastOptions(),
     CloseRunOptions(steps={"train": {"accuracy": 0.9}}, failed=("quantize",)),
 )
 

@@ -46,6 +46,15 @@ def test_options_are_of_the_deployments_runner_only(deployment):
     assert choose_runner("kubernetes") == KubernetesRunner()
 
 
+def test_arguments_change_what_the_runner_has_otherwise(deployment):
+    deployment("docker", '{"image": "mine:1", "memory": "2g"}')
+    assert choose_runner({"image": "next:1"}) == DockerRunner(image="next:1", memory="2g")
+    assert choose_runner({"image": "next:1"}, "kubernetes") == KubernetesRunner(image="next:1")
+    assert choose_runner({"runner": "kubernetes", "image": "next:1"}, "docker") == KubernetesRunner(image="next:1")
+    with pytest.raises(SpecError, match="field imge"):
+        choose_runner({"imge": "next:1"})
+
+
 @pytest.mark.parametrize(
     ("name", "options", "finding"),
     [

@@ -29,11 +29,11 @@ def bench(tmp_path):
     return bench
 
 
-def run(bench, **more):
+def run(bench, dag="compat_sweep", params=None, **more):
     answer = bench.home / "answer.json"
-    params = json.dumps({"architectures": NAMES, "recipes": ["wi8_ai8"], "force": bool(more)})
+    params = json.dumps(params or {"architectures": NAMES, "recipes": ["wi8_ai8"], "force": bool(more)})
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("run_dag.py")), "compat_sweep", params, str(answer)],
+        [sys.executable, str(Path(__file__).with_name("run_dag.py")), dag, params, str(answer)],
         env=bench.environment(**more),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -72,3 +72,21 @@ def test_six_architectures_then_a_regression_is_told(bench) -> None:
     parent = latest.run_url.removeprefix("runs:/")
     assert client.get_run(parent).info.status == "FAILED"
     assert {"page.html", "sweep.json", "matrix.json"} <= {file.path for file in client.list_artifacts(parent)}
+
+
+def test_a_forecast_tells_what_another_interpreter_would_break(bench, tmp_path) -> None:
+    other = tmp_path / "python"
+    other.write_text(f'#!/bin/sh\nexport TEST_BREAK=yes\nexec {sys.executable} "$@"\n')
+    other.chmod(0o755)
+    params = {"architectures": ["fickle", "sound"], "recipes": ["wi8_ai8"], "next_python": str(other)}
+    answer, log = run(bench, "compat_forecast", params)
+    states = {task["task"]: task["state"] for task in answer["tasks"]}
+    assert (answer["state"], states["now"], states["then"], states["forecast"]) == (
+        "failed",
+        "success",
+        "success",
+        "failed",
+    ), log[-4000:]
+    assert "fickle/wi8_ai8  ok   build: unknown (RuntimeError)  breaks" in log
+    assert "no-go: 1 of 2 cells get worse" in log
+    assert earlier_sweeps(bench.tracking_uri, EXPERIMENT) == [], "a forecast is no sweep"

@@ -258,6 +258,41 @@ def sweep(  # noqa: PLR0917 - typer reads the options from the signature, nobody
         raise typer.Exit(StepFailedError.exit_code)
 
 
+@app.command()
+def forecast(  # noqa: PLR0917 - typer reads the options from the signature, nobody calls it
+    python: Annotated[str, typer.Argument(help="Interpreter of an environment with the next pins and this package.")],
+    architectures: Annotated[
+        str, typer.Option(help="Names, separated by commas.  [default: the whole catalogue]")
+    ] = "",
+    recipes: Annotated[str, typer.Option(help="Names, separated by commas.")] = "wi8_ai8,sparse50_wi8_ai8",
+    folder: Annotated[Path, typer.Option(help="Keeps finished cells.", metavar="DIR")] = Path(".sweep"),
+    jobs: Annotated[int, typer.Option(min=0, help="Cells at once.  [default: one a core]", show_default=False)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="The table as JSON on stdout.")] = False,
+) -> None:
+    """Say which cells would break under other versions: the same sweep with another environment's interpreter.
+
+    Exit code 4 on a no-go.
+    """
+    from rich.console import Console
+
+    from tfmot_ops.sweep.forecast import compare, packages
+    from tfmot_ops.sweep.progress import Progress
+    from tfmot_ops.sweep.run import Sweep
+
+    plan = Sweep(
+        folder=folder,
+        architectures=tuple(name for name in architectures.split(",") if name),
+        recipes=tuple(_decode(name) for name in recipes.split(",") if name),
+        jobs=jobs,
+    )
+    packages(python)  # told before an hour of work
+    with Progress(Console(stderr=True), 2 * len(plan.cells())) as progress:
+        table = compare(plan, python, progress)
+    typer.echo(table.as_json() if as_json else table.text())
+    if not table.is_go:
+        raise typer.Exit(StepFailedError.exit_code)
+
+
 def _decode(recipe: Any) -> Any:
     from tfmot_ops.core import recipes
 

@@ -134,6 +134,8 @@ class CompatOptions(Document):
         force: run every cell, also those whose inputs did not change.
         time_limit_s: wall time that a cell may take.
         memory_limit_gib: resident memory that a cell may hold.
+        python: interpreter of another environment that runs the cells, for a forecast; none of their results is taken
+            for one of this environment.
     """
 
     kind: Literal["compat"] = "compat"
@@ -143,6 +145,7 @@ class CompatOptions(Document):
     force: bool = False
     time_limit_s: float = Field(default=3600.0, gt=0.0)
     memory_limit_gib: float = Field(default=16.0, gt=0.0)
+    python: str | None = Field(default=None, min_length=1)
 
 
 class SummarizeOptions(Document):
@@ -158,6 +161,15 @@ class SummarizeOptions(Document):
     architectures: tuple[str, ...] = Field(min_length=1)
     recipes: tuple[str, ...] = Field(min_length=1)
     repros: bool = True
+
+
+class ForecastOptions(Document):
+    """Compare cells under these versions with the same cells under others; the answer is the output `forecast` (JSON).
+
+    Inputs are the `cells` of shards: `now_0000`, `now_0001`, ... and `then_0000`, ...
+    """
+
+    kind: Literal["forecast"] = "forecast"
 
 
 class CloseRunOptions(Document):
@@ -185,6 +197,7 @@ Options = Annotated[
     | ListOptions
     | CompatOptions
     | SummarizeOptions
+    | ForecastOptions
     | CloseRunOptions,
     Field(discriminator="kind"),
 ]

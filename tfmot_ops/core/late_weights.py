@@ -122,6 +122,7 @@ class LateWeights:
         if not self._late:
             return data
         model = schema.ModelT.InitFromPackedBuf(data)
+        tables = len(data) - _stored_bytes(model)
         placed: set[int] = set()
         #: Values of a kernel -> its buffer: a kernel that several calls read is stored once.
         buffers: dict[bytes, int] = {}
@@ -142,7 +143,7 @@ class LateWeights:
                     model.buffers.append(buffer)
         if lost := [late for late in self._late if id(late) not in placed]:
             raise LateWeightsError(f"{len(lost)} of {len(self._late)} kernels have no place")
-        return _pack(model, len(data) + sum(late.values.nbytes for late in self._late))
+        return _pack(model, tables)
 
     def _of(self, model: Any, tensor: Any) -> list[_Late]:
         """The kernels a tensor stands for: several where they are equal."""
@@ -168,8 +169,12 @@ def _readers(model: Any, graph: Any) -> dict[int, set[tuple[str, int]]]:
     return found
 
 
-def _pack(model: Any, size: int) -> bytes:
-    """The flatbuffer, without the buffers that no tensor has any more."""
+def _stored_bytes(model: Any) -> int:
+    return sum(np.size(buffer.data) for buffer in model.buffers if buffer.data is not None)
+
+
+def _pack(model: Any, tables: int) -> bytes:
+    """The flatbuffer, without the buffers that no tensor has any more; `tables` are the bytes of all but buffers."""
     owners = [*(tensor for graph in model.subgraphs for tensor in graph.tensors), *(model.metadata or ())]
     used = sorted({0, *(owner.buffer for owner in owners)})
     places = {old: new for new, old in enumerate(used)}
@@ -178,6 +183,9 @@ def _pack(model: Any, size: int) -> bytes:
     # A list of buffers from before metadata had names.
     model.metadataBuffer = None
     model.buffers = [model.buffers[index] for index in used]
-    builder = flatbuffers.Builder(size + _SLACK)
+    size = tables + _stored_bytes(model) + _SLACK
+    if size > flatbuffers.Builder.MAX_BUFFER_SIZE:
+        raise LateWeightsError(f"a flatbuffer of {size} bytes is larger than the 2 GiB it may have")
+    builder = flatbuffers.Builder(size)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())

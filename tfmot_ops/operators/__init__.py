@@ -12,13 +12,14 @@ from tfmot_ops.operators.step import (
     StripOperator,
     TrainOperator,
 )
-from tfmot_ops.operators.sweep import CompatSweepOperator, ListOperator, SummarizeSweepOperator
+from tfmot_ops.operators.sweep import CompatSweepOperator, ForecastOperator, ListOperator, SummarizeSweepOperator
 
 __all__ = [
     "CloseRunOperator",
     "CompatSweepOperator",
     "EvaluateOperator",
     "FineTuneOperator",
+    "ForecastOperator",
     "ListOperator",
     "MlflowRunLink",
     "OpenRunOperator",

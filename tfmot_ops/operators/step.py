@@ -38,8 +38,8 @@ class StepOperator(BaseOperator):
             when the task runs.
         inputs: artifacts by name. A value is the result of another step (`train.output`), whose output of the same name
             is taken, or the fields of an Artifact.
-        runner: a Runner or the name of one. Without it the DAG run's parameter `runner`, then the deployment's
-            (`TFMOT_OPS_RUNNER` with `TFMOT_OPS_RUNNER_OPTIONS`), then `local`.
+        runner: a Runner, the name of one, or arguments of one (see `choose_runner`). Without it the DAG run's parameter
+            `runner`, then the deployment's (`TFMOT_OPS_RUNNER` with `TFMOT_OPS_RUNNER_OPTIONS`), then `local`.
         tracking_uri: MLflow tracking URI. Without it `TFMOT_OPS_TRACKING_URI`, then `MLFLOW_TRACKING_URI` are read
             where the task runs; without any nothing is recorded, and `output_uri` is required.
         experiment: MLflow experiment.
@@ -74,7 +74,7 @@ class StepOperator(BaseOperator):
         *,
         options: Mapping[str, Any] | Options | None = None,
         inputs: Mapping[str, Any] | None = None,
-        runner: Runner | str | None = None,
+        runner: Runner | str | Mapping[str, Any] | None = None,
         tracking_uri: str | None = None,
         experiment: str = "tfmot_ops",
         parent_run: Any = None,

@@ -53,8 +53,7 @@ class SummarizeSweepOperator(StepOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the step; a shard that left nothing leaves its cells missing."""
-        ended = [result for result in _flat(self.shards) if "cells" in result.get("outputs", {})]
-        self.inputs = {f"cells_{index:04}": result["outputs"]["cells"] for index, result in enumerate(ended)}
+        self.inputs = _cells("cells", self.shards)
         answer = super().execute(context)
         judgement = answer["parameters"]["judgement"]
         context["ti"].xcom_push(JUDGEMENT_KEY, judgement)
@@ -64,6 +63,38 @@ class SummarizeSweepOperator(StepOperator):
             # Cells do not get better by asking again.
             raise AirflowFailException(f"{len(worse)} cells got worse\n{told}")
         return answer
+
+
+class ForecastOperator(StepOperator):
+    """Compares shards of cells with the same shards under other versions, and fails if a cell would break.
+
+    Args:
+        now: results of the shards under these versions: of each mapped CompatSweepOperator its `output`.
+        then: the same under the others.
+        **kwargs: as for StepOperator.
+    """
+
+    kind = "forecast"
+    template_fields: Sequence[str] = (*StepOperator.template_fields, "now", "then")
+
+    def __init__(self, *, now: Sequence[Any] = (), then: Sequence[Any] = (), **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.now = now
+        self.then = then
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Run the step; the log has the table."""
+        self.inputs = {**_cells("now", self.now), **_cells("then", self.then)}
+        answer = super().execute(context)
+        if answer["metrics"]["worse"]:
+            raise AirflowFailException(answer["parameters"]["forecast"])
+        return answer
+
+
+def _cells(name: str, shards: Any) -> dict[str, Any]:
+    """`<name>_0000`, ... -> the cells of each shard; one that left nothing leaves its cells missing."""
+    ended = [result for result in _flat(shards) if "cells" in result.get("outputs", {})]
+    return {f"{name}_{index:04}": result["outputs"]["cells"] for index, result in enumerate(ended)}
 
 
 def _flat(shards: Any) -> Iterable[Mapping[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
@@ -23,20 +24,25 @@ RUNNER_VARIABLE = "TFMOT_OPS_RUNNER"
 OPTIONS_VARIABLE = "TFMOT_OPS_RUNNER_OPTIONS"
 
 
-def choose_runner(argument: Runner | str | None = None, parameter: str | None = None) -> Runner:
+def choose_runner(argument: Runner | str | Mapping[str, Any] | None = None, parameter: str | None = None) -> Runner:
     """The runner of a step, in one order: argument > parameter > environment > local.
 
     A runner that is named gets the arguments of TFMOT_OPS_RUNNER_OPTIONS if it is the deployment's own, and its
     defaults otherwise. A Runner object is taken as it is.
 
     Args:
-        argument: of the operator.
+        argument: of the operator: a Runner, the name of one, or arguments that differ from those it has otherwise
+            (`{"image": "tfmot-ops:next-cpu"}`), with or without its name under `runner`.
         parameter: of the DAG run.
 
     Raises:
         SpecError: no runner has this name, or the options are not arguments of it.
     """
-    if argument is not None and not isinstance(argument, str):
+    changed: dict[str, Any] = {}
+    if isinstance(argument, Mapping):
+        changed = {name: value for name, value in argument.items() if name != "runner"}
+        argument = argument.get("runner")
+    elif argument is not None and not isinstance(argument, str):
         return argument
     deployed = os.environ.get(RUNNER_VARIABLE) or "local"
     name = argument or parameter or deployed
@@ -48,14 +54,14 @@ def choose_runner(argument: Runner | str | None = None, parameter: str | None = 
             remedy=f"pass one of these names or a Runner object, or correct {RUNNER_VARIABLE}",
         )
     options = os.environ.get(OPTIONS_VARIABLE) or "{}"
-    return _make(name, options if name == deployed else "{}")
+    return _make(name, options if name == deployed else "{}", changed)
 
 
-def _make(name: str, options: str) -> Runner:
+def _make(name: str, options: str, changed: Mapping[str, Any]) -> Runner:
     # Named, so that a typing error in a deployment's values is told instead of ignored.
     strict = with_config(ConfigDict(extra="forbid"))(_BY_NAME[name])
     try:
-        runner: Runner = TypeAdapter(strict).validate_python(json.loads(options))
+        runner: Runner = TypeAdapter(strict).validate_python(json.loads(options) | changed)
     except json.JSONDecodeError as error:
         raise SpecError(
             OPTIONS_VARIABLE, required="a JSON object", received=options, remedy=f"write {{}} for defaults ({error})"

@@ -194,5 +194,6 @@ KINDS: dict[str, Callable[[Work], None]] = {
     "list": _list,
     "compat": sweep.compat,
     "summarize": sweep.summarize,
+    "forecast": sweep.forecast,
     "close_run": _record,
 }

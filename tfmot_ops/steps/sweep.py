@@ -60,6 +60,7 @@ class _Keeper:
 
 def compat(work: Work) -> None:
     """Run the cells of a shard, one after the other, each in its own process."""
+    from tfmot_ops.sweep.forecast import run_with
     from tfmot_ops.sweep.limits import Limits
     from tfmot_ops.sweep.run import Sweep, latest_by_inputs
 
@@ -76,7 +77,10 @@ def compat(work: Work) -> None:
     known = keeper.fetch()
     if not options.force:
         known = latest_by_inputs(earlier(work)) | known
-    results = plan.matrix().run(plan.cells(), known, keeper)
+    if options.python is None:
+        results = plan.matrix().run(plan.cells(), known, keeper)
+    else:
+        results = list(run_with(plan, options.python, keeper).cells)
     work.put_bytes(as_json(results), "cells", ArtifactFormat.JSON)
     keeper.remove()
     passed = sum(result.status is Status.OK for result in results)
@@ -114,6 +118,31 @@ def summarize(work: Work) -> None:
     work.measure({"cells": len(cells), "passed": sweep.passed, **counts})
     work.parameters["judgement"] = judgement.model_dump(mode="json")
     work.progress.message(f"{sweep.passed} of {len(asked)} cells pass; {counts}")
+
+
+def forecast(work: Work) -> None:
+    """Say which cells would break under other versions; that is a figure here, not a failure."""
+    from tfmot_ops.sweep.forecast import forecast as compared
+
+    found: dict[str, list[CompatResult]] = {"now": [], "then": []}
+    for name in sorted(work.spec.inputs):
+        found[name.partition("_")[0]] += read_cells(work.path(name))
+    table = compared(*(_of_versions(cells) for cells in found.values()))
+    work.put_bytes(table.as_json().encode(), "forecast", ArtifactFormat.JSON)
+    work.measure({"cells": len(table.rows), "worse": table.worse})
+    work.parameters["forecast"] = table.text()
+    work.progress.message(table.text())
+
+
+def _of_versions(cells: list[CompatResult]) -> SweepResult:
+    """The cells as a sweep under the versions that they say."""
+    return SweepResult(
+        sweep_id="forecast",
+        started_at=datetime.now(UTC),
+        duration_s=0.0,
+        cells=tuple(cells),
+        versions=next((cell.versions for cell in cells if cell.versions), {}),
+    )
 
 
 def read_cells(path: Path) -> list[CompatResult]:

@@ -1,27 +1,19 @@
-"""What would break under other versions: the same sweep with another environment's interpreter, and a go / no-go table.
-
-`python -m tfmot_ops.sweep.forecast PYTHON --architectures MobileNet,MobileNetV2 --recipes wi8_ai8`; exits with 4 on a
-no-go. PYTHON is the interpreter of a virtual environment with the next pins and this package.
-"""
+"""What would break under other versions: a sweep with another environment's interpreter, and a go / no-go table."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from pathlib import Path
 
 from tfmot_ops.contract import CompatResult, Stage, Status, SweepResult
 from tfmot_ops.errors import SpecError
 from tfmot_ops.sweep.matrix import Watcher
-from tfmot_ops.sweep.plan import DEFAULT_RECIPES
 from tfmot_ops.sweep.run import Sweep
 
 _ORDER = list(Stage)
@@ -85,9 +77,18 @@ class Forecast:
     versions: dict[str, tuple[str, str]]
 
     @property
+    def worse(self) -> int:
+        """How many cells get worse."""
+        return sum(row.verdict.is_worse for row in self.rows)
+
+    @property
     def is_go(self) -> bool:
         """Whether no cell gets worse."""
-        return not any(row.verdict.is_worse for row in self.rows)
+        return not self.worse
+
+    def as_json(self) -> str:
+        """The table with its verdict, for programs."""
+        return json.dumps({"is_go": self.is_go, **asdict(self)}, indent=1)
 
     def text(self) -> str:
         """The table for a terminal or a log, with the verdict as its last line."""
@@ -96,8 +97,7 @@ class Forecast:
         lines += _aligned(
             [("cell", "now", "then", "verdict"), *((r.cell, r.now, r.then, r.verdict) for r in self.rows)]
         )
-        worse = sum(row.verdict.is_worse for row in self.rows)
-        lines.append(f"{'go' if self.is_go else 'no-go'}: {worse} of {len(self.rows)} cells get worse")
+        lines.append(f"{'go' if self.is_go else 'no-go'}: {self.worse} of {len(self.rows)} cells get worse")
         return "\n".join(lines)
 
 
@@ -200,41 +200,3 @@ def run_with(sweep: Sweep, python: str, watcher: Watcher | None = None) -> Sweep
 def compare(sweep: Sweep, python: str, watcher: Watcher | None = None) -> Forecast:
     """Run a sweep under this interpreter and another, and compare: one after the other, as they share the cores."""
     return forecast(run_with(sweep, sys.executable, watcher), run_with(sweep, python, watcher))
-
-
-class _Lines:
-    def __init__(self, write: Callable[[str], object]) -> None:
-        self._write = write
-
-    def started(self, cell: str) -> None:
-        pass
-
-    def ended(self, result: CompatResult) -> None:
-        tfmot = result.versions.get("tensorflow-model-optimization", "")
-        self._write(f"{result.cell} {_told(result)}{f' (tfmot {tfmot})' if tfmot else ''}\n")
-
-
-def main(arguments: Iterable[str]) -> int:
-    """Print the table; exits with 4 on a no-go."""
-    parser = argparse.ArgumentParser(prog="python -m tfmot_ops.sweep.forecast", description=__doc__)
-    parser.add_argument("python", help="interpreter of the other environment")
-    parser.add_argument("--architectures", default="", help="names, separated by commas; all without")
-    parser.add_argument("--recipes", default=",".join(DEFAULT_RECIPES), help="names, separated by commas")
-    parser.add_argument("--folder", type=Path, default=Path(".sweep"), help="keeps finished cells")
-    parser.add_argument("--jobs", type=int, default=0, help="cells at once; one a core without")
-    asked = parser.parse_args(list(arguments))
-    from tfmot_ops.core import recipes
-
-    sweep = Sweep(
-        asked.folder,
-        tuple(name for name in asked.architectures.split(",") if name),
-        tuple(recipes.decode(name) for name in asked.recipes.split(",") if name),
-        jobs=asked.jobs,
-    )
-    table = compare(sweep, asked.python, _Lines(sys.stderr.write))
-    sys.stdout.write(table.text() + "\n")
-    return 0 if table.is_go else 4
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

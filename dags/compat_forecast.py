@@ -1,0 +1,89 @@
+"""Before a bump of TensorFlow, tf-keras or tfmot: the same cells under the next pins, and a go / no-go table."""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from airflow.sdk import DAG, Param, task
+
+from tfmot_ops.contract import PRESET_RECIPES
+from tfmot_ops.operators import CompatSweepOperator, ForecastOperator, ListOperator, OpenRunOperator
+from tfmot_ops.runners import RUNNERS
+from tfmot_ops.sweep.plan import DEFAULT_RECIPES
+
+PARAMS = {
+    "next_python": Param(
+        None,
+        type=["null", "string"],
+        description="Interpreter of a virtual environment with the next pins, where the cells run: runner local.",
+    ),
+    "next_image": Param(
+        None, type=["null", "string"], description="Image with the next pins: runner docker or kubernetes."
+    ),
+    "architectures": Param(
+        [],
+        type="array",
+        items={"type": "string", "minLength": 1},
+        description="Names, one a line; empty for the whole catalogue.",
+    ),
+    "recipes": Param(
+        list(DEFAULT_RECIPES), type="array", minItems=1, items={"type": "string", "enum": list(PRESET_RECIPES)}
+    ),
+    "runner": Param(None, type=["null", "string"], enum=[None, *RUNNERS], description="Empty: as the deployment says."),
+}
+
+with DAG(
+    "compat_forecast",
+    description="which cells would break under other versions",
+    doc_md=__doc__,
+    schedule=None,
+    start_date=datetime(2026, 1, 1),  # noqa: DTZ001 - Airflow takes it as UTC
+    catchup=False,
+    max_active_runs=1,
+    tags=["tfmot_ops"],
+    params=PARAMS,
+    render_template_as_native_obj=True,
+    default_args={"retries": 2, "retry_delay": timedelta(seconds=10), "experiment": "tfmot_ops_sweep"},
+) as dag:
+    open_run = OpenRunOperator(task_id="open_run", options={"name": "forecast", "parameters": "{{ params }}"})
+    listing = ListOperator(task_id="list", options={"what": "architectures"}, parent_run=open_run.output)
+
+    @task
+    def plan(known: Any, **context: Any) -> list[dict[str, Any]]:
+        """Deal the cells into shards."""
+        from airflow.sdk.exceptions import AirflowFailException
+
+        from tfmot_ops.sweep.expected import costs, read_expected
+        from tfmot_ops.sweep.plan import shards
+
+        params = context["params"]
+        if bool(params["next_python"]) == bool(params["next_image"]):
+            raise AirflowFailException("required: next_python or next_image, one of them\nreceived: both or none")
+        asked = params["architectures"] or known["parameters"]["list"]
+        return [
+            {"architectures": list(shard.architectures), "recipe": shard.recipe, "label": shard.label}
+            for shard in shards(asked, params["recipes"], costs(read_expected()))
+        ]
+
+    @task
+    def elsewhere(planned: Any, **context: Any) -> list[dict[str, Any]]:
+        """The same shards for the other interpreter."""
+        return [{**options, "python": context["params"]["next_python"]} for options in planned]
+
+    planned = plan(listing.output)
+    # Four slots: a shard may hold cells of any weight here.
+    settings: dict[str, Any] = {
+        "pool_slots": 4,
+        "parent_run": open_run.output,
+        "map_index_template": "{{ task.options['label'] }}",
+    }
+    now = CompatSweepOperator.partial(task_id="now", **settings).expand(options=planned)
+    then = CompatSweepOperator.partial(
+        task_id="then", runner="{{ {'image': params.next_image} if params.next_image else None }}", **settings
+    ).expand(options=elsewhere(planned))
+    ForecastOperator(
+        task_id="forecast",
+        now=[now.output],
+        then=[then.output],
+        parent_run=open_run.output,
+        trigger_rule="all_done",
+    )
