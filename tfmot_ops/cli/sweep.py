@@ -50,7 +50,7 @@ def run_sweep(
     sweep = plan.run(known, last_good(earlier), watcher, cells)
     report.mkdir(parents=True, exist_ok=True)
     failed = [cell for cell in sweep.cells if cell.cell in sweep.judgement.regressions or _is_new_failure(sweep, cell)]
-    sweep = sweep.model_copy(update={"repros": write_repros(failed, report)})
+    sweep = sweep.model_copy(update={"repros": write_repros(failed, report, seed=plan.seed)})
     keep(sweep, plan.folder)
     _pending(plan.folder, sweep.sweep_id).touch()
     write_page(report / PAGE, sweep, earlier)

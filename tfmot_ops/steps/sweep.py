@@ -109,7 +109,7 @@ def summarize(work: Work) -> None:
         versions=next((cell.versions for cell in cells if cell.versions), {}),
     )
     failed = [cell for cell in cells if cell.cell in judgement.regressions] if options.repros else []
-    sweep = sweep.model_copy(update={"repros": write_repros(failed, work.workdir)})
+    sweep = sweep.model_copy(update={"repros": write_repros(failed, work.workdir, seed=work.spec.seed)})
     page = work.workdir / "page.html"
     write_page(page, sweep, before)
     work.put_bytes(page.read_bytes(), "page", ArtifactFormat.HTML)
