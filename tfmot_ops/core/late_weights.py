@@ -136,13 +136,14 @@ class LateWeights:
                 if readers.get(index) != {(_READERS[values.ndim], 1)}:
                     raise LateWeightsError(f"{tensor.name!r} is read by {readers.get(index)}")
                 placed.update(id(late) for late in found)
-                tensor.buffer = buffers.setdefault(sha256(values.tobytes()).digest(), len(model.buffers))
+                tensor.buffer = buffers.setdefault(sha256(values.data).digest(), len(model.buffers))
                 if tensor.buffer == len(model.buffers):
                     buffer = schema.BufferT()
                     buffer.data = values.reshape(-1).view(np.uint8)
                     model.buffers.append(buffer)
         if lost := [late for late in self._late if id(late) not in placed]:
             raise LateWeightsError(f"{len(lost)} of {len(self._late)} kernels have no place")
+        self._late.clear()
         return _pack(model, tables)
 
     def _of(self, model: Any, tensor: Any) -> list[_Late]:
@@ -188,4 +189,5 @@ def _pack(model: Any, tables: int) -> bytes:
         raise LateWeightsError(f"a flatbuffer of {size} bytes is larger than the 2 GiB it may have")
     builder = flatbuffers.Builder(size)
     builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    # `Output` would be a second copy.
+    return bytes(memoryview(builder.Bytes)[builder.Head() :])

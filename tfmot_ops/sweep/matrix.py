@@ -174,6 +174,9 @@ class Matrix:
         # Cells share the cores: one thread each wastes none of them on waiting.
         threads = str(max(1, (os.cpu_count() or 1) // max(1, self.jobs)))
         quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads}
+        # oneDNN keeps a copy of the weights of every kernel it ran, for a run that does not come, and rounds as the
+        # processor at hand has it.
+        quiet["TF_ENABLE_ONEDNN_OPTS"] = "0"
         return {**os.environ, **quiet}
 
     def _judged(self, cell: Cell, ended: Ended, answer: Path, log: Path) -> CompatResult:
