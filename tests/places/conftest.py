@@ -141,7 +141,7 @@ class Airflow:
         )
         for patience in (5, 10, 20, 0):
             try:
-                with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
+                with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310 - http to loopback
                     return json.loads(response.read() or b"null")
             except urllib.error.HTTPError as error:
                 # SQLite is locked at times, when everything starts at once.
@@ -202,7 +202,8 @@ def airflow(tmp_path_factory, image, cluster):  # noqa: ARG001 - the cluster has
         AIRFLOW_CONN_PLACES_SECRET=json.dumps({"conn_type": "generic", "extra": {"MLFLOW_TRACKING_PASSWORD": SECRET}}),
     )
     server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", bench.tracking_uri, "--workers", "1"]
-    server += ["--artifacts-destination", bench.artifacts.as_uri(), "--host", "0.0.0.0", "--port", str(mlflow_port)]  # noqa: S104
+    server += ["--artifacts-destination", bench.artifacts.as_uri(), "--port", str(mlflow_port)]
+    server += ["--host", "0.0.0.0"]  # noqa: S104 - containers and pods have to reach it
     server += ["--allowed-hosts", f"{ADDRESS}:{mlflow_port},127.0.0.1:{mlflow_port}"]
     log, mlflow_log = bench.new_log("airflow"), bench.new_log("mlflow")
     with (
@@ -219,7 +220,7 @@ def airflow(tmp_path_factory, image, cluster):  # noqa: ARG001 - the cluster has
 
 
 #: Given to steps through a connection and a Secret.
-SECRET = "s3cr3t-that-turns-up-nowhere"  # noqa: S105
+SECRET = "s3cr3t-that-turns-up-nowhere"  # noqa: S105 - made up
 
 
 def _knows(airflow, dag):

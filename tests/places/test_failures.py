@@ -94,7 +94,7 @@ def delete(engine, cluster, containers, pods):
 
 
 @pytest.mark.parametrize("place", ["docker", "pod", "deferred"])
-def test_a_step_that_somebody_else_deleted(airflow, started, delete, place, containers, pods):  # noqa: PLR0917
+def test_a_step_that_somebody_else_deleted(airflow, started, delete, place, containers, pods):  # noqa: PLR0917 - pytest gives fixtures by name
     run = started(f"{place}_long")
     delete(place)
     assert airflow.end_of(f"{place}_long", run) == "failed"

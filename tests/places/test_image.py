@@ -31,7 +31,7 @@ HARDENED = {
     "cap_drop": ["ALL"],
     "security_opt": ["no-new-privileges"],
     "network_mode": "none",
-    "tmpfs": {"/tmp": "rw,mode=1777,size=2g"},  # noqa: S108
+    "tmpfs": {"/tmp": "rw,mode=1777,size=2g"},  # noqa: S108 - the container's own
 }
 
 

@@ -12,12 +12,12 @@ CONF = {"limit": 200, "epochs": 1, "fine_tune_epochs": 1, "qat_epochs": 0}
 
 
 def mlflow(airflow, path, body=None):
-    request = urllib.request.Request(  # noqa: S310
+    request = urllib.request.Request(  # noqa: S310 - http to loopback
         f"{airflow.mlflow_uri}/api/2.0/mlflow/{path}",
         data=None if body is None else json.dumps(body).encode(),
         headers={"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
+    with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310 - http to loopback
         return json.loads(response.read())
 
 

@@ -60,20 +60,10 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Any = None) -
         # Rebuilt, as a layer that a rule made is built only by its call.
         graph = read_graph(rebuild(normal))
     try:
-        try:
-            data = _convert(graph, recipe, calibration, LateWeights(floats=_takes_floats_late(recipe, quantized)))
-        except LateWeightsError as error:
-            _LOG.info("%s; converted with all weights in memory", error)
-            data = _convert(graph, recipe, calibration, None)
-    except TfmotOpsError:
-        raise
-    except Exception as error:  # the converter raises bare Exception subclasses and RuntimeError
-        raise ExportError(
-            "the TFLite converter refused the model",
-            required="operations that TFLite has",
-            received=f"{type(error).__name__}: {error}",
-            remedy="exclude the layer it names in the recipe's quantization.scope",
-        ) from error
+        data = _convert(graph, recipe, calibration, LateWeights(floats=_takes_floats_late(recipe, quantized)))
+    except LateWeightsError as error:
+        _LOG.info("%s; converted with all weights in memory", error)
+        data = _convert(graph, recipe, calibration, None)
     if recipe.quantization and recipe.quantization.backend is Backend.AI_EDGE_QUANTIZER:
         data = quantize_file(data, recipe, lambda: _representative(recipe, graph, calibration)())  # noqa: PLW0108 - lazy
     _check_sparsity(data, required)
@@ -92,10 +82,20 @@ def _convert(graph: Graph, recipe: Recipe, calibration: Any, late: LateWeights |
     finish = {} if late is None else {"finish": late.fill}
     converter = converter_of(inference_of(graph, late), _signature(graph, calibration), **finish)
     _configure(converter, recipe, graph, calibration)
-    with warnings.catch_warnings():
-        # A QAT graph carries its ranges, so the missing representative set it warns of is right.
-        warnings.simplefilter("ignore")
-        data: bytes = converter.convert()
+    try:
+        with warnings.catch_warnings():
+            # A QAT graph carries its ranges, so the missing representative set it warns of is right.
+            warnings.simplefilter("ignore")
+            data: bytes = converter.convert()
+    except (LateWeightsError, TfmotOpsError):
+        raise
+    except Exception as error:  # the converter raises bare Exception subclasses and RuntimeError
+        raise ExportError(
+            "the TFLite converter refused the model",
+            required="operations that TFLite has",
+            received=f"{type(error).__name__}: {error}",
+            remedy="exclude the layer it names in the recipe's quantization.scope",
+        ) from error
     return data
 
 
