@@ -20,6 +20,9 @@ from tfmot_ops.errors import SpecError, StepFailedError
 #: Seconds between SIGTERM and SIGKILL of a group.
 GRACE_S = 8.0
 _POLL_S = 0.1
+#: Environment variable that marks every process of a group.
+_MARK = "TFMOT_OPS_GROUP"
+_LOOKS = 2
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -167,82 +170,64 @@ def _stop(_number: int, _frame: Any) -> None:
 
 @contextlib.contextmanager
 def group(command: list[str], env: Mapping[str, str], output: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a session of its own; on leaving, the process and everything of its session is ended.
+    """A process in a session of its own; on leaving, it and all it started, directly or not, is ended.
 
     Args:
         command: what to run.
         env: its whole environment.
         output: where stdout and stderr go.
     """
+    # Whatever the process starts inherits it, in whichever session, by whichever parent.
+    name = secrets.token_hex(16)
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
-        env=dict(env),
+        env={**env, _MARK: name},
         start_new_session=True,
     )
     try:
         yield process
     finally:
-        end_session(process)
+        _end(process, f"{_MARK}={name}".encode())
         if process.stdout is not None:
             process.stdout.close()
 
 
-def end_session(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the process's group, a grace period, SIGKILL to what is left of its session and its descendants.
+def _end(process: subprocess.Popen[bytes], mark: bytes) -> None:
+    """SIGTERM to the process's group, a grace period, SIGKILL to what is left of its session and of what has its mark.
 
-    The session, because Airflow puts each task into a group of its own; the descendants, because a step leads a session
-    of its own, and takes a moment to notice that its parent is gone.
+    The session, because Airflow puts each task into a group of its own, and a process that renames itself overwrites
+    its environment; the mark, because a step leads a session of its own. Neither depends on when a process was
+    started, so one that is born while the others die is found too.
     """
-    descendants = _descendants(process.pid)
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
     deadline = time.monotonic() + GRACE_S
-    while _left(process, descendants) and time.monotonic() < deadline:
+    # Gone is what two looks do not find: while a process executes a program, it has no environment for a moment.
+    looks = 0
+    while looks < _LOOKS:
+        left = _left(process, mark)
+        looks = 0 if left else looks + 1
+        if time.monotonic() > deadline:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         time.sleep(_POLL_S)
-    while left := _left(process, descendants):
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(_POLL_S)
 
 
-def _left(process: subprocess.Popen[bytes], descendants: Mapping[int, str]) -> list[int]:
-    """Processes of the session, and given descendants, that run; the leader is reaped on the way."""
-    process.poll()
-    return [
-        pid
-        for pid, (state, _, started) in _processes().items()
-        if state != "Z" and (_session(pid) == process.pid or descendants.get(pid) == started)
-    ]
-
-
-def _descendants(pid: int) -> dict[int, str]:
-    """Every process below `pid`, with its start time, as a pid is given out again."""
-    processes, found, parents = _processes(), dict[int, str](), {pid}
-    while parents:
-        below = {child: started for child, (_, parent, started) in processes.items() if parent in parents}
-        found |= below
-        parents = set(below)
-    return found
-
-
-def _processes() -> dict[int, tuple[str, int, str]]:
-    """Pid -> (state, parent's pid, start time) of every process; empty where there is no /proc."""
-    found = {}
+def _left(process: subprocess.Popen[bytes], mark: bytes) -> list[int]:
+    """Processes that run in the session or have the mark; without /proc, the leader only."""
+    found = [process.pid] if process.poll() is None else []
     for entry in Path("/proc").iterdir() if Path("/proc").is_dir() else ():
         with contextlib.suppress(OSError):
-            if entry.name.isdigit():
-                # After the name, which may hold anything: see proc(5), fields 3, 4 and 22.
-                fields = (entry / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-                found[int(entry.name)] = fields[0], int(fields[1]), fields[19]
+            if not entry.name.isdigit() or int(entry.name) in found:
+                continue
+            # The state comes after the name, which may hold anything: see proc(5).
+            is_zombie = (entry / "stat").read_bytes().rpartition(b") ")[2].startswith(b"Z")
+            in_session = os.getsid(int(entry.name)) == process.pid
+            if (in_session and not is_zombie) or mark in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
     return found
-
-
-def _session(pid: int) -> int | None:
-    with contextlib.suppress(OSError):
-        return os.getsid(pid)
-    return None
