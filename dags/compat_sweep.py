@@ -27,7 +27,7 @@ PARAMS = {
     ),
     "force": Param(False, type="boolean", description="Run every cell, also those whose inputs did not change."),
     "time_limit_s": Param(3600, type="number", exclusiveMinimum=0, description="Wall time that a cell may take."),
-    "memory_limit_gib": Param(16, type="number", exclusiveMinimum=0, description="Memory that a cell may hold."),
+    "memory_limit_gib": Param(18, type="number", exclusiveMinimum=0, description="Memory that a cell may hold."),
     "runner": Param(
         None,
         type=["null", "string"],

@@ -57,7 +57,7 @@ OPTIONS = (
     EvaluateOptions(dataset="digits", recipe="wi8_ai8"),
     RegisterOptions(name="digits", metrics={"accuracy": 0.9}, gates={"accuracy": 0.8}),
     ListOptions(what="models"),
-    CompatOptions(architectures=("MobileNetV2",), recipe="wi8_ai8"),
+    CompatOptions(architectures=("MobileNetV2",), recipe="wi8_ai8", memory_limit_gib=16.0),
     SummarizeOptions(architectures=("MobileNet",), recipes=("wi8_ai8",)),
     ForecastOptions(),
     CloseRunOptions(steps={"train": {"accuracy": 0.9}}, failed=("quantize",)),

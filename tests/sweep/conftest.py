@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tfmot_ops.demo.bench import Workbench
+
+ROOT = Path(__file__).resolve().parents[2]
 
 #: Name of an architecture -> function in the package.
 MODELS = {name: name for name in ("sound", "fickle", "sleeps", "allocates", "dies", "raises")}
@@ -27,3 +33,31 @@ def plugin(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(folder))
     yield folder
     sys.modules.pop("sweep_plugin", None)
+
+
+@pytest.fixture
+def bench(tmp_path):
+    """A workbench in a temporary folder, with the real DAGs."""
+    bench = Workbench(home=tmp_path / "bench", dags=ROOT / "dags")
+    bench.prepare(lambda _: None)
+    return bench
+
+
+@pytest.fixture
+def run_dag(bench):
+    """A function that runs a DAG of the bench to its end: name, params, environment -> what came of it, the log."""
+
+    def run(name, params, **environment):
+        answer = bench.home / "answer.json"
+        done = subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("run_dag.py")), name, json.dumps(params), str(answer)],
+            env=bench.environment(**environment),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-4000:]
+        return json.loads(answer.read_text(encoding="utf-8")), done.stdout
+
+    return run

@@ -210,7 +210,7 @@ def sweep(  # noqa: PLR0917 - typer reads the options from the signature, nobody
     accept: Annotated[bool, typer.Option("--accept", help="Write what is found to expected.yaml.")] = False,
     jobs: Annotated[int, typer.Option(min=0, help="Cells at once.  [default: one a core]", show_default=False)] = 0,
     time_limit: Annotated[float, typer.Option(min=1, help="Seconds a cell may take.")] = 3600,
-    memory_limit: Annotated[float, typer.Option(min=0.5, help="GiB a cell may hold; never more than there is.")] = 16,
+    memory_limit: Annotated[float, typer.Option(min=0.5, help="GiB a cell may hold; never more than there is.")] = 18,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Decides weights and images.")] = 0,
     tracking_uri: Annotated[
         str | None,

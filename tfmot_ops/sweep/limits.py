@@ -29,7 +29,7 @@ class Limits:
     """
 
     time_s: float = 3600.0
-    memory_bytes: float = 16 * 2**30
+    memory_bytes: float = 18 * 2**30
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,29 @@
+"""The DAG compat_forecast under Airflow: what another interpreter would break."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tfmot_ops.tracking import earlier_sweeps
+
+pytestmark = pytest.mark.usefixtures("plugin")
+
+
+def test_a_forecast_tells_what_another_interpreter_would_break(bench, run_dag, tmp_path) -> None:
+    other = tmp_path / "python"
+    other.write_text(f'#!/bin/sh\nexport TEST_BREAK=yes\nexec {sys.executable} "$@"\n')
+    other.chmod(0o755)
+    params = {"architectures": ["fickle", "sound"], "recipes": ["wi8_ai8"], "next_python": str(other)}
+    answer, log = run_dag("compat_forecast", params)
+    states = {task["task"]: task["state"] for task in answer["tasks"]}
+    assert (answer["state"], states["now"], states["then"], states["forecast"]) == (
+        "failed",
+        "success",
+        "success",
+        "failed",
+    ), log[-4000:]
+    assert "fickle/wi8_ai8  ok   build: unknown (RuntimeError)  breaks" in log
+    assert "no-go: 1 of 2 cells get worse" in log
+    assert earlier_sweeps(bench.tracking_uri, "tfmot_ops_sweep") == [], "a forecast is no sweep"
