@@ -1,4 +1,4 @@
-"""What a pod survives: the end of its worker, and of the node's agent."""
+"""What a step survives: the end of its worker, and of the node's agent."""
 
 import os
 import signal
@@ -19,6 +19,17 @@ def test_the_retry_of_a_killed_worker_takes_up_the_pod(airflow, started, pods):
     log = airflow.log("pod_durable", run)
     assert f"Reusing existing pod '{before.metadata.name}'" in log
     assert pods() == []
+
+
+def test_the_retry_of_a_killed_worker_removes_the_container(airflow, started, containers):
+    run = started("docker_durable")
+    (before,) = containers()
+    attempt = airflow.task("docker_durable", run)
+    os.kill(attempt["pid"], signal.SIGKILL)
+    assert airflow.end_of("docker_durable", run) == "success", airflow.log("docker_durable", run)[-4000:]
+    assert airflow.task("docker_durable", run)["try_number"] == attempt["try_number"] + 1
+    assert f"removing container {before[:12]} of an earlier attempt" in airflow.log("docker_durable", run)
+    assert containers() == []
 
 
 @pytest.mark.parametrize("place", ["pod", "deferred"])

@@ -87,6 +87,13 @@ def test_the_chain_step_by_step(volume, image, containers):
     assert containers() == []
 
 
+def test_a_sweep_of_two_architectures(run):
+    asked = ["--architectures", "MobileNet,MobileNetV3Small", "--recipes", "sparse50_wi8_ai8"]
+    code, output = run(["sweep", *asked, "--folder", "/tmp/cells", "--report", "/tmp/report"])  # noqa: S108 - the container's own
+    assert code == 0, output
+    assert "2 of 2 cells passed, nothing got worse" in output
+
+
 def test_a_signal_ends_it_at_once(engine, image):
     command = ["--", "python", "-c", "import time; print('up', flush=True); time.sleep(600)"]
     container = engine.containers.run(image, command, entrypoint=["tini", "-g"], detach=True, **HARDENED)

@@ -34,6 +34,7 @@ for place, runner in {"docker": DOCKER, "pod": POD, "deferred": DEFERRED}.items(
     case(f"{place}_command", runner, {**OPTIONS, "model": "no_such_model"}, retries=1)
     case(f"{place}_timeout", runner, LONG, execution_timeout=timedelta(seconds=25))
     case(f"{place}_long", runner, LONG)
+    case(f"{place}_durable", runner, {**OPTIONS, "epochs": 200}, retries=3)
 for place, pod in {"pod": POD, "deferred": DEFERRED}.items():
     small = {"requests": {"memory": "100Mi"}, "limits": {"memory": "120Mi"}}
     case(f"{place}_image", replace(pod, image=MISSING))
@@ -42,5 +43,4 @@ for place, pod in {"pod": POD, "deferred": DEFERRED}.items():
     gpu = replace(pod, device=Device.GPU, gpu_image=IMAGE, gpu_node_selector={}, schedule_timeout_s=5)
     case(f"{place}_gpu", gpu)
     case(f"{place}_fallback", replace(gpu, fallback=Device.CPU))
-    case(f"{place}_durable", pod, {**OPTIONS, "epochs": 200}, retries=3)
 case("pod_secret", replace(POD, env_from=[{"secretRef": {"name": "places-secret"}}]), {**OPTIONS, "epochs": 200})
