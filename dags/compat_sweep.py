@@ -7,7 +7,7 @@ from airflow.sdk import DAG, Param, task
 
 from tfmot_ops.contract import PRESET_RECIPES, Device
 from tfmot_ops.operators import CompatSweepOperator, ListOperator, OpenRunOperator, SummarizeSweepOperator
-from tfmot_ops.operators.notify import LogNotifier
+from tfmot_ops.operators.notify import notifiers
 from tfmot_ops.runners import RUNNERS
 from tfmot_ops.sweep.plan import DEFAULT_RECIPES, Weight
 
@@ -96,6 +96,6 @@ with DAG(
         parent_run=open_run.output,
         # Whatever happened to the shards: what they left is judged, what they did not leave is missing.
         trigger_rule="all_done",
-        on_failure_callback=LogNotifier(),
+        on_failure_callback=notifiers(),
     )
     groups >> summarize

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+
 import mlflow
 import pytest
 
@@ -16,7 +20,25 @@ CELLS = {f"{name}/wi8_ai8" for name in NAMES}
 EXPERIMENT = "tfmot_ops_sweep"
 
 
-def test_six_architectures_then_a_regression_is_told(bench, run_dag) -> None:
+@pytest.fixture
+def webhook():
+    """A server that keeps what is posted to it: (address, bodies)."""
+    bodies = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", bodies
+        server.shutdown()
+
+
+def test_six_architectures_then_a_regression_is_told(bench, run_dag, webhook) -> None:
+    address, told = webhook
     answer, log = run_dag("compat_sweep", PARAMS)
     states = {(task["task"], task["state"]) for task in answer["tasks"]}
     assert answer["state"] == "success", log[-6000:]
@@ -28,11 +50,16 @@ def test_six_architectures_then_a_regression_is_told(bench, run_dag) -> None:
     assert {cell.cell for cell in sweep.cells if cell.status is Status.OK} == CELLS
     assert set(sweep.judgement.new) == CELLS
 
-    answer, log = run_dag("compat_sweep", PARAMS | {"force": True}, TEST_BREAK="yes")
+    asked = PARAMS | {"force": True}
+    answer, log = run_dag("compat_sweep", asked, TEST_BREAK="yes", TFMOT_OPS_SWEEP_WEBHOOK=address)
     states = {task["task"]: task["state"] for task in answer["tasks"]}
     # A red cell is a result, and its shard green; the sweep as a whole is not.
     assert (answer["state"], states["light"], states["summarize"]) == ("failed", "success", "failed"), log[-3000:]
     assert "regressions: fickle/wi8_ai8 unknown at build: planted" in log
+    (message,) = told
+    assert list(message["regressions"]) == ["fickle/wi8_ai8"]
+    assert "compat_sweep" in message["text"]
+    assert "planted" in message["text"]
     latest = earlier_sweeps(bench.tracking_uri, EXPERIMENT)[0]
     assert list(latest.judgement.regressions) == ["fickle/wi8_ai8"]
     assert latest.repros

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import urllib.request
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from tfmot_ops.operators.sweep import JUDGEMENT_KEY
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+#: Address that the DAGs' webhook posts to; may be a template, such as `{{ conn.sweep_webhook.host }}`.
+WEBHOOK_VARIABLE = "TFMOT_OPS_SWEEP_WEBHOOK"
 _TIMEOUT_S = 10.0
 
 
@@ -64,3 +67,9 @@ class WebhookNotifier(_RegressionNotifier):
         )
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S):  # noqa: S310 - see above
             pass
+
+
+def notifiers() -> list[BaseNotifier]:
+    """What the DAGs tell regressions to: the log, and the webhook where the deployment names one."""
+    url = os.environ.get(WEBHOOK_VARIABLE)
+    return [LogNotifier(), *([WebhookNotifier(url)] if url else [])]
