@@ -14,7 +14,7 @@ from tfmot_ops.demo.bench import Workbench
 ROOT = Path(__file__).resolve().parents[2]
 
 #: Name of an architecture -> function in the package.
-MODELS = {name: name for name in ("sound", "fickle", "sleeps", "allocates", "dies", "raises")}
+MODELS = {name: name for name in ("sound", "nests", "fickle", "sleeps", "allocates", "dies", "raises")}
 MODELS |= {f"sound_{number}": "sound" for number in range(1, 5)}
 
 

@@ -21,6 +21,19 @@ def sound(shape: tuple[int, int, int], classes: int) -> Any:
     return _net(shape, classes)
 
 
+def nests(shape: tuple[int, int, int], classes: int) -> Any:
+    """A backbone within a backbone, with a head."""
+    from tfmot_ops.core import keras
+
+    layers = keras.layers
+    inner = keras.Sequential([layers.Conv2D(4, 3, strides=2, input_shape=(7, 7, 4)), layers.ReLU(name="deep")], "inner")
+    inputs = keras.Input((15, 15, 3))
+    outer = keras.Model(inputs, inner(layers.Conv2D(4, 3, strides=2)(inputs)), name="outer")
+    images = keras.Input(shape)
+    x = layers.GlobalAveragePooling2D()(outer(layers.Resizing(15, 15)(images)))
+    return keras.Model(images, layers.Dense(classes)(x))
+
+
 def fickle(shape: tuple[int, int, int], classes: int) -> Any:
     """Sound until the variable says otherwise: a regression to plant."""
     if os.environ.get("TEST_BREAK"):

@@ -100,6 +100,27 @@ def test_a_crash_is_bisected_too(plugin, tmp_path) -> None:
     assert make_repro(cell) is None
 
 
+@pytest.mark.timeout(1500)
+def test_a_nested_model_is_gone_into(plugin, tmp_path) -> None:
+    plant(plugin, "ReLU", "raise NotImplementedError('planted')")
+    cell = CompatResult(
+        architecture="nests",
+        recipe="wi8_ai8",
+        status=Status.FAILED,
+        failed_stage=Stage.NORMALIZE,
+        error_type="NotImplementedError",
+    )
+    repro = make_repro(cell)
+    assert repro is not None
+    assert "The smallest part that does: 1 of 2 layers of outer/inner (ReLU)." in repro.script
+    script = tmp_path / "repro.py"
+    script.write_text(repro.script, encoding="utf-8")
+    assert "normalize NotImplementedError planted" in run(script, path=str(plugin)).stderr
+    (plugin / "sitecustomize.py").unlink()
+    sound = run(script, path=str(plugin))
+    assert sound.returncode == 0, sound.stderr
+
+
 def chain(*inputs):
     return [Call(f"layer_{i}", "Conv2D", tuple(each), 0, (4, 4, 8)) for i, each in enumerate(inputs)]
 

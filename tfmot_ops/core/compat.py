@@ -134,11 +134,12 @@ class _Cell:
             with self._timed(Stage.STRIP):
                 model = self._strip(model)
                 gc.collect()
+        refused = None
         if against_ptq and self.until is Stage.AGREE:
             # Of the stage that compares, but done here: the converter holds ten times the weights, and later the
             # process holds what training left in it.
             with self._timed(Stage.AGREE):
-                self.metrics["ptq_sqnr_db"] = self._sqnr_of_ptq(model)
+                refused = self._compare_ptq(model)
         with self._timed(Stage.QUANTIZE):
             quantized = self._quantize(model)
             del model
@@ -166,6 +167,8 @@ class _Cell:
             del data
         with self._timed(Stage.AGREE):
             self.metrics["sqnr_db"] = sqnr_db(expected, answers)
+            if refused is not None:
+                raise refused
 
     def result(self, status: Status, error: Exception | None = None) -> CompatResult:
         metrics = {name: float(value) for name, value in self.metrics.items() if np.isfinite(value)}
@@ -269,10 +272,15 @@ class _Cell:
                 remedy="look for the layers that the report of quantize keeps in float",
             )
 
-    def _sqnr_of_ptq(self, model: keras.Model) -> float:
+    def _compare_ptq(self, model: keras.Model) -> Exception | None:
+        """What kept PTQ from it: an error of the last stage, raised when that is reached."""
         recipe = Recipe(name="ptq", quantization=Quantization(method=Method.PTQ))
-        data = export_tflite(model, recipe, self.images)
-        return sqnr_db(_answers(model, self.images), _flat(predict(data, self.images)))
+        try:
+            data = export_tflite(model, recipe, self.images)
+            self.metrics["ptq_sqnr_db"] = sqnr_db(_answers(model, self.images), _flat(predict(data, self.images)))
+        except Exception as error:  # noqa: BLE001 - raised later
+            return error
+        return None
 
 
 def _answers(model: keras.Model, images: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -67,15 +67,14 @@ class Prober:
     def __init__(self, architecture: str, recipe: str, *, until: Stage, limits: Limits, seed: int, log: Path) -> None:
         self._limits = limits
         self._log = log
-        self._task = json.dumps(
-            {
-                "architecture": architecture,
-                "recipe": recipe,
-                "until": until.value,
-                "seed": seed,
-                "time_s": limits.time_s + _GRACE_S,
-            }
-        )
+        self._task = {
+            "architecture": architecture,
+            "recipe": recipe,
+            "until": until.value,
+            "seed": seed,
+            "time_s": limits.time_s + _GRACE_S,
+        }
+        self.within: tuple[str, ...] = ()
         self._process: subprocess.Popen[bytes] | None = None
         self._known: dict[Part | None, Failure | None] = {}
 
@@ -85,12 +84,19 @@ class Prober:
     def __exit__(self, *_: object) -> None:
         self._end()
 
+    def enter(self, layer: str) -> None:
+        """From now on, calls and parts are those of a model nested in the one that they have been of."""
+        self._end()
+        self._known.clear()
+        self.within += (layer,)
+
     def calls(self) -> list[Call]:
         """The calls in the architecture's layer graph; empty where it has none, or cannot even be built."""
         answer = self._ask("calls")
         if isinstance(answer, Failure):
             return []
-        return [Call(**{**each, "inputs": tuple(each["inputs"]), "shape": _tuple(each["shape"])}) for each in answer]
+        shapes = ("inputs", "shape", "entry")
+        return [Call(**{**each, **{name: _tuple(each[name]) for name in shapes}}) for each in answer]
 
     def check(self, part: Part | None) -> Failure | None:
         """How a part fails, None when it passes; None stands for the whole architecture."""
@@ -134,7 +140,7 @@ class Prober:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment,
             )  # fmt: skip
         with contextlib.suppress(BrokenPipeError):
-            _send(process, self._task)
+            _send(process, json.dumps({**self._task, "within": self.within}))
         return process
 
     def _end(self) -> None:
@@ -232,6 +238,7 @@ class _Answerer:
         self._recipe = Recipe.model_validate_json(asked) if asked.startswith("{") else recipes.decode(asked)
         self._until = Stage(task["until"])
         self._seed: int = task["seed"]
+        self._within: list[str] = task["within"]
         self._on_stage = on_stage
         self._whole: keras.Model | None = None
 
@@ -254,6 +261,8 @@ class _Answerer:
         """The calls of the model's own level, each with its output."""
         if self._whole is None:
             self._whole = self._architecture.build(seed=self._seed)
+            for name in self._within:
+                self._whole = self._whole.get_layer(name)
             self._calls = _read(self._whole)
         return self._calls
 
@@ -263,11 +272,13 @@ class _Answerer:
         calls = self._graph()
         whole: Any = self._whole
         call, end = calls[part.last]
-        if part.first == INPUT:
-            model = keras.Model(whole.input, end)
-            return _Subject(model, call.layer, self._architecture.input_shape, self._architecture.pixel_range)
-        first, begin = calls[part.first]
-        return _Subject(keras.Model(begin, end), call.layer, first.shape or (), INNER_RANGE)
+        if part.first != INPUT:
+            first, begin = calls[part.first]
+            return _Subject(keras.Model(begin, end), call.layer, first.shape or (), INNER_RANGE)
+        model = keras.Model(whole.input, end)
+        if self._within:
+            return _Subject(model, call.layer, whole.input_shape[1:], INNER_RANGE)
+        return _Subject(model, call.layer, self._architecture.input_shape, self._architecture.pixel_range)
 
 
 #: Values that a part is fed which does not begin with the images.
@@ -290,7 +301,8 @@ def _read(model: keras.Model) -> list[tuple[Call, Any]]:
         sources = tuple(index.get(id(tensor), INPUT) for tensor in node.keras_inputs)
         kind = type(layer).__name__ + (f":{layer.symbol}" if hasattr(layer, "symbol") else "")
         place = layer._inbound_nodes.index(node)  # noqa: SLF001 - how get_output_at counts
-        found.append((Call(layer.name, kind, sources, place, _sizes(outputs)), outputs[0]))
+        entry = _sizes(layer.inputs) if isinstance(layer, keras.Model) and layer.inputs else None
+        found.append((Call(layer.name, kind, sources, place, _sizes(outputs), entry), outputs[0]))
     return found
 
 
@@ -301,11 +313,11 @@ def _flat(structure: Any) -> list[Any]:
     return flat
 
 
-def _sizes(outputs: list[Any]) -> tuple[int, ...] | None:
-    """Shape of one sample where there is one output of floats, with every size known."""
-    if len(outputs) != 1 or outputs[0].shape.rank is None or not outputs[0].dtype.is_floating:
+def _sizes(tensors: list[Any]) -> tuple[int, ...] | None:
+    """Shape of one sample where there is one tensor of floats, with every size known."""
+    if len(tensors) != 1 or tensors[0].shape.rank is None or not tensors[0].dtype.is_floating:
         return None
-    sizes = outputs[0].shape.as_list()[1:]
+    sizes = tensors[0].shape.as_list()[1:]
     return None if None in sizes else tuple(sizes)
 
 

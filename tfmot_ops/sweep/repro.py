@@ -45,7 +45,7 @@ class Repro(Document):
         fingerprint: sha256 of what makes the failure this one: stage, exception's class, message without numbers and
             names, classes of the layers in the part. Two cells that fail for one reason often share it.
         layers: how many calls of layers the part has; 0 where the architecture cannot be built at all.
-        of_layers: how many the architecture has.
+        of_layers: how many the architecture has, or the model nested in it that the part is of.
     """
 
     cell: str
@@ -93,21 +93,58 @@ def make_repro(
                 told.stage,
             ):
                 return None
-            calls = prober.calls()
-            whole = Part(INPUT, len(calls) - 1)
-
-            def fails(part: Part) -> bool:
-                return time.monotonic() < deadline and seen.is_like(prober.check(part))
-
-            part = smallest(calls, fails) if calls and fails(whole) else None
-            failures = {each: prober.check(each) or seen for each in (part, None)}
-    writer = _Writer(result, recipe, seed, limits, calls)
-    # A part that fails only after others did in the same process does not show by itself: then the whole has to.
-    for each, failure in failures.items():
-        repro = writer.write(each, failure)
-        if _is_shown(repro.script, failure, limits):
+            cuts = _cuts(prober, seen, deadline)
+    writer = _Writer(result, recipe, seed, limits)
+    # A part that fails only after others did in the same process does not show by itself: then a larger one has to.
+    for cut in cuts:
+        repro = writer.write(cut)
+        if _is_shown(repro.script, cut.failure, limits):
             return repro
     return None
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A part of an architecture, or of a model nested in it; without a part, the whole architecture.
+
+    Attributes:
+        failure: how it fails.
+        calls: those of the architecture or nested model.
+        part: of these calls.
+        within: names of the nested models that lead to them, the outermost first.
+        entry: shape of one sample of the innermost one's input.
+    """
+
+    failure: Failure
+    calls: list[Call]
+    part: Part | None = None
+    within: tuple[str, ...] = ()
+    entry: tuple[int, ...] = ()
+
+    @property
+    def inside(self) -> list[Call]:
+        """The calls that fail."""
+        return self.calls if self.part is None else [self.calls[index] for index in members(self.calls, self.part)]
+
+
+def _cuts(prober: Prober, seen: Failure, deadline: float) -> list[_Cut]:
+    """What fails as `seen`, the smallest first: where a part is one nested model, a part of that is looked for."""
+
+    def fails(part: Part) -> bool:
+        return time.monotonic() < deadline and seen.is_like(prober.check(part))
+
+    calls = prober.calls()
+    cuts = [_Cut(seen, calls)]
+    entry: tuple[int, ...] | None = ()
+    while entry is not None and calls and fails(Part(INPUT, len(calls) - 1)):
+        part = smallest(calls, fails)
+        cut = _Cut(prober.check(part) or seen, calls, part, prober.within, entry)
+        cuts.insert(0, cut)
+        entry = cut.inside[0].entry if len(cut.inside) == 1 else None
+        if entry is not None:
+            prober.enter(cut.inside[0].layer)
+            calls = prober.calls()
+    return cuts
 
 
 @dataclass(frozen=True)
@@ -116,29 +153,28 @@ class _Writer:
     recipe: Recipe | None
     seed: int
     limits: Limits
-    calls: list[Call]
 
-    def write(self, part: Part | None, failure: Failure) -> Repro:
-        """The repro of a part; None stands for the whole architecture."""
-        inside = self.calls if part is None else [self.calls[index] for index in members(self.calls, part)]
-        fingerprint = _fingerprint(failure, [call.kind for call in inside])
-        header = self._header(inside, failure, fingerprint)
-        lines = [*header, *self._imports(failure), *self._subject(part), *self._run(failure)]
+    def write(self, cut: _Cut) -> Repro:
+        fingerprint = _fingerprint(cut.failure, [call.kind for call in cut.inside])
+        header = self._header(cut, fingerprint)
+        lines = [*header, *self._imports(cut.failure), *self._subject(cut), *self._run(cut.failure)]
         return Repro(
             cell=self.result.cell,
             script="\n".join(lines) + "\n",
             fingerprint=fingerprint,
-            layers=len(inside),
-            of_layers=len(self.calls),
+            layers=len(cut.inside),
+            of_layers=len(cut.calls),
         )
 
-    def _header(self, inside: list[Call], failure: Failure, fingerprint: str) -> list[str]:
+    def _header(self, cut: _Cut, fingerprint: str) -> list[str]:
+        failure, inside = cut.failure, cut.inside
+        place = f" of {'/'.join(cut.within)}" if cut.within else ""
         versions = ", ".join(f"{name} {number}" for name, number in self.result.versions.items())
         kinds = ", ".join(dict.fromkeys(call.kind for call in inside))
         lines = [
             f"{self.result.architecture} under {self.result.recipe} fails at {failure.stage} with {failure.kind}:",
             failure.message.partition("\n")[0],
-            f"The smallest part that does: {len(inside)} of {len(self.calls)} layers ({kinds}).",
+            f"The smallest part that does: {len(inside)} of {len(cut.calls)} layers{place} ({kinds}).",
             f"Seen with {versions}." if versions else "",
             "Exits with an error while it fails, with 0 once it does not. Fingerprint of the failure:",
             fingerprint,
@@ -150,14 +186,16 @@ class _Writer:
         names = "Stage" if self.recipe is None else "Recipe, Stage"
         return [*hangs, "import sys", "", "from tfmot_ops import core", f"from tfmot_ops.contract import {names}", ""]
 
-    def _subject(self, part: Part | None) -> list[str]:
+    def _subject(self, cut: _Cut) -> list[str]:
         whole = f"core.architecture({self.result.architecture!r})"
-        if part is None:
+        if cut.part is None:
             return [f"subject = {whole}"]
-        last = self.calls[part.last]
+        last = cut.calls[cut.part.last]
         shape, low_high, begin = f"{whole}.input_shape", f"{whole}.pixel_range", "model.input"
-        if part.first != INPUT:
-            first = self.calls[part.first]
+        if cut.within:
+            shape, low_high = repr(cut.entry), repr(INNER_RANGE)
+        if cut.part.first != INPUT:
+            first = cut.calls[cut.part.first]
             shape, low_high, begin = repr(first.shape), repr(INNER_RANGE), _tensor(first)
         return [
             "",
@@ -167,7 +205,7 @@ class _Writer:
             f"    pixel_range = {low_high}",
             "",
             "    def build(self, *, seed):",
-            f"        model = {whole}.build(seed=seed)",
+            f"        model = {whole}.build(seed=seed)" + "".join(f".get_layer({name!r})" for name in cut.within),
             f"        first = {begin}",
             f"        last = {_tensor(last)}",
             "        return core.keras.Model(first, last)",

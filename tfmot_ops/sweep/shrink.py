@@ -19,6 +19,8 @@ class Call:
         inputs: indices of the calls it reads, `INPUT` for the model's input.
         node: which of the layer's calls it is, as Keras counts them.
         shape: of one sample of its output; None when it has several outputs or a size is unknown.
+        entry: of a model nested in this one, the shape of one sample of its input; None for any other layer, and where
+            it has several inputs or a size is unknown.
     """
 
     layer: str
@@ -26,6 +28,7 @@ class Call:
     inputs: tuple[int, ...]
     node: int = 0
     shape: tuple[int, ...] | None = None
+    entry: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
