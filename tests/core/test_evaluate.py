@@ -92,6 +92,14 @@ def test_a_batch_of_1_built_into_the_graph_is_run_sample_by_sample():
     np.testing.assert_allclose(outputs, np.concatenate([model(row[None]) for row in X]), atol=1e-5)
 
 
+def test_a_batch_folded_into_another_axis_and_out_again_is_run_sample_by_sample():
+    inputs = layers.Input((6, 6, 2))
+    line = layers.Conv2D(2, (1, 3), padding="same")(layers.Reshape((1, -1, 2))(inputs))
+    model = keras.Model(inputs, layers.Flatten()(line))
+    outputs = predict(to_tflite(model, batch=1), X)
+    np.testing.assert_allclose(outputs, np.concatenate([model(row[None]) for row in X]), atol=1e-5)
+
+
 def test_open_spatial_sizes_take_the_datas():
     inputs = layers.Input((None, None, 2))
     model = keras.Model(inputs, layers.GlobalAveragePooling2D()(layers.Conv2D(3, 3)(inputs)))

@@ -94,7 +94,7 @@ _SYMBOLS: dict[str, Callable[[Any], Any]] = {
     "linalg.matmul": lambda x: tf.matmul(x, x, transpose_b=True),
 }
 #: Rows that cannot stand alone: a normalisation's root, and a table that is read by integers; tested with their users.
-_ELSEWHERE = {layers.InverseRoot, L.RepeatVector, L.Embedding}
+_ELSEWHERE = {layers.InverseRoot, L.RepeatVector, L.Embedding, L.Dot}
 
 
 def _image(call: Callable[[Any], Any]) -> Any:
@@ -134,6 +134,11 @@ def test_layer_on_a_sequence(make: Callable[[], Any]) -> None:
 def test_layer_of_two_tensors(merge: Callable[[], Any]) -> None:
     keras.utils.set_random_seed(0)
     _check(_image(lambda x: merge()([x, L.Conv2D(4, 1)(x)])))
+
+
+def test_dot() -> None:
+    keras.utils.set_random_seed(0)
+    _check(_sequence(lambda x: L.Dot(2)([x, L.Dense(4)(x)])))
 
 
 @pytest.mark.parametrize("call", _SYMBOLS.values(), ids=list(_SYMBOLS))

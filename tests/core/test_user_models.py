@@ -120,6 +120,10 @@ _KINDS = {
     "group norm": (_between(L.GroupNormalization(2)), set()),
     "average": (_between(lambda x: L.Average()([x, L.Dense(4)(x)])), set()),
     "separable over one axis": (_between(L.SeparableConv1D(4, 3)), set()),
+    "transposed over one axis": (
+        _between(L.Conv1DTranspose(4, 3, strides=2, padding="same", output_padding=1, activation="relu")),
+        set(),
+    ),
     "hard sigmoid": (_between(L.Activation("hard_sigmoid")), set()),
     "lstm": (_between(L.LSTM(4, return_sequences=True)), {"LSTM"}),
     "gru": (_between(L.GRU(4, return_sequences=True)), {"GRU"}),

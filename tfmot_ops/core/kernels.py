@@ -31,6 +31,7 @@ _KERNELS: dict[type, tuple[Kernel, ...]] = {
     _L.Conv1D: (Kernel("kernel"),),
     _L.Conv2D: (Kernel("kernel"),),
     _L.Conv3D: (Kernel("kernel"),),
+    _L.Conv1DTranspose: (Kernel("kernel", swap_channels=True),),
     _L.Conv2DTranspose: (Kernel("kernel", swap_channels=True),),
     _L.DepthwiseConv1D: (Kernel("depthwise_kernel", pruned_by_default=False, channels_axes=2),),
     _L.DepthwiseConv2D: (Kernel("depthwise_kernel", pruned_by_default=False, channels_axes=2),),

@@ -64,7 +64,7 @@ CLASSES: dict[type, Role] = {
     ),
     **dict.fromkeys(
         (
-            *(_L.Add, _L.Subtract, _L.Multiply, _L.GlobalAveragePooling1D, _L.GlobalAveragePooling2D),
+            *(_L.Add, _L.Subtract, _L.Multiply, _L.Dot, _L.GlobalAveragePooling1D, _L.GlobalAveragePooling2D),
             *(_L.LeakyReLU, _L.PReLU, HardSwish, InverseRoot, Mean, Shift),
         ),
         Role.COMPUTES,
@@ -107,8 +107,8 @@ def role(layer: Any) -> Role:
     symbol = getattr(layer, "symbol", None)
     if symbol is not None:
         return SYMBOLS.get(symbol, Role.FLOAT)
-    if getattr(layer, "data_format", None) == "channels_first":
-        return Role.FLOAT
+    if getattr(layer, "data_format", None) == "channels_first" or getattr(layer, "normalize", False) is True:
+        return Role.FLOAT  # Dot with `normalize` divides by a norm
     if is_affine(layer):
         return Role.AFFINE
     name = activation_name(layer)

@@ -2,7 +2,13 @@
 
 from tfmot_ops.core.graph.rules.activations import activation_layer, fused_activation, gated
 from tfmot_ops.core.graph.rules.arithmetic import arithmetic, function
-from tfmot_ops.core.graph.rules.convolutions import dense_on_image, depthwise_of_groups, separable, time_distributed
+from tfmot_ops.core.graph.rules.convolutions import (
+    dense_on_image,
+    depthwise_of_groups,
+    separable,
+    time_distributed,
+    transposed_over_one_axis,
+)
 from tfmot_ops.core.graph.rules.standardization import average, normalization, preprocessing
 
 #: In the order they are offered a call.
@@ -11,6 +17,7 @@ RULES = (
     function,
     preprocessing,
     separable,
+    transposed_over_one_axis,
     time_distributed,
     depthwise_of_groups,
     dense_on_image,

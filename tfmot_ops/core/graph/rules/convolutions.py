@@ -44,6 +44,29 @@ def separable(node: Node, out: Rewriter) -> Any:
     return after(node, out, tensor, layer.activation)
 
 
+def transposed_over_one_axis(node: Node, out: Rewriter) -> Any:
+    """Conv1DTranspose on [N, T, C] -> Conv2DTranspose on [N, 1, T, C] (+ its activation)."""
+    layer = node.layer
+    if type(layer) is not _L.Conv1DTranspose or layer.data_format != "channels_last":
+        return None
+    (tensor,) = node.inputs()
+    kernel, *bias = out.graph.weights_of(layer)  # [time, out, in]
+    padding = None if layer.output_padding is None else (0, *layer.output_padding)
+    made = out.once(layer, "transposed", lambda: _L.Conv2DTranspose(
+        layer.filters, (1, *layer.kernel_size), strides=(1, *layer.strides), padding=layer.padding,
+        output_padding=padding, dilation_rate=(1, *layer.dilation_rate), use_bias=layer.use_bias,
+        kernel_regularizer=layer.kernel_regularizer, bias_regularizer=layer.bias_regularizer,
+        name=layer.name, trainable=layer.trainable,
+    ))  # fmt: skip
+    batch, *line = node.output().shape
+    rows = _L.Reshape((1, tensor.shape[1] or -1, tensor.channels), name=f"{layer.name}_rows")
+    tensor = out.call(rows, f"{node.path}_rows", tensor, shape=(batch, 1, *tensor.shape[1:]))
+    tensor = out.call(made, node.path, tensor, shape=(batch, 1, *line), weights=[kernel[None], *bias])
+    flat = _L.Reshape((line[0] or -1, layer.filters), name=f"{layer.name}_line")
+    result = out.call(flat, f"{node.path}_line", tensor, shape=(batch, *line))
+    return after(node, out, result, layer.activation)
+
+
 def depthwise_of_groups(node: Node, out: Rewriter) -> Any:
     """Conv2D with a group a channel -> DepthwiseConv2D, which every runtime has a fast kernel for."""
     layer = node.layer
