@@ -237,8 +237,9 @@ class _Cell:
 
     def _train(self, quantized: keras.Model) -> None:
         targets = np.zeros((_SAMPLES, *quantized.output_shape[1:]), np.float32)
-        # Keras traces the step a second time when the first trace makes variables.
         build_optimizer(quantized)
+        # One step, op by op: to trace its gradient takes eight times as long as to compute it.
+        quantized.run_eagerly = True
         loss = quantized.train_on_batch(self.images, targets)
         if not np.isfinite(loss):
             raise CompatError(

@@ -19,6 +19,8 @@ _ENVIRONMENT = {"TF_USE_LEGACY_KERAS": "1", "KERAS_MODULE": "tf_keras"}
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.update(_ENVIRONMENT)
 _TENSORFLOW_WAS_THERE = "tensorflow" in sys.modules
+# tfmot 0.8.1 looks for this module of Keras 2, and loads all of Keras 3 to find that it is not there. None says so.
+sys.modules.setdefault("keras.engine", None)  # type: ignore[arg-type]
 
 import tensorflow as tf  # noqa: E402 - only after the pin
 import tf_keras as keras  # noqa: E402 - only after the pin

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import tensorflow_model_optimization as tfmot
 
-from tfmot_ops.core.graph.rebuild import without_random_values
+from tfmot_ops.core.graph.rebuild import without_random_values, without_traces
 from tfmot_ops.core.layers import LAYERS
 from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.prune import PruneLowMagnitude
@@ -20,13 +22,20 @@ from tfmot_ops.errors import ArtifactError
 _CLASSES = (*LAYERS, FixedRangeQuantizer, LayerQuantizeConfig, PruneLowMagnitude, RangeQuantizer, WeightQuantizer)
 
 
+def _layers_of_applications() -> dict[str, type]:
+    """Layers that tf_keras.applications has of its own and does not register, so that Keras cannot load them."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("tf_keras.src.applications.")]
+    members = [member for module in modules for member in vars(module).values() if inspect.isclass(member)]
+    return {m.__name__: m for m in members if issubclass(m, keras.layers.Layer) and ".applications." in m.__module__}
+
+
 @contextlib.contextmanager
 def custom_objects() -> Iterator[None]:
     """The scope in which a file with our own and tfmot's layers can be read."""
     with (
         tfmot.quantization.keras.quantize_scope(),
         tfmot.sparsity.keras.prune_scope(),
-        keras.saving.custom_object_scope({cls.__name__: cls for cls in _CLASSES}),
+        keras.saving.custom_object_scope(_layers_of_applications() | {cls.__name__: cls for cls in _CLASSES}),
     ):
         yield
 
@@ -69,7 +78,7 @@ def load_model(path: str | Path, allow_unsafe: bool = False) -> keras.Model:
     if not Path(path).exists():
         raise ArtifactError("no such model", required="a .h5, .keras or SavedModel path", received=str(path))
     try:
-        with custom_objects(), without_random_values():
+        with custom_objects(), without_random_values(), without_traces():
             return keras.models.load_model(str(path), safe_mode=not allow_unsafe)
     except (ValueError, OSError, TypeError) as error:
         raise ArtifactError(

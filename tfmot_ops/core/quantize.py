@@ -168,7 +168,6 @@ def calibrate(model: keras.Model, calibration: Any, samples: int) -> None:
 
     keys = {id(node) for node in observed}
 
-    @tf.function(autograph=False)
     def extremes(inputs: list[Any]) -> Any:
         seen = []
 
@@ -181,12 +180,14 @@ def calibrate(model: keras.Model, calibration: Any, samples: int) -> None:
         run_graph(graph, inputs, compute)
         return seen
 
+    traced = tf.function(extremes, autograph=False)
     lows = np.zeros(len(observed), np.float32)
     highs = np.zeros(len(observed), np.float32)
     count = 0
     for batch in calibration_batches(graph, calibration, samples):
+        # A trace costs more than a batch; it pays from the second one on.
+        seen = np.asarray((traced if count else extremes)([tf.convert_to_tensor(part) for part in batch]), np.float32)
         count += len(batch[0])
-        seen = np.asarray(extremes([tf.convert_to_tensor(part) for part in batch]), np.float32)
         lows, highs = np.minimum(lows, seen[:, 0]), np.maximum(highs, seen[:, 1])
     if not count:
         raise CalibrationError(

@@ -22,8 +22,6 @@ def refresh_batch_norm(model: keras.Model, inputs: list[Any]) -> None:
         model: float model.
         inputs: one array [N, ...] for each of its inputs; a batch of some dozens.
     """
-    graph = read_graph(model)
-    found: list[tuple[Any, Any, Any]] = []
 
     def compute(node: Node, args: Any, kwargs: Any) -> Any:
         layer = node.layer
@@ -33,19 +31,11 @@ def refresh_batch_norm(model: keras.Model, inputs: list[Any]) -> None:
         value = args[0]
         axes = [index for index in range(len(value.shape)) if index != axis % len(value.shape)]
         mean, variance = tf.nn.moments(value, axes, keepdims=True)
-        found.append((layer, mean, variance))
-        shape = mean.shape
-        scale = 1.0 if layer.gamma is None else tf.reshape(layer.gamma, shape)
-        offset = None if layer.beta is None else tf.reshape(layer.beta, shape)
+        layer.moving_mean.assign(tf.reshape(mean, [-1]))
+        layer.moving_variance.assign(tf.reshape(variance, [-1]))
+        scale = 1.0 if layer.gamma is None else tf.reshape(layer.gamma, mean.shape)
+        offset = None if layer.beta is None else tf.reshape(layer.beta, mean.shape)
         return tf.nn.batch_normalization(value, mean, variance, offset, scale, layer.epsilon)
 
-    @tf.function(autograph=False)
-    def statistics(*values: Any) -> Any:
-        found.clear()
-        run_graph(graph, list(values), compute)
-        return [(tf.reshape(mean, [-1]), tf.reshape(variance, [-1])) for _, mean, variance in found]
-
-    moments = statistics(*(tf.convert_to_tensor(each) for each in inputs))
-    for (layer, _, _), (mean, variance) in zip(found, moments, strict=True):
-        layer.moving_mean.assign(mean)
-        layer.moving_variance.assign(variance)
+    # Op by op: a trace costs more than the one batch.
+    run_graph(read_graph(model), [tf.convert_to_tensor(each) for each in inputs], compute)

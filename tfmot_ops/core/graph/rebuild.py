@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import tensorflow as tf
@@ -107,9 +107,7 @@ def call_layer(layer: Any, args: Any, kwargs: Any, outputs: Any) -> Any:
     def infer(inputs: Any, masks: Any, more: Any, named: Any) -> Any:
         if not _are_plain(inputs, masks):
             return type(layer)._keras_tensor_symbolic_call(layer, inputs, masks, more, named)  # noqa: SLF001
-        with tf.name_scope(layer._name_scope()):  # noqa: SLF001
-            layer._maybe_build(inputs)  # noqa: SLF001
-        layer._set_save_spec(inputs, more, named)  # noqa: SLF001
+        _build(layer, inputs, more, named)
         return map_tensors(outputs, lambda t: KerasTensor(tf.TensorSpec(t.shape, t.dtype)))
 
     # Keras has no public way to give a call its output shapes. `infer` does the rest of what the method it stands in
@@ -119,6 +117,49 @@ def call_layer(layer: Any, args: Any, kwargs: Any, outputs: Any) -> Any:
         return layer(*args, **kwargs)
     finally:
         object.__delattr__(layer, "_keras_tensor_symbolic_call")
+
+
+@contextmanager
+def without_traces() -> Iterator[None]:
+    """Layers called on KerasTensors in this context say their output's shape by their own formula.
+
+    Keras traces each call of a layer for it, also where the layer has a formula; for a quantised model that is half of
+    what loading it costs.
+    """
+    base = keras.layers.Layer
+    traced = base._keras_tensor_symbolic_call  # noqa: SLF001 - Keras has no public way to give a call its shapes
+
+    def infer(layer: Any, inputs: Any, masks: Any, args: Any, kwargs: Any) -> Any:
+        shape_of = _formula(layer)
+        if shape_of is None or not _are_plain(inputs, masks):
+            return traced(layer, inputs, masks, args, kwargs)
+        _build(layer, inputs, args, kwargs)
+        shape = shape_of(tf.nest.map_structure(lambda value: value.shape, inputs))
+        return KerasTensor(tf.TensorSpec(shape, layer.compute_dtype))
+
+    base._keras_tensor_symbolic_call = infer  # noqa: SLF001 - see above
+    try:
+        yield
+    finally:
+        base._keras_tensor_symbolic_call = traced  # noqa: SLF001 - see above
+
+
+def _formula(layer: Any) -> Callable[[Any], Any] | None:
+    """Shape of the inputs -> shape of the one output, None for a layer that has to be traced for it."""
+    inner = layer.layer if type(layer) is QuantizeWrapperV2 else layer
+    if not _is_pure(layer) or layer.compute_dtype != "float32" or inner.compute_dtype != "float32":
+        return None
+    if type(layer) is QuantizeLayer:
+        return lambda shape: shape
+    has_one = type(inner).compute_output_shape is not keras.layers.Layer.compute_output_shape
+    return inner.compute_output_shape if has_one else None
+
+
+def _build(layer: Any, inputs: Any, args: Any, kwargs: Any) -> None:
+    """What a call does besides computing."""
+    with tf.name_scope(layer._name_scope()):  # noqa: SLF001
+        layer._maybe_build(inputs)  # noqa: SLF001
+    layer._set_save_spec(inputs, args, kwargs)  # noqa: SLF001
 
 
 def _is_pure(layer: Any) -> bool:

@@ -22,11 +22,17 @@ def run_graph(graph: Graph, inputs: list[Any], compute: Callable[[Node, Any, Any
         The graph's output structure with values as leaves.
     """
     values = {id(tensor): value for tensor, value in zip(graph.inputs(), inputs, strict=True)}
+    # Call by call, memory holds what is still to be read only.
+    last_read: dict[int, Node | None] = {id(tensor): node for node in graph.nodes for tensor in node.inputs()}
+    last_read |= dict.fromkeys(map(id, tensors(graph.outputs)))
     for node in graph.nodes:
         args, kwargs = map_tensors((node.args, node.kwargs), lambda tensor: values[id(tensor)])
         result = compute(node, args, kwargs)
         for tensor, value in zip(tensors(node.outputs), tf.nest.flatten(result), strict=True):
             values[id(tensor)] = value
+        for key in {id(tensor) for tensor in node.inputs()}:
+            if last_read[key] is node:
+                del values[key]
     return map_tensors(graph.outputs, lambda tensor: values[id(tensor)])
 
 

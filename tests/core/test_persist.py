@@ -1,0 +1,58 @@
+"""Files of models: every layer is found again, with the shapes that a trace of its call gives."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+from tf_keras.src.applications import convnext, inception_resnet_v2
+
+from tfmot_ops import core
+from tfmot_ops.core import keras, persist
+
+L = keras.layers
+
+
+def _mix(shape: tuple[int | None, ...]) -> Any:
+    """Layers whose formulas for a shape differ, on images of known or open size."""
+    inputs = keras.Input(shape)
+    x = L.Conv2D(4, 3, strides=2, padding="same", activation="relu")(L.ZeroPadding2D(((0, 1), (1, 2)))(inputs))
+    y = L.DepthwiseConv2D(3, padding="same", depth_multiplier=2)(L.BatchNormalization()(x))
+    z = L.SeparableConv2D(8, 3, padding="same", dilation_rate=2)(L.PReLU(shared_axes=[1, 2])(x))
+    x = L.Concatenate()([L.Add()([y, z]), L.Multiply()([L.LeakyReLU()(y), L.LayerNormalization()(z)])])
+    x = L.Conv2DTranspose(4, 3, strides=2, output_padding=1)(L.MaxPooling2D(2)(x))
+    x = L.AveragePooling2D(3, strides=1, padding="same")(L.UpSampling2D(2)(L.Cropping2D(((1, 0), (0, 1)))(x)))
+    x = L.Permute((2, 1, 3))(L.SpatialDropout2D(0.1)(L.Activation("tanh")(x)))
+    pooled = L.Dense(3)(L.GlobalAveragePooling2D(keepdims=True)(x))
+    return keras.Model(inputs, [L.Reshape((-1,))(pooled), L.GlobalMaxPooling2D()(x)])
+
+
+@pytest.mark.parametrize("shape", [(17, 19, 3), (None, None, 3)])
+@pytest.mark.parametrize("quantized", [False, True])
+def test_a_loaded_model_has_the_shapes_of_a_traced_one(tmp_path, monkeypatch, shape, quantized) -> None:
+    model = _mix(shape)
+    model.compile("sgd", "mse")
+    if quantized:
+        model, _ = core.quantize(model, core.recipes.decode("wi8_ai8"))
+    core.save_model(model, tmp_path / "m.h5")
+    loaded = core.load_model(tmp_path / "m.h5")
+    monkeypatch.setattr(persist, "without_traces", nullcontext)
+    traced = core.load_model(tmp_path / "m.h5")
+    assert len(loaded.layers) > 20
+    assert [layer.output_shape for layer in loaded.layers] == [layer.output_shape for layer in traced.layers]
+    assert [layer.output_shape for layer in loaded.layers] == [layer.output_shape for layer in model.layers]
+    x = np.random.default_rng(0).normal(size=(2, 17, 19, 3)).astype(np.float32)
+    for one, other in zip(loaded(x), traced(x), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_layers_that_an_application_keeps_to_itself_are_found(tmp_path) -> None:
+    inputs = keras.Input((4,))
+    x = convnext.StochasticDepth(0.0)(convnext.LayerScale(0.1, 4)(inputs))
+    model = keras.Model(inputs, inception_resnet_v2.CustomScaleLayer(0.5)([x, inputs]))
+    model.compile("sgd", "mse")
+    core.save_model(model, tmp_path / "m.h5")
+    x = np.ones((1, 4), np.float32)
+    np.testing.assert_array_equal(core.load_model(tmp_path / "m.h5")(x), model(x))
