@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from threading import RLock
 from typing import Any
 
 import tensorflow as tf
@@ -31,6 +32,10 @@ _RANDOM = (
     keras.initializers.TruncatedNormal,
     keras.initializers.Orthogonal,
 )
+#: What Keras does for a call on KerasTensors; it has no public way to be given the shapes.
+_TRACED = keras.layers.Layer._keras_tensor_symbolic_call  # noqa: SLF001 - see above
+#: One thread at a time takes its place.
+_PATCHING = RLock()
 
 
 def rebuild(
@@ -127,21 +132,21 @@ def without_traces() -> Iterator[None]:
     what loading it costs.
     """
     base = keras.layers.Layer
-    traced = base._keras_tensor_symbolic_call  # noqa: SLF001 - Keras has no public way to give a call its shapes
 
     def infer(layer: Any, inputs: Any, masks: Any, args: Any, kwargs: Any) -> Any:
         shape_of = _formula(layer)
         if shape_of is None or not _are_plain(inputs, masks):
-            return traced(layer, inputs, masks, args, kwargs)
+            return _TRACED(layer, inputs, masks, args, kwargs)
         _build(layer, inputs, args, kwargs)
         shape = shape_of(tf.nest.map_structure(lambda value: value.shape, inputs))
         return KerasTensor(tf.TensorSpec(shape, layer.compute_dtype))
 
-    base._keras_tensor_symbolic_call = infer  # noqa: SLF001 - see above
-    try:
-        yield
-    finally:
-        base._keras_tensor_symbolic_call = traced  # noqa: SLF001 - see above
+    with _PATCHING:
+        base._keras_tensor_symbolic_call = infer  # noqa: SLF001 - see `_TRACED`
+        try:
+            yield
+        finally:
+            base._keras_tensor_symbolic_call = _TRACED  # noqa: SLF001 - see `_TRACED`
 
 
 def _formula(layer: Any) -> Callable[[Any], Any] | None:
