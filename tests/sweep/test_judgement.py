@@ -69,6 +69,15 @@ def test_accepting_a_sweep_makes_it_expected_and_keeps_reasons(tmp_path) -> None
     assert accept({"A": told}, cells)["A"].fails["sparse50_wi8_ai8"].reason == "known"
 
 
+def test_costs_are_those_of_the_dearest_recipe() -> None:
+    dear = [result(metrics={"build_s": 9.0}), result(recipe="sparse50_wi8_ai8", metrics={"build_s": 12.0})]
+    cheap = [result(metrics={"build_s": 4.0}), result(recipe="sparse50_wi8_ai8", metrics={"build_s": 5.0})]
+    known = accept({}, dear)
+    assert known["A"].cpu_s == 12.0
+    assert accept(known, cheap[:1])["A"].cpu_s == 12.0, "the other recipe may still cost as much"
+    assert accept(known, cheap)["A"].cpu_s == 5.0
+
+
 @pytest.mark.parametrize(
     ("fields", "name"),
     [

@@ -73,25 +73,39 @@ def costs(expected: Expected) -> dict[str, Cost]:
 
 
 def accept(expected: Expected, results: Iterable[CompatResult]) -> Expected:
-    """What is expected from now on, when these results are right; what they do not speak of stays."""
-    new = dict(expected)
+    """What is expected from now on, when these results are right; what they do not speak of stays.
+
+    Costs are those of the dearest recipe: of these results alone where they speak of every recipe that is known.
+    """
+    by_architecture: dict[str, list[CompatResult]] = {}
     for result in results:
-        old = new.get(result.architecture, Expectation(cpu_s=0.0, memory_gib=0.0))
-        passes, fails = set(old.passes) - {result.recipe}, dict(old.fails)
-        known = fails.pop(result.recipe, None)
-        if result.status is Status.OK:
-            passes.add(result.recipe)
-        else:
-            reason = known.reason if known else result.message.partition("\n")[0][:160]
-            error_class = result.error_class or "unknown"
-            fails[result.recipe] = Failure(stage=result.failed_stage, error_class=error_class, reason=reason)
-        new[result.architecture] = Expectation(
-            cpu_s=max(old.cpu_s, round(cpu_seconds(result), 1)),
-            memory_gib=max(old.memory_gib, round(result.metrics.get("peak_memory_bytes", 0.0) / 2**30, 2)),
+        by_architecture.setdefault(result.architecture, []).append(result)
+    new = dict(expected)
+    for name, cells in by_architecture.items():
+        old = new.get(name, Expectation(cpu_s=0.0, memory_gib=0.0))
+        passes, fails = set(old.passes), dict(old.fails)
+        before = [] if passes | set(fails) <= {cell.recipe for cell in cells} else [old]
+        for cell in cells:
+            passes.discard(cell.recipe)
+            known = fails.pop(cell.recipe, None)
+            if cell.status is Status.OK:
+                passes.add(cell.recipe)
+            else:
+                reason = known.reason if known else _first_line(cell)
+                fails[cell.recipe] = Failure(
+                    stage=cell.failed_stage, error_class=cell.error_class or "unknown", reason=reason
+                )
+        new[name] = Expectation(
+            cpu_s=max([each.cpu_s for each in before] + [round(cpu_seconds(cell), 1) for cell in cells]),
+            memory_gib=max([each.memory_gib for each in before] + [_peak_gib(cell) for cell in cells]),
             passes=tuple(sorted(passes)),
             fails=fails,
         )
     return new
+
+
+def _peak_gib(result: CompatResult) -> float:
+    return round(result.metrics.get("peak_memory_bytes", 0.0) / 2**30, 2)
 
 
 def cpu_seconds(result: CompatResult) -> float:
