@@ -38,7 +38,7 @@ matrix: RECIPES = $(RECIPE)
 matrix: sweep ## the same with one recipe (ARCHITECTURES=, RECIPE=)
 
 test: setup ## the whole suite, on WORKERS=2 processes
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 helm: setup ## the Helm chart: lint, render, refusals, strict validation; installed where there is a cluster
 	@$(BIN)/python -m pytest -q tests/helm

@@ -13,6 +13,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--regen", action="store_true", help="write the golden files anew instead of comparing with them")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose tests wait for servers and processes first: on several workers, the short ones fill the gaps."""
+    long = ("orchestration", "sweep", "places")
+    items.sort(key=lambda item: item.path.parent.name not in long)
+
+
 @pytest.fixture
 def golden(request):
     """Compare a text with a golden file; `--regen` writes it."""
