@@ -30,8 +30,10 @@ from tfmot_ops.errors import CompatError
 
 #: Largest relative difference that rewriting a model may make, max |a - b| / max |a|.
 _TOLERANCE = 1e-4
-#: Images to calibrate, train and compare on.
+#: Images to calibrate and compare on.
 _SAMPLES = 8
+#: Images of the training step: a BatchNormalization of momentum 0 has the statistics of these afterwards.
+_TRAINING_SAMPLES = 32
 #: Images BatchNormalization gets its statistics from: with a few only, a random net amplifies the last bit of its
 #: input to a visible difference, as its last layers divide by the spread of that few numbers.
 _STATISTICS_SAMPLES = 64
@@ -236,11 +238,12 @@ class _Cell:
             )
 
     def _train(self, quantized: keras.Model) -> None:
-        targets = np.zeros((_SAMPLES, *quantized.output_shape[1:]), np.float32)
+        images = self.population[:_TRAINING_SAMPLES]
+        targets = np.zeros((len(images), *quantized.output_shape[1:]), np.float32)
         build_optimizer(quantized)
         # One step, op by op: to trace its gradient takes eight times as long as to compute it.
         quantized.run_eagerly = True
-        loss = quantized.train_on_batch(self.images, targets)
+        loss = quantized.train_on_batch(images, targets)
         if not np.isfinite(loss):
             raise CompatError(
                 "the training step diverged", required="a finite loss", received=str(loss), remedy="check the ranges"
