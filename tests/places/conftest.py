@@ -35,6 +35,11 @@ STEP_LABEL, POD_LABEL = "tfmot-ops.step", "app.kubernetes.io/name=tfmot-ops"
 
 
 def pytest_collection_modifyitems(items):
+    # The provider leaves the stream of a container's output to the garbage collector, which comes by in any later test.
+    ignore = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(ignore)
     if os.environ.get("TFMOT_OPS_PLACES"):
         return
     for item in items:

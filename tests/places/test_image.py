@@ -8,11 +8,7 @@ import pytest
 from tfmot_ops.contract import StepSpec
 from tfmot_ops.runners import DockerRunner
 
-pytestmark = [
-    pytest.mark.timeout(1800),
-    # The provider leaves the stream of a container's output to the garbage collector.
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = pytest.mark.timeout(1800)
 
 LIMIT_BYTES = 2_000_000_000
 DATA = {"dataset": "digits", "limit": 200}

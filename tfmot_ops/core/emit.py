@@ -122,7 +122,7 @@ class _Emitter:
         if type(layer) in ONE_AXIS:
             kernel = kernel[np.newaxis]
         result = linear(layer, self._kernel(layer, kernel, quantizer, limits), value)
-        return result if bias is None else tf.nn.bias_add(result, tf.constant(bias, name="bias"))
+        return result if bias is None else _add_bias(result, bias)
 
     def _kernel(self, layer: Any, kernel: np.ndarray, quantizer: WeightQuantizer | None, limits: Any) -> Any:
         """A kernel as the graph has it, rounded; `limits` are those of a kernel whose clusters are kept."""
@@ -196,6 +196,15 @@ def _constants(graph: Graph, layer: Any) -> list[np.ndarray]:
         return [np.asarray(weight, np.float32) for weight in graph.weights_of(layer)]
 
 
+def _add_bias(value: Any, bias: np.ndarray) -> Any:
+    bias = np.array(bias, np.float32)
+    # The converter of TensorFlow 2.21 keeps equal numbers as one, and rounds that by the first channel's scale for all
+    # channels: a bias of 3 became 3.00, 2.95, 2.86. The last bit of one makes them different.
+    if bias[0] and np.all(bias == bias[0]):
+        bias[0] = np.nextafter(bias[0], np.float32(np.inf))
+    return tf.nn.bias_add(value, tf.constant(bias, name="bias"))
+
+
 def _affine(layer: Any, graph: Graph, value: Any, *, rounded: bool) -> Any:
     """A free-standing affine as a 1x1 depthwise convolution, its input reshaped to [N, H, W, C] where needed."""
     scale, offset = affine_constants(layer, graph)
@@ -209,7 +218,7 @@ def _affine(layer: Any, graph: Graph, value: Any, *, rounded: bool) -> Any:
         # Only in a QAT graph: one fake-quant operation, and the converter quantises nothing else by itself.
         kernel = WeightQuantizer(per_channel=True, channels_axes=2).round(kernel)
     result = tf.nn.depthwise_conv2d(image, kernel, [1, 1, 1, 1], "VALID")
-    result = tf.nn.bias_add(result, tf.constant(offset, name="bias"))
+    result = _add_bias(result, offset)
     return result if is_image else tf.reshape(result, shape)
 
 
