@@ -53,6 +53,16 @@ def run(*command, path=None):
     )
 
 
+def failed(architecture, **fields):
+    return CompatResult(
+        architecture=architecture,
+        recipe="wi8_ai8",
+        status=Status.FAILED,
+        failed_stage=Stage.NORMALIZE,
+        **fields,
+    )
+
+
 @pytest.mark.timeout(1500)
 def test_a_planted_regression_of_a_layer(tmp_path, monkeypatch) -> None:
     folder = tmp_path / "plant"
@@ -79,13 +89,7 @@ def test_a_planted_regression_of_a_layer(tmp_path, monkeypatch) -> None:
 @pytest.mark.timeout(1500)
 def test_a_crash_is_bisected_too(plugin, tmp_path) -> None:
     plant(plugin, "Dense", "os.kill(os.getpid(), signal.SIGSEGV)")
-    cell = CompatResult(
-        architecture="sound",
-        recipe="wi8_ai8",
-        status=Status.FAILED,
-        failed_stage=Stage.NORMALIZE,
-        error_class="crash",
-    )
+    cell = failed("sound", error_class="crash")
     repro = make_repro(cell)
     assert repro is not None
     assert (repro.layers, repro.of_layers) == (1, 4)
@@ -103,13 +107,7 @@ def test_a_crash_is_bisected_too(plugin, tmp_path) -> None:
 @pytest.mark.timeout(1500)
 def test_a_nested_model_is_gone_into(plugin, tmp_path) -> None:
     plant(plugin, "ReLU", "raise NotImplementedError('planted')")
-    cell = CompatResult(
-        architecture="nests",
-        recipe="wi8_ai8",
-        status=Status.FAILED,
-        failed_stage=Stage.NORMALIZE,
-        error_type="NotImplementedError",
-    )
+    cell = failed("nests", error_type="NotImplementedError")
     repro = make_repro(cell)
     assert repro is not None
     assert "The smallest part that does: 1 of 2 layers of outer/inner (ReLU)." in repro.script

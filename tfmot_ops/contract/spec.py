@@ -133,7 +133,7 @@ class CompatOptions(Document):
         label: names the shard in the UI.
         force: run every cell, also those whose inputs did not change.
         time_limit_s: wall time that a cell may take.
-        memory_limit_gib: resident memory that a cell may hold, in GiB; the largest, ConvNeXtXLarge, held 16.7.
+        memory_limit_gib: resident memory that a cell may hold, in GiB; the largest, ConvNeXtXLarge, held 17.0.
         python: interpreter of another environment that runs the cells, for a forecast; none of their results is taken
             for one of this environment.
     """

@@ -111,7 +111,7 @@ def call_layer(layer: Any, args: Any, kwargs: Any, outputs: Any) -> Any:
 
     def infer(inputs: Any, masks: Any, more: Any, named: Any) -> Any:
         if not _are_plain(inputs, masks):
-            return type(layer)._keras_tensor_symbolic_call(layer, inputs, masks, more, named)  # noqa: SLF001
+            return type(layer)._keras_tensor_symbolic_call(layer, inputs, masks, more, named)  # noqa: SLF001 - see `_TRACED`
         _build(layer, inputs, more, named)
         return map_tensors(outputs, lambda t: KerasTensor(tf.TensorSpec(t.shape, t.dtype)))
 
@@ -128,8 +128,8 @@ def call_layer(layer: Any, args: Any, kwargs: Any, outputs: Any) -> Any:
 def without_traces() -> Iterator[None]:
     """Layers called on KerasTensors in this context say their output's shape by their own formula.
 
-    Keras traces each call of a layer for it, also where the layer has a formula; for a quantised model that is half of
-    what loading it costs.
+    Keras traces each call of a layer for it, also where the layer has a formula; for a quantised model that is up to
+    half of what loading it costs.
     """
     base = keras.layers.Layer
 
@@ -162,9 +162,9 @@ def _formula(layer: Any) -> Callable[[Any], Any] | None:
 
 def _build(layer: Any, inputs: Any, args: Any, kwargs: Any) -> None:
     """What a call does besides computing."""
-    with tf.name_scope(layer._name_scope()):  # noqa: SLF001
-        layer._maybe_build(inputs)  # noqa: SLF001
-    layer._set_save_spec(inputs, args, kwargs)  # noqa: SLF001
+    with tf.name_scope(layer._name_scope()):  # noqa: SLF001 - see `_TRACED`
+        layer._maybe_build(inputs)  # noqa: SLF001 - see `_TRACED`
+    layer._set_save_spec(inputs, args, kwargs)  # noqa: SLF001 - see `_TRACED`
 
 
 def _is_pure(layer: Any) -> bool:
