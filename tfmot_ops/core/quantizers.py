@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapperV2
 
 from tfmot_ops.core.legacy_keras import keras
 
@@ -260,3 +261,15 @@ class LayerQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
         weights = {name: deserialize(quantizer) for name, quantizer in config["weights"].items()}
         output = None if config["output"] is None else deserialize(config["output"])
         return cls(weights, output, keep_float=config.get("keep_float", False))
+
+
+@keras.saving.register_keras_serializable("tfmot_ops")
+class QuantizedLayer(QuantizeWrapperV2):
+    """tfmot's wrapper without the step counter that it gives each layer: a quarter of a QAT model's variables.
+
+    Only tfmot's activation quantisers read it, and `LayerQuantizeConfig` has none.
+    """
+
+    def add_weight(self, name: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        """The variable; None for the counter."""
+        return None if name == "optimizer_step" else super().add_weight(name, *args, **kwargs)
