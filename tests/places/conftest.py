@@ -57,13 +57,19 @@ def _lab(script, *arguments):
             os.environ[name] = shlex.split(value)[0]
 
 
-def until(what, seconds, title):
+def _until(what, seconds, title):
     """What `what()` gives, once that is true."""
     deadline = time.monotonic() + seconds
     while not (answer := what()):
         assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {title}"
         time.sleep(1)
     return answer
+
+
+@pytest.fixture(scope="session")
+def until():
+    """A function that waits for an answer that is true: (question, seconds, title)."""
+    return _until
 
 
 @pytest.fixture(scope="session")
@@ -164,7 +170,7 @@ class Airflow:
     def end_of(self, dag, run, seconds=900):
         """State of a DAG run, once it has one that lasts."""
         states = ("success", "failed")
-        return until(
+        return _until(
             lambda: (s := self.call("GET", f"/{dag}/dagRuns/{run}")["state"]) in states and s, seconds, f"{dag} ends"
         )
 
@@ -220,7 +226,7 @@ def airflow(tmp_path_factory, image, cluster):  # noqa: ARG001 - the cluster has
         servers = {"Airflow": (standalone, log), "MLflow": (mlflow, mlflow_log)}
         wait_for(lambda: airflow_is_healthy(port) and is_ok(mlflow_port, "/health"), servers)
         running = Airflow(home, port, f"http://127.0.0.1:{mlflow_port}")
-        until(lambda: _knows(running, "optimize_model"), 60, "the DAGs are known")
+        _until(lambda: _knows(running, "optimize_model"), 60, "the DAGs are known")
         yield running
 
 
@@ -241,7 +247,7 @@ def started(airflow):
 
     def start(dag):
         run = airflow.trigger(dag)
-        until(lambda: "train epoch" in airflow.log(dag, run), 300, f"{dag} trains")
+        _until(lambda: "train epoch" in airflow.log(dag, run), 300, f"{dag} trains")
         return run
 
     return start

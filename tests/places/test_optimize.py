@@ -1,9 +1,13 @@
 """The optimize DAG with a runner that is chosen in its form: under a real scheduler, in containers and in pods."""
 
 import json
+import os
 import urllib.request
 
 import pytest
+
+from tfmot_ops.contract import StepSpec
+from tfmot_ops.runners import KubernetesRunner
 
 pytestmark = pytest.mark.timeout(2400)
 
@@ -37,3 +41,20 @@ def test_green_recorded_and_nothing_left(airflow, runner, containers, pods):
     assert "tfmot-ops: train epoch 1/1" in logs["train"]
     assert ("Starting docker container" in logs["train"]) == (runner == "docker")
     assert (containers(), pods()) == ([], [])
+
+
+def test_a_step_in_a_pod_without_airflow(image, cluster, pods, namespace):  # noqa: ARG001 - the cluster has to be there
+    resources = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "2", "memory": "3Gi"}}
+    runner = KubernetesRunner(
+        image=image,
+        namespace=namespace,
+        resources=resources,
+        kubernetes_conn_id=None,
+        config_file=os.environ.get("KUBECONFIG"),
+    )
+    options = {"kind": "train", "model": "resnet8", "dataset": "digits", "limit": 200, "epochs": 1}
+    spec = StepSpec.model_validate({"step_id": "train", "output_uri": "/tmp/train", "options": options})  # noqa: S108 - of the pod
+    printed = []
+    result = runner.start(spec, None, printed.append).wait()
+    assert 0 < result.metrics["accuracy"] <= 1
+    assert pods() == []

@@ -106,13 +106,15 @@ class KubernetesRunner:
 
     def start(self, spec: StepSpec, context: Mapping[str, Any] | None, log: Log) -> PodStep:
         """Prepare the pod; the provider's operator makes and follows it in one call, which is `wait`."""
-        return self._step(spec, context or {}, log, None)
+        return self._step(spec, context, log, None)
 
     def resume(self, spec: StepSpec, context: Mapping[str, Any], log: Log, event: Mapping[str, Any]) -> PodStep:
         """Take up a pod after a deferral; see `ResumableRunner`."""
         return self._step(spec, context, log, event)
 
-    def _step(self, spec: StepSpec, context: Mapping[str, Any], log: Log, event: Mapping[str, Any] | None) -> PodStep:
+    def _step(
+        self, spec: StepSpec, context: Mapping[str, Any] | None, log: Log, event: Mapping[str, Any] | None
+    ) -> PodStep:
         try:
             from tfmot_ops.runners.pod import PodStep
         except ImportError as error:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.providers.cncf.kubernetes.utils.pod_manager import PodManager, PodPhase
@@ -105,13 +107,14 @@ class PodStep:
         self,
         runner: KubernetesRunner,
         spec: StepSpec,
-        context: Mapping[str, Any],
+        context: Mapping[str, Any] | None,
         log: Log,
         event: Mapping[str, Any] | None,
     ) -> None:
         self._runner = runner
         self._spec = spec
-        self._context: Any = context  # the provider's operator asks for Airflow's own type
+        # The provider's operator asks for Airflow's own type.
+        self._context: Any = context or _outside_airflow(spec)
         self._log = log
         self._event = event
         self._operator = self._make(runner)
@@ -250,6 +253,12 @@ class PodStep:
             received=f"no pod {name}; somebody else deleted it",
             remedy="retry; look for a node that went away, or for what cleans up in the namespace",
         )
+
+
+def _outside_airflow(spec: StepSpec) -> dict[str, Any]:
+    """What the provider wants of a task's context, to name the pod and to find it again, where there is no task."""
+    task = SimpleNamespace(dag_id="none", task_id=spec.step_id, map_index=-1, try_number=1, xcom_push=lambda **_: None)
+    return {"ti": task, "run_id": uuid4().hex, "dag": None}
 
 
 def _states(pod: V1Pod) -> Iterator[Any]:
