@@ -67,7 +67,7 @@ def images(engine, image, lab, tmp_path_factory):  # noqa: ARG001 - the step's i
         return
     airflow = tmp_path_factory.mktemp("airflow")
     lock = (ROOT / "requirements" / "dev.txt").read_text(encoding="utf-8")
-    locked = re.findall(r"^[\w.-]+==[^ ;\\]+", lock, re.MULTILINE)
+    locked = re.findall(r"^([\w.-]+==[^\\]+?) \\$", lock, re.MULTILINE)
     (airflow / "constraints.txt").write_text("\n".join(locked), encoding="utf-8")
     dockerfile, with_base = ROOT / "docker" / "Dockerfile", ("--build-arg", f"BASE_IMAGE={BASE}")
     builds = [
