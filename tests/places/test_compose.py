@@ -88,7 +88,7 @@ def images(engine, image, lab, tmp_path_factory):  # noqa: ARG001 - the step's i
 
 @pytest.fixture(scope="module")
 def server(compose, images, engine, tmp_path_factory):  # noqa: ARG001 - the images have to be there
-    """The file's services, up and healthy; a function that gives one's log."""
+    """The file's services, up and healthy; a function that gives the output of `docker compose` on them."""
     folder = tmp_path_factory.mktemp("compose")
     socket = Path("/var/run/docker.sock")
     if LAB and not socket.exists():
@@ -105,7 +105,7 @@ def server(compose, images, engine, tmp_path_factory):  # noqa: ARG001 - the ima
         build = ("--no-build", "--pull", "never") if LAB else ("--build",)
         code, output, errors = compose(*env_file, "up", "--detach", "--wait", "--wait-timeout", "900", *build)
         assert code == 0, (output + errors)[-4000:] + compose(*env_file, "logs", "--tail", "40")[1][-8000:]
-        yield lambda service: compose(*env_file, "logs", "--no-log-prefix", service)[1]
+        yield lambda *arguments: compose(*env_file, *arguments)[1]
     finally:
         done.set()
         asker.join()
@@ -119,11 +119,11 @@ def _ask_for_health(done):
             run("podman", "healthcheck", "run", name)
 
 
-def test_every_service_runs_and_a_model_is_optimised(compose, server, until):
-    states = [json.loads(line) for line in compose("ps", "--all", "--format", "json")[1].splitlines()]
+def test_every_service_runs_and_a_model_is_optimised(server, until):
+    states = [json.loads(line) for line in server("ps", "--all", "--format", "json").splitlines()]
     assert {one["Service"] for one in states if one["State"] == "running"} == RUNNING
-    assert "ok   tracking" in server("doctor")
-    password = re.search(r"assword.*?admin\W+(\w+)", server("airflow"))[1]
+    assert "ok   tracking" in server("logs", "doctor")
+    password = re.search(r"assword.*?admin\W+(\w+)", server("logs", "airflow"))[1]
     token = _call("/auth/token", {"username": "admin", "password": password})["access_token"]
     dag = "/api/v2/dags/optimize_model"
     until(lambda: _call(dag, token=token, fails=True), 120, "the DAG is known")
@@ -133,7 +133,7 @@ def test_every_service_runs_and_a_model_is_optimised(compose, server, until):
     state = until(
         lambda: (s := _call(f"{dag}/dagRuns/{started}", token=token)["state"]) in ends and s, 900, "the DAG run ends"
     )
-    assert state == "success", server("scheduler")[-6000:]
+    assert state == "success", server("logs", "scheduler")[-6000:]
     with urllib.request.urlopen("http://127.0.0.1:5000/health", timeout=30) as response:
         assert response.read() == b"OK"
 
