@@ -91,8 +91,12 @@ def server(compose, images, engine, tmp_path_factory):  # noqa: ARG001 - the ima
     """The file's services, up and healthy; a function that gives the output of `docker compose` on them."""
     folder = tmp_path_factory.mktemp("compose")
     socket = Path("/var/run/docker.sock")
-    if LAB and not socket.exists():
-        socket.symlink_to(os.environ["DOCKER_HOST"].removeprefix("unix://"))
+    if LAB:
+        # Where Docker has its socket, and writable for the group, as Docker's is.
+        engine_socket = Path(os.environ["DOCKER_HOST"].removeprefix("unix://"))
+        engine_socket.chmod(0o660)
+        if not socket.exists():
+            socket.symlink_to(engine_socket)
     # As docker/secrets.sh writes it, but not into the checkout.
     script = folder / "secrets.sh"
     script.write_bytes((ROOT / "docker" / "secrets.sh").read_bytes())
