@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> int:
     name, asked, path = arguments[0], arguments[1], Path(arguments[2])
     seed = int(arguments[3]) if len(arguments) > 3 else 0  # noqa: PLR2004 - the optional fourth
     _die_with_parent()
-    # TensorFlow is a million objects that stay: Python need not look at them for garbage, now or later.
+    # TensorFlow is 344,000 objects that stay: Python need not look at them for garbage, now or later.
     gc.disable()
     from tfmot_ops.contract import Recipe, Stage
     from tfmot_ops.core import recipes
