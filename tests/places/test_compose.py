@@ -118,7 +118,7 @@ def server(compose, images, engine, tmp_path_factory):  # noqa: ARG001 - the ima
 
 def _ask_for_health(done):
     """Podman leaves the asking to systemd's timers, which the lab has not."""
-    while LAB and not done.wait(3):
+    while LAB and not done.wait(5):
         for name in run("podman", "ps", "--quiet", "--filter", "label=com.docker.compose.project").stdout.split():
             run("podman", "healthcheck", "run", name)
 
