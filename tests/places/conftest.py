@@ -136,12 +136,23 @@ def cluster(image):
 
 
 class Airflow:
-    """A running standalone with an MLflow server, through its REST API."""
+    """A running Airflow with an MLflow server, through its REST API; `login` where not everybody is let in."""
 
-    def __init__(self, home, port, mlflow):
+    def __init__(self, home, port, mlflow, login=None):
         self.home, self.port, self.mlflow_uri = home, port, mlflow
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/auth/token", timeout=30) as response:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/auth/token",
+            data=None if login is None else json.dumps(login).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310 - http to loopback
             self.token = json.loads(response.read())["access_token"]
+
+    def knows(self, dag):
+        try:
+            return self.call("GET", f"/{dag}")
+        except urllib.error.HTTPError:
+            return None
 
     def call(self, method, path, body=None):
         request = urllib.request.Request(
@@ -180,6 +191,12 @@ class Airflow:
 
     def mark_failed(self, dag, run, task="train"):
         self.call("PATCH", f"/{dag}/dagRuns/{run}/taskInstances/{task}", {"new_state": "failed"})
+
+
+@pytest.fixture(scope="session")
+def airflow_at():
+    """The class of a running Airflow: (home, port, MLflow's URI, login)."""
+    return Airflow
 
 
 @pytest.fixture(scope="session")
@@ -226,19 +243,12 @@ def airflow(tmp_path_factory, image, cluster):  # noqa: ARG001 - the cluster has
         servers = {"Airflow": (standalone, log), "MLflow": (mlflow, mlflow_log)}
         wait_for(lambda: airflow_is_healthy(port) and is_ok(mlflow_port, "/health"), servers)
         running = Airflow(home, port, f"http://127.0.0.1:{mlflow_port}")
-        _until(lambda: _knows(running, "optimize_model"), 60, "the DAGs are known")
+        _until(lambda: running.knows("optimize_model"), 60, "the DAGs are known")
         yield running
 
 
 #: Given to steps through a connection and a Secret.
 SECRET = "s3cr3t-that-turns-up-nowhere"  # noqa: S105 - made up
-
-
-def _knows(airflow, dag):
-    try:
-        return airflow.call("GET", f"/{dag}")
-    except urllib.error.HTTPError:
-        return None
 
 
 @pytest.fixture

@@ -54,7 +54,6 @@ def test_a_step_in_a_pod_without_airflow(image, cluster, pods, namespace):  # no
     )
     options = {"kind": "train", "model": "resnet8", "dataset": "digits", "limit": 200, "epochs": 1}
     spec = StepSpec.model_validate({"step_id": "train", "output_uri": "/tmp/train", "options": options})  # noqa: S108 - of the pod
-    printed = []
-    result = runner.start(spec, None, printed.append).wait()
+    result = runner.start(spec, None, print).wait()
     assert 0 < result.metrics["accuracy"] <= 1
     assert pods() == []
