@@ -56,3 +56,32 @@ def test_layers_that_an_application_keeps_to_itself_are_found(tmp_path) -> None:
     core.save_model(model, tmp_path / "m.h5")
     x = np.ones((1, 4), np.float32)
     np.testing.assert_array_equal(core.load_model(tmp_path / "m.h5")(x), model(x))
+
+
+@pytest.mark.parametrize("suffix", ["", ".h5"])
+@pytest.mark.parametrize("recipe", [None, "sparse50_wi8_ai8"])
+def test_a_trained_model_comes_back_with_its_compile_configuration(tmp_path, suffix, recipe) -> None:
+    model = _mix((17, 19, 3))
+    model.compile(keras.optimizers.Adam(1e-3), "mse", metrics=[["mae"], ["mse"]])
+    if recipe is not None:
+        model, _ = core.quantize(model, core.recipes.decode(recipe))
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4, 17, 19, 3)).astype(np.float32)
+    y = [rng.normal(size=(4, *shape[1:])).astype(np.float32) for shape in model.output_shape]
+    model.fit(x, y, verbose=0)
+    core.save_model(model, tmp_path / f"m{suffix}")
+    loaded = core.load_model(tmp_path / f"m{suffix}")
+    assert loaded.optimizer.get_config() == model.optimizer.get_config()
+    assert loaded.evaluate(x, y, verbose=0) == model.evaluate(x, y, verbose=0)
+
+
+def test_a_layer_of_the_users_with_a_name_of_ours_is_theirs(tmp_path) -> None:
+    class Shift(L.Layer):
+        def call(self, inputs: Any) -> Any:
+            return inputs + 7.0
+
+    model = keras.Sequential([keras.Input((4,)), Shift()])
+    core.save_model(model, tmp_path / "m.h5")
+    with keras.saving.custom_object_scope({"Shift": Shift}):
+        loaded = core.load_model(tmp_path / "m.h5")
+    np.testing.assert_array_equal(loaded(np.zeros((1, 4), np.float32)), np.full((1, 4), 7.0))

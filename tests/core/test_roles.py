@@ -43,7 +43,7 @@ _IMAGE: dict[type, Callable[[], Any]] = {
     L.PReLU: lambda: L.PReLU(shared_axes=[1, 2]),
     layers.Affine: layers.Affine,
     layers.HardSwish: layers.HardSwish,
-    layers.Mean: lambda: layers.Mean([3]),
+    layers.AxisMean: lambda: layers.AxisMean([3]),
     layers.Shift: lambda: layers.Shift(0.5),
 }
 #: Layers on a sequence [N, 8, 4].

@@ -47,7 +47,7 @@ def scale_and_offset(weights: list[Any]) -> tuple[Any, Any]:
 
 
 @keras.saving.register_keras_serializable("tfmot_ops")
-class Mean(keras.layers.Layer):
+class AxisMean(keras.layers.Layer):
     """Mean over `axes`, which stay with size 1."""
 
     def __init__(self, axes: list[int], **kwargs: Any) -> None:
@@ -100,4 +100,4 @@ class HardSwish(keras.layers.Layer):
 
 
 #: Every class above: for the scope in which files that hold them are read, and as layers that only compute.
-LAYERS = (Affine, HardSwish, InverseRoot, Mean, Shift)
+LAYERS = (Affine, HardSwish, InverseRoot, AxisMean, Shift)

@@ -32,10 +32,13 @@ def _layers_of_applications() -> dict[str, type]:
 @contextlib.contextmanager
 def custom_objects() -> Iterator[None]:
     """The scope in which a file with our own and tfmot's layers can be read."""
+    ours = _layers_of_applications() | {cls.__name__: cls for cls in _CLASSES}
+    # A class of the user's own that goes by one of these names stays what its name means.
+    free = {name: cls for name, cls in ours.items() if keras.saving.get_registered_object(name) is None}
     with (
         tfmot.quantization.keras.quantize_scope(),
         tfmot.sparsity.keras.prune_scope(),
-        keras.saving.custom_object_scope(_layers_of_applications() | {cls.__name__: cls for cls in _CLASSES}),
+        keras.saving.custom_object_scope(free),
     ):
         yield
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfmot_ops.core.layers import Affine, HardSwish, InverseRoot, Mean, Shift
+from tfmot_ops.core.layers import Affine, AxisMean, HardSwish, InverseRoot, Shift
 from tfmot_ops.core.legacy_keras import keras
 
 _L = keras.layers
@@ -21,7 +21,7 @@ class Role(StrEnum):
     """How a call takes part in an int8 graph."""
 
     CONVOLUTION = "int8 kernel, int32 sums"
-    AFFINE = "a scale and an offset per channel"
+    AFFINE = "a scale and an offset per channel"  # affine: y = scale * x + offset, one of each per channel
     RELU = "clips, fused into the call before it"
     FIXED_RANGE = "output range fixed by TFLite"
     PASS = "values of its input, so its range"  # noqa: S105 - no password
@@ -65,7 +65,7 @@ CLASSES: dict[type, Role] = {
     **dict.fromkeys(
         (
             *(_L.Add, _L.Subtract, _L.Multiply, _L.Dot, _L.GlobalAveragePooling1D, _L.GlobalAveragePooling2D),
-            *(_L.LeakyReLU, _L.PReLU, HardSwish, InverseRoot, Mean, Shift),
+            *(_L.LeakyReLU, _L.PReLU, HardSwish, InverseRoot, AxisMean, Shift),
         ),
         Role.COMPUTES,
     ),

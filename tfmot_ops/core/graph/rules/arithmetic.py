@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfmot_ops.core.graph.ir import Node, Tensor, tensors
 from tfmot_ops.core.graph.rewrite import Rewriter, channel_constant
 from tfmot_ops.core.graph.rules.activations import emit_activation
-from tfmot_ops.core.layers import Mean
+from tfmot_ops.core.layers import AxisMean
 from tfmot_ops.core.legacy_keras import keras
 
 _L = keras.layers
@@ -137,7 +137,7 @@ def _mean(node: Node, out: Rewriter, extra: list[Any]) -> Any:
     rank = len(tensor.shape)
     wanted = tuple(sorted(int(axis) % rank for axis in np.ravel(axes)))
     if keep:
-        return out.call(Mean(list(wanted), name=node.layer.name), node.path, tensor, shape=node.output().shape)
+        return out.call(AxisMean(list(wanted), name=node.layer.name), node.path, tensor, shape=node.output().shape)
     pool = _POOLS.get(wanted)
     if pool is None or rank != len(wanted) + 2:
         return None

@@ -9,7 +9,7 @@ import numpy as np
 
 from tfmot_ops.core.graph.ir import Node, Tensor
 from tfmot_ops.core.graph.rewrite import Rewriter, channel_constant
-from tfmot_ops.core.layers import InverseRoot, Mean, Shift
+from tfmot_ops.core.layers import AxisMean, InverseRoot, Shift
 from tfmot_ops.core.legacy_keras import keras
 
 _L = keras.layers
@@ -95,7 +95,7 @@ def _standardized(node: Node, out: Rewriter, tensor: Tensor, axes: list[int]) ->
         return out.call(made, f"{node.path}_{role}", inputs, shape=shape)
 
     def mean_layer(name: str) -> Any:
-        return Mean(axes, name=name)
+        return AxisMean(axes, name=name)
 
     mean = call("mean", mean_layer, tensor, sizes)
     centred = call("centred", _L.Subtract, [tensor, mean])
