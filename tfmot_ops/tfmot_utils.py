@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from tfmot_ops import core
 from tfmot_ops.contract import Method, Quantization, Recipe
@@ -42,12 +43,20 @@ class NoOpQuantizeConfig(LayerQuantizeConfig):
 
 
 @keras.saving.register_keras_serializable("tfmot_ops")
-class DefaultBNQuantizeConfig(NoOpQuantizeConfig):
+class DefaultBNQuantizeConfig(LayerQuantizeConfig):
     """For BatchNormalization: one output quantiser, 8-bit moving average, per tensor, asymmetric, not narrow."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.output = RangeQuantizer()
+        super().__init__(output=RangeQuantizer())
+
+    def get_config(self) -> dict[str, Any]:
+        """No arguments."""
+        return {}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> DefaultBNQuantizeConfig:
+        """The inverse of `get_config`."""
+        return cls(**config)
 
 
 class Quantize:
@@ -74,10 +83,11 @@ def prune_low_magnitude(layer_or_model: Any, *, exceptions: Iterable[Any] = (), 
     """Wrap what can be pruned in a layer or model, nested models included.
 
     Args:
-        layer_or_model: a model (a wrapped copy is returned), or one layer.
+        layer_or_model: a model (a wrapped copy is returned), one layer, or a list of layers.
         exceptions: layer classes, or their names, that stay as they are. Layers without a kernel
-            (Resizing, Rescaling, custom ones) always do.
-        kwargs: as for `tfmot.sparsity.keras.prune_low_magnitude`: `pruning_schedule`, `block_size`, ...
+            (Resizing, Rescaling, custom ones that are no `PrunableLayer`) always do.
+        kwargs: as for `tfmot.sparsity.keras.prune_low_magnitude`: `pruning_schedule`, `block_size`,
+            `block_pooling_type`, `pruning_policy`, `sparsity_m_by_n`.
     """
     names = [name if isinstance(name, str) else name.__name__ for name in exceptions]
     return core.wrap_low_magnitude(layer_or_model, names, **kwargs)
@@ -112,7 +122,9 @@ def test_applications(
         name = build.__name__
         results[name] = _try_to_quantize(build, include_top)
         reason = results[name]
-        console.print(f"[green]{name}[/green]" if reason is None else f"[red]{name}: {reason}[/red]", soft_wrap=True)
+        # As text, since a message may hold what rich would read as its markup.
+        line = Text(name, "green") if reason is None else Text(f"{name}: {reason}", "red")
+        console.print(line, soft_wrap=True)
         keras.backend.clear_session()
     return results
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import contextlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from tf_keras.src.applications import convnext, inception_resnet_v2
 
 from tfmot_ops import core
 from tfmot_ops.core import keras, persist
+from tfmot_ops.errors import ArtifactError
 
 L = keras.layers
 
@@ -38,7 +40,7 @@ def test_a_loaded_model_has_the_shapes_of_a_traced_one(tmp_path, monkeypatch, sh
         model, _ = core.quantize(model, core.recipes.decode("wi8_ai8"))
     core.save_model(model, tmp_path / "m.h5")
     loaded = core.load_model(tmp_path / "m.h5")
-    monkeypatch.setattr(persist, "without_traces", nullcontext)
+    monkeypatch.setattr(persist, "without_traces", contextlib.nullcontext)
     traced = core.load_model(tmp_path / "m.h5")
     assert len(loaded.layers) > 20
     assert [layer.output_shape for layer in loaded.layers] == [layer.output_shape for layer in traced.layers]
@@ -85,3 +87,40 @@ def test_a_layer_of_the_users_with_a_name_of_ours_is_theirs(tmp_path) -> None:
     with keras.saving.custom_object_scope({"Shift": Shift}):
         loaded = core.load_model(tmp_path / "m.h5")
     np.testing.assert_array_equal(loaded(np.zeros((1, 4), np.float32)), np.full((1, 4), 7.0))
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+@pytest.mark.parametrize("suffix", ["", ".h5", ".keras"])
+def test_code_in_a_file_is_run_only_where_it_is_allowed(tmp_path, suffix) -> None:
+    marker, path = tmp_path / "ran", tmp_path / f"m{suffix}"
+    inputs = keras.Input((4,))
+    # A default is evaluated where the function is made, so the marker's path travels with the code.
+    code = L.Lambda(lambda x, where=str(marker): (Path(where).touch(), x)[1])
+    keras.Model(inputs, code(inputs)).save(path)
+    marker.unlink()
+    # A SavedModel comes back as the graph it holds; the others need the code.
+    with contextlib.nullcontext() if not suffix else pytest.raises(ArtifactError, match="allow_unsafe"):
+        core.load_model(path)
+    assert not marker.exists()
+
+
+class Unsaid(L.Layer):
+    """A layer that does not say its arguments."""
+
+    def get_config(self) -> Any:
+        raise NotImplementedError("not said")
+
+    def call(self, inputs: Any) -> Any:
+        return inputs
+
+
+@pytest.mark.parametrize("name", ["m", "m.h5"])
+def test_saving_replaces_what_is_there_and_a_failure_leaves_it(tmp_path, name) -> None:
+    for bias in (1.0, 2.0):
+        dense = L.Dense(1, bias_initializer=keras.initializers.Constant(bias))
+        core.save_model(keras.Sequential([keras.Input((4,)), dense]), tmp_path / name)
+    if name.endswith(".h5"):
+        with pytest.raises(ArtifactError, match="get_config"):
+            core.save_model(keras.Sequential([keras.Input((4,)), Unsaid()]), tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert core.load_model(tmp_path / name)(np.zeros((1, 4), np.float32)).numpy() == 2.0

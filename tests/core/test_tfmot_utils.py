@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow_model_optimization as tfmot
 
-from tfmot_ops import tfmot_utils
+from tfmot_ops import core, tfmot_utils
 from tfmot_ops.core import keras
 
 L = keras.layers
@@ -129,6 +129,29 @@ def test_prune_takes_exceptions_and_single_layers():
     assert tfmot_utils.prune_low_magnitude(L.Dense(2)).name.startswith("prune_low_magnitude")
     resizing = L.Resizing(4, 4)
     assert tfmot_utils.prune_low_magnitude(resizing) is resizing
+    wrapped, same = tfmot_utils.prune_low_magnitude([L.Dense(2), resizing])
+    assert wrapped.name.startswith("prune_low_magnitude")
+    assert same is resizing
+
+
+def test_prune_wraps_what_only_tfmot_knows_and_heeds_its_policy(tmp_path):
+    class Policy(tfmot.sparsity.keras.PruningPolicy):
+        def allow_pruning(self, layer):
+            return not isinstance(layer, L.Dense)
+
+        def ensure_model_supports_pruning(self, model):
+            assert isinstance(model, keras.Model)
+
+    model = keras.Sequential([L.Input((8, 4)), L.LSTM(8, name="lstm"), L.Dense(3, name="head")])
+    model.compile("adam", "mse")
+    schedule = tfmot.sparsity.keras.ConstantSparsity(0.5, begin_step=1, frequency=1)
+    pruned = tfmot_utils.prune_low_magnitude(model, pruning_schedule=schedule, pruning_policy=Policy())
+    assert [layer.name for layer in pruned.layers] == ["prune_low_magnitude_lstm", "head"]
+    x, y = np.random.default_rng(0).normal(size=(32, 8, 4)).astype(np.float32), np.zeros((32, 3), np.float32)
+    pruned.fit(x, y, epochs=2, verbose=0, callbacks=tfmot_utils.get_pruning_callbacks())
+    core.save_model(pruned, tmp_path / "pruned.h5")
+    stripped = tfmot_utils.unprune(core.load_model(tmp_path / "pruned.h5"))
+    assert [(weight == 0).mean() for weight in stripped.layers[0].get_weights()[:2]] == [0.5, 0.5]
 
 
 def test_callbacks_add_tensorboard_with_a_folder(tmp_path):
@@ -144,3 +167,11 @@ def test_applications_are_listed_and_the_list_goes_on(capsys):
     results = tfmot_utils.test_aplications([Broken, keras.applications.MobileNet])
     assert results == {"Broken": "tensor rank", "MobileNet": None}
     assert capsys.readouterr().out.splitlines() == ["Broken: tensor rank", "MobileNet"]
+
+
+def test_a_message_is_printed_as_it_is(capsys):
+    def Broken(**_):  # noqa: N802 - stands where a constructor stands
+        raise ValueError("no [samples, 3] in [/tmp/x]")
+
+    tfmot_utils.test_applications([Broken])
+    assert capsys.readouterr().out == "Broken: no [samples, 3] in [/tmp/x]\n"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import tensorflow_model_optimization as tfmot
+from tf_keras.src.saving.serialization_lib import SafeModeScope
 
 from tfmot_ops.core.graph.rebuild import without_random_values, without_traces
 from tfmot_ops.core.layers import LAYERS
@@ -48,8 +50,11 @@ def save_model(model: keras.Model, path: str | Path) -> None:
 
     Args:
         model: any model of this package.
-        path: ends with `.h5`, or is a folder for a SavedModel. `.keras` cannot reload a quantised model
-            (tf-keras 2.21: "expected 5 variables, but received 3"), so it is refused.
+        path: ends with `.h5`, or is a folder for a SavedModel; what is there is replaced. `.keras` cannot reload a
+            quantised model (tf-keras 2.21: "expected 5 variables, but received 3"), so it is refused.
+
+    Raises:
+        ArtifactError: the name ends with `.keras`, or a layer of the model cannot be saved in this format.
     """
     path = Path(path)
     if path.suffix == ".keras":
@@ -60,12 +65,33 @@ def save_model(model: keras.Model, path: str | Path) -> None:
             remedy="save under a name that ends with .h5",
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part{path.suffix}")
-    with warnings.catch_warnings():
-        # Keras recommends .keras here, which cannot reload a quantised model.
-        warnings.filterwarnings("ignore", message="You are saving your model as an HDF5 file")
-        model.save(part, save_format="h5" if path.suffix in {".h5", ".hdf5"} else "tf", include_optimizer=True)
-    part.rename(path)
+    part, old = (path.with_name(f".{path.name}.{word}{path.suffix}") for word in ("part", "old"))
+    try:
+        with warnings.catch_warnings():
+            # Keras recommends .keras here, which cannot reload a quantised model.
+            warnings.filterwarnings("ignore", message="You are saving your model as an HDF5 file")
+            model.save(part, save_format="h5" if path.suffix in {".h5", ".hdf5"} else "tf", include_optimizer=True)
+        # A folder cannot be renamed onto one that has something in it.
+        if path.is_dir():
+            path.rename(old)
+        part.rename(path)
+    except (ValueError, NotImplementedError, TypeError) as error:
+        raise ArtifactError(
+            "the model cannot be saved",
+            required="layers that say what they are (get_config), with weights of different names",
+            received=f"{type(error).__name__}: {error}",
+            remedy="give its custom layers a get_config, or save under the other format (.h5, a folder)",
+        ) from error
+    finally:
+        _remove(part)
+        _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def load_model(path: str | Path, allow_unsafe: bool = False) -> keras.Model:
@@ -79,14 +105,21 @@ def load_model(path: str | Path, allow_unsafe: bool = False) -> keras.Model:
         ArtifactError: no such file, or one that Keras cannot read.
     """
     if not Path(path).exists():
-        raise ArtifactError("no such model", required="a .h5, .keras or SavedModel path", received=str(path))
+        raise ArtifactError(
+            "no such model",
+            required="a .h5, .keras or SavedModel path",
+            received=f"no file or folder {path}",
+            remedy="check the path",
+        )
     try:
-        with custom_objects(), without_random_values(), without_traces():
+        # Keras itself looks at its argument `safe_mode` for `.keras` only.
+        with SafeModeScope(not allow_unsafe), custom_objects(), without_random_values(), without_traces():
             return keras.models.load_model(str(path), safe_mode=not allow_unsafe)
     except (ValueError, OSError, TypeError) as error:
         raise ArtifactError(
             "the model cannot be loaded",
             required="a tf_keras model; its custom layers registered with register_keras_serializable",
             received=f"{path}: {error}",
-            remedy="import the package that defines its layers first",
+            remedy="import the package that defines its layers first; allow_unsafe=True runs the Python code that a "
+            "Lambda brings, in files you trust",
         ) from error

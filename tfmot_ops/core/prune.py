@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from tensorflow_model_optimization.python.core.sparsity.keras import pruning_schedule, pruning_wrapper
+from tensorflow_model_optimization.python.core.sparsity.keras.prunable_layer import PrunableLayer
+from tensorflow_model_optimization.python.core.sparsity.keras.prune_registry import PruneRegistry
 from tensorflow_model_optimization.python.core.sparsity.keras.pruning_callbacks import (
     PruningSummaries,
     UpdatePruningStep,
@@ -38,6 +40,11 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
             layer.get_prunable_weights = lambda: [getattr(layer, name) for name in kernel_names]
         super().__init__(layer, *args, **kwargs)
         self.kernel_names = kernel_names
+
+    def add_weight(self, name: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        """The variable; the masks of a second kernel get a name of their own, without which a .h5 cannot be written."""
+        taken = sum(1 for weight in self.weights if weight.name.split("/")[-1].split(":")[0].startswith(str(name)))
+        return super().add_weight(f"{name}_{taken}" if taken and name else name, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         """tfmot's, with the pattern and the kernels' names."""
@@ -77,35 +84,60 @@ def prune(model: keras.Model, recipe: Recipe, end_step: int | None = None) -> tu
     return pruned, [_report(path, layer, recipe, id(layer) in chosen) for path, layer in layer_paths(model)]
 
 
-def wrap_low_magnitude(to_prune: Any, exceptions: Iterable[str] = (), **arguments: Any) -> Any:
-    """Wrap a layer, or every layer of a model that has kernels, with tfmot's own arguments.
+def wrap_low_magnitude(
+    to_prune: Any, exceptions: Iterable[str] = (), *, pruning_policy: Any = None, **arguments: Any
+) -> Any:
+    """Wrap a layer, layers, or every layer of a model that can be pruned, with tfmot's own arguments.
 
     Args:
-        to_prune: a layer, or a model; nested models are wrapped inside.
+        to_prune: a layer, a list of them, or a model; nested models are wrapped inside.
         exceptions: names of layer classes that stay as they are.
+        pruning_policy: tfmot's `PruningPolicy`; what it does not allow stays as it is.
         arguments: of `tfmot.sparsity.keras.prune_low_magnitude`: `pruning_schedule`, `block_size`,
             `block_pooling_type`, `sparsity_m_by_n`.
 
     Returns:
-        The layer's wrapper (the layer itself when it has no kernel), or a wrapped copy of the model.
+        The layer's wrapper (the layer itself when nothing of it can be pruned), a list of them, or a wrapped copy of
+        the model.
     """
     excluded = set(exceptions)
 
-    def names(layer: Any) -> tuple[str, ...]:
-        found = () if type(layer).__name__ in excluded else kernels(layer)
-        return tuple(kernel.attribute for kernel in found if kernel.pruned_by_default)
+    def is_chosen(layer: Any) -> bool:
+        if type(layer).__name__ in excluded or not (pruning_policy is None or pruning_policy.allow_pruning(layer)):
+            return False
+        return bool(_names(layer)) or _is_tfmots(layer)
 
-    if isinstance(to_prune, keras.Model):
-        chosen = {id(layer): found for _, layer in layer_paths(to_prune) if (found := names(layer))}
-        return _wrap_chosen(to_prune, chosen, arguments)
-    found = names(to_prune)
-    return PruneLowMagnitude(to_prune, kernel_names=found, **arguments) if found else to_prune
+    if isinstance(to_prune, list):
+        return [wrap_low_magnitude(each, excluded, pruning_policy=pruning_policy, **arguments) for each in to_prune]
+    if not isinstance(to_prune, keras.Model):
+        wrap = is_chosen(to_prune)
+        return PruneLowMagnitude(to_prune, kernel_names=_names(to_prune), **arguments) if wrap else to_prune
+    if pruning_policy is not None:
+        pruning_policy.ensure_model_supports_pruning(to_prune)
+    chosen = {id(layer): _names(layer) for _, layer in layer_paths(to_prune) if is_chosen(layer)}
+    return _wrap_chosen(to_prune, chosen, arguments)
 
 
-def _wrap_chosen(model: keras.Model, chosen: dict[int, tuple[str, ...]], arguments: dict[str, Any]) -> keras.Model:
+def _names(layer: Any) -> tuple[str, ...] | None:
+    """The kernels that are pruned without being named; None leaves it to tfmot."""
+    return tuple(kernel.attribute for kernel in kernels(layer) if kernel.pruned_by_default) or None
+
+
+def _is_tfmots(layer: Any) -> bool:
+    """Whether tfmot finds weights to prune in a layer of which we know no kernel: a recurrent one, for one."""
+    # The kernels of an attention layer are made by its first call, which is after tfmot asks for them.
+    if kernels(layer) or isinstance(layer, keras.layers.MultiHeadAttention):
+        return False
+    return isinstance(layer, PrunableLayer) or (PruneRegistry.supports(layer) and _has_matrix(layer))
+
+
+def _wrap_chosen(
+    model: keras.Model, chosen: dict[int, tuple[str, ...] | None], arguments: dict[str, Any]
+) -> keras.Model:
     def wrap(layer: Any, copy: Any) -> Any:
-        names = chosen.get(id(layer))
-        return copy if names is None else PruneLowMagnitude(copy, kernel_names=names, **arguments)
+        if id(layer) not in chosen:
+            return copy
+        return PruneLowMagnitude(copy, kernel_names=chosen[id(layer)], **arguments)
 
     wrapped = _copy_with(model, wrap)
     compile_like(wrapped, model)
@@ -181,8 +213,18 @@ def _report(path: str, layer: Any, recipe: Recipe, chosen: bool) -> LayerReport:
             "{} of {}".format(*recipe.sparsity.n_of_m) if recipe.sparsity.n_of_m else f"{recipe.sparsity.ratio:.0%}"
         )
         return LayerReport(path=path, class_name=name, outcome=Outcome.PRUNED, reason=f"{pattern} zeros by magnitude")
-    reason = "not in the recipe's scope, or its shape does not take the pattern" if kernels(layer) else "has no kernel"
+    if kernels(layer):
+        reason = "not in the recipe's scope, or its shape does not take the pattern"
+    else:
+        reason = f"kernels of a {name} are not pruned" if _has_matrix(layer) else "has no kernel"
     return LayerReport(path=path, class_name=name, outcome=Outcome.KEPT_FLOAT, reason=reason)
+
+
+def _has_matrix(layer: Any) -> bool:
+    """Whether a layer has, or once it is built will have, weights of more than one axis."""
+    if not layer.built:
+        return hasattr(layer, "cell") or hasattr(layer, "kernel_initializer")
+    return any(len(weight.shape) > 1 for weight in layer.trainable_weights)
 
 
 def _copy_with(model: keras.Model, wrap: Callable[[Any, Any], Any]) -> keras.Model:
@@ -215,9 +257,14 @@ def _copy_with(model: keras.Model, wrap: Callable[[Any, Any], Any]) -> keras.Mod
 def _masked_weights(layer: Any) -> list[Any]:
     """Weights of the layer inside a wrapper, under its masks: training ends between an update and their next use."""
     masks = {id(variable): mask.numpy() for variable, mask, _ in getattr(layer, "pruning_vars", ())}
-    return [
-        weight.numpy() * masks.get(id(weight), 1) if masks else weight.numpy() for weight in inner_layer(layer).weights
-    ]
+    inner = inner_layer(layer)
+    values = inner.get_weights()
+    # A lookup's table is among `weights` without being a variable, but it is never pruned.
+    return (
+        [value * masks.get(id(weight), 1) for value, weight in zip(values, inner.weights, strict=True)]
+        if masks
+        else values
+    )
 
 
 def _input_copy(layer: Any) -> Any:
