@@ -10,13 +10,14 @@ import helm_python
 import pytest
 import yaml
 
-from tfmot_ops.contract import StepSpec
+from tfmot_ops.contract import Device, StepSpec
 from tfmot_ops.runners import Runner, choose_runner
 
 CHART = Path(__file__).parents[2] / "helm" / "tfmot-ops"
 
 #: A step; what it does is of no interest here.
 SPEC = StepSpec.model_validate({"step_id": "step", "output_uri": "/tmp/out", "options": {"kind": "list"}})  # noqa: S108 - never written to
+GPU_SPEC = SPEC.model_copy(update={"device": Device.GPU})
 #: The glue alone: both dependencies off.
 GLUE = {
     "components": {"airflow": False, "mlflow": False},

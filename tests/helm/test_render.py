@@ -12,8 +12,10 @@ from urllib.parse import urlsplit
 import helm_python
 import kubernetes_validate
 import pytest
-from rendering import CHART, GLUE, SPEC, deployed_runner, merged, objects, one, render, values_of
+import yaml
+from rendering import CHART, GLUE, GPU_SPEC, SPEC, deployed_runner, merged, objects, one, render, values_of
 
+from tfmot_ops.contract import Device
 from tfmot_ops.runners import DockerRunner, KubernetesRunner
 
 VERSIONS = ("1.36", "1.37")
@@ -27,6 +29,7 @@ EXTRAS = {
     "jobs": {"serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/steps"}}},
     "launcher": {"serviceAccount": {"annotations": {"team": "models"}}},
     "runner": {"secrets": ["tfmot-ops-s3"], "options": {"startup_timeout_s": 900}},
+    "gpu": {"enabled": True, "fallback": "cpu"},
     "tracking": {"ui": "https://mlflow.example"},
     "networkPolicy": {"artifactStore": {"to": [{"ipBlock": {"cidr": "192.0.2.2/32"}}]}},
     "dags": {"files": {"mine.py": DAG}},
@@ -102,10 +105,31 @@ def test_the_real_airflow_takes_what_is_ours(with_dependency):
     # The right to launch in its own namespace is not given, nor is what would need it.
     assert not [o for o in theirs if o["kind"] == "Role" and "pod-launcher" in o["metadata"]["name"]]
     assert "demo-worker" not in pods
+    migrations = one(rendered, "Job", "demo-run-airflow-migrations")["spec"]["template"]["spec"]["containers"][0]
+    assert migrations["args"] == values_of("values.yaml")["airflow"]["migrateDatabaseJob"]["args"]
+    assert {"configMapRef": {"name": "tfmot-ops-defaults"}} in migrations["envFrom"]
     monitor = one(rendered, "ServiceMonitor", "tfmot-ops-airflow")["spec"]
     statsd = one(rendered, "Service", "demo-statsd")
     assert monitor["selector"]["matchLabels"].items() <= statsd["metadata"]["labels"].items()
     assert monitor["endpoints"][0]["port"] in [port["name"] for port in statsd["spec"]["ports"]]
+
+
+@pytest.mark.parametrize("case", ["celery", "kubernetes-executor"])
+def test_the_workers_of_the_real_airflow_are_the_launchers(with_dependency, case):
+    values = merged(CASES[case], {"components": {"mlflow": False}}, _without_mlflow())
+    theirs = objects(render(values, with_dependency("airflow")))
+    if case == "celery":
+        (worker,) = [o for o in theirs if o["kind"] in WORKLOADS and o["metadata"]["name"] == "demo-worker"]
+        pod = worker["spec"]["template"]
+    else:
+        (template,) = [
+            o["data"]["pod_template_file.yaml"] for o in theirs if "pod_template_file.yaml" in o.get("data", {})
+        ]
+        pod = yaml.safe_load(template)
+    assert pod["spec"]["serviceAccountName"] == "tfmot-ops-launcher"
+    # Nor is there a second one of that name, which Helm would not install.
+    accounts = [o["metadata"]["name"] for o in theirs if o["kind"] == "ServiceAccount"]
+    assert accounts.count("tfmot-ops-launcher") == 1
 
 
 def test_the_policy_opens_the_way_to_the_real_mlflow(with_dependency):
@@ -164,6 +188,7 @@ def test_airflow_is_told_the_default_runner():
     assert runner.annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
     assert list(runner.env_from) == [{"secretRef": {"name": "tfmot-ops-s3"}}]
     assert runner.startup_timeout_s == 900
+    assert runner.fallback is Device.CPU
     assert data["TFMOT_OPS_TRACKING_URI"] == "http://tfmot-ops-mlflow.tfmot-ops.svc"
     assert data["TFMOT_OPS_MLFLOW_UI"] == "https://mlflow.example"
 
@@ -171,20 +196,30 @@ def test_airflow_is_told_the_default_runner():
 def test_the_gpu_pool_is_the_runners():
     mine = {"runner": {"nodeSelector": {"zone": "a"}, "tolerations": [{"key": "spot", "operator": "Exists"}]}}
     runner, _ = deployed_runner(merged(values_of("values-gpu.yaml"), mine))
-    pod = runner.pod(SPEC)["spec"]
+    pod = runner.pod(GPU_SPEC)["spec"]
     assert pod["containers"][0]["image"] == "tfmot-ops:0.1.0-gpu"
     assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert pod["nodeSelector"] == {"zone": "a", "pool": "gpu", "nvidia.com/gpu.present": "true"}
     assert [t["key"] for t in pod["tolerations"]] == ["spot", "pool", "nvidia.com/gpu"]
-    without, _ = deployed_runner(mine)
-    assert without.pod(SPEC)["spec"]["containers"][0]["image"] == "tfmot-ops:0.1.0-cpu"
+    # The device that the step asks for decides, and nothing of the pool is left on what falls back from it.
+    for on_cpu in (runner.pod(SPEC)["spec"], runner.on_cpu().pod(GPU_SPEC)["spec"]):
+        assert on_cpu["containers"][0]["image"] == "tfmot-ops:0.1.0-cpu"
+        assert "nvidia.com/gpu" not in on_cpu["containers"][0]["resources"]["limits"]
+        assert on_cpu["nodeSelector"] == {"zone": "a"}
+        assert [t["key"] for t in on_cpu["tolerations"]] == ["spot"]
+
+
+def test_a_device_of_the_deployment_wins_over_the_steps():
+    runner, _ = deployed_runner(merged(values_of("values-gpu.yaml"), {"runner": {"options": {"device": "gpu"}}}))
+    assert runner.pod(SPEC)["spec"]["containers"][0]["image"] == "tfmot-ops:0.1.0-gpu"
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @cases
 def test_a_pod_of_the_deployed_runner_is_valid(values, version):
     runner, _ = deployed_runner(values)
-    kubernetes_validate.validate(runner.pod(SPEC), version, strict=True)
+    for spec in (SPEC, GPU_SPEC):
+        kubernetes_validate.validate(runner.pod(spec), version, strict=True)
 
 
 def test_another_runner_gets_its_own_options_only():

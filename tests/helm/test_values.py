@@ -7,7 +7,7 @@ import json
 import helm_python
 import pytest
 import yaml
-from rendering import CHART, GLUE, merged, render
+from rendering import CHART, GLUE, deployed_runner, merged, objects, render
 
 REFUSED = {
     "unknown": ({"bogus": 1}, ["'bogus' not allowed"]),
@@ -29,16 +29,143 @@ REFUSED = {
     "everywhere": ({"networkPolicy": {"dns": {"to": []}}}, ["/networkPolicy/dns/to", "minItems"]),
     "dag": ({"dags": {"files": {"../x.py": "1"}}}, ["/dags/files", "../x.py"]),
     "name": ({"jobs": {"namespace": "My_Jobs"}}, ["/jobs/namespace", "My_Jobs"]),
+    "argument": ({"runner": {"options": {"imge": "x"}}}, ["/runner/options", "'imge' not allowed"]),
+    "argument_type": ({"runner": {"options": {"gpus": "2"}}}, ["/runner/options/gpus", "got string, want integer"]),
+    "argument_of_another": (
+        {"runner": {"name": "docker", "options": {"namespace": "x"}}},
+        ["/runner/options", "'namespace' not allowed"],
+    ),
+    "argument_secret": (
+        {"runner": {"options": {"env_from": [{"AWS_SECRET": "x"}]}}},
+        ["/runner/options/env_from/0", "'AWS_SECRET' not allowed"],
+    ),
+    "missing": ({"runner": {"resources": None}}, ["/runner", "missing property 'resources'"]),
+    "fallback": ({"gpu": {"fallback": "gpu"}}, ["/gpu/fallback", "'', 'cpu'"]),
     "secret_value": ({"runner": {"secrets": [{"AWS_SECRET": "x"}]}}, ["/runner/secrets/0", "got object, want string"]),
 }
-#: What compares two values, so that a schema cannot say it: required, received, remedy.
+#: What compares two values or must not be repeated, so that a schema cannot say it: required, received, remedy.
 CONFLICTS = {
     "tracking": (merged(GLUE, {"tracking": {"uri": ""}}), ["tracking.uri", "received: nothing"]),
     "policy": (merged(GLUE, {"networkPolicy": {"mlflow": {"to": []}}}), ["networkPolicy.mlflow.to", "everywhere"]),
-    "launcher": ({"launcher": {"serviceAccount": {"name": "me"}}}, ["launcher.serviceAccount.name, me", "change both"]),
+    "launcher": ({"launcher": {"serviceAccount": {"name": "me"}}}, ["launcher.serviceAccount.name, me", "together"]),
+    "launcher_celery": (
+        {"airflow": {"workers": {"celery": {"serviceAccount": {"name": "me"}}}}},
+        ["airflow.workers.celery.serviceAccount.name equal", "received: me"],
+    ),
+    "launcher_kubernetes": (
+        {"airflow": {"workers": {"kubernetes": {"serviceAccount": {"name": None}}}}},
+        ["airflow.workers.kubernetes.serviceAccount.name equal", "received: nothing"],
+    ),
+    "quota": (
+        {"runner": {"resources": {"limits": {"memory": "32Gi"}}}},
+        ["admits 4 steps", "limits.memory: 96Gi, which admits 2"],
+    ),
     "two_pods": ({"airflow": {"executor": "KubernetesExecutor"}}, ["airflow.allowPodLaunching=true", "false"]),
     "namespace": ({"jobs": {"namespace": "tfmot-ops"}}, ["jobs.namespace apart", "received: tfmot-ops"]),
 }
+
+
+#: What would be in a ConfigMap: values with a secret in them, and what is said instead of it.
+SECRET = "s3cr3t"  # noqa: S105 - nobody's
+SECRETS = {
+    "uri": ({"tracking": {"uri": f"https://me:{SECRET}@mlflow.example/x"}}, ["tracking.uri", "runner.secrets"]),
+    "uri_token": ({"tracking": {"uri": f"https://{SECRET}@mlflow.example"}}, ["tracking.uri", "runner.secrets"]),
+    "ui": ({"tracking": {"ui": f"http://me:{SECRET}@mlflow.example"}}, ["tracking.ui", "people give their own"]),
+    **{
+        name: ({"runner": {"options": {"env": {name: SECRET}}}}, [f"runner.options.env.{name} ", "env_from"])
+        for name in ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "HF_TOKEN", "PGPASSWORD", "api_key")
+    },
+    "value": (
+        {"runner": {"options": {"env": {"HTTPS_PROXY": f"http://me:{SECRET}@proxy.example"}}}},
+        ["runner.options.env.HTTPS_PROXY ", "env_from"],
+    ),
+    "docker": (
+        {"runner": {"name": "docker", "options": {"env": {"HF_TOKEN": SECRET}}}},
+        ["runner.options.env.HF_TOKEN ", "env_conn_id"],
+    ),
+    "local": (
+        {"runner": {"name": "local", "options": {"env": {"HF_TOKEN": SECRET}}}},
+        ["runner.options.env.HF_TOKEN ", "airflow.extraEnvFrom"],
+    ),
+}
+#: Variables that are none, however they sound; and an address with an @ that is none before a host.
+OPEN = {
+    "runner": {
+        "options": {"env": {"TOKENIZERS_PARALLELISM": "false", "SSL_KEY_FILE": "/tls/key", "PROXY": "http://p:1"}}
+    },
+    "tracking": {"uri": "http://mlflow.example:5000/@me"},
+}
+
+
+PEER = [{"ipBlock": {"cidr": "192.0.2.3/32"}}]
+PORT = [{"port": 8443, "protocol": "TCP"}]
+TOLERATION = [{"key": "spot", "operator": "Exists"}]
+#: Another value of each that is ours, which must change what is rendered.
+OTHERWISE = {
+    "components.airflow": False,
+    "components.mlflow": False,
+    "jobs.namespace": "elsewhere",
+    "jobs.createNamespace": False,
+    "jobs.serviceAccount.name": "other",
+    "jobs.serviceAccount.annotations": {"team": "models"},
+    "jobs.quota": {"pods": "9"},
+    "jobs.limitRange.default": {"memory": "2Gi"},
+    "jobs.limitRange.defaultRequest": {"memory": "512Mi"},
+    "jobs.limitRange.max": {"memory": "64Gi"},
+    "launcher.serviceAccount.create": False,
+    "launcher.serviceAccount.name": "other",
+    "launcher.serviceAccount.annotations": {"team": "models"},
+    "runner.name": "local",
+    "runner.image": "other:1",
+    "runner.deferrable": False,
+    "runner.resources.requests": {"cpu": "2"},
+    "runner.resources.limits": {"cpu": "5"},
+    "runner.nodeSelector": {"zone": "a"},
+    "runner.tolerations": TOLERATION,
+    "runner.annotations": {"team": "models"},
+    "runner.secrets": ["tfmot-ops-s3"],
+    "runner.options": {"startup_timeout_s": 900},
+    "gpu.enabled": True,
+    "gpu.image": "other:1",
+    "gpu.count": 2,
+    "gpu.nodeSelector": {"pool": "gpu"},
+    "gpu.tolerations": TOLERATION,
+    "gpu.fallback": "cpu",
+    "tracking.uri": "http://mlflow.example",
+    "tracking.ui": "http://mlflow.example",
+    "networkPolicy.enabled": False,
+    "networkPolicy.dns.to": PEER,
+    "networkPolicy.dns.ports": PORT,
+    "networkPolicy.mlflow.to": PEER,
+    "networkPolicy.mlflow.ports": PORT,
+    "networkPolicy.artifactStore.to": PEER,
+    "networkPolicy.artifactStore.ports": PORT,
+    "dags.files": {"mine.py": "1"},
+    "serviceMonitor.enabled": True,
+    "serviceMonitor.interval": "10s",
+    "serviceMonitor.labels": {"release": "prometheus"},
+}
+#: What these need beside them to have an effect, and why.
+POOL = ({"gpu": {"enabled": True}}, "describes a pool")
+MONITOR = ({"serviceMonitor": {"enabled": True}}, "describes a ServiceMonitor")
+NOT_ALONE = {
+    "components.mlflow": (merged(GLUE, {"components": {"airflow": True, "mlflow": True}}), "steps need another MLflow"),
+    "launcher.serviceAccount.name": ({"components": {"airflow": False}}, "Airflow's parts have to run as the same"),
+    "gpu.image": POOL,
+    "gpu.count": POOL,
+    "gpu.nodeSelector": POOL,
+    "gpu.tolerations": POOL,
+    "networkPolicy.artifactStore.ports": (
+        {"networkPolicy": {"artifactStore": {"to": PEER}}},
+        "without peers there is no way to it",
+    ),
+    "serviceMonitor.interval": MONITOR,
+    "serviceMonitor.labels": MONITOR,
+}
+#: What decides about a chart that is not here: of ours it changes what is checked, and the notes.
+ONLY_NOTES = {"components.airflow": "Chart.yaml's condition", "components.mlflow": "Chart.yaml's condition"}
+#: Values that the two charts read, which are not here either.
+THEIRS = ("airflow.", "mlflow.")
 
 
 @pytest.mark.parametrize(("values", "words"), REFUSED.values(), ids=REFUSED)
@@ -57,6 +184,21 @@ def test_the_chart_refuses(values, words):
         assert word in str(refused.value)
 
 
+@pytest.mark.parametrize(("values", "words"), SECRETS.values(), ids=SECRETS)
+def test_a_secret_is_refused_and_not_repeated(values, words):
+    with pytest.raises(helm_python.HelmRenderError) as refused:
+        render(values)
+    for word in ("required:", "received:", "remedy:", *words):
+        assert word in str(refused.value)
+    assert SECRET not in str(refused.value)
+
+
+def test_what_is_no_secret_is_not_refused():
+    runner, data = deployed_runner(OPEN)
+    assert runner.env == OPEN["runner"]["options"]["env"]
+    assert data["TFMOT_OPS_TRACKING_URI"] == OPEN["tracking"]["uri"]
+
+
 def test_each_value_is_described_and_each_description_has_a_value():
     schema, values = _documents()
     described = {path for path, node in _leaves(schema) if node.get("description")}
@@ -65,6 +207,22 @@ def test_each_value_is_described_and_each_description_has_a_value():
     # What the trees of the two charts hold beyond that is theirs, and ours is listed.
     assert present == described
     assert set(_given(values, described)) <= described
+
+
+@pytest.mark.parametrize("path", OTHERWISE)
+def test_each_value_has_an_effect(path):
+    beside, _ = NOT_ALONE.get(path, ({}, ""))
+    before, after = (render(merged(beside, values)) for values in ({}, _nested(path, OTHERWISE[path])))
+    if path in ONLY_NOTES:
+        assert before != after
+    else:
+        assert objects(before) != objects(after)
+
+
+def test_each_value_is_tried():
+    ours = {path for path, _ in _leaves(_documents()[0]) if not path.startswith(THEIRS)}
+    assert ours == OTHERWISE.keys()
+    assert ours >= NOT_ALONE.keys() | ONLY_NOTES.keys()
 
 
 def test_the_readme_lists_each_value(request):
@@ -79,6 +237,12 @@ def test_the_readme_lists_each_value(request):
     if request.config.getoption("--regen"):
         (CHART / "README.md").write_text(text, encoding="utf-8")
     assert (CHART / "README.md").read_text(encoding="utf-8") == text, "run pytest tests/helm --regen and look at it"
+
+
+def _nested(path, value):
+    for name in reversed(path.split(".")):
+        value = {name: value}
+    return value
 
 
 def _documents():

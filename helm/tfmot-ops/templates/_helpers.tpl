@@ -31,9 +31,6 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- $options = dict
   "image" .Values.runner.image
-  "gpu_image" .Values.gpu.image
-  "gpus" (int .Values.gpu.count)
-  "gpu_node_selector" .Values.gpu.nodeSelector
   "deferrable" .Values.runner.deferrable
   "namespace" .Values.jobs.namespace
   "service_account" .Values.jobs.serviceAccount.name
@@ -42,10 +39,71 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
   "tolerations" .Values.runner.tolerations
   "annotations" .Values.runner.annotations
   "env_from" $secrets }}
-{{- if .Values.gpu.enabled }}
-{{- $_ := set $options "device" "gpu" }}
-{{- $_ := set $options "tolerations" (concat .Values.runner.tolerations .Values.gpu.tolerations) }}
+{{- with .Values.gpu.fallback }}
+{{- $_ := set $options "fallback" . }}
+{{- end }}
+{{- with .Values.gpu }}
+{{- if .enabled }}
+{{- $options = merge $options (dict
+  "gpu_image" .image
+  "gpus" (int .count)
+  "gpu_node_selector" .nodeSelector
+  "gpu_tolerations" .tolerations) }}
 {{- end }}
 {{- end }}
-{{- mergeOverwrite $options .Values.runner.options | toJson }}
+{{- end }}
+{{- mergeOverwrite (deepCopy $options) .Values.runner.options | toJson }}
+{{- end }}
+
+{{/* A quantity in thousandths: whole numbers, where 0.1 would not be one. */}}
+{{- define "tfmot-ops.milli" -}}
+{{- $units := dict "m" 1 "" 1e3 "k" 1e6 "M" 1e9 "G" 1e12 "T" 1e15 "P" 1e18 "E" 1e21
+  "Ki" 1024e3 "Mi" 1048576e3 "Gi" 1073741824e3 "Ti" 1099511627776e3 "Pi" 1125899906842624e3 "Ei" 1152921504606846976e3 }}
+{{- $unit := regexFind "[a-zA-Z]*$" . }}
+{{- mulf (trimSuffix $unit .) (get $units $unit) | printf "%.0f" }}
+{{- end }}
+
+{{/* What one step takes of a resource of the quota, in thousandths; 0 for what it takes nothing of. As Kubernetes counts:
+a request that is not given is the limit, and what is given in neither is the LimitRange's. */}}
+{{- define "tfmot-ops.taken" -}}
+{{- $kind := ternary "limits" "requests" (hasPrefix "limits." .resource) }}
+{{- $name := .resource | trimPrefix "limits." | trimPrefix "requests." }}
+{{- if eq $name "pods" "count/pods" }}
+{{- 1000 }}
+{{- else if eq $name "nvidia.com/gpu" }}
+{{- mul 1000 (default 1 .options.gpus) }}
+{{- else }}
+{{- /* The runner's, of the sidecar that hands the result over. */}}
+{{- $sidecar := dict "requests" (dict "cpu" "10m" "memory" "16Mi") "limits" (dict "cpu" "100m" "memory" "64Mi") }}
+{{- $places := list .options.resources.limits .limitRange.default }}
+{{- if eq $kind "requests" }}
+{{- $places = list .options.resources.requests .options.resources.limits .limitRange.defaultRequest .limitRange.default }}
+{{- end }}
+{{- $step := "" }}
+{{- range $places }}
+{{- $step = default (get (default dict .) $name) $step }}
+{{- end }}
+{{- addf (include "tfmot-ops.milli" (default "0" $step)) (include "tfmot-ops.milli" (dig $kind $name "0" $sidecar)) | printf "%.0f" }}
+{{- end }}
+{{- end }}
+
+{{/* How many steps the quota admits at once, and by which of its resources; without one, the slots that Airflow gives its
+pool by itself. */}}
+{{- define "tfmot-ops.admitted" -}}
+{{- $steps := 128 }}
+{{- $by := "" }}
+{{- if eq .Values.runner.name "kubernetes" }}
+{{- $options := include "tfmot-ops.runnerOptions" . | fromJson }}
+{{- range $resource, $hard := .Values.jobs.quota }}
+{{- $taken := include "tfmot-ops.taken" (dict "resource" $resource "options" $options "limitRange" $.Values.jobs.limitRange) | float64 }}
+{{- if $taken }}
+{{- $room := divf (include "tfmot-ops.milli" $hard) $taken | floor | int }}
+{{- if or (not $by) (lt $room $steps) }}
+{{- $steps = $room }}
+{{- $by = $resource }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- dict "steps" $steps "by" $by | toJson }}
 {{- end }}
