@@ -5,7 +5,7 @@ from typing import Any
 
 from airflow.sdk import DAG, Param, task
 
-from tfmot_ops.contract import PRESET_RECIPES
+from tfmot_ops.contract import PRESET_RECIPES, RECIPE_NAME
 from tfmot_ops.operators import CompatSweepOperator, ForecastOperator, ListOperator, OpenRunOperator
 from tfmot_ops.runners import RUNNERS
 from tfmot_ops.sweep.plan import DEFAULT_RECIPES
@@ -26,7 +26,11 @@ PARAMS = {
         description="Names, one a line; empty for the whole catalogue.",
     ),
     "recipes": Param(
-        list(DEFAULT_RECIPES), type="array", minItems=1, items={"type": "string", "enum": list(PRESET_RECIPES)}
+        list(DEFAULT_RECIPES),
+        type="array",
+        minItems=1,
+        items={"type": "string", "pattern": RECIPE_NAME},
+        examples=list(PRESET_RECIPES),
     ),
     "runner": Param(None, type=["null", "string"], enum=[None, *RUNNERS], description="Empty: as the deployment says."),
 }

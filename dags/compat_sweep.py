@@ -5,7 +5,7 @@ from typing import Any
 
 from airflow.sdk import DAG, Param, task
 
-from tfmot_ops.contract import PRESET_RECIPES, Device
+from tfmot_ops.contract import PRESET_RECIPES, RECIPE_NAME, Device
 from tfmot_ops.operators import CompatSweepOperator, ListOperator, OpenRunOperator, SummarizeSweepOperator
 from tfmot_ops.operators.notify import notifiers
 from tfmot_ops.runners import RUNNERS
@@ -22,7 +22,7 @@ PARAMS = {
         list(DEFAULT_RECIPES),
         type="array",
         minItems=1,
-        items={"type": "string", "enum": list(PRESET_RECIPES)},
+        items={"type": "string", "pattern": RECIPE_NAME},
         examples=list(PRESET_RECIPES),
     ),
     "force": Param(False, type="boolean", description="Run every cell, also those whose inputs did not change."),

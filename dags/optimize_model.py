@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, Param
 
-from tfmot_ops.contract import BUILTIN_DATASETS, BUILTIN_MODELS, PRESET_RECIPES, Device
+from tfmot_ops.contract import BUILTIN_DATASETS, BUILTIN_MODELS, PRESET_RECIPES, RECIPE_NAME, Device
 from tfmot_ops.operators import (
     CloseRunOperator,
     EvaluateOperator,
@@ -36,8 +36,9 @@ PARAMS = {
     "recipe": Param(
         "sparse50_wi8_ai8",
         type="string",
-        enum=list(PRESET_RECIPES),
-        description="What to do to the model.",
+        pattern=RECIPE_NAME,
+        examples=list(PRESET_RECIPES),
+        description="A preset, or any name of such parts: `sparse70_wi8_ai8`, `wi8_ai8_ptq`.",
     ),
     "recipe_file": Param(
         None,

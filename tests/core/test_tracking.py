@@ -98,12 +98,16 @@ def test_the_parent_opens_holds_its_children_and_closes_with_the_figures(uri, tm
     assert [(entry.step, entry.value) for entry in history] == [(1, 1.0), (2, 0.5)]
     assert by_id[parent.run_id].info.status == "RUNNING"
 
+    # Its process is killed, and nobody ends its run.
+    killed = StepRun(_spec(uri, ListOptions(), parent=parent.run_id, key={**KEY, "task_id": "killed"}))
+
     steps = {"train": {"accuracy": 0.9}, "evaluate": {"accuracy": 0.8, "size_bytes": 10.0}}
     close = _spec(uri, CloseRunOptions(steps=steps), parent=parent.run_id)
     result = StepRun(close).finish(_result(close), tmp_path)
     assert result.tracking_run_id == parent.run_id
     closed = mlflow.get_run(parent.run_id)
     assert closed.info.status == "FINISHED"
+    assert {run.info.run_id: run.info.status for run in _runs(uri)}[killed.run_id] == "KILLED"
     assert closed.data.params["recipe.name"] == "wi8_ai8"
     assert closed.data.metrics["train.accuracy"] == 0.9
     assert closed.data.metrics["int8_accuracy"] == 0.8
@@ -112,7 +116,7 @@ def test_the_parent_opens_holds_its_children_and_closes_with_the_figures(uri, tm
     again = _spec(uri, CloseRunOptions(steps=steps, failed=("evaluate",)), parent=parent.run_id)
     StepRun(again).finish(_result(again), tmp_path)
     assert mlflow.get_run(parent.run_id).info.status == "FAILED"
-    assert len(_runs(uri)) == 2
+    assert len(_runs(uri)) == 3
 
 
 def test_artifacts_come_back_verified_and_changed_ones_are_refused(uri, tmp_path):

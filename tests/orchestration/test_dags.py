@@ -67,7 +67,7 @@ def test_the_chain(parsed):
 
 def test_the_form_offers_enums_and_ranges(parsed):
     params = parsed["params"]
-    assert "sparse50_wi8_ai8" in params["recipe"]["enum"]
+    assert "sparse50_wi8_ai8" in params["recipe"]["examples"]
     assert params["runner"]["enum"] == [None, "local", "docker", "kubernetes"]
     assert params["device"]["enum"] == ["cpu", "gpu"]
     assert (params["epochs"]["minimum"], params["epochs"]["maximum"]) == (0, 1000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+from mlflow import MlflowClient
 
 from tfmot_ops.tracking import earlier_sweeps
 
@@ -27,3 +28,6 @@ def test_a_forecast_tells_what_another_interpreter_would_break(bench, run_dag, t
     assert "fickle/wi8_ai8  ok   build: unknown (RuntimeError)  breaks" in log
     assert "no-go: 1 of 2 cells get worse" in log
     assert earlier_sweeps(bench.tracking_uri, "tfmot_ops_sweep") == [], "a forecast is no sweep"
+    client = MlflowClient(tracking_uri=bench.tracking_uri)
+    runs = client.search_runs([client.get_experiment_by_name("tfmot_ops_sweep").experiment_id])
+    assert "RUNNING" not in {run.info.status for run in runs}

@@ -12,6 +12,7 @@ from tfmot_ops.contract.document import (
 )
 from tfmot_ops.contract.recipe import (
     PRESET_RECIPES,
+    RECIPE_NAME,
     Activations,
     Backend,
     Budget,
@@ -35,6 +36,7 @@ from tfmot_ops.contract.result import (
 from tfmot_ops.contract.spec import (
     BUILTIN_DATASETS,
     BUILTIN_MODELS,
+    REQUIRE_GPU,
     CloseRunOptions,
     CompatOptions,
     Device,
@@ -60,6 +62,8 @@ __all__ = [
     "BUILTIN_DATASETS",
     "BUILTIN_MODELS",
     "PRESET_RECIPES",
+    "RECIPE_NAME",
+    "REQUIRE_GPU",
     "SCHEMA_VERSION",
     "Activations",
     "Artifact",

@@ -11,6 +11,9 @@ from tfmot_ops.contract.document import SCHEMA_VERSION, Document
 
 #: Recipes that ship by name; `core.recipes` builds each and checks that the two lists agree.
 PRESET_RECIPES = ("wi8_ai8", "sparse50_wi8_ai8", "sparse80_wi8_ai8", "sparse2of4_wi8_ai8", "wi8_afp32")
+_PART = r"(sparse([1-9][0-9]?|[1-9][0-9]*of[1-9][0-9]*)|wi8|wi16f|ai8|ai16|afp32|ptq|aeq)"
+#: What `core.recipes` can decode looks like this; for forms, which are checked before TensorFlow is there.
+RECIPE_NAME = f"^{_PART}(_{_PART})*$"
 
 
 class Scope(Document):
@@ -159,7 +162,10 @@ class Budget(Document):
 
 
 class Recipe(Document):
-    """A frozen what-to-do: sparsity + scheme + scope + budget. One file, YAML or JSON, or a name."""
+    """Immutable description of how to optimise a model: sparsity, quantisation, scopes, budget.
+
+    Written as one file, YAML or JSON, or as a name (see `core.recipes`).
+    """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")

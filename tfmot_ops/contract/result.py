@@ -53,7 +53,7 @@ class StepResult(Document):
         metrics: name -> number, flat; accuracy and sparsity in [0, 1], sizes in bytes, times in seconds or
             milliseconds as the name says.
         parameters: what was decided, for the record: the compile configuration, the data set's digest.
-        layers: one row a layer, from the steps that touch layers.
+        layers: one row per layer, from the steps that touch layers.
         versions: package name -> version.
     """
 

@@ -34,6 +34,10 @@ class Tracking(Document):
     key: dict[str, str] = Field(default_factory=dict)
 
 
+#: Set for a step that has to find a GPU; not where a runner's `fallback` has put it on a CPU.
+REQUIRE_GPU = "TFMOT_OPS_REQUIRE_GPU"
+
+
 class Device(StrEnum):
     """What a step computes on."""
 
@@ -211,6 +215,7 @@ class StepSpec(Document):
         inputs: artifacts by the name the options ask for.
         output_uri: folder (any fsspec URI) the outputs go to; None puts them on the step's MLflow run.
         seed: seeds Python, NumPy, TensorFlow, the data splits and the batches' order.
+        device: what the step computes on, where the runner does not say otherwise.
         tracking: None records nothing.
     """
 

@@ -38,7 +38,7 @@ class SweepResult(Document):
         sweep_id: names it; sorts by time.
         started_at: in UTC.
         duration_s: wall time.
-        cells: one a cell that was asked for and has a result.
+        cells: one for each cell that was asked for and has a result.
         repros: cell -> file name of the script that shows its failure.
         run_url: address of its MLflow run, empty without.
     """

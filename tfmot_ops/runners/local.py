@@ -16,11 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tfmot_ops.contract import StepResult, StepSpec
+from tfmot_ops.contract import Device, StepResult, StepSpec
 from tfmot_ops.runners.base import Log, peek_result, read_result
+from tfmot_ops.runners.image import GPU_ENVIRONMENT, GRACE_S
 
-#: Seconds between SIGTERM and SIGKILL. Airflow gives a task 5 s after SIGTERM before it kills the task's own process.
-GRACE_S = 3.0
+_DEVICE_ENVIRONMENT: Mapping[Device, Mapping[str, str]] = {
+    Device.CPU: {"CUDA_VISIBLE_DEVICES": "-1"},
+    Device.GPU: GPU_ENVIRONMENT,
+}
 _POLL_S = 0.2
 _CHUNK = 65536
 _QUOTED_LINES = 15
@@ -29,6 +32,8 @@ _QUOTED_LINES = 15
 @dataclass(frozen=True)
 class LocalRunner:
     """Runs each step in a child process of its own session, which never outlives this process.
+
+    A step for the CPU sees no GPU; one for a GPU fails where there is none.
 
     Attributes:
         python: interpreter that has tfmot_ops and TensorFlow; None is the one that runs now.
@@ -59,7 +64,7 @@ class LocalRunner:
                 stderr=subprocess.STDOUT,
                 bufsize=0,
                 cwd=self.working_dir,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **self.env},
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **_DEVICE_ENVIRONMENT[spec.device], **self.env},
                 start_new_session=True,
             )
         except BaseException:

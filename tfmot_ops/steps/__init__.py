@@ -5,18 +5,19 @@ one function there. A step hands its successor files only, so that each can run 
 inputs, works, measures what it made, and saves it.
 
 Every step that makes a model measures it as the TFLite file it would be (float32 until the quantize
-step), so that a table with one row a step compares like with like.
+step), so that a table with one row per step compares like with like.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-from tfmot_ops.contract import Status, StepError, StepResult, StepSpec
-from tfmot_ops.errors import SpecError, TfmotOpsError
+from tfmot_ops.contract import REQUIRE_GPU, Status, StepError, StepResult, StepSpec
+from tfmot_ops.errors import SpecError, StepFailedError, TfmotOpsError
 from tfmot_ops.steps.kinds import KINDS, MODEL_KINDS, catalogue
 from tfmot_ops.steps.work import Progress, Work
 from tfmot_ops.store import Store
@@ -82,21 +83,25 @@ def check(spec: StepSpec) -> None:
 
 def _check_names(spec: StepSpec) -> None:
     dataset, model = getattr(spec.options, "dataset", None), getattr(spec.options, "model", None)
-    # A name with a colon carries its own source (`npz:<path>`, `application:<Name>`); who resolves it judges it.
+    # Another name with a colon carries its own source (`npz:<path>`, `models:/...`); who resolves it judges it.
     if dataset is not None and ":" not in dataset:
         from tfmot_ops.data import available_datasets
 
-        _check_name("dataset", dataset, available_datasets())
-    if model is not None and ":" not in model and not Path(model).exists():
+        _check_name("dataset", "data set", dataset, available_datasets())
+    if model is not None and model.startswith("application:"):
+        from tfmot_ops.core.models import application_constructor
+
+        application_constructor(model.partition(":")[2])
+    elif model is not None and ":" not in model and not Path(model).exists():
         from tfmot_ops.core.models import available_models
 
-        _check_name("model", model, available_models())
+        _check_name("model", "model", model, available_models())
 
 
-def _check_name(name: str, value: str, known: Iterable[str]) -> None:
+def _check_name(name: str, kind: str, value: str, known: Iterable[str]) -> None:
     if value not in known:
         raise SpecError(
-            f"options.{name}: nothing goes by this name",
+            f"options.{name}: unknown {kind} name",
             required="one of " + ", ".join(sorted(known)),
             received=value,
             remedy=f"tfmot-ops list {name}s prints the names; a file needs to exist where the step runs",
@@ -127,6 +132,7 @@ def run_step(spec: StepSpec, store: Store, workdir: Path, progress: Progress) ->
         from tfmot_ops import core
         from tfmot_ops.core import training
 
+        _check_device()
         core.keras.backend.clear_session()
         training.set_seed(spec.seed)
     work = Work(spec, store, workdir, progress)
@@ -150,6 +156,18 @@ def run_step(spec: StepSpec, store: Store, workdir: Path, progress: Progress) ->
         versions=versions(),
         duration_s=duration_s,
     )
+
+
+def _check_device() -> None:
+    import tensorflow as tf
+
+    if os.environ.get(REQUIRE_GPU) and not tf.config.list_physical_devices("GPU"):
+        raise StepFailedError(
+            "the step asks for a GPU",
+            required="a GPU that TensorFlow sees",
+            received=f"{tf.config.list_physical_devices()}",
+            remedy="look at the driver with `tfmot-ops doctor --device gpu`, or take device cpu",
+        )
 
 
 def failed(spec: StepSpec, error: Exception, duration_s: float) -> StepResult:

@@ -35,7 +35,10 @@ _METRICS_A_BATCH = 1000
 _LONGEST_PARAM = 6000
 
 # Kinds that speak about the parent, so need no run of their own.
-_ON_THE_PARENT = frozenset({"close_run", "summarize"})
+_ON_THE_PARENT = frozenset({"close_run", "forecast", "summarize"})
+
+# Metrics of these kinds that say that something got worse.
+_WORSE = ("regressions", "missing", "worse")
 
 _FINAL_STEPS = ("quantize", "evaluate")
 # Figures of the last of these, under the names that two pipelines are compared by.
@@ -64,7 +67,12 @@ class StepRun:
 
     def __init__(self, spec: StepSpec) -> None:
         if spec.tracking is None:
-            raise SpecError("tracking: the spec names no MLflow", required="tracking.uri", received="nothing")
+            raise SpecError(
+                "tracking: the spec names no MLflow",
+                required="tracking.uri",
+                received="nothing",
+                remedy="add tracking to the spec",
+            )
         self._spec = spec
         self._client, experiment_id = connect(spec.tracking.uri, spec.tracking.experiment)
         self.run_id = self._take_up(spec, spec.tracking, experiment_id)
@@ -126,6 +134,8 @@ class StepRun:
             tflite = self.store.fetch(artifact, workdir / "register")
             version = register_tflite(self._client, self.run_id, tflite, artifact.sha256, options)
             result = result.model_copy(update={"parameters": {**result.parameters, "registered_version": version}})
+        if options.kind in _ON_THE_PARENT:
+            self._end_what_was_killed()
         self._end(result)
         return result
 
@@ -150,10 +160,17 @@ class StepRun:
         if options.kind == "open_run" and result.status is Status.OK:
             return  # the parent stays open for the steps to come
         failed = result.status is not Status.OK or bool(getattr(options, "failed", ()))
-        failed = failed or bool(result.metrics.get("regressions", 0) + result.metrics.get("missing", 0))
+        failed = failed or any(result.metrics.get(name) for name in _WORSE)
         if result.error is not None:
             self._client.set_tag(self.run_id, "mlflow.note.content", f"```\n{result.error.message}\n```")
         self._client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED")
+
+    def _end_what_was_killed(self) -> None:
+        """A step whose process was killed had no chance to end its run, and at the end of a chain nothing runs."""
+        experiment = self._client.get_run(self.run_id).info.experiment_id
+        running = f"tags.`{_PARENT_TAG}` = '{self.run_id}' and attributes.status = 'RUNNING'"
+        for run in self._client.search_runs([experiment], running):
+            self._client.set_terminated(run.info.run_id, "KILLED")
 
     def _log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         now = get_current_time_millis()
