@@ -93,10 +93,11 @@ def engine():
 
 
 @pytest.fixture(scope="session")
-def image(engine):
+def image(request):
     """The CPU image, built from the real Dockerfile; what did not change is in the engine's cache."""
     if named := os.environ.get("TFMOT_OPS_IMAGE"):
         return named
+    engine = request.getfixturevalue("engine")
     if not LAB:
         build = ["docker", "build", "-f", "docker/Dockerfile", "--target", "cpu", "-t", NAME, "."]
         subprocess.run(build, cwd=ROOT, check=True)
@@ -199,9 +200,28 @@ def airflow_at():
     return Airflow
 
 
+@pytest.fixture(autouse=True)
+def _in_a_place_that_is_there(request):
+    """Skips a test whose parameter starts with a place that is not there."""
+    parameters = request.node.callspec.params.values() if hasattr(request.node, "callspec") else ()
+    for place in (str(value).partition("_")[0] for value in parameters):
+        if place in {"docker", "pod", "deferred"}:
+            request.getfixturevalue("engine" if place == "docker" else "cluster")
+
+
 @pytest.fixture(scope="session")
-def airflow(tmp_path_factory, image, cluster):  # noqa: ARG001 - the cluster has to be there
-    """Airflow with scheduler and triggerer; its default place is the cluster, deferred."""
+def has_cluster(request):
+    """Whether a cluster is there; a machine may have an engine alone."""
+    try:
+        request.getfixturevalue("cluster")
+    except pytest.skip.Exception:
+        return False
+    return True
+
+
+@pytest.fixture(scope="session")
+def airflow(tmp_path_factory, image, has_cluster):
+    """Airflow with scheduler and triggerer; its default place is the cluster, deferred, where there is one."""
     home = tmp_path_factory.mktemp("places")
     dags = home / "dags"
     dags.mkdir()
@@ -223,8 +243,8 @@ def airflow(tmp_path_factory, image, cluster):  # noqa: ARG001 - the cluster has
         AIRFLOW__CORE__PARALLELISM="4",
         AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL="2",
         TFMOT_OPS_TRACKING_URI=uri,
-        TFMOT_OPS_RUNNER="kubernetes",
-        TFMOT_OPS_RUNNER_OPTIONS=json.dumps(kubernetes_options),
+        TFMOT_OPS_RUNNER="kubernetes" if has_cluster else "docker",
+        TFMOT_OPS_RUNNER_OPTIONS=json.dumps(kubernetes_options if has_cluster else {"image": image}),
         PLACES_IMAGE=image,
         # What a Docker step gets of an Airflow connection; the value must turn up nowhere.
         AIRFLOW_CONN_PLACES_SECRET=json.dumps({"conn_type": "generic", "extra": {"MLFLOW_TRACKING_PASSWORD": SECRET}}),
@@ -291,3 +311,21 @@ def pods(cluster):
         return [pod for pod in found if pod.metadata.deletion_timestamp is None]
 
     return listed
+
+
+@pytest.fixture
+def processes():
+    """A function that lists the processes of steps in containers and pods, as far as they run on this machine."""
+
+    def listed():
+        commands = {path: _command_of(path) for path in Path("/proc").glob("[0-9]*/cmdline")}
+        return [path.parent.name for path, command in commands.items() if "env:TFMOT_OPS_SPEC" in command]
+
+    return listed
+
+
+def _command_of(path):
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:  # it has ended meanwhile
+        return ""

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.timeout(1800)
 #: Case -> what its log has to say, in one of the places' words.
 REASONS = {
     "image": ("no-such-image:1",),
-    "command": ("options.model: nothing goes by this name",),
+    "command": ("options.model: unknown model name",),
     "memory": ("OOMKilled", "too little memory"),  # the second where the engine does not tell
     "deadline": ("DeadlineExceeded", "deadline_s is over"),
     "timeout": ("AirflowTaskTimeout", "execution_timeout deadline"),
@@ -65,10 +65,12 @@ def gone_within(listed, seconds):
 
 
 @pytest.mark.parametrize("place", ["docker", "pod", "deferred"])
-def test_a_task_marked_failed_takes_its_step_along(airflow, started, place, containers, pods):
+def test_a_task_marked_failed_takes_its_step_along(airflow, started, place, containers, pods, processes):  # noqa: PLR0917 - pytest gives fixtures by name
     run = started(f"{place}_long")
     airflow.mark_failed(f"{place}_long", run)
     gone_within(containers if place == "docker" else pods, NOTICE_S + GONE_S)
+    # A pod is only asked to go by then.
+    gone_within(processes, GONE_S)
     gone = datetime.now(UTC)
     assert airflow.end_of(f"{place}_long", run) == "failed"
     log = airflow.log(f"{place}_long", run).splitlines()
