@@ -99,25 +99,30 @@ def image(request):
         return named
     engine = request.getfixturevalue("engine")
     if not LAB:
-        build = ["docker", "build", "-f", "docker/Dockerfile", "--target", "cpu", "-t", NAME, "."]
-        subprocess.run(build, cwd=ROOT, check=True)
+        build = ["docker", "build", "-f", "docker/Dockerfile", "--target", "cpu", "-t", NAME]
+        subprocess.run([*build, "--build-arg", f"REVISION={_revision()}", "."], cwd=ROOT, check=True)
         return NAME
-    base = "localhost/python:3.11-slim-bookworm"
     _lab("base-image")
-    what = [
-        "-f",
-        "docker/Dockerfile",
-        "--target",
-        "cpu",
-        "-t",
-        f"localhost/{NAME}",
-        "--build-arg",
-        f"BASE_IMAGE={base}",
-    ]
+    what = ["-f", "docker/Dockerfile", "--target", "cpu", "-t", f"localhost/{NAME}"]
+    arguments = {"BASE_IMAGE": "localhost/python:3.11-slim-bookworm", "REVISION": _revision()}
+    for name, value in arguments.items():
+        what += ["--build-arg", f"{name}={value}"]
     _lab("image-build", *what, ".")
     # The name that a runner without arguments asks for.
     engine.images.get(f"localhost/{NAME}").tag(*NAME.split(":"))
     return f"localhost/{NAME}"
+
+
+def _revision():
+    return subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+@pytest.fixture(scope="session")
+def revision():
+    """The commit that the image is built from."""
+    return _revision()
 
 
 @pytest.fixture(scope="session")

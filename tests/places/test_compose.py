@@ -57,6 +57,18 @@ def test_the_file_is_valid_and_only_this_host_is_served(compose):
     services = json.loads(output)["services"]
     assert services.keys() == RUNNING | {"migrate", "doctor"}
     assert {port["host_ip"] for service in services.values() for port in service.get("ports", [])} == {"127.0.0.1"}
+    # Who may speak to the engine may do anything on this host.
+    sockets = {name for name, one in services.items() if "docker.sock" in json.dumps(one.get("volumes", []))}
+    assert sockets == {name for name, one in services.items() if "group_add" in one} == {"scheduler"}
+
+
+def test_other_hosts_are_served_where_an_env_file_says_so(compose):
+    env = dict.fromkeys(SECRETS, "x") | {"DOCKER_GID": "0", "BIND": "192.0.2.7", "MLFLOW_HOSTS": "ml.example:5000"}
+    code, output, errors = compose("config", "--format", "json", env=env)
+    assert code == 0, errors
+    services = json.loads(output)["services"]
+    assert {port["host_ip"] for service in services.values() for port in service.get("ports", [])} == {"192.0.2.7"}
+    assert "mlflow:5000,localhost:*,127.0.0.1:*,ml.example:5000" in services["mlflow"]["command"]
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +141,8 @@ def test_every_service_runs_and_a_model_is_optimised(server, until, airflow_at):
     states = [json.loads(line) for line in server("ps", "--all", "--format", "json").splitlines()]
     assert {one["Service"] for one in states if one["State"] == "running"} == RUNNING
     assert "ok   tracking" in server("logs", "doctor")
+    heavy = "import importlib.util as u; print([u.find_spec(n) for n in ('tensorflow', 'tf_keras')])"
+    assert server("exec", "-T", "scheduler", "python", "-c", heavy).strip() == "[None, None]"
     password = re.search(r"assword.*?admin\W+(\w+)", server("logs", "airflow"))[1]
     airflow = airflow_at(None, 8080, "http://127.0.0.1:5000", {"username": "admin", "password": password})
     until(lambda: airflow.knows("optimize_model"), 120, "the DAG is known")

@@ -1,6 +1,7 @@
 """The image as it is built from the real Dockerfile, run with a read-only root, no capabilities and no network."""
 
 import json
+import os
 import time
 
 import pytest
@@ -55,11 +56,12 @@ def run(engine, image):
     return run
 
 
-def test_size_user_labels(engine, image):
+def test_size_user_labels(engine, image, revision):
     found = engine.images.get(image)
     assert found.attrs["Size"] <= LIMIT_BYTES, f"{found.attrs['Size'] / 1e9:.2f} GB"
     assert found.attrs["Config"]["User"] == "10001:10001"
     assert found.labels["org.opencontainers.image.licenses"] == "Apache-2.0"
+    assert os.environ.get("TFMOT_OPS_IMAGE") or found.labels["org.opencontainers.image.revision"] == revision
 
 
 def test_one_tensorflow_and_a_place_that_is_fit(run):
