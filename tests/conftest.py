@@ -10,7 +10,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--regen", action="store_true", help="write the golden files anew instead of comparing with them")
+    parser.addoption("--regen", action="store_true", help="rewrite the golden files instead of comparing with them")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,7 +30,7 @@ def golden(request):
             path.write_text(text, encoding="utf-8")
         assert path.exists(), f"{path} is missing; make it with --regen and look at it"
         remedy = (
-            "where the change is meant, --regen writes it anew; a document of the contract needs a new version instead"
+            "where the change is meant, --regen rewrites it; a document of the contract needs a new version instead"
         )
         assert text == path.read_text(encoding="utf-8"), f"{path} differs; {remedy}"
 

@@ -38,7 +38,7 @@ _DESCRIPTIONS = {
 }
 _PATH_DESCRIPTIONS = {
     "npz:<path>": "arrays x_train, y_train, x_test, y_test, or x, y, in one .npz file",
-    "images:<folder>": "PNG or JPEG files in one sub-folder a class; images:<folder>?size=32 resizes to 32x32",
+    "images:<folder>": "PNG or JPEG files in one sub-folder per class; images:<folder>?size=32 resizes to 32x32",
 }
 
 #: Samples a data set needs at least, so that each of the four splits gets one.
@@ -269,8 +269,8 @@ def _read_images(location: str) -> _Source:
     empty = sorted({path.name for path in classes} - {path.parent.name for path, _ in files})
     if not files or empty:
         raise SpecError(
-            f"{folder} is no folder of classes",
-            required="one sub-folder a class, each with PNG or JPEG files",
+            f"{folder} does not contain one sub-folder per class",
+            required="one sub-folder per class, each with PNG or JPEG files",
             received="sub-folders without images: " + ", ".join(empty) if empty else f"{len(classes)} sub-folders",
             remedy="check the path and put each class's images into its own sub-folder",
         )
@@ -354,7 +354,7 @@ def _image_problem(images: npt.NDArray[Any]) -> tuple[str, str] | None:
 
 def _label_problem(images: npt.NDArray[Any], labels: npt.NDArray[Any]) -> tuple[str, str] | None:
     if labels.shape != (len(images),):
-        return f"labels [N] with N = {len(images)}, one an image", f"shape {list(labels.shape)}"
+        return f"labels [N] with N = {len(images)}, one per image", f"shape {list(labels.shape)}"
     if not np.issubdtype(labels.dtype, np.integer):
         return "integer labels (no one-hot vectors, no text)", f"dtype {labels.dtype}"
     if labels.min() < 0:

@@ -4,7 +4,7 @@ TfmotOpsError                 1   a bug: anything we did not foresee
 ├── SpecError                 2   the request is wrong: spec, recipe, scope, name; never retried
 │   ├── RecipeError               a recipe that cannot be read or decoded
 │   ├── ScopeError                a scope that matches no layer
-│   └── LegacyKerasError          Keras 3 is in the place of tf_keras
+│   └── LegacyKerasError          Keras 3 is loaded instead of tf_keras
 ├── UnsupportedModelError     3   the model cannot be handled; never retried
 └── StepFailedError           4   the step could not do its work; a retry may help
     ├── ArtifactError             an artifact is missing or its sha256 differs

@@ -30,7 +30,10 @@ def read_recipe(path: str | Path) -> Recipe:
     path = Path(path)
     if not is_recipe_file(path):
         raise RecipeError(
-            f"recipe file {path}", required=f"a name ending in {', '.join(RECIPE_SUFFIXES)}", received=path.name
+            f"recipe file {path}",
+            required=f"a name ending in {', '.join(RECIPE_SUFFIXES)}",
+            received=path.name,
+            remedy="rename the file; a recipe's name is given without an ending",
         )
     try:
         text = path.read_text(encoding="utf-8")
@@ -44,11 +47,17 @@ def read_recipe(path: str | Path) -> Recipe:
         ) from error
     except (ValueError, yaml.YAMLError) as error:
         raise RecipeError(
-            f"recipe file {path} cannot be parsed", required="YAML or JSON", received=str(error)
+            f"recipe file {path} cannot be parsed",
+            required="YAML or JSON",
+            received=str(error),
+            remedy="correct the place that the parser names; YAML indents with spaces only",
         ) from error
     if not isinstance(document, dict):
         raise RecipeError(
-            f"recipe file {path}", required="a mapping with the fields of a recipe", received=type(document).__name__
+            f"recipe file {path}",
+            required="a mapping with the fields of a recipe",
+            received=type(document).__name__,
+            remedy="start with `name: ...`; `tfmot-ops schema recipe` prints the whole form",
         )
     try:
         return Recipe.model_validate(document)

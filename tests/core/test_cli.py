@@ -216,6 +216,23 @@ def test_a_bad_spec_ends_the_command_with_2_and_leaves_no_file_and_no_run(tmp_pa
     assert [entry.name for entry in tmp_path.iterdir()] == ["spec.json"]
 
 
+TYPOS = {
+    "model": ("resnet9", "digits", "wi8_ai8", "received: resnet9"),
+    "application": ("application:MobileNetV9", "digits", "wi8_ai8", "received: 'MobileNetV9'"),
+    "data set": ("resnet8", "digit", "wi8_ai8", "received: digit"),
+    "recipe": ("resnet8", "digits", "int7", "recipe name 'int7' cannot be decoded"),
+}
+
+
+@pytest.mark.parametrize(("model", "dataset", "recipe", "told"), TYPOS.values(), ids=TYPOS.keys())
+def test_optimize_with_a_wrong_name_writes_nothing(model, dataset, recipe, told, tmp_path):
+    arguments = ["--model", model, "--dataset", dataset, "--recipe", recipe, "--epochs", "1"]
+    done = _command("optimize", *arguments, folder=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert told in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_step_that_fails_says_so_in_its_result_and_exit_code(tmp_path):
     lost = Artifact(uri=f"{tmp_path}/gone.h5", sha256="0" * 64, size_bytes=1, format=ArtifactFormat.KERAS_H5)
     options = FineTuneOptions(**DATA, recipe="wi8_ai8")
@@ -261,7 +278,7 @@ def test_kinds_without_a_model(tmp_path):
     gate = RegisterOptions(name="m", metrics={"accuracy": 0.7}, gates={"accuracy": 0.8})
     closed = run(gate, inputs={"tflite": listed.outputs["list"]})
     assert closed.error is not None
-    assert "gate accuracy" in closed.error.message
+    assert "m not registered: accuracy is below its gate" in closed.error.message
 
 
 def test_a_result_appears_complete_or_not_at_all(tmp_path):

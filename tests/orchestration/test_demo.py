@@ -59,7 +59,7 @@ def test_the_sparsity_reaches_the_int8_file(bench, shown):
 
 def test_a_failed_step_is_told_with_its_reason(bench):
     done = demo(bench, "--dataset", "npz:/nowhere/images.npz")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "train: " in done.stdout
     assert "/nowhere/images.npz" in done.stdout
     assert "Full log: " in done.stdout.splitlines()[-1]
@@ -67,7 +67,7 @@ def test_a_failed_step_is_told_with_its_reason(bench):
 
 def test_a_wrong_parameter_is_told(bench):
     done = demo(bench, "--recipe", "no_such_recipe")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "no_such_recipe" in done.stdout
     assert "sparse50_wi8_ai8" in done.stdout
 

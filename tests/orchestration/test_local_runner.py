@@ -106,7 +106,7 @@ def test_environment_and_working_dir(tmp_path):
         pytest.param("signal:11", TfmotOpsError, "SIGSEGV", id="crashed"),
         pytest.param("silent", StepFailedError, "no result", id="no-result"),
         pytest.param("broken", StepFailedError, "unreadable result", id="no-StepResult"),
-        pytest.param("other", StepFailedError, "another spec", id="answer-to-another-spec"),
+        pytest.param("other", StepFailedError, "a different spec", id="answer-to-another-spec"),
     ],
 )
 def test_a_failure_is_the_exception_of_its_exit_code(name, error, text):

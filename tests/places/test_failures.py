@@ -12,7 +12,7 @@ pytestmark = pytest.mark.timeout(1800)
 REASONS = {
     "image": ("no-such-image:1",),
     "command": ("options.model: unknown model name",),
-    "memory": ("OOMKilled", "too little memory"),  # the second where the engine does not tell
+    "memory": ("OOMKilled", "out of memory"),  # the second where the engine does not tell
     "deadline": ("DeadlineExceeded", "deadline_s is over"),
     "timeout": ("AirflowTaskTimeout", "execution_timeout deadline"),
     "gpu": ("Insufficient nvidia.com/gpu",),

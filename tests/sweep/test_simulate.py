@@ -1,4 +1,4 @@
-"""The planning of many cells, with recorded durations in the place of cells."""
+"""The planning of many cells, with recorded durations instead of cells."""
 
 from __future__ import annotations
 

@@ -71,11 +71,13 @@ def _globals(
 @app.command()
 def run(
     spec: Annotated[
-        str, typer.Option(help="StepSpec, a JSON file; env:NAME is the variable that holds the JSON.", metavar="FILE")
+        str,
+        typer.Option(help="StepSpec: a JSON file, or env:NAME to read the JSON from that variable.", metavar="FILE"),
     ],
-    result: Annotated[Path, typer.Option(help="Where the StepResult goes; complete or not at all.", metavar="FILE")],
+    result: Annotated[Path, typer.Option(help="File for the StepResult, written atomically.", metavar="FILE")],
     die_with_parent: Annotated[
-        bool, typer.Option("--die-with-parent", help="Kill this process group once stdin, a pipe, is closed.")
+        bool,
+        typer.Option("--die-with-parent", help="Exit, with all children, when stdin (a pipe) closes."),
     ] = False,
 ) -> None:
     """Run one step: a spec file in, a result file out.
@@ -94,22 +96,37 @@ def run(
 
 @app.command()
 def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nobody calls it
-    model: Annotated[str, typer.Option(help="Built-in name, application:<Name>, saved model or MLflow URI.")],
-    dataset: Annotated[str, typer.Option(help="Built-in name, npz:<path> or images:<folder>.")],
+    model: Annotated[
+        str, typer.Option(help="Built-in name, application:<Name>, saved model, MLflow URI, or a registered name.")
+    ],
+    dataset: Annotated[str, typer.Option(help="Built-in name, npz:<path>, images:<folder>, or a registered name.")],
     recipe: Annotated[str, typer.Option(help="Name of a recipe, or a .yaml or .json file.")],
-    epochs: Annotated[int, typer.Option(min=0, help="Epochs of the float training.")] = 10,
-    fine_tune_epochs: Annotated[int | None, typer.Option(min=0, help="[default: as the recipe says]")] = None,
-    qat_epochs: Annotated[int | None, typer.Option(min=0, help="[default: as the recipe says]")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seeds data, weights and batches.")] = 0,
-    limit: Annotated[int | None, typer.Option(min=50, help="Use at most so many training samples.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    epochs: Annotated[int, typer.Option(min=0, help="Epochs of float training.")] = 10,
+    fine_tune_epochs: Annotated[
+        int | None, typer.Option(min=0, help="Epochs of pruning.", show_default="as the recipe says")
+    ] = None,
+    qat_epochs: Annotated[
+        int | None,
+        typer.Option(min=0, help="Epochs of quantisation-aware training.", show_default="as the recipe says"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Random seed for data, weights and batches.")] = 0,
+    limit: Annotated[
+        int | None, typer.Option(min=50, help="Maximum number of training samples.", show_default="all")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples per training step.")] = 64,
     tracking_uri: Annotated[
         str | None,
-        typer.Option(help="MLflow.  [default: mlflow.db in the output folder]", envvar="MLFLOW_TRACKING_URI"),
+        typer.Option(
+            help="MLflow tracking URI.",
+            envvar="MLFLOW_TRACKING_URI",
+            show_default="mlflow.db in the output folder",
+        ),
     ] = None,
     experiment: Annotated[str, typer.Option(help="MLflow experiment.")] = "tfmot_ops",
     no_tracking: Annotated[bool, typer.Option("--no-tracking", help="Record nothing in MLflow.")] = False,
-    output: Annotated[Path, typer.Option(help="Folder for the TFLite file.", metavar="DIR")] = Path("tfmot-ops-output"),
+    output: Annotated[Path, typer.Option(help="Folder for the TFLite file and local artifacts.", metavar="DIR")] = Path(
+        "tfmot-ops-output"
+    ),
     as_json: Annotated[bool, typer.Option("--json", help="Results as JSON on stdout, progress on stderr.")] = False,
 ) -> None:
     """Train, prune, fine-tune, strip, quantise and evaluate a model, without Airflow.
@@ -197,31 +214,38 @@ def list_names(
 @app.command()
 def sweep(  # noqa: PLR0917 - typer reads the options from the signature, nobody calls it
     architectures: Annotated[
-        str, typer.Option(help="Names, separated by commas.  [default: the whole catalogue]")
+        str, typer.Option(help="Names, separated by commas.", show_default="the whole catalogue")
     ] = "",
     recipes: Annotated[str, typer.Option(help="Names or files, separated by commas.")] = "wi8_ai8,sparse50_wi8_ai8",
     report: Annotated[Path, typer.Option(help="Folder for the page and the repros.", metavar="DIR")] = Path(
         "sweep-report"
     ),
-    folder: Annotated[Path, typer.Option(help="Keeps finished cells and sweeps.", metavar="DIR")] = Path(".sweep"),
-    force: Annotated[
-        bool, typer.Option("--force", help="Run every cell, also those whose inputs did not change.")
-    ] = False,
-    accept: Annotated[bool, typer.Option("--accept", help="Write what is found to expected.yaml.")] = False,
-    jobs: Annotated[int, typer.Option(min=0, help="Cells at once.  [default: one a core]", show_default=False)] = 0,
-    time_limit: Annotated[float, typer.Option(min=1, help="Seconds a cell may take.")] = 3600,
-    memory_limit: Annotated[float, typer.Option(min=0.5, help="GiB a cell may hold; never more than there is.")] = 18,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Decides weights and images.")] = 0,
+    folder: Annotated[Path, typer.Option(help="Cache folder for finished cells and sweeps.", metavar="DIR")] = Path(
+        ".sweep"
+    ),
+    force: Annotated[bool, typer.Option("--force", help="Run every cell, even if its inputs are unchanged.")] = False,
+    accept: Annotated[bool, typer.Option("--accept", help="Save the results as the new expected.yaml.")] = False,
+    jobs: Annotated[int, typer.Option(min=0, help="Number of cells run in parallel.", show_default="one per core")] = 0,
+    time_limit: Annotated[float, typer.Option(min=1, help="Time limit per cell in seconds.")] = 3600,
+    memory_limit: Annotated[
+        float, typer.Option(min=0.5, help="Memory limit per cell in GiB (capped at what is available).")
+    ] = 18,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Random seed for weights and images.")] = 0,
     tracking_uri: Annotated[
         str | None,
-        typer.Option(help="MLflow.  [default: none]", envvar=["TFMOT_OPS_TRACKING_URI", "MLFLOW_TRACKING_URI"]),
+        typer.Option(
+            help="MLflow tracking URI.",
+            envvar=["TFMOT_OPS_TRACKING_URI", "MLFLOW_TRACKING_URI"],
+            show_default="none, nothing is recorded",
+        ),
     ] = None,
     experiment: Annotated[str, typer.Option(help="MLflow experiment.")] = "tfmot_ops_sweep",
     as_json: Annotated[bool, typer.Option("--json", help="The SweepResult as JSON on stdout.")] = False,
 ) -> None:
-    """Take every architecture through the whole chain, each in its own process, and say what broke.
+    """Take every architecture through the whole chain, each in its own process, and report what broke.
 
-    Exit code 4 when a cell got worse than expected.yaml or the last good sweep say, after all is recorded.
+    Exit code 4 when a cell regressed; results are recorded first. It is compared with expected.yaml and the last good
+    sweep.
     """
     from rich.console import Console
 
@@ -260,13 +284,16 @@ def sweep(  # noqa: PLR0917 - typer reads the options from the signature, nobody
 
 @app.command()
 def forecast(  # noqa: PLR0917 - typer reads the options from the signature, nobody calls it
-    python: Annotated[str, typer.Argument(help="Interpreter of an environment with the next pins and this package.")],
+    python: Annotated[
+        str,
+        typer.Argument(help="Python of an environment with the versions to test and this package.", metavar="PYTHON"),
+    ],
     architectures: Annotated[
-        str, typer.Option(help="Names, separated by commas.  [default: the whole catalogue]")
+        str, typer.Option(help="Names, separated by commas.", show_default="the whole catalogue")
     ] = "",
     recipes: Annotated[str, typer.Option(help="Names, separated by commas.")] = "wi8_ai8,sparse50_wi8_ai8",
-    folder: Annotated[Path, typer.Option(help="Keeps finished cells.", metavar="DIR")] = Path(".sweep"),
-    jobs: Annotated[int, typer.Option(min=0, help="Cells at once.  [default: one a core]", show_default=False)] = 0,
+    folder: Annotated[Path, typer.Option(help="Cache folder for finished cells.", metavar="DIR")] = Path(".sweep"),
+    jobs: Annotated[int, typer.Option(min=0, help="Number of cells run in parallel.", show_default="one per core")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="The table as JSON on stdout.")] = False,
 ) -> None:
     """Say which cells would break under other versions: the same sweep with another environment's interpreter.
@@ -302,9 +329,10 @@ def _decode(recipe: Any) -> Any:
 @app.command()
 def doctor(
     tracking_uri: Annotated[
-        str | None, typer.Option(help="MLflow to reach.", envvar=["TFMOT_OPS_TRACKING_URI", "MLFLOW_TRACKING_URI"])
+        str | None,
+        typer.Option(help="MLflow tracking URI.", envvar=["TFMOT_OPS_TRACKING_URI", "MLFLOW_TRACKING_URI"]),
     ] = None,
-    device: Annotated[Device, typer.Option(help="What steps shall compute on.")] = Device.CPU,
+    device: Annotated[Device, typer.Option(help="Device that steps will use.")] = Device.CPU,
     as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
 ) -> None:
     """Say whether a step can run here: versions, the Keras pin, devices, scratch space, tracking.
@@ -325,6 +353,6 @@ def schema(
         Literal["spec", "result", "recipe", "artifact", "layer", "compat"], typer.Argument(help="Which document.")
     ] = "spec",
 ) -> None:
-    """Print the JSON Schema of a document that crosses a process border."""
+    """Print the JSON Schema of a document that is exchanged between processes."""
     definition: dict[str, Any] = _SCHEMAS[document].model_json_schema()
     typer.echo(json.dumps(definition, indent=2))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tfmot_ops.cli.execute import execute
-from tfmot_ops.contract import Artifact, Recipe, Status, StepResult, StepSpec, Tracking
+from tfmot_ops.contract import Artifact, ArtifactFormat, Recipe, Status, StepResult, StepSpec, Tracking
 from tfmot_ops.errors import StepFailedError
 
 #: Steps between opening and closing the parent run -> step that each input comes from, with `:<output>` where the
@@ -25,6 +25,9 @@ CHAIN: dict[str, dict[str, str]] = {
     "quantize": {"model": "strip"},
     "evaluate": {"tflite": "quantize", "model": "strip", "quantized": "quantize:model"},
 }
+
+#: Stands for the output of a step that has not run yet, so that the specs after it can be checked.
+_TO_COME = Artifact(uri="to-come", sha256="0" * 64, size_bytes=0, format=ArtifactFormat.KERAS_H5)
 
 
 @dataclass
@@ -64,9 +67,10 @@ class Chain:
             The result of the last step that ran: `evaluate`, or the one that failed.
 
         Raises:
-            SpecError: a name or an option is wrong.
+            SpecError: a name or an option is wrong; nothing was written.
         """
-        opened = self._step("open_run", {"name": f"optimize {self.model}", "parameters": self._parameters()}, say)
+        self._check()
+        opened = self._step("open_run", self._opening(), say)
         if opened.status is Status.FAILED:
             return opened
         self._parent = opened.tracking_run_id
@@ -90,7 +94,12 @@ class Chain:
         """
         artifact = next((r.outputs["tflite"] for r in self.results if "tflite" in r.outputs), None)
         if artifact is None:
-            raise StepFailedError("the chain made no TFLite file", required="a quantize step that ended well")
+            raise StepFailedError(
+                "the chain made no TFLite file",
+                required="a quantize step that ended well",
+                received=", ".join(f"{r.step_id} {r.status}" for r in self.results) or "no steps",
+                remedy="call run() first, and see in its last result what failed",
+            )
         name = self.recipe if isinstance(self.recipe, str) else self.recipe.name
         target = self.output / (re.sub(r"[^\w.-]+", "_", f"{self.model}-{self.dataset}-{name}") + ".tflite")
         self.output.mkdir(parents=True, exist_ok=True)
@@ -107,6 +116,17 @@ class Chain:
 
         return fetch_artifact(artifact, folder, self.tracking_uri)
 
+    def _check(self) -> None:
+        """Refuse what can never succeed before the first step: otherwise its MLflow run would be left behind."""
+        from tfmot_ops import steps
+
+        steps.check(self._spec("open_run", self._opening()))
+        for name, sources in CHAIN.items():
+            steps.check(self._spec(name, self._options(name), dict.fromkeys(sources, _TO_COME)))
+
+    def _opening(self) -> dict[str, Any]:
+        return {"name": f"optimize {self.model}", "parameters": self._parameters()}
+
     def _parameters(self) -> dict[str, Any]:
         recipe = self.recipe if isinstance(self.recipe, str) else self.recipe.model_dump(mode="json")
         given = {"model": self.model, "dataset": self.dataset, "recipe": recipe, "seed": self.seed}
@@ -119,15 +139,19 @@ class Chain:
 
     def _step(self, name: str, options: dict[str, Any], say: Callable[[str], None]) -> StepResult:
         made = {result.step_id: result.outputs for result in self.results}
+        inputs = {what: _output(made, source, what) for what, source in CHAIN.get(name, {}).items()}
+        return execute(self._spec(name, options, inputs), say)
+
+    def _spec(self, name: str, options: dict[str, Any], inputs: dict[str, Artifact] | None = None) -> StepSpec:
         document = {
             "step_id": name,
-            "inputs": {what: _output(made, source, what) for what, source in CHAIN.get(name, {}).items()},
+            "inputs": inputs or {},
             "output_uri": None if self.tracking_uri else str(self.output.resolve() / name),
             "seed": self.seed,
             "tracking": self._tracking(name),
             "options": {"kind": name, **options},
         }
-        return execute(StepSpec.model_validate(document), say)
+        return StepSpec.model_validate(document)
 
     def _tracking(self, name: str) -> Tracking | None:
         if self.tracking_uri is None:

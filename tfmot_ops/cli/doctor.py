@@ -41,14 +41,15 @@ def examine(device: Device, tracking_uri: str | None) -> list[Finding]:
         device: what steps shall compute on.
         tracking_uri: MLflow; None is no tracking, which is fine.
     """
-    looks: dict[str, Callable[[], str]] = {
-        "versions": _versions,
-        "keras": _keras,
-        "devices": lambda: _devices(device),
-        "scratch": _scratch,
-        "tracking": lambda: _tracking(tracking_uri),
+    # Name -> look, and what to do when it raises what it does not foresee.
+    looks: dict[str, tuple[Callable[[], str], str]] = {
+        "versions": (_versions, "install tfmot-ops[worker]"),
+        "keras": (_keras, "install tfmot-ops[worker], which has the versions of TensorFlow and tf-keras that fit"),
+        "devices": (lambda: _devices(device), "see that `python -c 'import tensorflow'` works here"),
+        "scratch": (_scratch, "let TMPDIR name a folder that can be written; in a container, --tmpfs /tmp"),
+        "tracking": (lambda: _tracking(tracking_uri), "correct the tracking URI, as in http://127.0.0.1:5000"),
     }
-    return [_look(name, look) for name, look in looks.items()]
+    return [_look(name, look, remedy) for name, (look, remedy) in looks.items()]
 
 
 def as_json(findings: list[Finding]) -> str:
@@ -67,16 +68,14 @@ def as_lines(findings: list[Finding]) -> list[str]:
     return lines
 
 
-def _look(name: str, look: Callable[[], str]) -> Finding:
+def _look(name: str, look: Callable[[], str], remedy: str) -> Finding:
     try:
         return Finding(name=name, ok=True, value=look())
     except TfmotOpsError as error:
         value = error.summary + (f": {error.received}" if error.received else "")
         return Finding(name=name, ok=False, value=value, remedy=error.remedy)
     except Exception as error:  # noqa: BLE001 - what a broken installation raises is what is looked for
-        return Finding(
-            name=name, ok=False, value=f"{type(error).__name__}: {error}", remedy="install tfmot-ops[worker]"
-        )
+        return Finding(name=name, ok=False, value=f"{type(error).__name__}: {error}", remedy=remedy)
 
 
 def _versions() -> str:

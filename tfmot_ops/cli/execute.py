@@ -77,7 +77,10 @@ def read_spec(source: str | Path) -> StepSpec:
         return StepSpec.model_validate_json(_spec_text(str(source)))
     except OSError as error:
         raise SpecError(
-            f"the spec {source} cannot be read", required="a JSON file", received=error.strerror or str(error)
+            f"the spec {source} cannot be read",
+            required="a JSON file",
+            received=error.strerror or str(error),
+            remedy="check the path, or give env:NAME to read the spec from a variable",
         ) from error
     except ValidationError as error:
         raise refusal(Path(source).name, error, "`tfmot-ops schema spec` prints the whole form") from error
@@ -88,7 +91,12 @@ def _spec_text(source: str) -> bytes:
     if scheme != "env":
         return Path(source).read_bytes()
     if name not in os.environ:
-        raise SpecError(f"the spec {source} cannot be read", required=f"a variable {name}", received="no such variable")
+        raise SpecError(
+            f"the spec {source} cannot be read",
+            required=f"a variable {name}",
+            received="no such variable",
+            remedy=f"export {name} with the JSON of the spec, or give a file",
+        )
     return os.environ[name].encode()
 
 

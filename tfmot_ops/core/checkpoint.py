@@ -23,7 +23,7 @@ from tfmot_ops.core.graph.ir import layer_paths
 from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.sparsity import require_sparsity
 
-#: Metric name -> one value an epoch.
+#: Metric name -> one value per epoch.
 History = dict[str, list[float]]
 Array = npt.NDArray[Any]
 
@@ -87,7 +87,7 @@ class Keeper:
         self._variables = list(_state(model))
 
     def resume(self) -> tuple[int, History]:
-        """Restore what an earlier attempt saved; a file that cannot be used is told of, and the model left as it is.
+        """Restore what an earlier attempt saved; an unusable file is reported, and the model left as it is.
 
         Returns:
             How many epochs are done, and the metrics of each; (0, {}) to start from the beginning.
@@ -112,7 +112,7 @@ class Keeper:
         return epoch, history
 
     def save(self, epoch: int, history: History) -> None:
-        """Save the state after `epoch` epochs; a disk that takes no file is told of, and the training goes on.
+        """Save the state after `epoch` epochs; a failed write is reported, and the training goes on.
 
         Raises:
             SparsityLostError: a kernel does not hold the sparsity that its mask is there for.

@@ -1,6 +1,6 @@
 """The only place that pins tf_keras; every other module takes `keras` from here.
 
-TensorFlow 2.16 and later put Keras 3 in the place of `tf.keras` unless TF_USE_LEGACY_KERAS is set before
+TensorFlow 2.16 and later have Keras 3 as `tf.keras` unless TF_USE_LEGACY_KERAS is set before
 the first use. tfmot reads the same variable, so the two variables are set first and tensorflow is
 imported after them.
 """

@@ -1,7 +1,7 @@
 """Models by name: built-ins, the constructors of tf_keras.applications, saved models, and registered ones.
 
 Every model is a float classifier, uncompiled, made to the measure of a data set: it takes the images' shape and
-gives one score a class.
+gives one score per class.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def build_model(name: str, input_shape: tuple[int, int, int], num_classes: int, 
         seed: decides the initial weights; seeds the process as `set_seed` does. A saved model keeps its weights.
 
     Returns:
-        Model with outputs [N, num_classes], uncompiled save when it was loaded compiled.
+        Model with outputs [N, num_classes], uncompiled except when it was loaded compiled.
 
     Raises:
-        SpecError: the name is unknown, or shape or class count are none.
+        SpecError: the name is unknown, or the shape or the number of classes is invalid.
         UnsupportedModelError: a loaded, registered or application model does not fit the data set.
     """
     _check_measures(input_shape, num_classes)
@@ -113,10 +113,10 @@ def smallest_side(name: str) -> int:
 def _check_measures(input_shape: tuple[int, int, int], num_classes: int) -> None:
     if len(input_shape) != 3 or min(input_shape) < 1 or num_classes < 2:  # noqa: PLR2004 - (H, W, C); two classes
         raise SpecError(
-            "no classifier can be built",
-            required="an input shape (H, W, C) of sizes from 1, and at least 2 classes",
-            received=f"{tuple(input_shape)} and {num_classes} classes",
-            remedy="check the data set",
+            "invalid input shape or number of classes",
+            required="an input shape (H, W, C), each size at least 1, and at least 2 classes",
+            received=f"input shape {tuple(input_shape)} and {num_classes} classes",
+            remedy="check the shape of the data set's images and its labels",
         )
 
 

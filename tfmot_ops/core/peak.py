@@ -1,4 +1,4 @@
-"""The most memory this process has held since a moment that one chooses."""
+"""Peak resident memory since `reset_peak()`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _STATUS = Path("/proc/self/status")
 
 
 def reset_peak() -> None:
-    """Start anew; where the kernel does not let us, `peak_bytes` goes on to mean the whole life of the process.
+    """Start again; where the kernel does not let us, `peak_bytes` stays the peak of the whole life of the process.
 
     Memory that was freed goes back to the system first: what glibc keeps of it would count as held.
     """

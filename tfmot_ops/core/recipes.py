@@ -1,8 +1,8 @@
-"""Presets, and the decoder that turns a name into a recipe.
+"""Decode a recipe name; the presets are names too.
 
 A name is parts joined by `_`: `sparse50` (50 % zeros) or `sparse2of4`, `wi8` / `wi16f` (int8 or float16
 weights), `ai8` / `ai16` / `afp32` (activations), `ptq` (no training), `aeq` (no training, and Google's AI Edge
-Quantizer in the place of the converter: `wi8_ai8_ptq_aeq`).
+Quantizer instead of the converter: `wi8_ai8_ptq_aeq`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ACTIVATIONS = {"ai8": Activations.INT8, "ai16": Activations.INT16, "afp32": Act
 
 
 def decode(name: str) -> Recipe:
-    """The recipe that a name says.
+    """Decode a recipe name.
 
     Raises:
         RecipeError: a part that means nothing, or parts that do not go together.

@@ -32,7 +32,7 @@ def batches(x: npt.NDArray[Any], y: npt.NDArray[Any], batch_size: int, seed: int
     Args:
         x: inputs [N, ...].
         y: labels [N] or targets [N, ...].
-        batch_size: samples a batch; the last one of an epoch takes what is left.
+        batch_size: samples per batch; the last one of an epoch takes what is left.
         seed: of the training.
         epochs: counted from 0.
     """
@@ -90,7 +90,7 @@ class SeedEachEpoch(keras.callbacks.Callback):
                 generator.reset_from_seed(epoch_seed(seed, index, own or 0))
         if self._draws_from_state():
             keras.utils.set_random_seed(seed)
-            # Ops that keep a state (dropout's) are seeded when they are traced, and never again: trace anew.
+            # Ops that keep a state (dropout's) are seeded when they are traced, and never again: trace again.
             logging.getLogger("tensorflow").addFilter(_not_of_tracing)
             self.model.make_train_function(force=True)
 
@@ -110,7 +110,7 @@ class SeedEachEpoch(keras.callbacks.Callback):
 
 
 def _not_of_tracing(record: logging.LogRecord) -> bool:
-    """Filter of a log: TensorFlow takes one trace an epoch for a mistake, and says so at length."""
+    """Filter of a log: TensorFlow takes one trace per epoch for a mistake, and says so at length."""
     return "triggered tf.function retracing" not in record.getMessage()
 
 

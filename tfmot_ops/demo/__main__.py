@@ -76,7 +76,7 @@ def run_demo(bench: Workbench, params: dict[str, Any], console: Console) -> int:
         console: what is shown goes there.
 
     Returns:
-        Exit code: 0, or 1 when a step failed.
+        Exit code: 0, that of the first step that failed, or 1 when the DAG did not run.
     """
     bench.prepare(lambda text: console.print(text, highlight=False, soft_wrap=True))
     log_file, answer_file = bench.new_log("demo"), bench.home / "demo.json"
@@ -125,7 +125,7 @@ def _report(bench: Workbench, answer: dict[str, Any], log_file: Path, console: C
         for name, reason in answer["reasons"].items():
             console.print(f"{name}: {reason}", highlight=False, markup=False, soft_wrap=True)
         console.print(f"The DAG run ended as {answer['state']}. Full log: {log_file}", highlight=False, soft_wrap=True)
-        return 1
+        return int(answer["exit_code"])
     tflite = results["quantize"].outputs["tflite"]
     lines = (
         f"Artifacts: {bench.artifacts}",

@@ -151,7 +151,10 @@ class Workbench:
         found = next(self.artifacts.glob(f"*/{run_id}/artifacts/{name}"), None)
         if found is None:
             raise StepFailedError(
-                f"artifact {uri} is missing", required=f"a file {name} of the run in {self.artifacts}", received="none"
+                f"artifact {uri} is missing",
+                required=f"a file {name} of the run in {self.artifacts}",
+                received="none",
+                remedy="run the demo again; `make clean` starts afresh",
             )
         return found
 

@@ -15,27 +15,30 @@ from typing import Any
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import ParamValidationError
 
-from tfmot_ops.errors import SpecError
+from tfmot_ops.errors import SpecError, TfmotOpsError
 
 
 def run_dag(name: str, params: dict[str, Any], answer_file: Path) -> int:
-    """Run the DAG and write down how it ended: its state, the results by task, the reasons of what failed."""
+    """Run the DAG and write down how it ended: state, results by task, reasons of what failed, the first one's code."""
     from airflow.models.xcom import XComModel
     from airflow.utils.session import create_session
     from sqlalchemy import select
 
     dag = load_dag(name)
     reasons: dict[str, str] = {}
+    codes: list[int] = []
 
     def note(context: Any) -> None:
         reasons[context["ti"].task_id] = str(context.get("exception"))
+        codes.append(_exit_code(context.get("exception")))
 
     for task in dag.tasks:
         task.on_failure_callback = [note]
     try:
         run = dag.test(run_conf=params)
     except ParamValidationError as error:
-        _write(answer_file, {"state": "refused", "results": {}, "reasons": {name: str(error)}})
+        refused = {"state": "refused", "results": {}, "reasons": {name: str(error)}, "exit_code": SpecError.exit_code}
+        _write(answer_file, refused)
         return 0
     with create_session() as session:
         rows = session.scalars(
@@ -44,8 +47,17 @@ def run_dag(name: str, params: dict[str, Any], answer_file: Path) -> int:
             .order_by(XComModel.timestamp)
         )
         results = {row.task_id: XComModel.deserialize_value(row) for row in rows}
-    _write(answer_file, {"state": str(run.state), "results": results, "reasons": reasons})
+    code = codes[0] if codes else TfmotOpsError.exit_code
+    _write(answer_file, {"state": str(run.state), "results": results, "reasons": reasons, "exit_code": code})
     return 0
+
+
+def _exit_code(error: Any) -> int:
+    """The code that a task's error owns; what Airflow must not retry is the cause of Airflow's own exception."""
+    for each in (error, getattr(error, "__cause__", None)):
+        if isinstance(each, TfmotOpsError):
+            return each.exit_code
+    return TfmotOpsError.exit_code
 
 
 def _write(path: Path, answer: dict[str, Any]) -> None:
@@ -59,7 +71,12 @@ def load_dag(name: str) -> DAG:
     path = Path(os.environ["AIRFLOW__CORE__DAGS_FOLDER"], f"{name}.py")
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise SpecError(f"DAG {name}", required=f"a Python file {path}", received="none")
+        raise SpecError(
+            f"DAG {name}",
+            required=f"a Python file {path}",
+            received="none",
+            remedy="give the name of a file in the folder of DAGs, without its ending",
+        )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     dag: DAG = module.dag

@@ -28,14 +28,22 @@ def free_port(wanted: int = 0) -> int:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((HOST, port))
             return int(probe.getsockname()[1])
-    raise StepFailedError("no free port", required="a TCP port on loopback", received="none")
+    raise StepFailedError(
+        "no free port",
+        required="a TCP port on loopback",
+        received="none",
+        remedy="end a process that listens on one, or allow this one to listen",
+    )
 
 
 def serve(bench: Workbench, say: Callable[[str], None]) -> int:
     """Start both servers, say where they are, stop both with all children on Ctrl-C or SIGTERM.
 
     Returns:
-        Exit code: 1 when a server ended by itself, 0 otherwise.
+        Exit code 0.
+
+    Raises:
+        StepFailedError: a server exited unexpectedly, or does not come up.
     """
     bench.prepare(say)
     airflow_port, mlflow_port = free_port(_AIRFLOW_PORT), free_port(_MLFLOW_PORT)
@@ -121,7 +129,10 @@ def _complain(servers: dict[str, tuple[subprocess.Popen[bytes], Path]]) -> None:
     for name, (process, log) in servers.items():
         if process.poll() is not None:
             raise StepFailedError(
-                f"{name} ended by itself", required="a server", received=f"exit code {process.returncode}; read {log}"
+                f"{name} exited unexpectedly",
+                required="a server that runs until Ctrl-C",
+                received=f"exit code {process.returncode}",
+                remedy=f"read {log}",
             )
 
 

@@ -99,7 +99,7 @@ def judge(answer: bytes | None, spec: StepSpec, exit_code: int, last_lines: Iter
         raise _failure(answer, spec, exit_code, last_lines)
     if answer is None:
         raise StepFailedError(
-            f"step {spec.step_id} ended well but left no result",
+            f"step {spec.step_id} exited with 0 but wrote no result",
             required="a StepResult in its result file",
             received="no file" + _quoted(last_lines),
             remedy="read the step's log; the command of the runner must be `tfmot-ops run`",
@@ -115,7 +115,7 @@ def judge(answer: bytes | None, spec: StepSpec, exit_code: int, last_lines: Iter
         ) from error
     if result.spec_sha256 != spec.sha256():
         raise StepFailedError(
-            f"step {spec.step_id} answered another spec",
+            f"step {spec.step_id} returned the result of a different spec",
             required=f"spec_sha256 {spec.sha256()}",
             received=result.spec_sha256,
             remedy="use the same version of tfmot_ops where the step runs and where it is started",
@@ -153,15 +153,21 @@ def _failure(answer: bytes | None, spec: StepSpec, exit_code: int, last_lines: I
         name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
         return TfmotOpsError(
             f"step {spec.step_id} was ended by {name}",
+            required="a step that exits by itself",
             received=f"exit code {exit_code}" + _quoted(last_lines),
-            remedy="SIGKILL that nobody sent is mostly the kernel's answer to too little memory; "
-            "SIGTERM is a task that was stopped",
+            remedy="an unexpected SIGKILL usually means out of memory; SIGTERM is a task that was stopped",
         )
     kind = _BY_EXIT_CODE.get(exit_code, TfmotOpsError)
     result = peek(answer)
     if result is not None and result.error is not None:
+        # The step's own message: it says already what was required, what was received, and what to do.
         return kind(f"step {spec.step_id} failed: {result.error.type}: {result.error.message}")
-    return kind(f"step {spec.step_id} failed with exit code {exit_code}", received=_quoted(last_lines).lstrip("; "))
+    return kind(
+        f"step {spec.step_id} failed with exit code {exit_code}",
+        required="exit code 0, or a result that says what failed",
+        received="no result" + _quoted(last_lines),
+        remedy="read the step's log",
+    )
 
 
 def _quoted(lines: Iterable[str]) -> str:

@@ -130,7 +130,7 @@ def _register(work: Work) -> None:
         value = options.metrics.get(name)
         if value is None or value < least:
             raise StepFailedError(
-                f"gate {name} keeps {options.name} out of the registry",
+                f"{options.name} not registered: {name} is below its gate",
                 required=f"{name} of at least {least}",
                 received="no such metric" if value is None else str(value),
                 remedy="train longer, use a milder recipe, or lower the gate",
@@ -161,7 +161,12 @@ def catalogue(what: str) -> dict[str, str]:
         "recipes": lambda: {name: _in_words(recipe) for name, recipe in core.recipes.presets().items()},
     }
     if what not in catalogues:
-        raise SpecError("no such catalogue", required="one of " + ", ".join(catalogues), received=what)
+        raise SpecError(
+            "no such catalogue",
+            required="one of " + ", ".join(catalogues),
+            received=what,
+            remedy="`tfmot-ops list --help` names them",
+        )
     return catalogues[what]()
 
 
