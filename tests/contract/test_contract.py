@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any, NamedTuple, get_args
 
 import pytest
@@ -17,6 +18,7 @@ from tfmot_ops.contract import (
     EvaluateOptions,
     FineTuneOptions,
     ForecastOptions,
+    Judgement,
     LayerReport,
     ListOptions,
     OpenRunOptions,
@@ -36,6 +38,7 @@ from tfmot_ops.contract import (
     StepSpec,
     StripOptions,
     SummarizeOptions,
+    SweepResult,
     Tracking,
     TrainOptions,
 )
@@ -100,12 +103,23 @@ COMPAT = CompatResult(
     message="no",
     metrics={"seconds": 2.0},
 )
+SWEEP = SweepResult(
+    sweep_id="20260102T020000Z",
+    started_at=datetime(2026, 1, 2, 2, tzinfo=UTC),
+    duration_s=60.0,
+    cells=(COMPAT,),
+    judgement=Judgement(regressions={"MobileNetV2/wi8_ai8": "passed before"}),
+    versions={"tensorflow": "2.21.0"},
+    repros={"MobileNetV2/wi8_ai8": "MobileNetV2-wi8_ai8.py"},
+    run_url="http://127.0.0.1:5000/#/experiments/1/runs/2",
+)
 SAMPLES: dict[str, Document] = {
     **{f"spec_{options.kind}": _spec(options) for options in OPTIONS},
     "result": RESULT,
     "recipe": RECIPE,
     "artifact": MODEL,
     "compat_result": COMPAT,
+    "sweep_result": SWEEP,
 }
 
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from tfmot_ops import __version__
 from tfmot_ops.contract import (
+    TRACKING_VARIABLES,
     Artifact,
     CompatResult,
     Device,
@@ -21,6 +22,7 @@ from tfmot_ops.contract import (
     Status,
     StepResult,
     StepSpec,
+    SweepResult,
 )
 from tfmot_ops.errors import StepFailedError, TfmotOpsError
 from tfmot_ops.refusal import refusal
@@ -41,6 +43,7 @@ _SCHEMAS: dict[str, type[Document]] = {
     "artifact": Artifact,
     "layer": LayerReport,
     "compat": CompatResult,
+    "sweep": SweepResult,
 }
 
 
@@ -118,7 +121,7 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
         str | None,
         typer.Option(
             help="MLflow tracking URI.",
-            envvar="MLFLOW_TRACKING_URI",
+            envvar=list(TRACKING_VARIABLES),
             show_default="mlflow.db in the output folder",
         ),
     ] = None,
@@ -235,7 +238,7 @@ def sweep(  # noqa: PLR0917 - typer reads the options from the signature, nobody
         str | None,
         typer.Option(
             help="MLflow tracking URI.",
-            envvar=["TFMOT_OPS_TRACKING_URI", "MLFLOW_TRACKING_URI"],
+            envvar=list(TRACKING_VARIABLES),
             show_default="none, nothing is recorded",
         ),
     ] = None,
@@ -330,7 +333,7 @@ def _decode(recipe: Any) -> Any:
 def doctor(
     tracking_uri: Annotated[
         str | None,
-        typer.Option(help="MLflow tracking URI.", envvar=["TFMOT_OPS_TRACKING_URI", "MLFLOW_TRACKING_URI"]),
+        typer.Option(help="MLflow tracking URI.", envvar=list(TRACKING_VARIABLES)),
     ] = None,
     device: Annotated[Device, typer.Option(help="Device that steps will use.")] = Device.CPU,
     as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,

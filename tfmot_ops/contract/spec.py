@@ -34,6 +34,8 @@ class Tracking(Document):
     key: dict[str, str] = Field(default_factory=dict)
 
 
+#: Where MLflow is, in this order, when nobody says so.
+TRACKING_VARIABLES = ("TFMOT_OPS_TRACKING_URI", "MLFLOW_TRACKING_URI")
 #: Set for a step that has to find a GPU; not where a runner's `fallback` has put it on a CPU.
 REQUIRE_GPU = "TFMOT_OPS_REQUIRE_GPU"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -132,7 +132,7 @@ def _is_tfmots(layer: Any) -> bool:
 
 
 def _wrap_chosen(
-    model: keras.Model, chosen: dict[int, tuple[str, ...] | None], arguments: dict[str, Any]
+    model: keras.Model, chosen: Mapping[int, tuple[str, ...] | None], arguments: dict[str, Any]
 ) -> keras.Model:
     def wrap(layer: Any, copy: Any) -> Any:
         if id(layer) not in chosen:
