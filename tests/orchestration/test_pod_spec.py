@@ -19,11 +19,17 @@ def spec(uri, device="cpu"):
     options = {"kind": "train", "model": "resnet8", "dataset": "digits"}
     return StepSpec.model_validate({"step_id": "train", "device": device, "tracking": {"uri": uri}, "options": options})
 
-def pod(spec, **options):
-    step = KubernetesRunner(kubernetes_conn_id=None, **options).start(spec, None, print)
+def pod(spec, falls_back=False, **options):
+    runner = KubernetesRunner(kubernetes_conn_id=None, **options)
+    step = (runner.on_cpu() if falls_back else runner).start(spec, None, print)
     return ApiClient().sanitize_for_serialization(step._operator.build_pod_request_obj(dry_run=True))
 
 plain = spec("http://mlflow:5000")
+pool = {
+    "device": "gpu", "tolerations": [{"key": "steps", "operator": "Exists"}],
+    "gpu_tolerations": [{"key": "pool", "operator": "Equal", "value": "gpu"}],
+    "resources": {"limits": {"cpu": "1", "nvidia.com/gpu": "4"}},
+}
 try:
     refused = pod(spec("http://me:s3cr3t@mlflow:5000"))
 except SpecError as error:
@@ -31,6 +37,8 @@ except SpecError as error:
 print("answer " + json.dumps({"refused": refused, "pods": {
     "cpu": pod(plain),
     "gpu": pod(spec("http://mlflow:5000", "gpu"), gpus=2),
+    "pool": pod(plain, **pool),
+    "fallback": pod(plain, falls_back=True, **pool),
     "all": pod(
         plain, namespace="jobs", service_account="step", sidecar_image="busybox:1.37", node_selector={"pool": "steps"},
         tolerations=[{"key": "steps", "operator": "Exists"}], env={"A": "{{ b }}"}, image_pull_secrets=["registry"],
@@ -53,7 +61,7 @@ def pods(answer):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("name", ["cpu", "gpu", "all"])
+@pytest.mark.parametrize("name", ["cpu", "gpu", "pool", "fallback", "all"])
 def test_strictly_valid(pods, name, version):
     kubernetes_validate.validate(pods[name], version, strict=True)
 
@@ -93,6 +101,14 @@ def test_a_gpu_step_finds_its_pool(pods):
     assert "nvidia.com/gpu" not in json.dumps(pods["cpu"])
 
 
+def test_only_gpu_steps_tolerate_the_pools_own_taint(pods):
+    steps, taint = {"key": "steps", "operator": "Exists"}, {"key": "pool", "operator": "Equal", "value": "gpu"}
+    assert pods["pool"]["spec"]["tolerations"] == [steps, taint, *pods["gpu"]["spec"]["tolerations"]]
+    assert pods["fallback"]["spec"]["tolerations"] == [steps]
+    assert pods["fallback"]["spec"]["containers"][0]["resources"] == {"limits": {"cpu": "1"}}
+    assert "nvidia.com/gpu" not in json.dumps(pods["fallback"])
+
+
 def test_arguments_arrive_as_they_are(pods):
     spec = pods["all"]["spec"]
     step, sidecar = spec["containers"]
@@ -109,5 +125,5 @@ def test_arguments_arrive_as_they_are(pods):
 
 
 def test_a_password_in_the_tracking_uri_is_refused_and_not_repeated(answer):
-    assert "tracking_uri carries a password" in answer["refused"]
+    assert "tracking_uri carries a secret" in answer["refused"]
     assert "s3cr3t" not in answer["refused"]

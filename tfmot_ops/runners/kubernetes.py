@@ -54,6 +54,7 @@ class KubernetesRunner:
         node_selector: labels of the nodes that steps run on.
         gpu_node_selector: labels of the GPU pool, on top.
         tolerations: of every step.
+        gpu_tolerations: of GPU steps, on top: a pool's own taint, which a fallback to the CPU must not tolerate.
         service_account: of the pods; its token is never mounted, as a step has no business with the API.
         env: variables of the container; not for secrets.
         env_from: Secrets and ConfigMaps that become variables: `{"secretRef": {"name": "mlflow-credentials"}}`.
@@ -84,6 +85,7 @@ class KubernetesRunner:
     node_selector: Mapping[str, str] = field(default_factory=dict, hash=False)
     gpu_node_selector: Mapping[str, str] = field(default_factory=lambda: {"nvidia.com/gpu.present": "true"}, hash=False)
     tolerations: Sequence[Mapping[str, Any]] = field(default=(), hash=False)
+    gpu_tolerations: Sequence[Mapping[str, Any]] = field(default=(), hash=False)
     service_account: str | None = None
     env: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
     env_from: Sequence[Mapping[str, Any]] = field(default=(), hash=False)
@@ -122,12 +124,28 @@ class KubernetesRunner:
         return PodStep(self, spec, context, log, event)
 
     def on_cpu(self) -> KubernetesRunner:
-        """This runner without its GPU."""
-        return replace(self, device=Device.CPU, fallback=None)
+        """This runner without its GPU, also without one that its `resources` name."""
+        resources = {
+            name: {resource: amount for resource, amount in values.items() if resource != GPU_RESOURCE}
+            for name, values in self.resources.items()
+        }
+        return replace(self, device=Device.CPU, fallback=None, resources=resources)
+
+    def with_memory(self, gib: float) -> KubernetesRunner:
+        """This runner with a limit of at least so many GiB, if it has one; its request grows in proportion."""
+        from kubernetes.utils.quantity import parse_quantity
+
+        limit = parse_quantity(self.resources.get("limits", {}).get("memory", "0"))
+        factor = gib * 2**30 / float(limit) if limit else 1.0
+        resources = {name: dict(values) for name, values in self.resources.items()}
+        for values in resources.values() if factor > 1.0 else ():
+            if "memory" in values:
+                values["memory"] = f"{round(float(parse_quantity(values['memory'])) * factor / 2**20)}Mi"
+        return replace(self, resources=resources)
 
     def wants_gpu(self, spec: StepSpec) -> bool:
         """Whether this runner asks for a GPU for this step."""
-        return (self.device or spec.device) is Device.GPU
+        return (self.device or spec.device) == Device.GPU
 
     def pod(self, spec: StepSpec) -> dict[str, Any]:
         """The pod of a step as Kubernetes takes it, without the sidecar that Airflow's operator adds."""
@@ -156,7 +174,7 @@ class KubernetesRunner:
             "securityContext": POD_SECURITY,
             "serviceAccountName": self.service_account,
             "terminationGracePeriodSeconds": images.GRACE_S,
-            "tolerations": [*map(dict, self.tolerations), *([_GPU_TOLERATION] if gpu else [])],
+            "tolerations": [*map(dict, self.tolerations), *self._gpu_tolerations(gpu)],
             "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": self.tmp_size}}, *map(dict, self.volumes)],
         }
         labels = {"app.kubernetes.io/name": "tfmot-ops", "app.kubernetes.io/component": "step"}
@@ -167,6 +185,9 @@ class KubernetesRunner:
             "metadata": {name: value for name, value in metadata.items() if value},
             "spec": {name: value for name, value in body.items() if value not in (None, [], {})},
         }
+
+    def _gpu_tolerations(self, gpu: bool) -> list[dict[str, Any]]:
+        return [*map(dict, self.gpu_tolerations), dict(_GPU_TOLERATION)] if gpu else []
 
     def _resources(self, gpu: bool) -> dict[str, dict[str, str]]:
         resources = {name: dict(values) for name, values in self.resources.items()}

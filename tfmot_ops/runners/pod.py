@@ -6,27 +6,65 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import uuid4
 
+from airflow.providers.cncf.kubernetes.kubernetes_helper_functions import KubernetesApiException
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.providers.cncf.kubernetes.utils.pod_manager import PodManager, PodPhase
 from airflow.providers.cncf.kubernetes.utils.xcom_sidecar import PodDefaults
-from airflow.sdk.exceptions import AirflowTaskTimeout
+from airflow.sdk.exceptions import AirflowTaskTimeout, TaskDeferred
 from kubernetes.client import ApiException
+from urllib3.exceptions import HTTPError
 
 from tfmot_ops.contract import Device, StepResult, StepSpec
 from tfmot_ops.errors import StepFailedError, TfmotOpsError
 from tfmot_ops.runners import image as images
 from tfmot_ops.runners.base import Log, judge, peek
+from tfmot_ops.runners.kubernetes import CONTAINER_SECURITY, GPU_RESOURCE, KubernetesRunner
 
 if TYPE_CHECKING:
     from kubernetes.client.models import V1Pod
 
-    from tfmot_ops.runners.kubernetes import KubernetesRunner
-
 _SIDECAR_RESOURCES = {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"cpu": "100m", "memory": "64Mi"}}
 _NOT_FOUND = 404
+#: The API server refuses, or does not answer.
+_API_ERRORS = (ApiException, KubernetesApiException, HTTPError)
+
+
+class _Advice(NamedTuple):
+    """What would have been right, and what to do; `{runner}` is the step's."""
+
+    required: str
+    remedy: str
+
+
+_IMAGE: Final = _Advice(
+    "an image that the node has or can pull",
+    "build (docker/Dockerfile) or push it, or correct `image`, `gpu_image`, `sidecar_image` or `image_pull_secrets`",
+)
+_CONFIG: Final = _Advice(
+    "Secrets, ConfigMaps and arguments that a container can be made from",
+    "make what is missing in the pods' namespace, or correct the runner's `env_from`, `volumes` or `volume_mounts`",
+)
+_DEADLINE: Final = _Advice(
+    "a step that ends within the runner's `deadline_s`, {runner.deadline_s} s from the start of its pod",
+    "raise `deadline_s`, or give the step less to do: fewer epochs, less data",
+)
+_SLOW: Final = _Advice(
+    "containers that run within `startup_timeout_s`, {runner.startup_timeout_s} s, once their pod has a node",
+    "look at the volumes it waits for; raise `startup_timeout_s` for an image that takes long to pull",
+)
+_NODE: Final = _Advice(
+    "a node that stays, and has what the pod needs until its end",
+    "retry; if it happens again, request what the step takes (the runner's `resources`), or look at the node",
+)
+#: Kubernetes' reason for a container that waits or a pod that was ended -> what to say of it.
+_ADVICE: Final = {
+    **dict.fromkeys(("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"), _IMAGE),
+    **dict.fromkeys(("CreateContainerConfigError", "CreateContainerError", "RunContainerError"), _CONFIG),
+    "DeadlineExceeded": _DEADLINE,
+}
 
 
 class StepPodManager(PodManager):
@@ -53,11 +91,13 @@ class StepPodOperator(KubernetesPodOperator):
 
     Attributes:
         answer: what the step left in its result file.
-        seen: the pod as it was at its end; None when it was gone by then.
+        seen: the pod as it was at its end; None when it could not be read.
+        unread: why it could not: the API server's 404, or another matter.
     """
 
     answer: bytes | None = None
     seen: V1Pod | None = None
+    unread: Exception | None = None
 
     def __init__(self, *, sidecar_image: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -82,22 +122,51 @@ class StepPodOperator(KubernetesPodOperator):
         answer = super().extract_xcom(pod, ignore_kill_failure=ignore_kill_failure)
         self.answer = json.dumps(answer).encode() if answer is not None else None
 
+    def get_or_create_pod(self, pod_request_obj: V1Pod, context: Any) -> V1Pod:
+        """The provider's; not followed where a kill came meanwhile, which knew no pod that it could delete."""
+        # Set here, so that at any moment either a kill finds it or we find the kill.
+        self.pod = super().get_or_create_pod(pod_request_obj, context)
+        if self._killed:
+            raise _stopped(self.task_id)
+        return self.pod
+
     def cleanup(self, *args: Any, **kwargs: Any) -> None:
         """Look at the pod, which says best why it failed, before the provider deletes it."""
-        self.look()
-        super().cleanup(*args, **kwargs)
+        try:
+            self.look()
+        finally:
+            super().cleanup(*args, **kwargs)
 
     def look(self) -> None:
-        """Set `seen`."""
+        """Set `seen`, or else `unread`."""
         pod = self.pod or self.pod_request_obj
-        if pod is None:
+        if pod is None or self._killed:
             return
         try:
-            self.seen = self.client.read_namespaced_pod(pod.metadata.name, pod.metadata.namespace)
-        except ApiException as error:
-            if error.status != _NOT_FOUND:
-                raise
-            self.seen = None
+            self.seen, self.unread = self.pod_manager.read_pod(pod), None
+        except _API_ERRORS as error:
+            self.seen, self.unread = None, error
+
+    def delete(self) -> None:
+        """Delete a pod that the provider did not get to know; harmless when there is none."""
+        if (pod := self.pod or self.pod_request_obj) is None:
+            return
+        try:
+            self.pod_manager.delete_pod(pod)
+        except _API_ERRORS as error:
+            self.log.warning("pod %s may be left: %s", pod.metadata.name, error)
+
+    def last_warning(self) -> str | None:
+        """What the cluster last complained of about the pod; None when it did not, or does not tell."""
+        try:
+            # Events outlive their pod.
+            events = self.pod_manager.read_pod_events(self.seen).items
+        except _API_ERRORS:
+            return None
+        warnings = [event for event in events if event.type == "Warning"]
+        # The scheduler's events have no last time, those of the node's agent no event time.
+        warnings.sort(key=lambda event: event.last_timestamp or event.event_time or event.metadata.creation_timestamp)
+        return f"{warnings[-1].reason}: {warnings[-1].message}" if warnings else None
 
 
 class PodStep:
@@ -118,30 +187,43 @@ class PodStep:
         self._log = log
         self._event = event
         self._operator = self._make(runner)
+        self._killed = False
         self.result: StepResult | None = None
 
     def wait(self) -> StepResult:
         """Follow the pod to its end; see `RunningStep.wait`."""
+        fallen = False
         try:
             self._run()
-        except Exception as error:
-            if (timeout := _timeout_behind(error)) is not None:
+        except TaskDeferred:
+            if not self._killed:
+                raise
+        except (Exception, AirflowTaskTimeout) as error:
+            if (timeout := _first(AirflowTaskTimeout, error)) is not None:
+                self._operator.delete()
                 raise timeout from None
-            if self._may_fall_back():
-                self._log(f"no node takes the GPU pod ({self._unschedulable()}): the runner falls back to the CPU")
-                self._operator, self._event = self._make(self._runner.on_cpu()), None
-                return self.wait()
-            self.result = peek(self._operator.answer)
-            raise self._failure(error) from error
+            fallen = self._falls_back()
+            if not fallen and not self._killed:
+                self.result = peek(self._operator.answer)
+                raise self._failure(error) from error
+        if self._killed:
+            # It may have come before there was a pod to delete, and the provider leaves a killed one alone.
+            self._operator.delete()
+            raise _stopped(self._spec.step_id)
+        if fallen:
+            return self.wait()
         self.result = peek(self._operator.answer)
         return judge(self._operator.answer, self._spec, 0)
 
     def kill(self) -> None:
         """Delete the pod, with a grace period."""
+        self._killed = True
         self._operator.on_kill()
 
     def _run(self) -> None:
         # Not `execute`: Airflow's guard takes an operator inside an operator for a mistake, and warns.
+        if self._killed:
+            return
         if self._event is not None:
             self._operator.trigger_reentry(self._context, dict(self._event))
         elif self._runner.deferrable:
@@ -150,8 +232,6 @@ class PodStep:
             self._operator.execute_sync(self._context)
 
     def _make(self, runner: KubernetesRunner) -> StepPodOperator:
-        from tfmot_ops.runners.kubernetes import CONTAINER_SECURITY
-
         template = runner.pod(self._spec)
         task = self._context.get("task")
         return StepPodOperator(
@@ -178,9 +258,15 @@ class PodStep:
             execution_timeout=task.execution_timeout if task is not None else None,
         )
 
-    def _may_fall_back(self) -> bool:
-        asked = self._runner.wants_gpu(self._spec) and self._runner.fallback is Device.CPU
-        return asked and self._unschedulable() is not None
+    def _falls_back(self) -> bool:
+        """Put a pod for the CPU in the place of a GPU's that no node takes."""
+        reason, pod = self._unschedulable(), self._operator.seen
+        # By the pod itself: after a deferral, or in a retry, it may be the one for the CPU already.
+        if self._killed or reason is None or self._runner.fallback != Device.CPU or not _asks_for_gpu(pod):
+            return False
+        self._log(f"no node takes the GPU pod ({reason}): the runner falls back to the CPU")
+        self._operator, self._event = self._make(self._runner.on_cpu()), None
+        return True
 
     def _unschedulable(self) -> str | None:
         """The scheduler's reason, when no node takes the pod."""
@@ -190,41 +276,50 @@ class PodStep:
                 return str(condition.message)
         return None
 
-    def _failure(self, error: Exception) -> TfmotOpsError:
+    def _failure(self, error: BaseException) -> TfmotOpsError:
         """The exception that stands for a pod that failed."""
         pod, step = self._operator.seen, self._spec.step_id
         if pod is None:
             return self._without_pod(error)
         if (reason := self._unschedulable()) is not None:
+            device, way_out = ("GPU", "; or set its `fallback`") if _asks_for_gpu(pod) else ("CPU", "")
             return StepFailedError(
-                f"no node takes the pod of step {step}",
+                f"no node takes the {device} pod of step {step}",
                 required=f"a node with room for it within {self._runner.schedule_timeout_s} s",
                 received=reason,
-                remedy="add a node, ask for less (the runner's resources and selectors), or set its `fallback`",
+                remedy=f"add a node, or ask for less (the runner's resources and selectors){way_out}",
             )
         if pod.status.reason:  # DeadlineExceeded, Evicted, NodeLost, Preempting
-            return StepFailedError(
-                f"the pod of step {step} was ended: {pod.status.reason}", received=str(pod.status.message)
-            )
+            return self._cut_short(pod.status.reason, pod.status.message)
         for state in _states(pod):
             if state.terminated is not None and state.terminated.exit_code != 0:
                 return self._ended(state.terminated)
             if state.waiting is not None:
-                return StepFailedError(
-                    f"the pod of step {step} did not start: {state.waiting.reason}",
-                    required="an image that the node has or can pull",
-                    received=str(state.waiting.message),
-                    remedy="build or push the image (docker/Dockerfile), or correct the runner's `image`",
-                )
+                return self._not_started(state.waiting)
         return StepFailedError(
             f"the pod of step {step} was lost sight of",
             required="a cluster that answers about it until its end",
             # What the trigger saw says more than what came of it: a time-out, for one.
-            received=str((self._event or {}).get("message") or _first_cause(error)),
+            received=str((self._event or {}).get("message") or _told([*_chain(error)][-1])),
             remedy="retry; if it happens again, look at the node's agent and at the API server",
         )
 
+    def _cut_short(self, reason: str, message: str | None) -> TfmotOpsError:
+        over = ", as its deadline_s is over" if reason == "DeadlineExceeded" else ""
+        return self._advised(f"was ended: {reason}{over}", _ADVICE.get(reason, _NODE), message or reason)
+
+    def _not_started(self, waiting: Any) -> TfmotOpsError:
+        told = waiting.message or self._operator.last_warning() or f"the state {waiting.reason}, and no warning"
+        return self._advised(f"did not start: {waiting.reason}", _ADVICE.get(waiting.reason, _SLOW), told)
+
+    def _advised(self, end: str, advice: _Advice, received: str) -> TfmotOpsError:
+        required = advice.required.format(runner=self._runner)
+        summary = f"the pod of step {self._spec.step_id} {end}"
+        return StepFailedError(summary, required=required, received=received, remedy=advice.remedy)
+
     def _ended(self, terminated: Any) -> TfmotOpsError:
+        if _overdue(self._operator.seen, terminated):
+            return self._cut_short("DeadlineExceeded", f"exit code {terminated.exit_code} at the deadline")
         if terminated.reason == "OOMKilled":
             return StepFailedError(
                 f"step {self._spec.step_id} was ended for lack of memory (OOMKilled)",
@@ -238,7 +333,7 @@ class PodStep:
             return failure
         return StepFailedError(f"the pod of step {self._spec.step_id} failed", received=str(terminated.reason))
 
-    def _without_pod(self, error: Exception) -> TfmotOpsError:
+    def _without_pod(self, error: BaseException) -> TfmotOpsError:
         name = self._event["name"] if self._event else self._operator.pod and self._operator.pod.metadata.name
         if name is None:
             return StepFailedError(
@@ -246,6 +341,14 @@ class PodStep:
                 required="a cluster that answers and takes the pod",
                 received=f"{type(error).__name__}: {error}",
                 remedy="look at the connection, the service account's role, the quota, and the runner's arguments",
+            )
+        cause = self._operator.unread or _first(ApiException, error)
+        if cause is not None and getattr(cause, "status", None) != _NOT_FOUND:
+            return StepFailedError(
+                f"the pod of step {self._spec.step_id} could not be read",
+                required="a cluster that answers about it until its end",
+                received=f"pod {name}: {_told(cause)}",
+                remedy="retry; if it happens again, look at the API server, and whether Airflow's role may get pods",
             )
         return StepFailedError(
             f"the pod of step {self._spec.step_id} is gone",
@@ -267,17 +370,30 @@ def _states(pod: V1Pod) -> Iterator[Any]:
     return (status.state for status in found)
 
 
-def _timeout_behind(error: BaseException | None) -> BaseException | None:
-    """Airflow's time-out, which the provider's tidying hides behind an error of its own."""
+def _asks_for_gpu(pod: V1Pod) -> bool:
+    return any(GPU_RESOURCE in ((c.resources and c.resources.limits) or ()) for c in pod.spec.containers)
+
+
+def _overdue(pod: V1Pod, terminated: Any) -> bool:
+    """Whether the deadline ended it: the node's agent tells so only once all containers of the pod have ended."""
+    limit, began, ended = pod.spec.active_deadline_seconds, pod.status.start_time, terminated.finished_at
+    return None not in (limit, began, ended) and (ended - began).total_seconds() >= limit
+
+
+def _stopped(step_id: str) -> TfmotOpsError:
+    return TfmotOpsError(f"step {step_id} was stopped, as its task was")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, then what it hides: the provider's tidying meets errors of its own. The last was there first."""
     while error is not None:
-        if isinstance(error, AirflowTaskTimeout):
-            return error
+        yield error
         error = error.__context__
-    return None
 
 
-def _first_cause(error: BaseException) -> str:
-    """What the provider met before its tidying met other things."""
-    while error.__context__ is not None:
-        error = error.__context__
+def _first(kind: type[BaseException], error: BaseException) -> BaseException | None:
+    return next((found for found in _chain(error) if isinstance(found, kind)), None)
+
+
+def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {getattr(error, 'body', None) or error}"
