@@ -128,8 +128,8 @@ _KINDS = {
     "lstm": (_between(L.LSTM(4, return_sequences=True)), {"LSTM"}),
     "gru": (_between(L.GRU(4, return_sequences=True)), {"GRU"}),
     "bidirectional": (_between(L.Bidirectional(L.LSTM(4))), {"Bidirectional"}),
-    "multi head": (_between(lambda x: L.MultiHeadAttention(2, 4)(x, x)), {"MultiHeadAttention"}),
-    "attention": (_between(lambda x: L.Attention()([x, x])), {"Attention"}),
+    "multi head": (_between(lambda x: L.MultiHeadAttention(2, 4)(x, x)), set()),
+    "attention": (_between(lambda x: L.Attention()([x, x])), set()),
     "selu": (_between(L.Activation("selu")), {"Activation"}),
 }
 

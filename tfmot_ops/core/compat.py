@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tfmot_ops.contract import CompatResult, Method, Quantization, Recipe, Stage, Status
+from tfmot_ops.contract import Activations, CompatResult, Method, Quantization, Recipe, Stage, Status
 from tfmot_ops.core.checkpoint import build_optimizer
 from tfmot_ops.core.evaluate import predict, sqnr_db
 from tfmot_ops.core.export import export_tflite
@@ -37,6 +37,16 @@ _TRAINING_SAMPLES = 32
 #: Images BatchNormalization gets its statistics from: with a few only, a random net amplifies the last bit of its
 #: input to a visible difference, as its last layers divide by the spread of that few numbers.
 _STATISTICS_SAMPLES = 64
+#: How far behind PTQ one seed of random weights may be, in dB. Seeds scatter by up to 3 dB each way (docs/evidence.md:
+#: MobileNetV3Large -2.4, +2.7, -2.5); whether a recipe is 1 dB behind, the medians of seeds say (`sweep.margins`).
+_MARGIN_DB = 6.0
+#: What a file is held to after QAT where PTQ is not known: a file that answers 0 to everything has as much.
+_FLOOR_DB = 0.0
+#: What every file is held to: noise four times as strong as the answers. PTQ of random nets is down to -3.1 dB
+#: (docs/evidence.md, EfficientNetB0).
+_LEAST_DB = -6.0
+#: PTQ as the converter does it, which the others are compared with.
+_PTQ = Recipe(name="ptq", quantization=Quantization(method=Method.PTQ))
 _PACKAGES = ("tensorflow", "tf-keras", "tensorflow-model-optimization", "tfmot-ops")
 
 
@@ -71,15 +81,23 @@ def check_architecture(
     """Take one architecture through build, normalize, prune, strip, quantize, train, reload, export, invoke, agree.
 
     Weights are random; BatchNormalization has the statistics of a batch. No stage is skipped silently: a recipe
-    without a sparsity has no prune and strip, one without QAT no train.
+    without a sparsity has no prune and strip, one without QAT no quantize, train and reload: its file is made of the
+    float model, with the images as calibration.
+
+    The file has to hold what the recipe promises: inputs and outputs of the activations' type; for int8 activations all
+    multiply-accumulates in int8 and no float operation, and after QAT no requantising one either.
+
+    The file's answers have to be finite, and to agree with those of the model it was made from (QAT or float) to an
+    SQNR of at least that of PTQ's file to the float model less 6 dB, and of -6 dB. Without PTQ to compare with, a file
+    of a QAT model is held to 0 dB. These bounds find files that are wrong; with random weights one seed says no more,
+    so whoever has several compares the medians of `sqnr_db` and `ptq_sqnr_db`.
 
     Args:
         architecture: entry of the catalogue.
-        recipe: with a quantisation.
+        recipe: what to do.
         seed: decides weights and images.
-        against_ptq: also convert the float model without training, and measure how well each file agrees with the
-            model it was made from. The agree stage records the two figures and does not judge them: with random weights
-            one seed says little, so whoever has several seeds compares their medians.
+        against_ptq: also convert the float model without training, to compare with; a recipe that says just that
+            is not compared with itself.
         until: the last stage to go through.
         on_stage: told each stage as it is entered: what a process that dies was at.
 
@@ -120,6 +138,9 @@ class _Cell:
         self.on_stage = on_stage
         self.stage = Stage.BUILD
         self.metrics: dict[str, float] = {}
+        quantization = recipe.quantization
+        self.trains = quantization is not None and quantization.method is Method.QAT
+        self.activations = quantization.activations if quantization else Activations.FLOAT32
         low, high = architecture.pixel_range
         rng = np.random.default_rng(seed)
         self.population = rng.uniform(low, high, (_STATISTICS_SAMPLES, *architecture.input_shape)).astype(np.float32)
@@ -137,19 +158,40 @@ class _Cell:
                 model = self._strip(model)
                 gc.collect()
         refused = None
-        if against_ptq and self.until is Stage.AGREE:
+        if against_ptq and self.until is Stage.AGREE and self.recipe.quantization != _PTQ.quantization:
             # Of the stage that compares, but done here: the converter holds ten times the weights, and later the
             # process holds what training left in it.
             with self._timed(Stage.AGREE):
                 refused = self._compare_ptq(model)
-        with self._timed(Stage.QUANTIZE):
-            quantized = self._quantize(model)
+        if self.trains:
+            # A list, so that this frame does not hold the float model while the rest is done.
+            held = [model]
             del model
+            model = self._train_and_reload(held)
+        else:
+            self.expected = _answers(model, self.images)
+        with self._timed(Stage.EXPORT):
+            # The images say the sizes that a model leaves open.
+            data = export_tflite(model, self.recipe, self.images)
+            self._check_file(data)
+            del model
+            gc.collect()
+        with self._timed(Stage.INVOKE):
+            answers = _flat(predict(data, self.images))
+            del data
+        with self._timed(Stage.AGREE):
+            self._agree(answers)
+            if refused is not None:
+                raise refused
+
+    def _train_and_reload(self, held: list[keras.Model]) -> keras.Model:
+        with self._timed(Stage.QUANTIZE):
+            quantized = self._quantize(held.pop())
             gc.collect()
         with self._timed(Stage.TRAIN):
             self._train(quantized)
         with self._timed(Stage.RELOAD):
-            expected = _answers(quantized, self.images)
+            self.expected = _answers(quantized, self.images)
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "model.h5"
                 save_model(quantized, path)
@@ -157,20 +199,8 @@ class _Cell:
                 del quantized
                 gc.collect()
                 quantized = load_model(path)
-            self._same(expected, _answers(quantized, self.images))
-        with self._timed(Stage.EXPORT):
-            # The images say the sizes that a model leaves open.
-            data = export_tflite(quantized, self.recipe, self.images)
-            self._check_file(data)
-            del quantized
-            gc.collect()
-        with self._timed(Stage.INVOKE):
-            answers = _flat(predict(data, self.images))
-            del data
-        with self._timed(Stage.AGREE):
-            self.metrics["sqnr_db"] = sqnr_db(expected, answers)
-            if refused is not None:
-                raise refused
+            self._same(self.expected, _answers(quantized, self.images))
+        return quantized
 
     def result(self, status: Status, error: Exception | None = None) -> CompatResult:
         metrics = {name: float(value) for name, value in self.metrics.items() if np.isfinite(value)}
@@ -208,6 +238,8 @@ class _Cell:
         refresh_batch_norm(model, [self.population])
         model.compile(keras.optimizers.SGD(1e-4), "mse")
         self.metrics |= {"layers": len(model.layers), "parameters": model.count_params()}
+        # What reads indices stays with integers.
+        self.reads_floats = all(tensor.dtype.is_floating for tensor in model.inputs)
         return model
 
     def _normalize(self, model: keras.Model) -> None:
@@ -254,7 +286,7 @@ class _Cell:
         difference = float(np.max(np.abs(before - after)))
         if difference != 0.0:
             raise CompatError(
-                "the reloaded model answers otherwise", required="a difference of 0", received=str(difference),
+                "the reloaded model gives different outputs", required="a difference of 0", received=str(difference),
                 remedy="check which layer's state the file lacks",
             )  # fmt: skip
 
@@ -268,19 +300,49 @@ class _Cell:
             "gzip_bytes": profile.gzip_bytes,
             "file_sparsity": profile.weight_sparsity,
         }
-        if profile.int8_mac_fraction < 1.0 or profile.float_ops or profile.requantize_ops:
+        ends = {*profile.output_dtypes, *(profile.input_dtypes if self.reads_floats else ())}
+        if ends != {self.activations.value}:
+            raise CompatError(
+                "the file's inputs and outputs have another type than the recipe's activations",
+                required=self.activations.value,
+                received=f"inputs {', '.join(profile.input_dtypes)}, outputs {', '.join(profile.output_dtypes)}",
+                remedy="look at what export_tflite tells the converter of its inputs and outputs",
+            )
+        if self.activations is not Activations.INT8:
+            return
+        requantize_ops = profile.requantize_ops if self.trains else 0
+        if profile.int8_mac_fraction < 1.0 or profile.float_ops or requantize_ops:
             raise CompatError(
                 "the file is not fully int8",
-                required="all multiply-accumulates in int8, no float and no requantise op",
+                required="all multiply-accumulates in int8, no float and, after QAT, no requantise op",
                 received=f"{profile.int8_mac_fraction:.4f}, {profile.float_ops} and {profile.requantize_ops}",
                 remedy="look for the layers that the report of quantize keeps in float",
             )
 
+    def _agree(self, answers: npt.NDArray[Any]) -> None:
+        if not np.all(np.isfinite(answers)):
+            raise CompatError(
+                "the file's answers are no numbers",
+                required="finite answers",
+                received=f"{np.count_nonzero(~np.isfinite(answers))} of {answers.size} are not",
+                remedy="compare the file with the model it was made from, layer by layer: core.layer_sqnr",
+            )
+        found = self.metrics["sqnr_db"] = sqnr_db(self.expected, answers)
+        ptq = self.metrics.get("ptq_sqnr_db")
+        unknown = _FLOOR_DB if self.trains else _LEAST_DB
+        bound = unknown if ptq is None else max(ptq - _MARGIN_DB, _LEAST_DB)
+        if not found >= bound:
+            raise CompatError(
+                "the file does not compute what the model it was made from does",
+                required=f"an SQNR of at least {bound:.1f} dB" + ("" if ptq is None else f"; PTQ's is {ptq:.1f} dB"),
+                received=f"{found:.1f} dB",
+                remedy="compare the two layer by layer: core.layer_sqnr",
+            )
+
     def _compare_ptq(self, model: keras.Model) -> Exception | None:
         """What kept PTQ from it: an error of the last stage, raised when that is reached."""
-        recipe = Recipe(name="ptq", quantization=Quantization(method=Method.PTQ))
         try:
-            data = export_tflite(model, recipe, self.images)
+            data = export_tflite(model, _PTQ, self.images)
             self.metrics["ptq_sqnr_db"] = sqnr_db(_answers(model, self.images), _flat(predict(data, self.images)))
         except Exception as error:  # noqa: BLE001 - raised later
             return error

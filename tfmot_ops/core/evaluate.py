@@ -35,7 +35,7 @@ def evaluate(
         `accuracy`: share of samples whose label is the largest output, in [0, 1].
 
     Raises:
-        UnsupportedModelError: the model has several outputs, or one without a row of scores a sample.
+        UnsupportedModelError: the model has several outputs, or one without a row of scores per sample.
         CalibrationError: the inputs do not fit the model.
         ArtifactError: the bytes are no TFLite file.
     """
@@ -75,12 +75,20 @@ def sqnr_db(reference: Array, other: Array) -> float:
 
     Infinite when the two are equal; such a value has no JSON form.
     """
+    return power_ratio_db(*signal_and_noise(reference, other))
+
+
+def signal_and_noise(reference: Array, other: Array) -> tuple[float, float]:
+    """(sum reference^2, sum (reference - other)^2); what several batches give may be added up."""
     signal = np.asarray(reference, np.float64)
-    noise_power = float(np.sum(np.square(signal - np.asarray(other, np.float64))))
-    signal_power = float(np.sum(np.square(signal)))
-    if noise_power == 0.0:
+    return float(np.sum(np.square(signal))), float(np.sum(np.square(signal - np.asarray(other, np.float64))))
+
+
+def power_ratio_db(signal: float, noise: float) -> float:
+    """10 log10(signal / noise); infinite without noise, and minus infinite without a signal."""
+    if noise == 0.0:
         return math.inf
-    return 10.0 * math.log10(signal_power / noise_power) if signal_power > 0.0 else -math.inf
+    return 10.0 * math.log10(signal / noise) if signal > 0.0 else -math.inf
 
 
 def agreement(
@@ -127,7 +135,7 @@ def _classes(outputs: Array | list[Array]) -> npt.NDArray[np.int64]:
     """Class [N] of each sample; along the last axis, so that dense predictions [N, H, W, classes] count by pixel."""
     if isinstance(outputs, list) or outputs.ndim < 2:  # noqa: PLR2004 - [N, classes]
         raise UnsupportedModelError(
-            "the outputs name no class",
+            "the output is not a row of class scores",
             required="one output [N, classes]",
             received=f"{len(outputs)} outputs" if isinstance(outputs, list) else f"shape {list(outputs.shape)}",
             remedy="use a classifier",

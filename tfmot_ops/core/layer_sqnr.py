@@ -1,10 +1,12 @@
-"""Which layer hurts: signal to quantisation noise of each call, between float model, QAT model and TFLite file."""
+"""Per-layer SQNR: where quantisation noise enters, between float model, QAT model and TFLite file.
+
+SQNR is the signal-to-quantisation-noise ratio of one call's output, in dB.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
-import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +18,15 @@ from ai_edge_litert.interpreter import Interpreter
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
 
 from tfmot_ops.core.emit import scope_name
-from tfmot_ops.core.evaluate import Array, Inputs, dequantized, make_interpreter, quantized
+from tfmot_ops.core.evaluate import (
+    Array,
+    Inputs,
+    dequantized,
+    make_interpreter,
+    power_ratio_db,
+    quantized,
+    signal_and_noise,
+)
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors, unique_names
 from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.read import read_graph
@@ -130,15 +140,13 @@ class _Ratio:
     noise: float = 0.0
 
     def add(self, reference: Array, other: Array) -> None:
-        wide = np.asarray(reference, np.float64)
-        self.signal += float(np.sum(np.square(wide)))
-        self.noise += float(np.sum(np.square(wide - np.asarray(other, np.float64))))
+        signal, noise = signal_and_noise(reference, other)
+        self.signal += signal
+        self.noise += noise
 
     @property
     def db(self) -> float:
-        if self.noise == 0.0:
-            return math.inf
-        return 10.0 * math.log10(self.signal / self.noise) if self.signal > 0.0 else -math.inf
+        return power_ratio_db(self.signal, self.noise)
 
 
 def _compare(
@@ -214,7 +222,7 @@ class _File:
     """A TFLite file whose tensors can be read after a run, matched to the calls they are the output of."""
 
     def __init__(self, data: bytes, calls: _Calls) -> None:
-        # A delegate would put one operation in the place of many.
+        # A delegate would put one operation instead of many.
         self._interpreter = make_interpreter(data, xnnpack=False, keep_tensors=True)
         self._interpreter.allocate_tensors()
         self._details = {detail["index"]: detail for detail in self._interpreter.get_tensor_details()}

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tfmot_ops.contract import LayerReport, Outcome, Recipe, Scope, Sparsity
-from tfmot_ops.core.kernels import kernels
 from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.prune import prune
 from tfmot_ops.core.quantize import quantize
@@ -128,8 +127,9 @@ def page() -> str:
         "What becomes of each layer class of `tf_keras.layers`, channels last. Made by `make layers`: a small model",
         "around each goes through `core.quantize` and `core.prune`, and the rows are what the two report.",
         "",
-        "Quantised: `int8` where all that it becomes is; `float` is reported so, and the rest of the model stays int8.",
-        "Pruned: `yes` by a recipe without a scope, `named` where a scope names it.",
+        "Quantised: `int8` if every layer it is rewritten to is int8; `float` is reported so, and the rest of the",
+        "model stays int8. Pruned: `yes` by a recipe without a scope; `named`: only if a scope selects it;",
+        "`no kernel`: nothing in it is trained.",
         "",
         "| layer | quantised | how, or why not | pruned |",
         "|---|---|---|---|",
@@ -169,7 +169,7 @@ def _summary(cls: type, reports: list[LayerReport]) -> tuple[str, str]:
 
 
 def _pruned(cls: type, model: keras.Model) -> str:
-    if not any(kernels(layer) for layer in model.layers if layer.name == _NAME):
+    if not model.get_layer(_NAME).trainable_weights:
         return "no kernel"
     named = Scope(include=(f"class:{cls.__name__}",))
     for word, scope in (("yes", Scope()), ("named", named)):

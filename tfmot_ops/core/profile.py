@@ -1,6 +1,6 @@
 """What is inside a TFLite file, and how fast it runs.
 
-The flatbuffer is read directly: the interpreter's own view has the operations of a delegate in place of the
+The flatbuffer is read directly: the interpreter's own view has the operations of a delegate instead of the
 file's.
 """
 
@@ -48,7 +48,7 @@ class TFLiteProfile:
         int8_mac_fraction: share of the multiply-accumulates whose data, weight and output are all int8, in [0, 1];
             0 in a file without any.
         macs: multiply-accumulates of convolutions, fully connected layers and matrix products.
-        float_ops: TFLite ops that read or write a float activation, save conversions at the graph's boundary.
+        float_ops: TFLite ops that read or write a float activation, except conversions at the graph's boundary.
         requantize_ops: QUANTIZE and DEQUANTIZE ops on activations inside the graph; those that read a graph input
             or write a graph output do not count.
         size_bytes: size of the file.
@@ -92,7 +92,7 @@ class Latency:
 def profile_tflite(data: bytes) -> TFLiteProfile:
     """Count what is inside a TFLite file.
 
-    Nothing is run, save when an op's shape is only known at run time (a reshape of an open batch makes such): then
+    Nothing is run, except when an op's shape is only known at run time (a reshape of an open batch makes such): then
     one inference on zeros says it. If the file cannot be run, an open size counts as 1.
 
     Args:
@@ -177,8 +177,7 @@ def latency_ms(data: bytes, threads: int = 1, runs: int = 50, *, xnnpack: bool =
     for detail in interpreter.get_input_details():
         # Zeros would let denormals and early exits flatter the figure.
         values = rng.uniform(0.0, 1.0, detail["shape"])
-        scale = 127.0 if np.issubdtype(detail["dtype"], np.integer) else 1.0
-        interpreter.set_tensor(detail["index"], (values * scale).astype(detail["dtype"]))
+        interpreter.set_tensor(detail["index"], (values * _largest_input(detail["dtype"])).astype(detail["dtype"]))
     for _ in range(_WARM_UP_RUNS):
         interpreter.invoke()
     times = []
@@ -188,6 +187,13 @@ def latency_ms(data: bytes, threads: int = 1, runs: int = 50, *, xnnpack: bool =
         times.append((time.perf_counter_ns() - start) / 1e6)
     p10, median, p90 = np.percentile(times, (10, 50, 90))
     return Latency(median=float(median), p10=float(p10), p90=float(p90))
+
+
+def _largest_input(dtype: Any) -> float:
+    if not np.issubdtype(dtype, np.integer):
+        return 1.0
+    # Wide integers are indices, into a table of unknown size: only 0 is in each.
+    return 127.0 if np.dtype(dtype).itemsize <= 2 else 0.0  # noqa: PLR2004 - int16
 
 
 @dataclass(frozen=True)
@@ -252,7 +258,7 @@ class _Graph:
         return str(self._graph.Tensors(index).Name() or b"", encoding="utf-8")
 
     def shape(self, index: int) -> list[int]:
-        """Shape of a tensor, with 1 in the place of an open size."""
+        """Shape of a tensor, with 1 instead of an open size."""
         tensor = self._graph.Tensors(index)
         return self.resolved.get(index) or [max(1, tensor.Shape(axis)) for axis in range(tensor.ShapeLength())]
 
@@ -293,7 +299,7 @@ class _Graph:
 
 def _shapes_at_run_time(data: bytes) -> dict[int, list[int]]:
     """Shape of each tensor of the main graph after an inference with a batch of 1; empty if it cannot be run."""
-    # A delegate would put one op in the place of many and leave the tensors between them without a shape.
+    # A delegate would put one op instead of many and leave the tensors between them without a shape.
     interpreter = make_interpreter(data, xnnpack=False)
     try:
         interpreter.allocate_tensors()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,8 +19,8 @@ from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import OnTensor, rebuild
 from tfmot_ops.core.graph.run import infer, run_graph
 from tfmot_ops.core.legacy_keras import keras
-from tfmot_ops.core.quantizers import QuantizedLayer, RangeQuantizer
-from tfmot_ops.core.scheme import Plan, RequiredSparsity, make_plan, tied_groups
+from tfmot_ops.core.quantizers import FixedRangeQuantizer, QuantizedLayer, RangeQuantizer
+from tfmot_ops.core.scheme import Plan, RequiredSparsity, make_plan, output_quantizer, tied_groups
 from tfmot_ops.core.sparsity import give_masks, prunable, required_ratio
 from tfmot_ops.core.training import compile_like
 from tfmot_ops.errors import CalibrationError, RecipeError, UnsupportedModelError
@@ -54,7 +54,7 @@ def quantize(model: keras.Model, recipe: Recipe, calibration: Any = None) -> tup
             tf.data.Dataset of batches, or None: then only weights and fixed ranges are set.
 
     Returns:
-        The QAT model, compiled as the original was, and one report a layer.
+        The QAT model, compiled as the original was, and one report per layer.
 
     Raises:
         RecipeError: the recipe has no QAT quantisation.
@@ -142,8 +142,8 @@ def _refuse(graph: Graph) -> None:
     for node in graph.nodes:
         if isinstance(node.layer, keras.layers.Lambda):
             raise UnsupportedModelError(
-                f"layer {node.path!r} is a Lambda: its function cannot be read, and files hold it as Python code",
-                required="layers that say what they compute",
+                f"layer {node.path!r}: Lambda layers are not supported: their function is opaque",
+                required="layers whose computation is visible in the graph",
                 received="Lambda",
                 remedy="call the function on the tensors themselves, or make it a Layer with get_config, registered by "
                 "register_keras_serializable",
@@ -154,6 +154,13 @@ def _refuse(graph: Graph) -> None:
                 required="a stripped model",
                 received=type(node.layer).__name__,
                 remedy="call core.strip(model) first",
+            )
+        if "string" in {tensor.dtype for tensor in (*node.inputs(), *tensors(node.outputs))}:
+            raise UnsupportedModelError(
+                f"layer {node.path!r} works on strings, of which there are none on the device",
+                required="numbers as inputs of the model",
+                received=type(node.layer).__name__,
+                remedy="do the lookup before the model: in the data, or in a model of its own in front of this one",
             )
         if isinstance(node.layer, QuantizeWrapper | QuantizeLayer):
             raise UnsupportedModelError(
@@ -237,7 +244,7 @@ def _assign(node: Node, low: float, high: float) -> None:
 
 
 def unrounded(model: keras.Model, inputs: list[Any]) -> Any:
-    """Outputs of a QAT model with its quantisers off; one array [N, ...] for each of its inputs."""
+    """Outputs of a QAT model with fake-quant disabled; one array [N, ...] for each of its inputs."""
     # Op by op, as Keras answers one batch: a traced graph is optimised, and a deep net amplifies each last bit of it.
     return run_graph(read_graph(model), [tf.convert_to_tensor(each) for each in inputs], _call_unrounded)
 
@@ -256,7 +263,7 @@ def _call_unrounded(node: Node, args: Any, kwargs: Any) -> Any:
 def tied_ranges(graph: Graph) -> dict[int, tuple[float, float]]:
     """The id of each layer of a QAT graph that a range follows, with its (low, high), 0 included.
 
-    Tensors that TFLite needs on one range have the widest of theirs: training moves each on its own.
+    Tensors that TFLite needs on one range have the widest of theirs: training moves each on its own. Fixed ranges stay.
     """
     ranges = {
         id(node.layer): (min(float(pair[0]), 0.0), max(float(pair[1]), 0.0))
@@ -268,54 +275,87 @@ def tied_ranges(graph: Graph) -> dict[int, tuple[float, float]]:
         if members:
             widest = min(ranges[m][0] for m in members), max(ranges[m][1] for m in members)
             ranges |= dict.fromkeys(members, widest)
-    return ranges
+    quantizers = {id(node.layer): output_quantizer(node.layer) for node in graph.nodes}
+    return ranges | {key: (q.low, q.high) for key, q in quantizers.items() if isinstance(q, FixedRangeQuantizer)}
 
 
 def calibration_batches(graph: Graph, calibration: Any, samples: int) -> Iterator[list[np.ndarray]]:
-    """Batches as one array a graph input, in the graph's order, `samples` at most."""
-    inputs = graph.inputs()
-    names = [graph.input_names[id(tensor)] for tensor in inputs]
+    """Batches as one array per graph input, in the graph's order and of its types, `samples` at most.
+
+    Raises:
+        CalibrationError: the data does not fit the inputs, in structure, shape, number or type.
+    """
+    dtypes = [tf.as_dtype(tensor.dtype).as_numpy_dtype for tensor in graph.inputs()]
     left = samples
     for structure in calibration if isinstance(calibration, tf.data.Dataset) else [calibration]:
-        parts = _parts(structure, names)
-        _check_parts(parts, inputs, names)
+        parts = _parts(structure, graph)
         for start in range(0, min(len(parts[0]), left), _BATCH):
             stop = min(start + _BATCH, left, len(parts[0]))
-            yield [part[start:stop] for part in parts]
+            yield [part[start:stop].astype(dtype) for part, dtype in zip(parts, dtypes, strict=True)]
         left -= min(len(parts[0]), left)
         if not left:
             return
 
 
-def _parts(structure: Any, names: list[str]) -> list[np.ndarray]:
-    if isinstance(structure, dict):
-        missing = [name for name in names if name not in structure]
-        if missing:
-            raise CalibrationError(
-                "calibration data lacks an input",
-                required=", ".join(names),
-                received=", ".join(structure),
-                remedy="name the arrays as the model's inputs",
-            )
-        return [np.asarray(structure[name]) for name in names]
-    if len(names) == 1 and not isinstance(structure, list | tuple):
-        return [np.asarray(structure)]
-    # A data set of (inputs, labels): the labels are not read.
-    if len(names) == 1 and isinstance(structure, tuple):
-        return [np.asarray(structure[0])]
-    return [np.asarray(part) for part in tf.nest.flatten(structure)]
+def _parts(structure: Any, graph: Graph) -> list[np.ndarray]:
+    """The arrays for the graph's inputs: the structure's, or those of its first part, as Keras reads a tuple.
 
-
-def _check_parts(parts: list[np.ndarray], inputs: list[Tensor], names: list[str]) -> None:
-    fits = len(parts) == len(inputs) and all(
-        part.ndim == len(tensor.shape)
-        and all(size in {None, given} for size, given in zip(tensor.shape[1:], part.shape[1:], strict=True))
-        for part, tensor in zip(parts, inputs, strict=True)
+    (x, y) and (x, y, sample weights) are what Keras trains on; only x is read.
+    """
+    labelled = isinstance(structure, tuple) and len(structure) in {2, 3}
+    for each in (structure, structure[0]) if labelled else (structure,):
+        parts = _arrays(each, graph)
+        if parts is not None and _check_parts(parts, graph.inputs()):
+            return parts
+    wanted = ", ".join(f"{graph.input_names[id(t)]} {t.dtype} {list(t.shape)}" for t in graph.inputs())
+    raise CalibrationError(
+        "calibration data does not fit the model's inputs",
+        required=f"as many samples of each: {wanted}",
+        received=_described(structure),
+        remedy="give an array [samples, ...], a list of them in the model's order, a dict by its inputs' names, or a "
+        "tf.data.Dataset with batches of these, alone or in tuples (x, y) or (x, y, sample weights)",
     )
-    if not fits:
-        raise CalibrationError(
-            "calibration data does not fit the model's inputs",
-            required=", ".join(f"{n} {list(t.shape)}" for n, t in zip(names, inputs, strict=True)),
-            received=", ".join(str(list(part.shape)) for part in parts),
-            remedy="give arrays [samples, ...] of the inputs' shapes",
+
+
+def _arrays(structure: Any, graph: Graph) -> list[np.ndarray] | None:
+    """Arrays in the graph's order; None for what lacks an input, or makes no array."""
+    names, own = [graph.input_names[id(tensor)] for tensor in graph.inputs()], graph.input_structure
+    try:
+        if not isinstance(structure, Mapping):
+            leaves = tf.nest.flatten(structure) if isinstance(structure, list | tuple) else [structure]
+        # Keras goes by the model's own keys, where it has any.
+        elif isinstance(own, Mapping) and own.keys() <= structure.keys():
+            given = {key: structure[key] for key in own}
+            leaves = tf.nest.flatten(tf.nest.map_structure(lambda _, value: value, own, given, check_types=False))
+        else:
+            leaves = [structure[name] for name in names]
+        return [np.asarray(leaf) for leaf in leaves]
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _check_parts(parts: list[np.ndarray], inputs: list[Tensor]) -> bool:
+    """Whether there is an array of numbers for each input, of its shape, and all have as many samples."""
+    return (
+        len(parts) == len(inputs)
+        and all(
+            _is_numeric(part)
+            and part.ndim == len(tensor.shape)
+            and all(size in {None, given} for size, given in zip(tensor.shape[1:], part.shape[1:], strict=True))
+            for part, tensor in zip(parts, inputs, strict=True)
         )
+        and len({part.shape[:1] for part in parts}) == 1
+    )
+
+
+def _is_numeric(array: np.ndarray) -> bool:
+    return array.dtype.kind in "biuf" or array.dtype == tf.bfloat16.as_numpy_dtype
+
+
+def _described(structure: Any) -> str:
+    if isinstance(structure, Mapping):
+        return "{" + ", ".join(f"{key!r}: {_described(value)}" for key, value in structure.items()) + "}"
+    if isinstance(structure, list | tuple):
+        return "(" + ", ".join(map(_described, structure[:8])) + (", ...)" if len(structure) > 8 else ")")  # noqa: PLR2004
+    shape, dtype = getattr(structure, "shape", None), getattr(structure, "dtype", None)
+    return type(structure).__name__ if shape is None else f"{getattr(dtype, 'name', dtype)} {list(shape)}"

@@ -31,8 +31,12 @@ class Role(StrEnum):
     FLOAT = "no int8 form"
 
 
-#: TFLite fixes the output range of these: 1/256 and 1/128 a level.
-FIXED_RANGES = {"sigmoid": (0.0, 255 / 256), "softmax": (0.0, 255 / 256), "tanh": (-1.0, 127 / 128)}
+#: TFLite fixes the output range of these: 1/256, 1/128 and 1/16 a level.
+FIXED_RANGES = {
+    **dict.fromkeys(("sigmoid", "softmax"), (0.0, 255 / 256)),
+    "tanh": (-1.0, 127 / 128),
+    "log_softmax_v2": (-255 / 16, 0.0),  # what tf.nn.log_softmax calls itself
+}
 
 CLASSES: dict[type, Role] = {
     **dict.fromkeys(
@@ -98,12 +102,21 @@ FUNCTIONS: dict[str, Role] = {
     "relu": Role.RELU,
     "relu6": Role.RELU,
     "gelu": Role.COMPUTES,
+    "exponential": Role.COMPUTES,
+    "leaky_relu": Role.COMPUTES,
     **dict.fromkeys(FIXED_RANGES, Role.FIXED_RANGE),
+}
+
+#: What TFLite itself cannot do in int8, and why; seen in the converter of TensorFlow 2.21.
+NO_INT8_OPERATION: dict[type, str] = {
+    **dict.fromkeys((_L.Conv3D, _L.Conv3DTranspose), "TFLite computes {} in float only"),
+    **dict.fromkeys((_L.AveragePooling3D, _L.MaxPooling3D), "TFLite has no operation for {}"),
 }
 
 
 def role(layer: Any) -> Role:
     """The role of a call of this layer (the inner one, without wrappers), channels on the last axis."""
+    layer = _computed(layer)
     symbol = getattr(layer, "symbol", None)
     if symbol is not None:
         return SYMBOLS.get(symbol, Role.FLOAT)
@@ -120,6 +133,14 @@ def role(layer: Any) -> Role:
     return Role.PASS if is_identity(layer) else Role.FLOAT
 
 
+def float_reason(layer: Any) -> str:
+    """Why a layer of the role FLOAT stays in float: TFLite's limit, or ours."""
+    sentence = NO_INT8_OPERATION.get(
+        type(layer), "{} is not supported in QAT yet: trained in float, left to the converter"
+    )
+    return sentence.format(describe(layer))
+
+
 def describe(layer: Any) -> str:
     """What a call computes, for a sentence: class, function of TensorFlow, or activation."""
     name = activation_name(layer)
@@ -129,6 +150,7 @@ def describe(layer: Any) -> str:
 
 def activation_name(layer: Any) -> str | None:
     """Name of the function an activation layer computes, None for any other layer."""
+    layer = _computed(layer)
     match layer:
         case _L.ReLU():
             if layer.negative_slope or layer.threshold:
@@ -142,11 +164,18 @@ def activation_name(layer: Any) -> str | None:
     return None
 
 
+def _computed(layer: Any) -> Any:
+    """The layer within `Activation(LeakyReLU())`, or the layer itself."""
+    inner = layer.activation if type(layer) is _L.Activation else None
+    return inner if isinstance(inner, _L.Layer) and not inner.weights else layer
+
+
 def is_affine(layer: Any) -> bool:
     """Whether inference computes one scale and one offset per channel (last axis)."""
     if isinstance(layer, Affine):
         return True
-    if not isinstance(layer, _L.BatchNormalization):
+    # The exact class: a subclass may compute something else.
+    if type(layer) is not _L.BatchNormalization:
         return False
     axis = layer.axis if isinstance(layer.axis, int) else next(iter(layer.axis))
     return axis == -1 or (layer.input_spec is not None and axis == layer.input_spec.ndim - 1)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import tensorflow as tf
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
 
 from tfmot_ops.contract import LayerReport, Outcome, Quantization
@@ -14,7 +15,7 @@ from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
 from tfmot_ops.core.kernels import Kernel, kernels
 from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.quantizers import FixedRangeQuantizer, LayerQuantizeConfig, RangeQuantizer, WeightQuantizer
-from tfmot_ops.core.roles import FIXED_RANGES, Role, activation_name, describe, role
+from tfmot_ops.core.roles import FIXED_RANGES, Role, activation_name, float_reason, role
 from tfmot_ops.core.scope import select
 
 _L = keras.layers
@@ -24,6 +25,24 @@ RequiredSparsity = Callable[[Node, Kernel], float]
 
 #: Merges that TFLite computes as one operation with the relu after them.
 _FUSES_RELU = (_L.Add, _L.Subtract, _L.Multiply)
+#: Pools that TFLite computes as one operation with the relu after them, as layers and as functions of TensorFlow.
+_CLIPPED_POOLS = (_L.MaxPooling2D, _L.AveragePooling2D, "nn.max_pool2d", "nn.avg_pool2d")
+
+
+@keras.saving.register_keras_serializable("tfmot_ops")
+class RowsQuantizer(WeightQuantizer):
+    """A table whose rows are rounded after they are read, over a range they share with other tensors.
+
+    Zeros and clusters are held as in any kernel. The converter gives the table the range of its rows, so nothing is
+    rounded here.
+    """
+
+    def _round_fast(self, kernel: Any) -> tf.Tensor:
+        return kernel
+
+    def round(self, kernel: Any) -> tf.Tensor:
+        """The table as it is."""
+        return kernel
 
 
 @dataclass
@@ -34,7 +53,7 @@ class Plan:
         configs: id(layer) -> the quantisers a wrapper puts on it; a layer not in it is left as it is.
         tensors: id(tensor) -> quantiser that follows a tensor without a wrapper: a graph input, the result of a call
             that is kept in float, or of a function of TensorFlow.
-        reports: one row a layer.
+        reports: one row per layer.
     """
 
     configs: dict[int, LayerQuantizeConfig] = field(default_factory=dict)
@@ -67,7 +86,7 @@ def make_plan(graph: Graph, source: Graph, quantization: Quantization, required:
         placed = [placer.place(node) for node in nodes]
         for _, following, _ in placed:
             plan.tensors |= following
-        config, _, report = next((one for one in placed if one[0] is not None and one[0].output is not None), placed[0])
+        config, _, report = min(placed, key=lambda one: _PRECEDENCE[type(one[0].output if one[0] else None)])
         plan.reports.append(report)
         if config is not None:
             plan.configs[key] = config
@@ -80,6 +99,10 @@ def make_plan(graph: Graph, source: Graph, quantization: Quantization, required:
     return plan
 
 
+#: Of the calls of a shared layer: a range that moves serves all of them.
+_PRECEDENCE = {RangeQuantizer: 0, FixedRangeQuantizer: 1, type(None): 2}
+
+
 class _Placer:
     def __init__(
         self, graph: Graph, excluded: set[str], required: RequiredSparsity | None, *, keep_clusters: bool
@@ -90,6 +113,37 @@ class _Placer:
         self.required = required
         self.keep_clusters = keep_clusters
         self.roles = {id(node): self._role(node) for node in graph.nodes}
+        #: id(tensor) -> the range that all of its group have, where TFLite fixes the range of each call they come from.
+        self.fixed: dict[int, tuple[float, float]] = {}
+        #: id(tensor) -> functions in its group whose results are requantised, as their fixed range is not the group's.
+        self.requantized: dict[int, list[str]] = {}
+        #: id(tensor) of the table rows that have a range with other tensors.
+        self.shared_rows: set[int] = set()
+        for group in tied_groups(graph, lambda node: self.roles[id(node)]):
+            self._read_group(group)
+
+    def _read_group(self, group: list[Tensor]) -> None:
+        """What the calls that a group's values come from mean for all its tensors."""
+        kinds = [(tensor, self._kind(tensor)) for tensor in group]
+        origins = [(tensor, kind) for tensor, kind in kinds if kind is None or not _keeps_range(tensor.producer, kind)]
+        fixed = [tensor.producer for tensor, kind in origins if kind is Role.FIXED_RANGE and tensor.producer]
+        names = {activation_name(node.layer) or "" for node in fixed}
+        keys = [id(tensor) for tensor in group]
+        if fixed and len(fixed) == len(origins):
+            widest = max(names, key=lambda name: FIXED_RANGES[name][1] - FIXED_RANGES[name][0])
+            self.fixed |= dict.fromkeys(keys, FIXED_RANGES[widest])
+            names = {name for name in names if FIXED_RANGES[name] != FIXED_RANGES[widest]}
+        self.requantized |= dict.fromkeys(keys, sorted(names))
+        if any(kind is Role.SAME_SCALE or not self._is_alone(tensor) for tensor, kind in kinds):
+            self.shared_rows |= {id(tensor) for tensor, kind in origins if kind is Role.GATHER}
+
+    def _kind(self, tensor: Tensor) -> Role | None:
+        return None if tensor.producer is None else self.roles[id(tensor.producer)]
+
+    def _is_alone(self, tensor: Tensor) -> bool:
+        """Whether a tensor has one reader (or is a result), and its call no other result."""
+        readers = len(self.consumers.get(id(tensor), [])) + self.results[id(tensor)]
+        return readers == 1 and (tensor.producer is None or len(tensors(tensor.producer.outputs)) == 1)
 
     def _role(self, node: Node) -> Role:
         return Role.FLOAT if node.origin in self.excluded else role(node.layer)
@@ -107,17 +161,18 @@ class _Placer:
             reason = next((reason for output, reason in placed.values() if output), "passes its input's int8 values on")
             found = {key: output for key, (output, _) in placed.items() if output}
             return None, found, _report(node, Outcome.QUANTIZED if found else Outcome.ABSORBED, reason)
-        weights = self._weights(node)
         output, reason = self._output(node, outputs[0])
+        shares = kind is Role.GATHER and output is not None
+        weights = self._weights(node, RowsQuantizer if shares else WeightQuantizer)
         if not weights and output is None:
             return None, {}, _report(node, Outcome.ABSORBED, reason)
         held = {name: ", its clusters held" if quantizer.keep_clusters else "" for name, quantizer in weights.items()}
         reason = " and ".join([*(f"{name} int8{more}" for name, more in held.items()), reason])
         return LayerQuantizeConfig(weights, output), {}, _report(node, Outcome.QUANTIZED, reason)
 
-    def _weights(self, node: Node) -> dict[str, WeightQuantizer]:
+    def _weights(self, node: Node, quantizer: type[WeightQuantizer]) -> dict[str, WeightQuantizer]:
         return {
-            kernel.attribute: WeightQuantizer(
+            kernel.attribute: quantizer(
                 per_channel=kernel.per_channel and not self._clustered(kernel),
                 keep_sparsity=self.required is not None,
                 keep_clusters=self._clustered(kernel),
@@ -137,7 +192,7 @@ class _Placer:
             return "excluded by the recipe's scope"
         if not outputs:
             return "no floating-point output"
-        return f"TFLite has no int8 form of {describe(node.layer)}"
+        return float_reason(node.layer)
 
     def _around(self, outputs: list[Tensor]) -> dict[int, Any]:
         """Quantisers where the result of a float call enters the int8 part again."""
@@ -153,13 +208,19 @@ class _Placer:
         if kind is Role.FIXED_RANGE:
             name = activation_name(node.layer) or ""
             return FixedRangeQuantizer(*FIXED_RANGES[name]), f"output int8 over the fixed range of {name}"
-        single = len(readers) + self.results[id(tensor)] == 1
         # The converter takes no range through a call with several results.
-        if kind in {Role.PASS, Role.GATHER} and single and len(tensors(node.outputs)) == 1:
-            return None, "passes its input's int8 values on" if kind is Role.PASS else "rows of the int8 table"
-        if single and readers and self._fuses(node, readers[0]):
+        if kind is Role.PASS and self._is_alone(tensor):
+            return None, "passes its input's int8 values on"
+        if kind is Role.GATHER:
+            shares = id(tensor) in self.shared_rows or not self._is_alone(tensor)
+            return RangeQuantizer() if shares else None, "rows of the int8 table"
+        if len(readers) + self.results[id(tensor)] == 1 and readers and self._fuses(node, readers[0]):
             return None, f"computed as one with {readers[0].path}"
-        return RangeQuantizer(), "output int8"
+        requantized = self.requantized.get(id(tensor)) if kind is Role.SAME_SCALE else None
+        more = f", to which the fixed range of {' and '.join(requantized)} is requantised" if requantized else ""
+        if id(tensor) in self.fixed:
+            return FixedRangeQuantizer(*self.fixed[id(tensor)]), f"output int8 over the fixed range of its input{more}"
+        return RangeQuantizer(), f"output int8{more}"
 
     def _fuses(self, node: Node, reader: Node) -> bool:
         kind, next_kind = self.roles[id(node)], self.roles[id(reader)]
@@ -182,14 +243,19 @@ def _report(node: Node, outcome: Outcome, reason: str) -> LayerReport:
     return LayerReport(path=node.path, class_name=type(node.layer).__name__, outcome=outcome, reason=reason)
 
 
-def tied_groups(graph: Graph) -> list[list[Tensor]]:
+def tied_groups(graph: Graph, role_of: Callable[[Node], Role] | None = None) -> list[list[Tensor]]:
     """Groups of tensors that TFLite needs on one range, or it inserts requantising operations.
 
     A call that passes values on ties its input to its output; so do concatenation, average pooling,
-    maximum and minimum.
+    maximum and minimum. The calls of a layer with a quantiser have one range.
+
+    Args:
+        graph: normalised or quantised.
+        role_of: the role of a call; None takes that of its layer.
     """
     leader: dict[int, int] = {}
     members: dict[int, list[Tensor]] = {}
+    quantized: dict[int, Tensor] = {}
 
     def find(tensor: Tensor) -> int:
         key = id(tensor)
@@ -200,14 +266,41 @@ def tied_groups(graph: Graph) -> list[list[Tensor]]:
             key = leader[key]
         return key
 
+    def tie(first: Tensor, others: list[Tensor]) -> None:
+        for tensor in others:
+            a, b = find(first), find(tensor)
+            if a != b:
+                leader[b] = a
+                members[a] += members.pop(b)
+
     for node in graph.nodes:
+        floats = [tensor for tensor in (*tensors(node.outputs), *node.inputs()) if tensor.is_float]
+        if not floats:
+            continue
         layer = getattr(node.layer, "layer", node.layer)
         # A quantiser on a tensor of its own gives the tensor before it its range.
-        if isinstance(layer, QuantizeLayer) or role(layer) in {Role.PASS, Role.SAME_SCALE}:
-            floats = [tensor for tensor in (*tensors(node.outputs), *node.inputs()) if tensor.is_float]
-            for tensor in floats[1:]:
-                a, b = find(floats[0]), find(tensor)
-                if a != b:
-                    leader[b] = a
-                    members[a] += members.pop(b)
+        if isinstance(layer, QuantizeLayer) or _keeps_range(node, role_of(node) if role_of else role(layer)):
+            tie(floats[0], floats[1:])
+        if output_quantizer(node.layer) is not None:
+            tie(quantized.setdefault(id(node.layer), floats[0]), floats[:1])
     return [group for group in members.values() if len(group) > 1]
+
+
+def _keeps_range(node: Node | None, kind: Role) -> bool:
+    """Whether the output of a call of this role has the range of its inputs."""
+    return kind in {Role.PASS, Role.SAME_SCALE} or (kind is Role.RELU and node is not None and _clips_pool(node))
+
+
+def _clips_pool(relu: Node) -> bool:
+    before = relu.inputs()[0].producer
+    while before is not None and isinstance(before.layer, QuantizeLayer):
+        before = before.inputs()[0].producer
+    layer = None if before is None else getattr(before.layer, "layer", before.layer)
+    return getattr(layer, "symbol", type(layer)) in _CLIPPED_POOLS
+
+
+def output_quantizer(layer: Any) -> Any:
+    """The quantiser of a quantised model's layer that its output goes through, None for none."""
+    if isinstance(layer, QuantizeLayer):
+        return layer.quantizer
+    return getattr(getattr(layer, "quantize_config", None), "output", None)

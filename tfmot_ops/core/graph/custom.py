@@ -7,8 +7,11 @@ tensors gives a graph of its own: a layer that multiplies by a weight becomes a 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors
@@ -17,13 +20,19 @@ from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.roles import is_custom
 
 
-def open_custom_layers(graph: Graph) -> Graph:
-    """Replace the calls of custom layers by what they compute, where that can be read.
+def open_custom_layers(graph: Graph, *, masked: bool = False) -> Graph:
+    """Replace the calls of custom layers by what they compute, where that can be read; those within them too.
 
-    Opened are layers whose `call` has no `training` argument (training would lose what it does) and that are called
-    once (opened twice, their weights would part).
+    Opened are layers that are called once (opened twice, their weights would part) and whose `call` does the same in
+    training as in inference, but for what it tells the layers within it. Those then learn of training as all layers of
+    a model do, so a BatchNormalization goes on with its statistics.
+
+    Args:
+        graph: the graph; the layers in it are left as they are.
+        masked: whether the tensors it reads may have masks.
     """
     calls = graph.calls_per_layer()
+    masked = masked or any(_makes_mask(node.layer) for node in graph.nodes)
     renamed: dict[int, Tensor] = {}
     nodes: list[Node] = []
 
@@ -32,34 +41,131 @@ def open_custom_layers(graph: Graph) -> Graph:
 
     for node in graph.nodes:
         node.args, node.kwargs = map_tensors((node.args, node.kwargs), current)
-        inner = _open(node) if is_custom(node.layer) and calls[id(node.layer)] == 1 else None
+        fits = is_custom(node.layer) and calls[id(node.layer)] == 1 and not (masked and _reads_mask(node.layer))
+        inner = _open(node) if fits else None
         if inner is None:
             nodes.append(node)
             continue
-        _inline(node, inner, nodes, renamed)
+        _inline(node, open_custom_layers(inner, masked=masked), nodes, renamed)
     outputs = map_tensors(graph.outputs, current)
     return Graph(graph.name, graph.input_structure, graph.input_names, outputs, nodes, graph.weights)
 
 
-def _open(node: Node) -> Graph | None:
-    layer = node.layer
+def _makes_mask(layer: Any) -> bool:
+    return isinstance(layer, keras.layers.Masking) or bool(getattr(layer, "mask_zero", False))
+
+
+def _reads_mask(layer: Any) -> bool:
+    """Whether the layer, or one within it, reads a mask: Keras hands masks on beside the tensors a trace shows."""
     # `_call_spec` is Keras' own record of the signature.
-    if layer._call_spec.expects_training_arg or node.kwargs or len(node.args) != 1:  # noqa: SLF001 - see above
+    return any(part._call_spec.expects_mask_arg for part in layer._flatten_layers())  # noqa: SLF001 - see above
+
+
+def _open(node: Node) -> Graph | None:
+    layer, spec, given = node.layer, node.layer._call_spec, node.kwargs.get("training")  # noqa: SLF001 - see above
+    by_default = given is None and spec.default_training_arg
+    if len(node.args) != 1 or node.kwargs.keys() - {"training"} or by_default or layer.activity_regularizer is not None:
         return None
-    symbols = map_tensors(node.args[0], lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype))
+    modes = (False, True) if given is None else (given, given)
+    try:
+        # What a second time comes out differently is no graph.
+        opened, other = (_trace(layer, node.args[0], mode) for mode in modes)
+        same = _follows_training(opened, other)
+    except Exception:  # noqa: BLE001 - somebody's code that does not take symbolic tensors: it stays one layer
+        return None
+    shapes = [[tensor.shape for tensor in tensors(structure)] for structure in (opened.outputs, node.outputs)]
+    if not (same and opened.nodes and shapes[0] == shapes[1] and _is_closed(opened, layer)):
+        return None
+    for call in opened.nodes if given is not None else ():
+        _tell_training(call, given)
+    return opened
+
+
+def _trace(layer: Any, inputs: Any, training: Any) -> Graph:
+    symbols = map_tensors(inputs, lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype))
+    mode = {"training": training} if layer._call_spec.expects_training_arg else {}  # noqa: SLF001 - see above
     logger = logging.getLogger("tensorflow")
     level = logger.level
     try:
         # Keras warns of weights that a recorded function reads; here they become weights of the new layer.
         logger.setLevel(logging.ERROR)
-        outputs = layer.call(symbols)
-        opened = read_graph(keras.Model(symbols, outputs))
-    except Exception:  # noqa: BLE001 - somebody's code that does not take symbolic tensors: it stays one layer
-        return None
+        with _as_it_was(layer):
+            return read_graph(keras.Model(symbols, layer.call(symbols, **mode)))
     finally:
         logger.setLevel(level)
-    shapes = [[tensor.shape for tensor in tensors(structure)] for structure in (opened.outputs, node.outputs)]
-    return opened if opened.nodes and shapes[0] == shapes[1] and _is_closed(opened, layer) else None
+
+
+@contextmanager
+def _as_it_was(layer: Any) -> Iterator[None]:
+    """Whatever Keras notes in the layer and those within it for calls in this context is gone afterwards.
+
+    Raises:
+        ValueError: the layer adds losses or metrics of its own, which a graph does not show.
+    """
+    noted = ("_inbound_nodes", "_outbound_nodes", "_losses", "_callable_losses", "_metrics")
+    before = [
+        (part, name, len(getattr(part, name)))
+        for part in layer._flatten_layers()  # noqa: SLF001 - Keras' own way through the layers within one
+        for name in noted
+        if hasattr(part, name)
+    ]
+    try:
+        yield
+        own = [name for part, name, count in before if part is layer and len(getattr(part, name)) > count]
+        if own:
+            raise ValueError(f"{layer.name} adds to {own}")
+    finally:
+        for part, name, count in before:
+            if len(getattr(part, name)) > count:
+                del getattr(part, name)[count:]
+
+
+def _follows_training(inference: Graph, training: Graph) -> bool:
+    """Whether two traces of a layer are the same, but for calls told that it is inference, and training.
+
+    Such calls of the first are left to learn it from the model.
+    """
+    if len(inference.nodes) != len(training.nodes):
+        return False
+    place = {
+        id(tensor): index
+        for graph in (inference, training)
+        for index, tensor in enumerate((*graph.inputs(), *(t for node in graph.nodes for t in tensors(node.outputs))))
+    }
+    for call, other in zip(inference.nodes, training.nodes, strict=True):
+        for each in (call, other):
+            _name_training(each)
+        if call.kwargs.get("training") is False and other.kwargs.get("training") is True:
+            del call.kwargs["training"], other.kwargs["training"]
+        functions = [getattr(node.layer, "symbol", None) for node in (call, other)]
+        if (functions[0] is None and call.layer is not other.layer) or functions[0] != functions[1]:
+            return False
+        if not _equal((call.args, call.kwargs), (other.args, other.kwargs), place):
+            return False
+    return _equal(inference.outputs, training.outputs, place)
+
+
+def _equal(first: Any, second: Any, place: dict[int, int]) -> bool:
+    sides = [tf.nest.flatten(structure) for structure in (first, second)]
+    return len(sides[0]) == len(sides[1]) and all(
+        one is other
+        or (type(one) is type(other) and np.array_equal(place.get(id(one), one), place.get(id(other), other)))
+        for one, other in zip(*sides, strict=True)
+    )
+
+
+def _name_training(call: Node) -> None:
+    """Put what a call is told of training under its name, where it stands by its place."""
+    names = call.layer._call_spec.arg_names[: len(call.args)]  # noqa: SLF001 - see above
+    if "training" in names:
+        call.kwargs = dict(zip(names[1:], call.args[1:], strict=False)) | call.kwargs
+        call.args = call.args[:1]
+
+
+def _tell_training(call: Node, value: Any) -> None:
+    expects = call.layer._call_spec.expects_training_arg  # noqa: SLF001 - see above
+    if expects and call.kwargs.get("training") is None:
+        call.kwargs = call.kwargs | {"training": value}
 
 
 def _is_closed(graph: Graph, layer: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from tfmot_ops.core.graph.rules.activations import activation_layer, fused_activation, gated
 from tfmot_ops.core.graph.rules.arithmetic import arithmetic, function
+from tfmot_ops.core.graph.rules.attention import attention, einsum_dense, multi_head_attention
 from tfmot_ops.core.graph.rules.convolutions import (
     dense_on_image,
     depthwise_of_groups,
@@ -19,6 +20,9 @@ RULES = (
     separable,
     transposed_over_one_axis,
     time_distributed,
+    einsum_dense,
+    multi_head_attention,
+    attention,
     depthwise_of_groups,
     dense_on_image,
     fused_activation,

@@ -46,6 +46,11 @@ def symbol_of(node: Node) -> str:
     return getattr(node.layer, "symbol", None) or ""
 
 
+def all_tensors(values: Any) -> bool:
+    """Whether a call's argument is a list of tensors of the graph, without a constant among them."""
+    return isinstance(values, list | tuple) and all(isinstance(value, Tensor) for value in values)
+
+
 def arithmetic(node: Node, out: Rewriter) -> Any:
     """`a + b` of tensors -> Add; `x / 255. - .5` -> one affine."""
     symbol = symbol_of(node)
@@ -111,7 +116,8 @@ def function(node: Node, out: Rewriter) -> Any:
     symbol, inputs = symbol_of(node), node.inputs()
     if not symbol:
         return None
-    extra = [value for value in [*node.args, *node.kwargs.values()] if not (value is None or tensors(value))]
+    given = [*node.args, *(value for name, value in node.kwargs.items() if name != "name")]
+    extra = [value for value in given if not (value is None or tensors(value))]
     if symbol in _ACTIVATIONS and len(inputs) == 1 and not extra:
         activation = keras.activations.get(_ACTIVATIONS[symbol])
         return emit_activation(node, out, inputs[0], activation, node.path)
@@ -120,11 +126,16 @@ def function(node: Node, out: Rewriter) -> Any:
         return out.call(_L.LeakyReLU(alpha, name=node.layer.name), node.path, inputs[0])
     if symbol == "math.square" and inputs[0].is_float:
         return out.call(_L.Multiply(name=node.layer.name), node.path, [inputs[0], inputs[0]])
-    if symbol == "concat" and all(tensor.is_float for tensor in inputs) and len(inputs) > 1 and len(extra) == 1:
-        axis = int(extra[0])
-        concatenate = _L.Concatenate(axis, name=node.layer.name)
-        return out.call(concatenate, node.path, inputs, shape=node.output().shape)
+    if symbol == "concat" and len(inputs) > 1 and len(extra) == 1:
+        return _concatenation(node, out, given[0], int(extra[0]))
     return _mean(node, out, extra) if symbol == "math.reduce_mean" and inputs[0].is_float else None
+
+
+def _concatenation(node: Node, out: Rewriter, parts: Any, axis: int) -> Any:
+    # A layer takes no constants among its inputs.
+    if not all_tensors(parts) or not all(tensor.is_float for tensor in parts):
+        return None
+    return out.call(_L.Concatenate(axis, name=node.layer.name), node.path, parts, shape=node.output().shape)
 
 
 def _mean(node: Node, out: Rewriter, extra: list[Any]) -> Any:

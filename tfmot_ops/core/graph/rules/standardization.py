@@ -9,6 +9,7 @@ import numpy as np
 
 from tfmot_ops.core.graph.ir import Node, Tensor
 from tfmot_ops.core.graph.rewrite import Rewriter, channel_constant
+from tfmot_ops.core.graph.rules.arithmetic import all_tensors
 from tfmot_ops.core.layers import AxisMean, InverseRoot, Shift
 from tfmot_ops.core.legacy_keras import keras
 
@@ -25,8 +26,9 @@ def preprocessing(node: Node, out: Rewriter) -> Any:
         return out.affine(node.path, tensor, layer.scale, layer.offset)
     if type(layer) is _L.Normalization and not layer.invert:
         (tensor,) = node.inputs()
-        mean, variance = np.ravel(layer.mean), np.ravel(layer.variance)
-        if not tensor.is_float or mean.size not in {1, tensor.channels}:
+        # Keras shapes them for the axes they are of: along another than the last, they are none per channel.
+        mean, variance = (channel_constant(value, tensor) for value in (layer.mean, layer.variance))
+        if not tensor.is_float or mean is None or variance is None:
             return None
         # As Keras does, to the last bit.
         deviation = np.maximum(np.sqrt(variance), keras.backend.epsilon())
@@ -36,7 +38,7 @@ def preprocessing(node: Node, out: Rewriter) -> Any:
 
 def average(node: Node, out: Rewriter) -> Any:
     """Average -> Add and a scale: TFLite has no average of several tensors."""
-    if type(node.layer) is not _L.Average:
+    if type(node.layer) is not _L.Average or not all_tensors(node.args[0]):
         return None
     total = out.once(node.layer, "sum", lambda: _L.Add(name=f"{node.layer.name}_sum"))
     inputs = node.inputs()

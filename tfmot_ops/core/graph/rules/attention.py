@@ -1,0 +1,191 @@
+"""Attention and its projections: matrix products, of weights as Dense layers and of two activations as such.
+
+Equations are those of Vaswani et al. 2017 (arXiv:1706.03762), as tf_keras computes them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
+
+from tfmot_ops.core.graph.ir import Node, Tensor, tensors
+from tfmot_ops.core.graph.rewrite import Rewriter
+from tfmot_ops.core.graph.rules.activations import after
+from tfmot_ops.core.layers import Affine
+from tfmot_ops.core.legacy_keras import keras
+from tfmot_ops.core.roles import is_custom
+
+_L = keras.layers
+#: [N, T, channels]
+_RANK = 3
+
+
+def einsum_dense(node: Node, out: Rewriter) -> Any:
+    """EinsumDense that sums over the last axes -> Dense, its input and output reshaped where that is several axes."""
+    layer = node.layer
+    if type(layer) is not _L.EinsumDense:
+        return None
+    (tensor,) = node.inputs()
+    kernel, *bias = out.graph.weights_of(layer)
+    summed = _summed_axes(layer.equation, len(tensor.shape))
+    if not summed or any(each.shape != kernel.shape[summed:] for each in bias):
+        return None
+    kept, shape = tensor.shape[:-summed], kernel.shape[summed:]
+    if not shape or kept[1:].count(None) > 1:
+        return None
+    emit = _Emitter(node, out)
+    channels = math.prod(kernel.shape[:summed])
+    rows = emit.reshape("rows", tensor, (*kept, channels))
+    weights = [np.reshape(kernel, (channels, -1)), *(np.ravel(each) for each in bias)]
+    result = emit.dense("", rows, weights, layer.kernel_regularizer, layer.bias_regularizer)
+    return after(node, out, emit.reshape("columns", result, (*kept, *shape)), layer.activation)
+
+
+def _summed_axes(equation: str, rank: int) -> int:
+    """How many last axes of the input the kernel's first ones are multiplied with; 0 for any other equation."""
+    operands, result = equation.replace(" ", "").replace("...", "").split("->")
+    read, kernel = operands.split(",")
+    count = next((n for n in range(len(read), 0, -1) if kernel.startswith(read[-n:])), 0)
+    fits = 0 < count < rank and result == read[:-count] + kernel[count:]
+    # The batch axis stays, and no letter stands for two axes.
+    return count if fits and len(set(read + kernel[count:])) == len(read + kernel[count:]) else 0
+
+
+def multi_head_attention(node: Node, out: Rewriter) -> Any:
+    """MultiHeadAttention over one axis without a mask -> Dense, softmax(q k / sqrt(d)) v, Dense."""
+    layer = node.layer
+    if type(layer) is not _L.MultiHeadAttention:
+        return None
+    config, inputs = layer.get_config(), _query_value_key(node)
+    if inputs is None or config["activity_regularizer"] or not isinstance(config["output_shape"] or 0, int):
+        return None
+    query, value, key = inputs
+    heads, emit = config["num_heads"], _Emitter(node, out)
+    weights = iter(out.graph.weights_of(layer))
+
+    def dense(role: str, tensor: Tensor, axes: int) -> Tensor:
+        """One projection, over the last `axes` axes of the original's kernel."""
+        kernel = next(weights)
+        values = [np.reshape(kernel, (math.prod(kernel.shape[:axes]), -1))]
+        values += [np.ravel(next(weights))] if config["use_bias"] else []
+        regularizers = (layer._kernel_regularizer, layer._bias_regularizer)  # noqa: SLF001 - it has no accessor
+        return emit.dense(role, tensor, values, *regularizers)
+
+    def split(role: str, tensor: Tensor) -> Tensor:
+        """[N, T, heads * channels] -> [N, heads, T, channels]."""
+        batch, size, channels = tensor.shape
+        parted = emit.reshape(f"{role}_heads", tensor, (batch, size, heads, (channels or 0) // heads))
+        return emit.permute(f"{role}_by_head", parted, (2, 1, 3))
+
+    projected = dense("query", query, 1)
+    # Keras' own order of the weights.
+    keys, values = dense("key", key, 1), dense("value", value, 1)
+    scaled = emit.scale("scaled", projected, 1.0 / math.sqrt(config["key_dim"]))
+    mixed = emit.attend(split("query", scaled), split("key", keys), split("value", values), config["dropout"])
+    batch, _, size, channels = mixed.shape
+    by_step = emit.permute("by_step", mixed, (2, 1, 3))
+    return dense("", emit.reshape("joined", by_step, (batch, size, heads * (channels or 0))), 2)
+
+
+def attention(node: Node, out: Rewriter) -> Any:
+    """Attention (dot-product, without a scale of its own and without a mask) -> softmax(q k) v."""
+    layer = node.layer
+    if type(layer) is not _L.Attention or layer.use_scale or layer.score_mode != "dot":
+        return None
+    inputs = _query_value_key(node)
+    return inputs and _Emitter(node, out).attend(inputs[0], inputs[2], inputs[1], float(layer.dropout))
+
+
+def _query_value_key(node: Node) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The three inputs, each [N, T, channels]; None for a call with a mask, or one that gives its scores too."""
+    names = ("query", "value", "key")
+    first = node.args[0]
+    given = first if isinstance(first, list | tuple) else node.args
+    found = dict(zip(names, given, strict=False)) | {name: node.kwargs[name] for name in names if name in node.kwargs}
+    found = {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
+    leaves = [leaf for leaf in tf.nest.flatten((node.args, node.kwargs)) if not (leaf is None or leaf is False)]
+    others = len(leaves) != len(found)
+    query, value = found.get("query"), found.get("value")
+    if others or query is None or value is None or len(tensors(node.outputs)) != 1:
+        return None
+    inputs = query, value, found.get("key", value)
+    plain = all(len(tensor.shape) == _RANK and tensor.channels and tensor.is_float for tensor in inputs)
+    return inputs if plain and not any(_may_be_masked(tensor) for tensor in inputs) else None
+
+
+def _may_be_masked(tensor: Tensor) -> bool:
+    """Whether a call before the tensor makes a mask, which Keras would hand on besides the values."""
+    seen: set[int] = set()
+    waiting = [tensor]
+    while waiting:
+        node = waiting.pop().producer
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        layer = node.layer
+        own = is_custom(layer) and type(layer).compute_mask is not _L.Layer.compute_mask
+        if own or isinstance(layer, _L.Masking) or getattr(layer, "mask_zero", False):
+            return True
+        waiting += node.inputs()
+    return False
+
+
+class _Emitter:
+    """Emits what replaces one call; each layer is made once for a role, so that a shared layer stays shared."""
+
+    def __init__(self, node: Node, out: Rewriter) -> None:
+        self.node = node
+        self.out = out
+
+    def call(self, role: str, make: Callable[[str], Any], inputs: Any, shape: Any, weights: Any = None) -> Tensor:
+        """A call of the layer that `make` gives for a name."""
+        suffix = f"_{role}" if role else ""
+        layer = self.out.once(self.node.layer, role or "projection", lambda: make(f"{self.node.layer.name}{suffix}"))
+        return self.out.call(layer, f"{self.node.path}{suffix}", inputs, shape=shape, weights=weights)
+
+    def dense(self, role: str, tensor: Tensor, weights: list[Any], *regularizers: Any) -> Tensor:
+        """A Dense layer with these weights, its kernel [channels, units]."""
+        units, (of_kernel, of_bias) = weights[0].shape[1], regularizers
+        trainable = self.node.layer.trainable
+        return self.call(role, lambda name: _L.Dense(
+            units, use_bias=len(weights) > 1, kernel_regularizer=of_kernel, bias_regularizer=of_bias, name=name,
+            trainable=trainable,
+        ), tensor, (*tensor.shape[:-1], units), weights)  # fmt: skip
+
+    def scale(self, role: str, tensor: Tensor, factor: float) -> Tensor:
+        """A frozen multiplication, which export folds into the projection before it."""
+        ones = np.ones(tensor.channels or 1, np.float32)
+        return self.call(role, lambda name: Affine(name=name), tensor, tensor.shape, [ones * factor, ones * 0.0, ones])
+
+    def reshape(self, role: str, tensor: Tensor, shape: tuple[int | None, ...]) -> Tensor:
+        """A Reshape, unless the tensor has the shape; one size besides the batch may be unknown."""
+        if shape == tensor.shape:
+            return tensor
+        sizes = [-1 if size is None else size for size in shape[1:]]
+        return self.call(role, lambda name: _L.Reshape(sizes, name=name), tensor, shape)
+
+    def permute(self, role: str, tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
+        """A Permute; the batch is axis 0."""
+        shape = (tensor.shape[0], *(tensor.shape[axis] for axis in axes))
+        return self.call(role, lambda name: _L.Permute(axes, name=name), tensor, shape)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+        """softmax(query key^T) value over the last two axes."""
+        scores = self._product("scores", query, key, transpose=True)
+        weights = self.call("softmax", lambda name: _L.Softmax(name=name), scores, scores.shape)
+        if dropout:
+            weights = self.call("dropout", lambda name: _L.Dropout(dropout, name=name), weights, weights.shape)
+        return self._product("mixed", weights, value, transpose=False)
+
+    def _product(self, role: str, left: Tensor, right: Tensor, *, transpose: bool) -> Tensor:
+        shape = (*left.shape[:-1], right.shape[-2] if transpose else right.channels)
+        result = self.call(role, lambda name: TFOpLambda(tf.linalg.matmul, name=name), left, shape)
+        node = result.producer
+        if node is not None:
+            node.args, node.kwargs = (left, right), {"transpose_b": transpose}
+        return result
