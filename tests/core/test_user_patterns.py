@@ -178,7 +178,7 @@ def test_a_file_of_old_years(version: str, tmp_path: Path) -> None:
 def test_a_lambda_is_refused_with_a_remedy() -> None:
     inputs = keras.Input((4,))
     model = keras.Model(inputs, L.Lambda(tf.sin, name="wave")(L.Dense(3)(inputs)))
-    with pytest.raises(UnsupportedModelError, match=r"'wave' is a Lambda(.|\n)*get_config"):
+    with pytest.raises(UnsupportedModelError, match=r"'wave': Lambda layers are not supported(.|\n)*get_config"):
         core.quantize(model, SPARSE)
 
 

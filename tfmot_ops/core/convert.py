@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import RLock
 from types import SimpleNamespace
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.lite.python.convert import mlir_quantize
 from tensorflow.lite.python.lite import TFLiteFrozenGraphConverterV2
 from tensorflow.python.framework.func_graph import dismantle_func_graph, func_graph_from_py_func
+from tf_keras.src import backend
+
+from tfmot_ops.errors import UnsupportedModelError
+
+_LOOPS = {"While", "StatelessWhile"}
+#: One thread at a time takes the place of Keras' loop.
+_PATCHING = RLock()
 
 
 def converter_of(
     function: Callable[..., Any],
     signature: list[tf.TensorSpec],
     finish: Callable[[bytes], bytes] = lambda data: data,
+    *,
+    calibrated: bool = False,
 ) -> Any:
     """A TFLite converter for a function of tensors; converts once.
 
@@ -23,15 +35,100 @@ def converter_of(
         function: called once to trace it, twice where it reads a variable; gives a list of tensors.
         signature: of its arguments.
         finish: what is done to the file before it is calibrated and quantised.
+        calibrated: whether the converter will run the file to find ranges.
+
+    Raises:
+        UnsupportedModelError: the file is to be calibrated, and holds a loop that is none of Keras' own.
     """
-    converter = _converter_of(function, signature)
+    converter = _converter_of(_unrolled(function) if calibrated else function, signature, calibrated=calibrated)
     then = converter._optimize_tflite_model  # noqa: SLF001 - the one place between the two
     converter._optimize_tflite_model = lambda data, *args, **kwargs: then(finish(data), *args, **kwargs)  # noqa: SLF001
     return converter
 
 
-def _converter_of(function: Callable[..., Any], signature: list[tf.TensorSpec]) -> Any:
+def keep_float(converter: Any, names_in: Callable[[bytes], list[str]]) -> None:
+    """Let a converter leave operations in float that it would quantise after calibration, to int8.
+
+    Args:
+        converter: what `converter_of` made.
+        names_in: gives for the float file the names of the tensors that these operations write.
+    """
+    quantize = converter._quantize  # noqa: SLF001 - what calibrates and quantises
+
+    def quantize_others(data: bytes, in_type: Any, out_type: Any, *rest: Any) -> Any:
+        converter._experimental_calibrate_only = True  # noqa: SLF001 - from here on it is not asked for more
+        calibrated = quantize(data, in_type, out_type, *rest)
+        return mlir_quantize(
+            calibrated,
+            input_data_type=in_type,
+            output_data_type=out_type,
+            denylisted_nodes=names_in(data),
+            debug_options_str=rest[-1].SerializeToString(),
+        )
+
+    converter._quantize = quantize_others  # noqa: SLF001 - see above
+
+
+@contextmanager
+def _without_loops() -> Iterator[None]:
+    """Keras' recurrent layers that are traced in this context run step after step, where the steps are known.
+
+    They put the steps in reverse by an operation whose input and output have one range in TFLite: the converter of
+    TensorFlow 2.21 ties those of GATHER, and not those of REVERSE_V2 (13 dB).
+    """
+    rnn, reverse = backend.rnn, backend.reverse
+
+    def gathered(value: Any, axes: Any) -> Any:
+        if not isinstance(axes, int) or value.shape[axes] is None:
+            return reverse(value, axes)
+        return tf.gather(value, tf.range(value.shape[axes] - 1, -1, -1), axis=axes)
+
+    def unrolled(step: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        axis = 0 if kwargs.get("time_major") else 1
+        if not tf.nest.flatten(inputs)[0].shape[axis]:
+            return rnn(step, inputs, *args, **kwargs)
+        mask = kwargs.get("mask")
+        if kwargs.get("go_backwards") and mask is not None:
+            # Step after step, Keras would zero the masked outputs by the mask as it was before it turned it round.
+            inputs = tf.nest.map_structure(lambda value: gathered(value, axis), inputs)
+            kwargs |= {"mask": gathered(mask, axis), "go_backwards": False}
+        return rnn(step, inputs, *args, **kwargs | {"unroll": True})
+
+    with _PATCHING:
+        backend.rnn, backend.reverse = unrolled, gathered
+        try:
+            yield
+        finally:
+            backend.rnn, backend.reverse = rnn, reverse
+
+
+def _unrolled(function: Callable[..., Any]) -> Callable[..., Any]:
+    def without_loops(*inputs: Any) -> Any:
+        with _without_loops():
+            return function(*inputs)
+
+    return without_loops
+
+
+def _refuse_loops(graph: Any) -> None:
+    """Refuse a graph with a loop: in TensorFlow 2.21 calibrating one ends the process (SIGSEGV)."""
+    bodies = [each.cached_definition for each in graph._functions.values()]  # noqa: SLF001 - without the weights
+    looping = {body.signature.name for body in bodies if any(node.op in _LOOPS for node in body.node_def)}
+    for op in graph.get_operations():
+        called = op.get_attr("f").name if "PartitionedCall" in op.type else None
+        if op.type in _LOOPS or called in looping:
+            raise UnsupportedModelError(
+                f"operation {op.name!r} is a loop",
+                required="a graph without loops, as the TFLite converter's calibration crashes on them",
+                received=op.type,
+                remedy="use a recipe for QAT or with float32 activations (wi8_afp32), or write the steps out",
+            )
+
+
+def _converter_of(function: Callable[..., Any], signature: list[tf.TensorSpec], *, calibrated: bool) -> Any:
     graph = func_graph_from_py_func("inference", function, signature, {})
+    if calibrated:
+        _refuse_loops(graph)
     if not graph.captures:
         return _ConstantsConverter(graph)
     # A layer that is called as it is (LSTM, PReLU) reads its variables, which have to be turned into constants.

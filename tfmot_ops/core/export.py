@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapper
 
 from tfmot_ops.contract import Activations, Backend, Method, Recipe, Weights
-from tfmot_ops.core.convert import converter_of
+from tfmot_ops.core.convert import converter_of, keep_float
 from tfmot_ops.core.emit import inference_of, scope_name
-from tfmot_ops.core.graph.ir import Graph, unique_names
+from tfmot_ops.core.graph.ir import Graph, Node, tensors, unique_names
 from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import rebuild
@@ -25,11 +26,16 @@ from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.profile import weight_zeros
 from tfmot_ops.core.ptq_ai_edge import quantize_file
 from tfmot_ops.core.quantize import calibration_batches
+from tfmot_ops.core.scope import select
 from tfmot_ops.core.sparsity import inner_layer, prunable, required_ratio, tolerance
-from tfmot_ops.errors import ExportError, SparsityLostError, TfmotOpsError
+from tfmot_ops.errors import ExportError, RecipeError, SparsityLostError, TfmotOpsError
 
 _L = keras.layers
 _LOG = logging.getLogger(__name__)
+_MASKED_IN_FLOAT = (
+    *(_L.MultiHeadAttention, _L.Attention, _L.AdditiveAttention, _L.Softmax),
+    *(_L.RNN, _L.Bidirectional, _L.TimeDistributed),
+)
 
 
 def export_tflite(model: keras.Model, recipe: Recipe, calibration: Any = None) -> bytes:
@@ -38,7 +44,8 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Any = None) -
     Args:
         model: what `quantize` returned for a QAT recipe; a float model for a PTQ recipe or one without
             quantisation.
-        recipe: says the numeric types; inputs and outputs are int8 where the activations are.
+        recipe: says the numeric types; inputs and outputs are int8 where the activations are, and inputs of
+            integers stay as they are.
         calibration: representative data for PTQ (see `quantize`); for QAT it only gives spatial sizes that
             the model leaves open.
 
@@ -52,20 +59,23 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Any = None) -
     quantized = any(isinstance(layer, QuantizeWrapper | QuantizeLayer) for layer in model.layers)
     graph = read_graph(model)
     _check_kind(recipe, quantized)
+    kept: tuple[str, ...] = ()
     if quantized:
         required = _required_of_quantized(graph)
     else:
         normal = normalize_graph(graph)
         required = _required_of_float(normal, model, recipe)
+        kept = _kept_float(graph, normal, recipe)
         # Rebuilt, as a layer that a rule made is built only by its call.
         graph = read_graph(rebuild(normal))
     try:
-        data = _convert(graph, recipe, calibration, LateWeights(floats=_takes_floats_late(recipe, quantized)))
+        data = _convert(graph, recipe, calibration, LateWeights(floats=_takes_floats_late(recipe, quantized)), kept)
     except LateWeightsError as error:
         _LOG.info("%s; converted with all weights in memory", error)
-        data = _convert(graph, recipe, calibration, None)
+        data = _convert(graph, recipe, calibration, None, kept)
     if recipe.quantization and recipe.quantization.backend is Backend.AI_EDGE_QUANTIZER:
-        data = quantize_file(data, recipe, lambda: _representative(recipe, graph, calibration)())  # noqa: PLW0108 - lazy
+        rows = lambda: _representative(recipe, graph, calibration)()  # noqa: E731, PLW0108 - lazy
+        data = quantize_file(data, recipe, rows, _results(data, graph, kept))
     _check_sparsity(data, required)
     return data
 
@@ -78,9 +88,68 @@ def _takes_floats_late(recipe: Recipe, quantized: bool) -> bool:
     return quantization.weights is Weights.INT8 and quantization.activations is not Activations.FLOAT32
 
 
-def _convert(graph: Graph, recipe: Recipe, calibration: Any, late: LateWeights | None) -> bytes:
+def _kept_float(source: Graph, normal: Graph, recipe: Recipe) -> tuple[str, ...]:
+    """Name scopes of the calls that PTQ leaves in float: by the recipe's scope, and where a range would say nothing.
+
+    Args:
+        source: the user's model; scopes name its layers.
+        normal: what `normalize_graph` made of it.
+        recipe: the recipe.
+    """
+    quantization = recipe.quantization
+    if quantization is None:
+        return ()
+    layers = [(node.path, type(node.layer).__name__) for node in source.nodes]
+    excluded = {path for path, chosen in select(quantization.scope, layers).items() if chosen is False}
+    types = f"{quantization.weights} weights and {quantization.activations} activations"
+    if excluded and quantization.backend is Backend.CONVERTER and quantization.activations is not Activations.INT8:
+        raise RecipeError(
+            f"recipe {recipe.name!r}: the TFLite converter quantises all layers or none to {types}",
+            required="no quantization.scope, or int8 activations",
+            received=f"a scope that excludes {', '.join(sorted(excluded))}",
+            remedy="remove the scope, use activations: int8, or (int8 weights) backend: ai_edge_quantizer",
+        )
+    names = unique_names(dict.fromkeys(node.path for node in normal.nodes), normal.input_names.values())
+    kept = [node for node in normal.nodes if node.origin in excluded or _stays_float(node)]
+    return tuple(dict.fromkeys(f"{scope_name(names[node.path])}/" for node in kept))
+
+
+def _stays_float(node: Node) -> bool:
+    """Whether a call under a mask is one that PTQ spoils.
+
+    Attention adds -1e9 to the scores that its mask leaves out: a range of that size rounds all others to one. Recurrent
+    layers choose between old and new state: on the int8 form XNNPACK (ai-edge-litert 2.3) ends the process.
+    """
+    given = [node.kwargs.get(name) for name in ("mask", "attention_mask", "use_causal_mask")]
+    return isinstance(node.layer, _MASKED_IN_FLOAT) and not all(each is None or each is False for each in given)
+
+
+def _results(data: bytes, graph: Graph, scopes: tuple[str, ...]) -> list[str]:
+    """Names of the tensors in a float file whose operations compute a call of one of these name scopes."""
+    file = schema.Model.GetRootAs(data, 0).Subgraphs(0)
+    # The model's outputs have lost the names of their calls.
+    last = {
+        file.Outputs(place)
+        for place, tensor in enumerate(tensors(graph.outputs))
+        if tensor.producer is not None and f"{scope_name(inner_layer(tensor.producer.layer).name)}/" in scopes
+    }
+    found: list[str] = []
+    for op in (file.Operators(place) for place in range(file.OperatorsLength())):
+        written = [op.Outputs(place) for place in range(op.OutputsLength())]
+        names = [file.Tensors(index).Name().decode() for index in written]
+        joined = ";".join(names)
+        if last & set(written) or any(part.startswith(scopes) for part in joined.split(";")):
+            # The converter calls an operation with several results by all of them.
+            found += dict.fromkeys([*names, joined])
+    return found
+
+
+def _convert(graph: Graph, recipe: Recipe, calibration: Any, late: LateWeights | None, kept: tuple[str, ...]) -> bytes:
     finish = {} if late is None else {"finish": late.fill}
-    converter = converter_of(inference_of(graph, late), _signature(graph, calibration), **finish)
+    calibrated = _is_calibrated(recipe)
+    converter = converter_of(inference_of(graph, late), _signature(graph, calibration), **finish, calibrated=calibrated)
+    if kept and calibrated:
+        keep_float(converter, lambda data: _results(data, graph, kept))
     _configure(converter, recipe, graph, calibration)
     try:
         with warnings.catch_warnings():
@@ -97,6 +166,16 @@ def _convert(graph: Graph, recipe: Recipe, calibration: Any, late: LateWeights |
             remedy="exclude the layer it names in the recipe's quantization.scope",
         ) from error
     return data
+
+
+def _is_calibrated(recipe: Recipe) -> bool:
+    """Whether ranges are found by running the float file."""
+    quantization = recipe.quantization
+    return (
+        quantization is not None
+        and quantization.method is Method.PTQ
+        and quantization.activations is not Activations.FLOAT32
+    )
 
 
 def _check_kind(recipe: Recipe, quantized: bool) -> None:
@@ -120,7 +199,7 @@ def _configure(converter: Any, recipe: Recipe, graph: Graph, calibration: Any) -
     if quantization.activations is Activations.FLOAT32:
         return
     integer = tf.int8 if quantization.activations is Activations.INT8 else tf.int16
-    if all(tensor.is_float for tensor in graph.inputs()):
+    if any(tensor.is_float for tensor in graph.inputs()):
         converter.inference_input_type = integer
     converter.inference_output_type = integer
     if integer is tf.int16:
@@ -128,7 +207,7 @@ def _configure(converter: Any, recipe: Recipe, graph: Graph, calibration: Any) -
             tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8,
             tf.lite.OpsSet.TFLITE_BUILTINS,
         ]
-    if quantization.method is Method.PTQ:
+    if _is_calibrated(recipe):
         converter.representative_dataset = _representative(recipe, graph, calibration)
 
 
@@ -183,7 +262,8 @@ def _required_of_float(graph: Graph, model: keras.Model, recipe: Recipe) -> dict
     """The same for a normalised float graph, as the recipe says."""
     if recipe.sparsity is None:
         return {}
-    chosen, names = prunable(model, recipe), unique_names(dict.fromkeys(node.path for node in graph.nodes))
+    chosen = prunable(model, recipe)
+    names = unique_names(dict.fromkeys(node.path for node in graph.nodes), graph.input_names.values())
     return {
         # The kernel is the first weight of every layer that has one.
         names[node.path]: (ratio, graph.weights_of(node.layer)[0].size)

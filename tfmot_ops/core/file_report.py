@@ -15,7 +15,7 @@ _QUANTIZED = {"int8", "int16", "float16"}
 
 
 def report_file(model: keras.Model, data: bytes) -> list[LayerReport]:
-    """One report a layer of a float model, from the tensors that `export_tflite` named after it.
+    """One report per layer of a float model, from the tensors that `export_tflite` named after it.
 
     Args:
         model: the float model that was exported.

@@ -1,4 +1,4 @@
-"""Large kernels that the converter sees as one number each, and that are written into its file afterwards.
+"""Deferred weights: large kernels that the converter sees as one number each, written into its file afterwards.
 
 The converter holds some ten copies of every weight it is given, and folds, rounds and compares them all. Of a constant
 whose elements are equal it holds one number. What it decides by a kernel's values, its scale, is in the limits of the
@@ -104,7 +104,7 @@ class LateWeights:
         return round_within(placeholder, tf.constant(limits))
 
     def _level(self, kernel: npt.NDArray[Any], limits: npt.NDArray[Any]) -> int:
-        """The int8 level of a placeholder: 0, as kernels are told apart by their scales, save the smallest.
+        """The int8 level of a placeholder: 0, as kernels are told apart by their scales, except the smallest.
 
         Those all have one scale, and the converter would take two of them for one, so each gets a level of its own.
         """

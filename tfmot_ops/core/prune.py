@@ -16,10 +16,13 @@ from tensorflow_model_optimization.python.core.sparsity.keras.pruning_callbacks 
 )
 
 from tfmot_ops.contract import LayerReport, Outcome, Recipe, Schedule, Sparsity
+from tfmot_ops.core.graph.custom import open_custom_layers
 from tfmot_ops.core.graph.ir import layer_paths
-from tfmot_ops.core.graph.rebuild import copy_layer, without_random_values
+from tfmot_ops.core.graph.read import read_graph
+from tfmot_ops.core.graph.rebuild import copy_layer, rebuild, without_random_values
 from tfmot_ops.core.kernels import kernels
 from tfmot_ops.core.legacy_keras import keras
+from tfmot_ops.core.roles import is_custom
 from tfmot_ops.core.sparsity import inner_layer, prunable
 from tfmot_ops.core.training import compile_like
 from tfmot_ops.errors import RecipeError
@@ -55,6 +58,9 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
 def prune(model: keras.Model, recipe: Recipe, end_step: int | None = None) -> tuple[keras.Model, list[LayerReport]]:
     """Wrap the layers that a recipe prunes, in a copy that keeps the model's structure.
 
+    A model with custom layers that hold kernels (`class Block(Layer)`) becomes a flat one, as `normalize` makes it, with
+    these opened: the layers within them are pruned, and are what a scope and the reports name.
+
     Args:
         model: float model; left as it is.
         recipe: with a sparsity.
@@ -75,6 +81,7 @@ def prune(model: keras.Model, recipe: Recipe, end_step: int | None = None) -> tu
             received=f"recipe {recipe.name!r} without",
             remedy="leave the prune step out, or add a sparsity to the recipe",
         )
+    model = _with_open_blocks(model)
     chosen = {
         id(layer): tuple(kernel.attribute for kernel in found) for layer, found in prunable(model, recipe).values()
     }
@@ -82,6 +89,16 @@ def prune(model: keras.Model, recipe: Recipe, end_step: int | None = None) -> tu
     if end_step is None:
         _apply_masks(pruned)
     return pruned, [_report(path, layer, recipe, id(layer) in chosen) for path, layer in layer_paths(model)]
+
+
+def _with_open_blocks(model: keras.Model) -> keras.Model:
+    blocks = [layer for _, layer in layer_paths(model) if is_custom(inner_layer(layer))]
+    # `_flatten_layers` is Keras' own way through the layers within one.
+    if not any(kernels(part) for block in blocks for part in block._flatten_layers()):  # noqa: SLF001 - see above
+        return model
+    opened = rebuild(open_custom_layers(read_graph(model)))
+    compile_like(opened, model)
+    return opened
 
 
 def wrap_low_magnitude(

@@ -1,13 +1,14 @@
 """The PTQ back end `ai_edge_quantizer`: Google's AI Edge Quantizer (package litert-quantizer) on a float TFLite file.
 
 It works on the file, not on the graph: the float file that the converter wrote is run on the calibration data, the
-extremes of each tensor give its range, and the file is written anew with int8 weights and the recipe's activations.
+extremes of each tensor give its range, and the file is written again with int8 weights and the recipe's activations.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import re
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -21,7 +22,7 @@ from tfmot_ops.errors import ExportError, RecipeError
 
 #: The signature that the quantiser feeds a file through; a file traced from one function comes without.
 _SIGNATURE = "serving_default"
-#: The quantiser's own recipe for each type of activations; all three have int8 weights, one scale a channel.
+#: The quantiser's own recipe for each type of activations; all three have int8 weights, one scale per channel.
 _RECIPES = {
     Activations.INT8: "static_wi8_ai8",
     Activations.INT16: "static_wi8_ai16",
@@ -29,7 +30,9 @@ _RECIPES = {
 }
 
 
-def quantize_file(data: bytes, recipe: Recipe, rows: Callable[[], Iterable[list[np.ndarray]]]) -> bytes:
+def quantize_file(
+    data: bytes, recipe: Recipe, rows: Callable[[], Iterable[list[np.ndarray]]], kept: Iterable[str] = ()
+) -> bytes:
     """Quantise a float TFLite file.
 
     Args:
@@ -37,6 +40,7 @@ def quantize_file(data: bytes, recipe: Recipe, rows: Callable[[], Iterable[list[
         recipe: with a PTQ quantisation; its activations choose the quantiser's recipe.
         rows: gives the calibration samples, for each one array [1, ...] an input, in the file's order; called only
             when the activations are integers.
+        kept: names of the tensors whose operations stay in float.
 
     Returns:
         The file with int8 weights; inputs and outputs have the type of the activations.
@@ -53,7 +57,7 @@ def quantize_file(data: bytes, recipe: Recipe, rows: Callable[[], Iterable[list[
             remedy="export the float file as it is",
         )
     package = _package()
-    wanted = getattr(package.recipe, _RECIPES[recipe.quantization.activations])()
+    wanted = [*getattr(package.recipe, _RECIPES[recipe.quantization.activations])(), *map(_left_out, kept)]
     signed = _with_signature(data)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
@@ -70,6 +74,12 @@ def quantize_file(data: bytes, recipe: Recipe, rows: Callable[[], Iterable[list[
             remedy="use quantization.backend: converter",
         ) from error
     return bytes(result.quantized_model)
+
+
+def _left_out(name: str) -> dict[str, Any]:
+    """The entry of a quantiser's recipe for the operation that writes a tensor; it overrules those before it."""
+    # The quantiser looks for the pattern in the names of all tensors that an operation writes, joined by `;`.
+    return {"regex": f"(^|;){re.escape(name)}(;|$)", "operation": "*", "algorithm_key": "no_quantize"}
 
 
 def _package() -> Any:

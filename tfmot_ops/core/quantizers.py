@@ -51,7 +51,7 @@ def round_within(weights: Any, limits: Any) -> tf.Tensor:
 
 
 def tie(kernel: Any, clusters: Any) -> tf.Tensor:
-    """The kernel with the mean of its cluster in the place of each weight, so that a cluster is trained as one.
+    """The kernel with each weight replaced by the mean of its cluster: cluster-preserving training, as tfmot's CQAT.
 
     Args:
         kernel: weights; of one value in each cluster, as the gradients then are too.
@@ -265,11 +265,37 @@ class LayerQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
 
 @keras.saving.register_keras_serializable("tfmot_ops")
 class QuantizedLayer(QuantizeWrapperV2):
-    """tfmot's wrapper without the step counter that it gives each layer: a quarter of a QAT model's variables.
+    """tfmot's wrapper without three faults: a step counter a layer, frozen kernels that train, kernels left rounded.
 
-    Only tfmot's activation quantisers read it, and `LayerQuantizeConfig` has none.
+    The counter is a quarter of a QAT model's variables; only tfmot's activation quantisers read it, and
+    `LayerQuantizeConfig` has none.
     """
+
+    def __init__(self, layer: Any, quantize_config: Any, **kwargs: Any) -> None:
+        super().__init__(layer, quantize_config, **kwargs)
+        # tfmot calls the layer past Keras' `__call__`, which is where Keras adds what this regulariser gives.
+        self._activity_regularizer = layer.activity_regularizer
 
     def add_weight(self, name: str | None = None, *args: Any, **kwargs: Any) -> Any:
         """The variable; None for the counter."""
         return None if name == "optimizer_step" else super().add_weight(name, *args, **kwargs)
+
+    @property
+    def trainable_weights(self) -> list[Any]:
+        """The layer's own, its kernels first as in tfmot; none of a frozen layer.
+
+        tfmot counts the kernels as the wrapper's as well, so they train in a frozen layer and are saved twice.
+        """
+        trained = self.layer.trainable_weights
+        places = {id(variable): place for place, (variable, *_) in enumerate(getattr(self, "_weight_vars", ()))}
+        return sorted(trained, key=lambda variable: places.get(id(variable), len(places)))
+
+    def call(self, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
+        """The layer on its rounded weights; afterwards it holds its variables again.
+
+        A SavedModel traces the layer on its own too, where the rounded weights of another trace are out of reach.
+        """
+        try:
+            return super().call(inputs, training=training, **kwargs)
+        finally:
+            self.quantize_config.set_quantize_weights(self.layer, [variable for variable, *_ in self._weight_vars])

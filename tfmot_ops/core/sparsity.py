@@ -116,7 +116,7 @@ def _quantized_names(layer: Any) -> tuple[str, ...]:
 
 
 def give_masks(model: keras.Model) -> None:
-    """Tell a QAT model's weight quantisers which weights are not zero, and which are equal, in place."""
+    """Set the sparsity masks and cluster indices of a QAT model's weight quantisers from its weights, in place."""
     for layer in model.layers:
         for variable, _, extra in getattr(layer, "_weight_vars", ()):
             if "mask" in extra:

@@ -1,4 +1,4 @@
-"""Training that repeats, and goes on after a kill: seeds, compiling, and `fit` with progress by callback.
+"""Reproducible, resumable training: seeds, compiling, and `fit` with progress by callback.
 
 `compile_like` compiles a rewritten model (pruned, quantised, stripped) as the original was, with nothing of the
 original's state in it.
@@ -6,6 +6,7 @@ original's state in it.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -13,12 +14,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
+from tf_keras.src.engine.base_layer import AddLoss, AddMetric
+from tf_keras.src.engine.functional import has_functional_like_constructor
 
 from tfmot_ops.core.checkpoint import Checkpoint, History, Keeper, identity
 from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.seeding import SeedEachEpoch, batches
+from tfmot_ops.core.sparsity import inner_layer
 from tfmot_ops.errors import SpecError, StepFailedError, UnsupportedModelError
 
+_LOG = logging.getLogger(__name__)
 #: What `compile_parameters` gives as values.
 Scalar = str | int | float | bool | None
 #: Called after each epoch with (epoch, counted from 1; epochs; metric name -> value).
@@ -65,7 +70,7 @@ def fit(
         y: labels [N] or targets [N, ...].
         validation: (inputs, labels) to measure after each epoch, or None.
         epochs: passes over `x`; 0 trains nothing.
-        batch_size: samples a step; the last step of an epoch takes what is left.
+        batch_size: samples per step; the last step of an epoch takes what is left.
         seed: seeds the order of the samples and whatever the layers draw (dropout).
         callbacks: Keras callbacks. A checkpoint holds what they keep in the model (as the pruning ones do), not what
             they keep in themselves (EarlyStopping).
@@ -73,7 +78,7 @@ def fit(
         checkpoint: where the state is kept after each epoch, and restored from; None keeps nothing.
 
     Returns:
-        Metric name -> one value an epoch, those before a kill included; empty after 0 epochs.
+        Metric name -> one value per epoch, those before a kill included; empty after 0 epochs.
 
     Raises:
         SpecError: the model is not compiled.
@@ -145,40 +150,90 @@ class _Progress(keras.callbacks.Callback):
 
 
 def compile_like(model: keras.Model, source: keras.Model) -> None:
-    """Compile `model` in place as `source` was; does nothing if `source` is not compiled.
+    """Make `model` train as `source` does, in place: compiled if `source` is, of its class, with its outputs' names.
 
-    The optimizer and the metrics are made anew from their configs, so they share no state with `source`; a
-    learning-rate schedule and the losses have none and are shared. Keys that name an output of `source` name the
-    output of `model` at the same position afterwards.
+    The optimizer and the metrics are re-created from their configs, so they share no state with `source`; a
+    learning-rate schedule and the losses have none and are shared. Losses, metrics and labels keyed by an output's
+    name keep their keys; a saved file has no names of outputs, so a loaded model goes by its layers' again.
+
+    A class of the user's own is kept where it is made as `cls(inputs, outputs, name=...)`. What is not kept is
+    warned of in the log: another class, and what `source.add_loss` and `add_metric` added.
 
     Raises:
         UnsupportedModelError: the models differ in their number of outputs, or an optimizer or a metric cannot be
             made from its own config.
     """
+    _take_class(model, source)
+    _take_names(model, source)
+    _warn_of_losses(model, source)
     if not is_compiled(source):
         return
-    old_keys, new_keys = _output_keys(source), _output_keys(model)
-    if len(old_keys) != len(new_keys):
+    if type(model).compile is not keras.Model.compile:
+        _LOG.warning("%s: %s has a compile of its own; compile the model yourself", model.name, type(model).__name__)
+        return
+    keys = _output_keys(source)
+    if len(keys) != len(_output_keys(model)):
         raise UnsupportedModelError(
             f"{model.name} cannot be compiled like {source.name}",
-            required=f"as many outputs: {len(old_keys)}",
-            received=f"{len(new_keys)} outputs: {', '.join(new_keys)}",
+            required=f"as many outputs: {len(keys)}",
+            received=f"{len(_output_keys(model))} outputs: {', '.join(_output_keys(model))}",
             remedy="compile the model yourself",
         )
-    keys = dict(zip(old_keys, new_keys, strict=True))
     losses, metrics = source.compiled_loss, source.compiled_metrics
     automatic_steps = getattr(source, "_autotune_steps_per_execution", False)
     steps = source._steps_per_execution  # noqa: SLF001 - no public reader
     model.compile(
         optimizer=_map_leaves(_fresh_optimizer, source.optimizer),
-        loss=_renamed(losses._user_losses, keys),  # noqa: SLF001 - as Model._get_compile_args reads them
-        loss_weights=_renamed(losses._user_loss_weights, keys),  # noqa: SLF001
-        metrics=_fresh_metrics(metrics._user_metrics, source, keys),  # noqa: SLF001
-        weighted_metrics=_fresh_metrics(metrics._user_weighted_metrics, source, keys),  # noqa: SLF001
+        loss=_by_place(losses._user_losses, source),  # noqa: SLF001 - as Model._get_compile_args reads them
+        loss_weights=_by_place(losses._user_loss_weights, source),  # noqa: SLF001
+        metrics=_fresh_metrics(metrics._user_metrics, source),  # noqa: SLF001
+        weighted_metrics=_fresh_metrics(metrics._user_weighted_metrics, source),  # noqa: SLF001
         run_eagerly=source._run_eagerly,  # noqa: SLF001 - the property mixes in the process-wide switch
         steps_per_execution="auto" if automatic_steps else None if steps is None else int(steps.numpy()),
         jit_compile=source._jit_compile,  # noqa: SLF001
     )
+
+
+def _take_class(model: keras.Model, source: keras.Model) -> None:
+    cls = type(source)
+    if cls is type(model) or cls.__module__.startswith("tf_keras."):
+        return
+    # As Keras' clone_model chooses; a file of any other class does not load.
+    if not has_functional_like_constructor(cls):
+        _LOG.warning(
+            "%s: is no %s, whose constructor takes other arguments than (inputs, outputs, name, trainable); "
+            "what the class does in training is left out",
+            model.name,
+            cls.__name__,
+        )
+        return
+    # What makes the copy does not know the class; the constructor that runs now is the one it would have called.
+    model.__class__ = cls
+    cls.__init__(model, model._nested_inputs, model._nested_outputs, name=model.name)  # noqa: SLF001 - as given
+
+
+def _take_names(model: keras.Model, source: keras.Model) -> None:
+    """Give the outputs the names that the user knows them by: of the layers inside pruning wrappers."""
+    names, layers = source.output_names, getattr(source, "_output_layers", None)
+    if not names or not layers or len(names) != len(model.output_names or ()):
+        return
+    known = [inner_layer(layer).name if name == layer.name else name for name, layer in zip(names, layers, strict=True)]
+    # Past Keras' own `__setattr__`, which would make the list a part of the model that is saved.
+    object.__setattr__(model, "output_names", known)
+
+
+def _warn_of_losses(model: keras.Model, source: keras.Model) -> None:
+    added, kept = (
+        {layer.name for layer in each._flatten_layers() if isinstance(layer, AddLoss | AddMetric)}  # noqa: SLF001
+        for each in (source, model)
+    )
+    if added - kept:
+        _LOG.warning(
+            "%s: leaves out what add_loss and add_metric added to the model (%s); add it to the loss, or to %s again",
+            model.name,
+            ", ".join(sorted(added - kept)),
+            model.name,
+        )
 
 
 def _output_keys(model: keras.Model) -> list[str]:
@@ -188,10 +243,12 @@ def _output_keys(model: keras.Model) -> list[str]:
     return sorted(outputs) if isinstance(outputs, Mapping) else list(model.output_names or ())
 
 
-def _renamed(structure: Any, keys: Mapping[str, str]) -> Any:
-    if isinstance(structure, Mapping):
-        return {keys.get(key, key): value for key, value in structure.items()}
-    return structure
+def _by_place(structure: Any, source: keras.Model) -> Any:
+    """A dict by outputs' names as a list by their places: a saved model goes by other names than the one in memory."""
+    is_dict = isinstance(source._nested_outputs, Mapping)  # noqa: SLF001 - then it is matched by the dict's keys
+    if not isinstance(structure, Mapping) or is_dict:
+        return structure
+    return [structure.get(name) for name in source.output_names]
 
 
 def _map_leaves(function: Callable[[Any], Any], structure: Any) -> Any:
@@ -226,10 +283,10 @@ def _rate(optimizer: Any) -> Any:
     return legacy.get("learning_rate") if legacy else getattr(optimizer, "_learning_rate", None)
 
 
-def _fresh_metrics(structure: Any, source: keras.Model, keys: Mapping[str, str]) -> Any:
+def _fresh_metrics(structure: Any, source: keras.Model) -> Any:
     # With several outputs Keras puts the output's name before that of a metric object when it first meets data; it
     # will do so again for the new model.
-    named = source.compiled_metrics.built and len(keys) > 1
+    named = source.compiled_metrics.built and len(source.output_names or ()) > 1
     prefixes = tuple(f"{name}_" for name in source.output_names or ()) if named else ()
 
     def fresh(metric: Any) -> Any:
@@ -240,7 +297,11 @@ def _fresh_metrics(structure: Any, source: keras.Model, keys: Mapping[str, str])
         config["name"] = metric.name.removeprefix(prefix)
         return _from_config(metric, config)
 
-    return _map_leaves(fresh, _renamed(structure, keys))
+    placed = _by_place(structure, source)
+    if placed is not structure:
+        # A flat list would be one for every output.
+        placed = [each if isinstance(each, list | tuple) else [] if each is None else [each] for each in placed]
+    return _map_leaves(fresh, placed)
 
 
 def _from_config(instance: Any, config: dict[str, Any]) -> Any:
@@ -248,7 +309,7 @@ def _from_config(instance: Any, config: dict[str, Any]) -> Any:
         return type(instance).from_config(config)
     except (TypeError, ValueError) as error:
         raise UnsupportedModelError(
-            f"{_qualified_name(type(instance))} cannot be made anew",
+            f"{_qualified_name(type(instance))} cannot be re-created from its config",
             required="get_config and from_config that fit each other",
             received=f"{type(error).__name__}: {error}",
             remedy="return every argument of the constructor from get_config",

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors
-from tfmot_ops.core.graph.read import read_graph
+from tfmot_ops.core.graph.read import read_graph, tell_training
 from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.roles import is_custom
 
@@ -76,8 +76,8 @@ def _open(node: Node) -> Graph | None:
     shapes = [[tensor.shape for tensor in tensors(structure)] for structure in (opened.outputs, node.outputs)]
     if not (same and opened.nodes and shapes[0] == shapes[1] and _is_closed(opened, layer)):
         return None
-    for call in opened.nodes if given is not None else ():
-        _tell_training(call, given)
+    for call in opened.nodes:
+        tell_training(call, given)
     return opened
 
 
@@ -133,8 +133,6 @@ def _follows_training(inference: Graph, training: Graph) -> bool:
         for index, tensor in enumerate((*graph.inputs(), *(t for node in graph.nodes for t in tensors(node.outputs))))
     }
     for call, other in zip(inference.nodes, training.nodes, strict=True):
-        for each in (call, other):
-            _name_training(each)
         if call.kwargs.get("training") is False and other.kwargs.get("training") is True:
             del call.kwargs["training"], other.kwargs["training"]
         functions = [getattr(node.layer, "symbol", None) for node in (call, other)]
@@ -152,20 +150,6 @@ def _equal(first: Any, second: Any, place: dict[int, int]) -> bool:
         or (type(one) is type(other) and np.array_equal(place.get(id(one), one), place.get(id(other), other)))
         for one, other in zip(*sides, strict=True)
     )
-
-
-def _name_training(call: Node) -> None:
-    """Put what a call is told of training under its name, where it stands by its place."""
-    names = call.layer._call_spec.arg_names[: len(call.args)]  # noqa: SLF001 - see above
-    if "training" in names:
-        call.kwargs = dict(zip(names[1:], call.args[1:], strict=False)) | call.kwargs
-        call.args = call.args[:1]
-
-
-def _tell_training(call: Node, value: Any) -> None:
-    expects = call.layer._call_spec.expects_training_arg  # noqa: SLF001 - see above
-    if expects and call.kwargs.get("training") is None:
-        call.kwargs = call.kwargs | {"training": value}
 
 
 def _is_closed(graph: Graph, layer: Any) -> bool:

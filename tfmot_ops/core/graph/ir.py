@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain, count
 from typing import Any
 
 import tensorflow as tf
@@ -44,7 +45,7 @@ class Node:
     Attributes:
         layer: the layer; two calls of a shared layer carry the same object.
         path: where the layer stands in the flat graph (`backbone/conv1_relu`).
-        args, kwargs: the call's arguments, with `Tensor` in the place of tensors.
+        args, kwargs: the call's arguments, with a `Tensor` instead of each tensor.
         outputs: the call's result, same structure, with `Tensor` leaves.
         origin: path of the layer in the user's model that this call computes (`backbone/conv1`); reports,
             scopes and sparsity speak of it.
@@ -111,7 +112,10 @@ class Graph:
         return self.weights[id(layer)] if id(layer) in self.weights else layer.get_weights()
 
     def without_dead_calls(self) -> Graph:
-        """Drop the calls no output depends on; inputs stay, as they are the model's signature."""
+        """Drop the calls no output depends on; inputs stay, as they are the model's signature.
+
+        What is left has one layer to a path: where a rule took a path that the user has too, the rule's moves.
+        """
         needed = {id(tensor) for tensor in tensors(self.outputs)}
         kept: list[Node] = []
         for node in reversed(self.nodes):
@@ -119,7 +123,16 @@ class Graph:
                 needed.update(id(tensor) for tensor in node.inputs())
                 kept.append(node)
         self.nodes = kept[::-1]
+        self._part_paths()
         return self
+
+    def _part_paths(self) -> None:
+        owners: dict[str, int] = {}
+        for node in sorted(self.nodes, key=lambda node: node.path != node.origin):
+            path, number = node.path, 1
+            while owners.setdefault(path, id(node.layer)) != id(node.layer):
+                path, number = f"{node.path}_{number}", number + 1
+            node.path = path
 
 
 def tensors(structure: Any) -> list[Tensor]:
@@ -156,11 +169,24 @@ def is_graph_model(model: Any) -> bool:
     return bool(getattr(model, "_is_graph_network", False))
 
 
-def unique_names(paths: Iterable[str]) -> dict[str, str]:
+def unique_names(paths: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
     """Map each path to a layer name: its last part where that is unique, the whole path otherwise.
 
-    Layer names hold no `/`, as an h5 file would read it as a folder.
+    Layer names hold no `/`, as an h5 file would read it as a folder. Where a whole path reads like another layer's
+    name (`stem/conv` beside `stem_conv`) it is numbered.
+
+    Args:
+        paths: different ones.
+        taken: names that are not free.
     """
     paths = list(paths)
-    last = Counter(path.rsplit("/", 1)[-1] for path in paths)
-    return {path: name if last[name := path.rsplit("/", 1)[-1]] == 1 else path.replace("/", "_") for path in paths}
+    last = Counter([path.rsplit("/", 1)[-1] for path in paths] + list(taken := set(taken)))
+    names = {path: name for path in paths if last[name := path.rsplit("/", 1)[-1]] == 1}
+    used = {*taken, *names.values()}
+    for path in paths:
+        if path not in names:
+            whole = path.replace("/", "_")
+            numbered = (f"{whole}_{number}" for number in count(1))
+            names[path] = next(name for name in chain([whole], numbered) if name not in used)
+            used.add(names[path])
+    return names

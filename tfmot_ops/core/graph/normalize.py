@@ -19,7 +19,10 @@ def normalize_graph(graph: Graph) -> Graph:
 
 
 def _merge_twins(graph: Graph) -> Graph:
-    """Two relus of one tensor become one: the converter merges them, and their two ranges would not."""
+    """Two relus of one tensor become one: common-subexpression elimination, of relus only.
+
+    The converter merges them itself, and would be left with two ranges for one tensor.
+    """
     first: dict[tuple[int, str | None], Tensor] = {}
     renamed: dict[int, Tensor] = {}
     nodes = []

@@ -1,7 +1,14 @@
-"""Model -> layer graph: nested models opened, shared layers kept shared."""
+"""Model -> layer graph: nested models opened, shared layers kept shared, masks made tensors of the graph.
+
+Keras hands masks on beside the tensors, from layer to layer as long as each supports it. Here a mask is computed by
+calls of its own and is an argument of the calls that take it: what stands for a layer after a rewrite, a quantiser
+between two, cannot lose it.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -9,6 +16,10 @@ import tensorflow as tf
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, is_graph_model, map_tensors, tensors
 from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.errors import UnsupportedModelError
+
+#: Layers that make a mask of inputs without one: themselves, or the layer in them. Of the layers of Keras; a custom
+#: layer is asked.
+_STARTS_MASKS = (keras.layers.Embedding, keras.layers.Masking, keras.layers.Wrapper)
 
 
 def read_graph(model: keras.Model) -> Graph:
@@ -18,7 +29,8 @@ def read_graph(model: keras.Model) -> Graph:
         model: functional or built sequential model; nested ones of the same kinds are opened in place.
 
     Raises:
-        UnsupportedModelError: a (nested) model is subclassed or not built, so it has no graph to read.
+        UnsupportedModelError: a (nested) model is subclassed or not built, so it has no graph to read; or a layer's
+            mask is no function of tensors.
     """
     _require_graph(model, model.name)
     bound: dict[int, Tensor] = {}
@@ -29,7 +41,7 @@ def read_graph(model: keras.Model) -> Graph:
     }
     nodes: list[Node] = []
     outputs = _walk(model, "", bound, nodes)
-    return Graph(model.name, structure, names, outputs, nodes)
+    return _with_masks(Graph(model.name, structure, names, outputs, nodes))
 
 
 def _require_graph(model: keras.Model, path: str) -> None:
@@ -83,15 +95,34 @@ def _read_call(call: Any, prefix: str, bound: dict[int, Tensor], nodes: list[Nod
 
     args = tf.nest.map_structure(lookup, call.call_args)
     kwargs = {name: tf.nest.map_structure(lookup, value) for name, value in call.call_kwargs.items()}
+    node = Node(layer, path, args, kwargs, None)
+    name_training(node)
     if isinstance(layer, keras.Model):
         _require_graph(layer, path)
-        outputs = _open(layer, path, tensors((args, kwargs)), nodes)
+        first = len(nodes)
+        outputs = _open(layer, path, node.inputs(), nodes)
+        for inner in nodes[first:]:
+            tell_training(inner, node.kwargs.get("training"))
     else:
-        node = Node(layer, path, args, kwargs, None)
         outputs = node.outputs = tf.nest.map_structure(lambda out: _tensor(out, node), call.outputs)
         nodes.append(node)
     for keras_tensor, tensor in zip(tf.nest.flatten(call.outputs), tensors(outputs), strict=True):
         bound[id(keras_tensor)] = tensor
+
+
+def name_training(call: Node) -> None:
+    """Put what a call is told of training under its name, where it stands by its place."""
+    names = call.layer._call_spec.arg_names[: len(call.args)]  # noqa: SLF001 - Keras' own record of the signature
+    if "training" in names:
+        call.kwargs = dict(zip(names[1:], call.args[1:], strict=False)) | call.kwargs
+        call.args = call.args[:1]
+
+
+def tell_training(call: Node, value: Any) -> None:
+    """Tell a call of training what the model or layer around it was told; None is nothing."""
+    expects = call.layer._call_spec.expects_training_arg  # noqa: SLF001 - Keras' own record of the signature
+    if value is not None and expects and call.kwargs.get("training") is None:
+        call.kwargs = call.kwargs | {"training": value}
 
 
 def _open(model: keras.Model, path: str, arguments: list[Tensor], nodes: list[Node]) -> Any:
@@ -99,3 +130,122 @@ def _open(model: keras.Model, path: str, arguments: list[Tensor], nodes: list[No
     outputs = _walk(model, path + "/", inner, nodes)
     # A nested model that returns its own input would otherwise alias two tensors of the outer graph.
     return map_tensors(outputs, lambda tensor: tensor)
+
+
+def _with_masks(graph: Graph) -> Graph:
+    """The graph with the masks as arguments of the calls that take them."""
+    masks: dict[int, Tensor] = {}
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        # The calls that compute a mask stand before its reader.
+        _give_mask(node, masks, nodes)
+        nodes.append(node)
+        masks |= _masks_after(node, masks, nodes)
+    if not masks:
+        return graph
+    for node in nodes:
+        if _takes_mask(node):
+            # Where a rewrite puts a layer that hands masks on for one that did not, Keras would give one.
+            node.kwargs["mask"] = None
+    graph.nodes = nodes
+    return graph.without_dead_calls()
+
+
+def _takes_mask(node: Node) -> bool:
+    """Whether the call has a mask as its argument, and was given none by the user."""
+    # Around a layer that takes none, TimeDistributed does nothing with it.
+    layer = node.layer.layer if isinstance(node.layer, keras.layers.TimeDistributed) else node.layer
+    spec = node.layer._call_spec  # noqa: SLF001 - Keras' own record of the signature
+    takes = "mask" in layer._call_spec.arg_names[1:]  # noqa: SLF001 - the same
+    return takes and not spec.arg_was_passed("mask", node.args[1:], node.kwargs)
+
+
+def _masks_of(structure: Any, masks: dict[int, Tensor]) -> Any:
+    """The masks of tensors, same structure; None where none has one."""
+    if not any(id(tensor) in masks for tensor in tensors(structure)):
+        return None
+    return tf.nest.map_structure(lambda leaf: masks.get(id(leaf)), structure)
+
+
+def _inputs(node: Node) -> Any:
+    """What Keras takes for the inputs of a call: its first argument."""
+    return node.args[0] if node.args else next(iter(node.kwargs.values()), None)
+
+
+def _give_mask(node: Node, masks: dict[int, Tensor], nodes: list[Node]) -> None:
+    if isinstance(node.layer, keras.layers.MultiHeadAttention):
+        _give_attention_mask(node, masks, nodes)
+    elif _takes_mask(node) and (mask := _masks_of(_inputs(node), masks)) is not None:
+        node.kwargs["mask"] = mask
+
+
+def _give_attention_mask(node: Node, masks: dict[int, Tensor], nodes: list[Node]) -> None:
+    """MultiHeadAttention looks for the masks of its operands itself, and combines them with its argument."""
+    spec = node.layer._call_spec  # noqa: SLF001 - Keras' own record of the signature
+    names = ("query", "value", "key", "attention_mask")
+    given = {
+        name: spec.get_arg_value(name, node.args, node.kwargs, inputs_in_args=True)
+        for name in names
+        if spec.arg_was_passed(name, node.args, node.kwargs, inputs_in_args=True)
+    }
+    before = {name: mask for name in names[:3] if (mask := _masks_of(given.get(name), masks)) is not None}
+    if not before:
+        return
+
+    def combined(values: Any) -> Any:
+        operands, operand_masks = values
+        for name, mask in operand_masks.items():
+            operands[name]._keras_mask = mask  # noqa: SLF001 - where Keras puts it
+        return node.layer._compute_attention_mask(**operands)  # noqa: SLF001 - what its call does
+
+    mask = _record(node, combined, (given, before), nodes)
+    node.args, node.kwargs = spec.set_arg_value("attention_mask", mask, node.args, node.kwargs, inputs_in_args=True)
+
+
+def _masks_after(node: Node, masks: dict[int, Tensor], nodes: list[Node]) -> dict[int, Tensor]:
+    """id(tensor) -> mask of the results of a call; appends the calls that compute it."""
+    layer, inputs = node.layer, _inputs(node)
+    given = node.kwargs["mask"] if "mask" in node.kwargs else _masks_of(inputs, masks)
+    if not layer.supports_masking or (given is None and not _starts_masks(layer)):
+        return {}
+    if not getattr(layer.compute_mask, "_is_default", False):
+        given = _record(node, lambda values: layer.compute_mask(*values), (inputs, given), nodes)
+    pairs = zip(tf.nest.flatten(node.outputs), tf.nest.flatten(given), strict=False)
+    return {id(tensor): mask for tensor, mask in pairs if isinstance(mask, Tensor)}
+
+
+def _starts_masks(layer: Any) -> bool:
+    return isinstance(layer, _STARTS_MASKS) or not type(layer).__module__.startswith("tf_keras.src.layers.")
+
+
+def _record(node: Node, compute: Callable[[Any], Any], values: Any, nodes: list[Node]) -> Any:
+    """What a function of a layer gives for tensors; appends the calls of TensorFlow that it is made of."""
+    symbols: dict[int, Any] = {}
+
+    def symbol(tensor: Tensor) -> Any:
+        return symbols.setdefault(id(tensor), keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype))
+
+    given = map_tensors(values, symbol)
+    bound = {id(symbols[id(tensor)]): tensor for tensor in tensors(values)}
+    made: list[Node] = []
+    try:
+        result = compute(given)
+        found = [leaf for leaf in tf.nest.flatten(result) if leaf is not None and id(leaf) not in bound]
+        if found:
+            _walk(keras.Model(list(symbols.values()), found), "", bound, made)
+    except Exception as error:  # what somebody's code does with symbolic tensors
+        raise UnsupportedModelError(
+            f"layer {node.path!r}: its mask cannot be carried",
+            required="a compute_mask of TensorFlow functions on tensors",
+            received=f"{type(error).__name__}: {error}",
+            remedy="compute the mask by functions of TensorFlow, or without masking give the mask as an input",
+        ) from error
+    # Keras numbers recorded functions through the whole process; here they are numbered within the layer.
+    seen: Counter[str] = Counter()
+    for call in made:
+        kind = getattr(call.layer, "symbol", call.path).replace(".", "_").strip("_")
+        seen[kind] += 1
+        call.path = f"{node.path}/mask_{kind}" + (f"_{seen[kind]}" if seen[kind] > 1 else "")
+        call.origin = node.origin
+    nodes += made
+    return tf.nest.map_structure(lambda leaf: bound.get(id(leaf)), result)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import RLock
+from types import FunctionType
 from typing import Any
 
 import tensorflow as tf
@@ -15,6 +17,7 @@ from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors, u
 from tfmot_ops.core.layers import LAYERS
 from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.quantizers import QuantizedLayer
+from tfmot_ops.errors import UnsupportedModelError
 
 #: (new layer, the call it stands for) -> the layer that is called in its place.
 Wrap = Callable[[Any, Node], Any]
@@ -53,7 +56,7 @@ def rebuild(
     Returns:
         An uncompiled functional model with the graph's weights.
     """
-    names = unique_names(dict.fromkeys(node.path for node in graph.nodes))
+    names = unique_names(dict.fromkeys(node.path for node in graph.nodes), graph.input_names.values())
     copies: dict[int, Any] = {}
     values: dict[int, Any] = {}
     placeholders: dict[int, Any] = {}
@@ -80,15 +83,73 @@ def rebuild(
     return keras.Model(inputs, outputs, name=graph.name)
 
 
-def copy_layer(layer: Any, name: str) -> Any:
-    """An unbuilt copy of a layer under a name, frozen where the original is."""
-    config = layer.get_config()
-    config["name"] = name
-    # A `batch_input_shape` makes a first layer build itself for a sequential model; here Input does that.
-    config.pop("batch_input_shape", None)
-    copy = type(layer).from_config(config)
-    copy.trainable = layer.trainable
+def copy_layer(layer: Any, name: str, **changes: Any) -> Any:
+    """An unbuilt copy of a layer under a name, frozen where the original is.
+
+    Args:
+        layer: the original.
+        name: of the copy.
+        changes: constructor arguments with other values than the original's.
+
+    Raises:
+        UnsupportedModelError: the layer cannot be made from its config.
+    """
+    try:
+        config = _config(layer)
+        # A `batch_input_shape` makes a first layer build itself for a sequential model; here Input does that.
+        config.pop("batch_input_shape", None)
+        copy = type(layer).from_config(config | _functions(layer, config) | changes | {"name": name})
+    except (TypeError, ValueError, NotImplementedError, OSError) as error:
+        raise UnsupportedModelError(
+            f"layer {layer.name!r} ({type(layer).__name__}) cannot be copied",
+            required="get_config and from_config that fit each other, and functions that Keras finds by their names",
+            received=f"{type(error).__name__}: {error}",
+            remedy="return every argument of the constructor from get_config; decorate functions and classes with "
+            "keras.saving.register_keras_serializable",
+        ) from error
+    if "activity_regularizer" not in config | changes:
+        copy._activity_regularizer = layer._activity_regularizer  # noqa: SLF001 - a wrapper's public one cannot be set
+    _freeze_like(layer, copy)
     return copy
+
+
+def _config(layer: Any) -> dict[str, Any]:
+    config: dict[str, Any]
+    if getattr(getattr(layer, "activation", None), "__name__", "") != "<lambda>":
+        config = layer.get_config()
+        return config
+    with warnings.catch_warnings():
+        # Keras warns of a lambda in a config; the copy gets the function itself.
+        warnings.filterwarnings("ignore", message="The object being serialized includes a `lambda`")
+        config = layer.get_config()
+    return config
+
+
+def is_public(function: Any) -> bool:
+    """Whether Keras finds this function again by its name: it is one of Keras' own or TensorFlow's."""
+    return str(getattr(function, "__module__", "")).startswith(("tf_keras.", "tensorflow."))
+
+
+def _functions(layer: Any, config: dict[str, Any]) -> dict[str, Any]:
+    """The user's functions, and activations that are layers, among a layer's arguments: a config only names them."""
+    kinds = ("activation", "initializer", "regularizer", "constraint")
+    values = {key: getattr(layer, key, None) for key in config if key.endswith(kinds)}
+    layers = {key: value for key, value in values.items() if isinstance(value, keras.layers.Layer)}
+    return {key: copy_layer(value, value.name) for key, value in layers.items()} | {
+        key: value
+        for key, value in values.items()
+        # A name of Keras' own may stand for another function than TensorFlow's object, and loads as Keras' own.
+        if isinstance(value, FunctionType) and not (is_public(value) and isinstance(config[key], str))
+    }
+
+
+def _freeze_like(layer: Any, copy: Any) -> None:
+    """Freeze what is frozen in `layer`: the whole, or layers inside it."""
+    pairs = list(zip(layer._flatten_layers(), copy._flatten_layers(), strict=False))  # noqa: SLF001 - no public walk
+    for original, copied in pairs:
+        # Only where they differ, as setting it sets it for all layers inside.
+        if copied.trainable != original.trainable:
+            copied.trainable = original.trainable
 
 
 def call_layer(layer: Any, args: Any, kwargs: Any, outputs: Any) -> Any:
@@ -173,6 +234,8 @@ def _is_pure(layer: Any) -> bool:
     package = type(inner).__module__.removeprefix("tf_keras.src.layers.").split(".")[0]
     if isinstance(inner, keras.layers.Wrapper) or inner.activity_regularizer is not None:
         return False
+    if isinstance(getattr(inner, "activation", None), keras.layers.Layer):
+        return False
     return package in _PURE_PACKAGES or type(inner) in _PURE_LAYERS
 
 
@@ -190,7 +253,7 @@ def _are_plain(inputs: Any, masks: Any) -> bool:
 
 
 def without_random_values() -> AbstractContextManager[None]:
-    """Variables made in this context start from zeros in the place of random numbers."""
+    """Variables made in this context start from zeros instead of random numbers."""
 
     def create(next_creator: Any, **kwargs: Any) -> Any:
         initial = kwargs["initial_value"]

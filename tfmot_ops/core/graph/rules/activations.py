@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
 
 from tfmot_ops.core.graph.ir import Node, Tensor
+from tfmot_ops.core.graph.rebuild import copy_layer, is_public
 from tfmot_ops.core.graph.rewrite import Rewriter
 from tfmot_ops.core.layers import Affine, HardSwish, scale_and_offset
 from tfmot_ops.core.legacy_keras import keras
+from tfmot_ops.errors import UnsupportedModelError
 
+_LOG = logging.getLogger(__name__)
 _L = keras.layers
+_R = keras.regularizers
 _FUSES = {
     *(_L.Conv1D, _L.Conv2D, _L.Conv3D, _L.Conv1DTranspose, _L.Conv2DTranspose, _L.Conv3DTranspose),
     *(_L.DepthwiseConv1D, _L.DepthwiseConv2D, _L.Dense),
@@ -21,11 +26,18 @@ _FUSES = {
 def emit_activation(node: Node, out: Rewriter, tensor: Tensor, activation: Any, path: str) -> Tensor:
     """The calls that compute an activation function on a tensor; `path` is where the last of them stands.
 
-    A layer that is shared keeps sharing what it becomes: the layers are made once for `node.layer`.
+    A layer that is shared keeps sharing what it becomes: the layers are made once for `node.layer`. A function of the
+    user's own is kept as it is.
+
+    Raises:
+        UnsupportedModelError: a function of the user's own has the name of one of Keras'.
     """
     name = path.rsplit("/", 1)[-1]
+    activation = _named(node, activation)
     if activation in {None, keras.activations.linear}:
         return tensor
+    if isinstance(activation, _L.Layer):
+        return _emit_layer(out, tensor, activation, path)
     if activation is keras.activations.swish:
         # TFLite rounds the sigmoid to 1/256, so training has to see it rounded too.
         sigmoid = out.once(node.layer, "sigmoid", lambda: _L.Activation("sigmoid", name=f"{name}_sigmoid"))
@@ -39,6 +51,31 @@ def emit_activation(node: Node, out: Rewriter, tensor: Tensor, activation: Any, 
     return out.call(out.once(node.layer, "activation", make), path, tensor)
 
 
+def _named(node: Node, activation: Any) -> Any:
+    """Keras' own function where the given one is TensorFlow's of that name; any other as it is."""
+    name = getattr(activation, "__name__", None)
+    if name is None or activation is getattr(keras.activations, name, None):
+        return activation
+    if is_public(activation):
+        found = keras.activations.serialize(activation)
+        return keras.activations.get(found) if isinstance(found, str) else activation
+    if hasattr(keras.activations, name):
+        raise UnsupportedModelError(
+            f"layer {node.path!r}: its activation {name!r} is a function of your own with the name of one of Keras'",
+            required="a name that Keras does not use, as a saved model finds functions by their names",
+            received=f"{activation.__module__}.{name}",
+            remedy="rename the function, and decorate it with keras.saving.register_keras_serializable",
+        )
+    return activation
+
+
+def _emit_layer(out: Rewriter, tensor: Tensor, layer: Any, path: str) -> Tensor:
+    """A layer that is the activation of another one: a call of its own, with its weights."""
+    call = Node(layer, path, (tensor,), {}, Tensor(tensor.shape, tensor.dtype), out.origin)
+    result = activation_layer(call, out)
+    return out.call(layer, path, tensor) if result is None else result
+
+
 def bounded_relu(
     node: Node, out: Rewriter, tensor: Tensor, path: str, *, bound: float, scale: float, offset: float, result: float
 ) -> Tensor:
@@ -49,30 +86,66 @@ def bounded_relu(
 
 
 def fused_activation(node: Node, out: Rewriter) -> Any:
-    """Conv2D(activation="relu") -> Conv2D + Activation("relu")."""
+    """Conv2D(activation="relu") -> Conv2D + Activation("relu"), the regulariser of the result after it."""
     layer = node.layer
     if type(layer) not in _FUSES or layer.activation in {None, keras.activations.linear}:
         return None
-    plain = out.once(layer, "plain", lambda: _without_activation(layer, out))
-    tensor = out.call(plain, node.path, node.inputs()[0], shape=node.output().shape)
-    return after(node, out, tensor, layer.activation)
+    without = {"activation": "linear", "activity_regularizer": None}
+    plain = out.once(layer, "plain", lambda: copy_layer(layer, layer.name, **without))
+    (tensor,) = node.inputs()
+    # The formula leaves the activation out, which may be the user's own and change the shape.
+    shape = node.output().shape if is_public(layer.activation) else layer.compute_output_shape(tensor.shape)
+    return after(node, out, out.call(plain, node.path, tensor, shape=shape, weights=own_weights(layer, out)))
 
 
-def after(node: Node, out: Rewriter, tensor: Tensor, activation: Any) -> Tensor:
-    """The activation that a layer computes after its kernel."""
-    if activation in {None, keras.activations.linear}:
+def own_weights(layer: Any, out: Rewriter) -> list[Any]:
+    """Weight arrays of a layer without those of a layer that is its activation."""
+    weights = out.graph.weights_of(layer)
+    activation = getattr(layer, "activation", None)
+    if not isinstance(activation, _L.Layer):
+        return weights
+    theirs = {id(weight) for weight in activation.weights}
+    return [value for weight, value in zip(layer.weights, weights, strict=True) if id(weight) not in theirs]
+
+
+def after(node: Node, out: Rewriter, tensor: Tensor, activation: Any = None) -> Tensor:
+    """What a layer does to its kernel's result: its activation (`node.layer`'s by default), and the regulariser."""
+    activation = node.layer.activation if activation is None else activation
+    if activation not in {None, keras.activations.linear}:
+        name = getattr(activation, "__name__", type(activation).__name__).replace("<lambda>", "lambda")
+        tensor = emit_activation(node, out, tensor, activation, f"{node.path}_{name}")
+    return _regularized(node, out, tensor)
+
+
+def _regularized(node: Node, out: Rewriter, tensor: Tensor) -> Tensor:
+    """The regulariser of a layer's result, as a layer after it."""
+    regularizer = node.layer.activity_regularizer
+    if regularizer is None:
         return tensor
-    name = getattr(activation, "__name__", type(activation).__name__)
-    return emit_activation(node, out, tensor, activation, f"{node.path}_{name}")
+    name = f"{node.layer.name}_activity"
+    if type(regularizer) in {_R.L1, _R.L2, _R.L1L2}:
+        factors = [float(getattr(regularizer, factor, 0.0)) for factor in ("l1", "l2")]
+        make = lambda: _L.ActivityRegularization(*factors, name=name)  # noqa: E731 - used once, below
+    else:
+        # No layer of Keras' stores it; that the rest of the model is stored is worth more.
+        _LOG.warning("%s: a file of the model loses the activity regulariser %s", node.path, regularizer)
+        make = lambda: _L.Activation("linear", activity_regularizer=regularizer, name=name)  # noqa: E731 - as above
+    return out.call(out.once(node.layer, "activity", make), f"{node.path}_activity", tensor)
 
 
 def activation_layer(node: Node, out: Rewriter) -> Any:
     """Activation, ReLU and Softmax layers whose function has another name, or a form in two calls."""
+    result = _activation_form(node, out)
+    return None if result is None else _regularized(node, out, result)
+
+
+def _activation_form(node: Node, out: Rewriter) -> Tensor | None:
     layer = node.layer
     if type(layer) is _L.Activation:
+        function = _named(node, layer.activation)
         simple = {keras.activations.swish, keras.activations.hard_sigmoid}
-        return emit_activation(node, out, node.inputs()[0], layer.activation, node.path) if (
-            layer.activation in simple
+        return emit_activation(node, out, node.inputs()[0], function, node.path) if (
+            function in simple or isinstance(function, _L.Layer)
         ) else None  # fmt: skip
     if type(layer) is not _L.ReLU or layer.threshold:
         return None
@@ -118,13 +191,3 @@ def _before(out: Rewriter, tensor: Tensor, *, scale: float, offset: float) -> Te
     found_scale, found_offset = scale_and_offset(out.graph.weights_of(producer.layer))
     same = np.allclose(found_scale, scale, rtol=1e-6) and np.allclose(found_offset, offset, rtol=1e-6)
     return producer.inputs()[0] if same else None
-
-
-def _without_activation(layer: Any, out: Rewriter) -> Any:
-    config = layer.get_config()
-    config["activation"] = "linear"
-    config.pop("batch_input_shape", None)
-    plain = type(layer).from_config(config)
-    plain.trainable = layer.trainable
-    out.graph.weights[id(plain)] = out.graph.weights_of(layer)
-    return plain

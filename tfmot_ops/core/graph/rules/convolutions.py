@@ -2,21 +2,87 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
+import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Node
 from tfmot_ops.core.graph.rewrite import Rewriter
-from tfmot_ops.core.graph.rules.activations import after
+from tfmot_ops.core.graph.rules.activations import after, own_weights
 from tfmot_ops.core.legacy_keras import keras
 
 _L = keras.layers
+_R = keras.regularizers
 #: Separable class -> (depthwise class, pointwise class).
 _SEPARABLE = {
     _L.SeparableConv1D: (_L.DepthwiseConv1D, _L.Conv1D),
     _L.SeparableConv2D: (_L.DepthwiseConv2D, _L.Conv2D),
 }
+
+
+class _Reshaped:
+    """A constraint or a regulariser of a kernel, for the same kernel in another shape.
+
+    Args:
+        inner: takes the kernel in the shape that the user's layer has it in; it, or its config.
+        shape: that shape.
+    """
+
+    #: `get` and `serialize` of what `inner` is one of.
+    _kind: ClassVar[Any]
+
+    def __init__(self, inner: Any, shape: Sequence[int]) -> None:
+        self.inner = self._kind.get(inner)
+        self.shape = tuple(shape)
+
+    def __call__(self, kernel: Any) -> Any:
+        """What `inner` gives: a loss, or a kernel, which gets the shape that it came in."""
+        result = self.inner(tf.reshape(kernel, self.shape))
+        return tf.reshape(result, kernel.shape) if result.shape.rank else result
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments, serialised."""
+        return {"inner": self._kind.serialize(self.inner), "shape": list(self.shape)}
+
+
+@keras.saving.register_keras_serializable("tfmot_ops")
+class ReshapedConstraint(_Reshaped, keras.constraints.Constraint):
+    """A constraint for a kernel in another shape."""
+
+    _kind = keras.constraints
+
+
+@keras.saving.register_keras_serializable("tfmot_ops")
+class ReshapedRegularizer(_Reshaped, keras.regularizers.Regularizer):
+    """A regulariser for a kernel in another shape."""
+
+    _kind = _R
+
+
+# A quantised layer stores what is inside it in Keras' old format, which names a class without its package.
+keras.saving.get_custom_objects().update({cls.__name__: cls for cls in (ReshapedConstraint, ReshapedRegularizer)})
+#: What looks at each weight alone, whatever the kernel's shape.
+_SHAPELESS = {type(None), _R.L1, _R.L2, _R.L1L2, keras.constraints.NonNeg}
+
+
+def _kernel_rules(layer: Any, kernel: Any, name: str = "kernel") -> dict[str, Any]:
+    """Arguments of a layer whose kernel (called `name` there) has another shape than `layer.kernel`."""
+    constraint, regularizer = layer.kernel_constraint, layer.kernel_regularizer
+    if type(constraint) not in _SHAPELESS:
+        constraint = ReshapedConstraint(constraint, kernel.shape)
+    if type(regularizer) not in _SHAPELESS:
+        regularizer = ReshapedRegularizer(regularizer, kernel.shape)
+    return {f"{name}_regularizer": regularizer, f"{name}_constraint": constraint, **_bias_rules(layer)}
+
+
+def _bias_rules(layer: Any) -> dict[str, Any]:
+    return {
+        "use_bias": layer.use_bias,
+        "bias_regularizer": layer.bias_regularizer,
+        "bias_constraint": layer.bias_constraint,
+    }
 
 
 def separable(node: Node, out: Rewriter) -> Any:
@@ -26,22 +92,22 @@ def separable(node: Node, out: Rewriter) -> Any:
     if classes is None or layer.data_format != "channels_last" or layer.padding == "causal":
         return None
     (tensor,) = node.inputs()
-    depthwise_kernel, pointwise_kernel, *bias = out.graph.weights_of(layer)
+    depthwise_kernel, pointwise_kernel, *bias = own_weights(layer, out)
     depthwise = out.once(layer, "depthwise", lambda: classes[0](
         layer.kernel_size, strides=layer.strides, padding=layer.padding, depth_multiplier=layer.depth_multiplier,
         dilation_rate=layer.dilation_rate, use_bias=False, depthwise_regularizer=layer.depthwise_regularizer,
-        name=f"{layer.name}_depthwise", trainable=layer.trainable,
+        depthwise_constraint=layer.depthwise_constraint, name=f"{layer.name}_depthwise", trainable=layer.trainable,
     ))  # fmt: skip
     pointwise = out.once(layer, "pointwise", lambda: classes[1](
-        layer.filters, 1, use_bias=layer.use_bias, kernel_regularizer=layer.pointwise_regularizer,
-        name=layer.name, trainable=layer.trainable,
+        layer.filters, 1, kernel_regularizer=layer.pointwise_regularizer, kernel_constraint=layer.pointwise_constraint,
+        name=layer.name, trainable=layer.trainable, **_bias_rules(layer),
     ))  # fmt: skip
     shape = node.output().shape
     middle = (*shape[:-1], depthwise_kernel.shape[-2] * depthwise_kernel.shape[-1])
     tensor = out.call(depthwise, f"{node.path}_depthwise", tensor, shape=middle, weights=[depthwise_kernel])
     weights = [pointwise_kernel, *bias]
     tensor = out.call(pointwise, node.path, tensor, shape=shape, weights=weights, source_kernel="pointwise_kernel")
-    return after(node, out, tensor, layer.activation)
+    return after(node, out, tensor)
 
 
 def transposed_over_one_axis(node: Node, out: Rewriter) -> Any:
@@ -50,13 +116,12 @@ def transposed_over_one_axis(node: Node, out: Rewriter) -> Any:
     if type(layer) is not _L.Conv1DTranspose or layer.data_format != "channels_last":
         return None
     (tensor,) = node.inputs()
-    kernel, *bias = out.graph.weights_of(layer)  # [time, out, in]
+    kernel, *bias = own_weights(layer, out)  # [time, out, in]
     padding = None if layer.output_padding is None else (0, *layer.output_padding)
     made = out.once(layer, "transposed", lambda: _L.Conv2DTranspose(
         layer.filters, (1, *layer.kernel_size), strides=(1, *layer.strides), padding=layer.padding,
-        output_padding=padding, dilation_rate=(1, *layer.dilation_rate), use_bias=layer.use_bias,
-        kernel_regularizer=layer.kernel_regularizer, bias_regularizer=layer.bias_regularizer,
-        name=layer.name, trainable=layer.trainable,
+        output_padding=padding, dilation_rate=(1, *layer.dilation_rate),
+        name=layer.name, trainable=layer.trainable, **_kernel_rules(layer, kernel),
     ))  # fmt: skip
     batch, *line = node.output().shape
     rows = _L.Reshape((1, tensor.shape[1] or -1, tensor.channels), name=f"{layer.name}_rows")
@@ -64,7 +129,7 @@ def transposed_over_one_axis(node: Node, out: Rewriter) -> Any:
     tensor = out.call(made, node.path, tensor, shape=(batch, 1, *line), weights=[kernel[None], *bias])
     flat = _L.Reshape((line[0] or -1, layer.filters), name=f"{layer.name}_line")
     result = out.call(flat, f"{node.path}_line", tensor, shape=(batch, *line))
-    return after(node, out, result, layer.activation)
+    return after(node, out, result)
 
 
 def depthwise_of_groups(node: Node, out: Rewriter) -> Any:
@@ -77,32 +142,31 @@ def depthwise_of_groups(node: Node, out: Rewriter) -> Any:
     plain = layer.strides[0] == layer.strides[1] and 1 in {layer.strides[0], max(layer.dilation_rate)}
     if layer.groups != tensor.channels or not plain:
         return None
-    kernel, *bias = out.graph.weights_of(layer)  # [height, width, 1, channels * multiplier]
+    kernel, *bias = own_weights(layer, out)  # [height, width, 1, channels * multiplier]
     multiplier = layer.filters // layer.groups
     depthwise = out.once(layer, "depthwise", lambda: _L.DepthwiseConv2D(
         layer.kernel_size, strides=layer.strides, padding=layer.padding, depth_multiplier=multiplier,
-        dilation_rate=layer.dilation_rate, use_bias=layer.use_bias, depthwise_regularizer=layer.kernel_regularizer,
-        name=layer.name, trainable=layer.trainable,
+        dilation_rate=layer.dilation_rate, name=layer.name, trainable=layer.trainable,
+        **_kernel_rules(layer, kernel, "depthwise"),
     ))  # fmt: skip
     weights = [kernel.reshape(*kernel.shape[:2], layer.groups, multiplier), *bias]
     shape = node.output().shape
     result = out.call(depthwise, node.path, tensor, shape=shape, weights=weights, source_kernel="kernel")
-    return after(node, out, result, layer.activation)
+    return after(node, out, result)
 
 
 def dense_on_image(node: Node, out: Rewriter) -> Any:
-    """Dense on [N, H, W, C] -> 1x1 Conv2D: one scale a channel, and no reshaping around it."""
+    """Dense on [N, H, W, C] -> 1x1 Conv2D: one scale per channel, and no reshaping around it."""
     layer = node.layer
     if type(layer) is not _L.Dense or len(node.inputs()[0].shape) != 4:  # noqa: PLR2004 - [N, H, W, C]
         return None
-    kernel, *bias = out.graph.weights_of(layer)  # [in, units]
+    kernel, *bias = own_weights(layer, out)  # [in, units]
     made = out.once(layer, "convolution", lambda: _L.Conv2D(
-        layer.units, 1, use_bias=layer.use_bias, kernel_regularizer=layer.kernel_regularizer,
-        bias_regularizer=layer.bias_regularizer, name=layer.name, trainable=layer.trainable,
+        layer.units, 1, name=layer.name, trainable=layer.trainable, **_kernel_rules(layer, kernel)
     ))  # fmt: skip
     weights = [np.reshape(kernel, (1, 1, *kernel.shape)), *bias]
     result = out.call(made, node.path, node.inputs()[0], shape=node.output().shape, weights=weights)
-    return after(node, out, result, layer.activation)
+    return after(node, out, result)
 
 
 def time_distributed(node: Node, out: Rewriter) -> Any:
@@ -110,12 +174,15 @@ def time_distributed(node: Node, out: Rewriter) -> Any:
     layer = node.layer
     if type(layer) is not _L.TimeDistributed or type(layer.layer) is not _L.Dense:
         return None
+    # Of the steps' mean; without the wrapper it would be of their sum.
+    if layer.activity_regularizer is not None:
+        return None
     (tensor,) = node.inputs()
     inner = layer.layer
     dense = out.once(layer, "dense", lambda: _L.Dense(
-        inner.units, use_bias=inner.use_bias, kernel_regularizer=inner.kernel_regularizer,
-        name=layer.name, trainable=layer.trainable,
+        inner.units, kernel_regularizer=inner.kernel_regularizer, kernel_constraint=inner.kernel_constraint,
+        name=layer.name, trainable=layer.trainable and inner.trainable, **_bias_rules(inner),
     ))  # fmt: skip
     shape = node.output().shape
-    result = out.call(dense, node.path, tensor, shape=shape, weights=out.graph.weights_of(layer))
+    result = out.call(dense, node.path, tensor, shape=shape, weights=own_weights(inner, out))
     return after(node, out, result, inner.activation)

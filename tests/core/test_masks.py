@@ -1,0 +1,137 @@
+"""Masks: what Keras hands on beside the tensors reaches every call that takes it, in each form of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfmot_ops import core
+from tfmot_ops.contract import Recipe
+from tfmot_ops.core import keras
+from tfmot_ops.core.graph.read import read_graph
+from tfmot_ops.core.quantize import unrounded
+from tfmot_ops.errors import UnsupportedModelError
+
+L = keras.layers
+FLOAT = Recipe(name="float")
+
+
+def ids() -> np.ndarray:
+    values = np.random.default_rng(0).integers(1, 20, (16, 10)).astype(np.int32)
+    values[:, 6:] = 0
+    values[:5, 2:] = 0
+    return values
+
+
+def steps() -> np.ndarray:
+    values = np.random.default_rng(0).normal(size=(16, 10, 3)).astype(np.float32)
+    values[:, 6:] = 0
+    return values
+
+
+def embedded() -> tuple[Any, Any]:
+    inputs = keras.Input((10,), dtype="int32")
+    rows = keras.initializers.RandomUniform(-1.0, 1.0, seed=0)
+    return inputs, L.Embedding(20, 8, mask_zero=True, embeddings_initializer=rows)(inputs)
+
+
+def of_embedded(body: Callable[[Any], Any]) -> Callable[[], Any]:
+    def build() -> Any:
+        inputs, rows = embedded()
+        return keras.Model(inputs, L.Dense(4)(body(rows)))
+
+    return build
+
+
+def nested() -> Any:
+    line = keras.Input((10, 8))
+    inner = keras.Model(line, L.LSTM(8, return_sequences=True)(line), name="inner")
+    inputs, rows = embedded()
+    return keras.Model(inputs, L.Dense(4)(L.GlobalAveragePooling1D()(inner(rows))))
+
+
+def sequential() -> Any:
+    return keras.Sequential(
+        [
+            L.Input((10, 3)),
+            L.Masking(),
+            L.GRU(8, return_sequences=True),
+            L.TimeDistributed(L.Dense(5)),
+            L.GlobalAveragePooling1D(),
+        ]
+    )
+
+
+MODELS = {
+    "lstm": of_embedded(L.LSTM(8)),
+    "pooled": of_embedded(L.GlobalAveragePooling1D()),
+    # Its parts stand for one layer that hands the mask on.
+    "layer_norm": of_embedded(lambda x: L.LSTM(8)(L.LayerNormalization()(x))),
+    # A function of TensorFlow hands no mask on; what stands for it has not to, either.
+    "dropped": of_embedded(lambda x: L.LSTM(8)(tf.nn.relu(x * 3.0))),
+    "both_ways": of_embedded(L.Bidirectional(L.LSTM(4, return_sequences=True))),
+    "merged": of_embedded(lambda x: L.GRU(8)(L.Concatenate()([L.Dropout(0.1)(x), x]))),
+    "self_attention": of_embedded(lambda x: L.GlobalAveragePooling1D()(L.MultiHeadAttention(2, 4)(x, x))),
+    "attention": of_embedded(lambda x: L.GlobalMaxPooling1D()(L.Attention()([x, L.Dense(8)(x)]))),
+    "nested": nested,
+    "masking": sequential,
+}
+
+
+def outputs(model: Any, x: np.ndarray) -> np.ndarray:
+    return np.asarray(model(x, training=False))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_form_of_a_model_computes_under_the_same_masks(name: str, tmp_path: Any) -> None:
+    keras.utils.set_random_seed(0)
+    model, x = MODELS[name](), steps() if name == "masking" else ids()
+    expected = outputs(model, x)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(outputs(core.normalize(model), x), expected, atol=1e-5 * scale)
+    assert core.sqnr_db(expected, core.predict(core.export_tflite(model, FLOAT, x), x)) > 60.0
+    recipe = core.recipes.decode("wi8_ai8")
+    quantized, _ = core.quantize(model, recipe, x)
+    np.testing.assert_allclose(unrounded(quantized, [x]), expected, atol=1e-5 * scale)
+    rounded = outputs(quantized, x)
+    assert core.sqnr_db(expected, rounded) > 20.0
+    core.save_model(quantized, tmp_path / "m.h5")
+    np.testing.assert_array_equal(outputs(core.load_model(tmp_path / "m.h5"), x), rounded)
+    assert core.sqnr_db(rounded, core.predict(core.export_tflite(quantized, recipe, x), x)) > 20.0
+
+
+def test_a_pruned_model_keeps_its_masks() -> None:
+    model, x = MODELS["lstm"](), ids()
+    recipe = core.recipes.decode("sparse1")
+    stripped = core.strip(core.prune(model, recipe)[0])
+    assert core.sqnr_db(outputs(model, x), outputs(stripped, x)) > 20.0
+
+
+def test_masks_are_read_only_where_there_are_any() -> None:
+    inputs = keras.Input((10, 3))
+    graph = read_graph(keras.Model(inputs, L.BatchNormalization()(L.LSTM(4)(inputs))))
+    assert [type(node.layer).__name__ for node in graph.nodes] == ["LSTM", "BatchNormalization"]
+    assert all("mask" not in node.kwargs for node in graph.nodes)
+
+
+class OpaqueMask(L.Layer):
+    def call(self, inputs: Any, training: Any = None) -> Any:
+        del training
+        return inputs
+
+    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
+        del mask
+        if keras.backend.is_keras_tensor(inputs):
+            raise TypeError("not of symbols")
+        return inputs[..., 0] > 0.0
+
+
+def test_a_mask_that_cannot_be_carried_is_refused_by_name() -> None:
+    inputs = keras.Input((10, 3))
+    model = keras.Model(inputs, L.LSTM(4)(OpaqueMask(name="opaque")(inputs)))
+    with pytest.raises(UnsupportedModelError, match="opaque"):
+        read_graph(model)
