@@ -167,3 +167,18 @@ def test_what_has_no_int8_form_is_reported_and_the_rest_is_quantised() -> None:
     profile = core.profile_tflite(core.export_tflite(quantized, recipe))
     assert profile.int8_mac_fraction == 1.0
     assert profile.float_ops > 0
+
+
+def test_a_pruned_embedding_holds_its_zeros_in_the_file() -> None:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,), dtype=tf.int32)
+    x = L.Flatten()(L.Embedding(20, 8, name="table")(inputs))
+    model = keras.Model(inputs, L.Dense(3)(x))
+    model.compile("sgd", "mse")
+    x = np.random.default_rng(0).integers(0, 20, (16, 6)).astype(np.int32)
+    recipe = core.recipes.decode("sparse50_wi8_ai8")
+    pruned, _ = core.prune(model, recipe)
+    quantized, _ = core.quantize(core.strip(pruned), recipe, x)
+    profile = core.profile_tflite(core.export_tflite(quantized, recipe))
+    assert min(profile.sparsity.values()) >= 0.49
+    assert sorted(profile.weight_sizes.values()) == [144, 160]

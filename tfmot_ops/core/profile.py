@@ -35,6 +35,8 @@ _MAC_OPERANDS = {
     "FULLY_CONNECTED": (0, 1),
     "BATCH_MATMUL": (0, 1),
 }
+#: Op -> place of the table it takes rows of: weights too, though nothing is multiplied.
+_TABLES = {"GATHER": 0, "EMBEDDING_LOOKUP": 1}
 _CONVERSIONS = frozenset({"QUANTIZE", "DEQUANTIZE"})
 #: Runs before the clock counts: the first ones pack weights and fill caches.
 _WARM_UP_RUNS = 5
@@ -320,6 +322,8 @@ def _count(tally: _Tally, graph: _Graph, op: _Op) -> None:
         tally.float_ops += 1
     if op.name in _MAC_OPERANDS:
         _count_macs(tally, graph, op)
+    if op.name in _TABLES:
+        _count_weights(tally, graph, op.inputs[_TABLES[op.name]])
 
 
 def _count_macs(tally: _Tally, graph: _Graph, op: _Op) -> None:
@@ -328,6 +332,10 @@ def _count_macs(tally: _Tally, graph: _Graph, op: _Op) -> None:
     tally.macs += macs
     if {graph.dtype(index) for index in (data, weight, op.outputs[0])} == {"int8"}:
         tally.int8_macs += macs
+    _count_weights(tally, graph, weight)
+
+
+def _count_weights(tally: _Tally, graph: _Graph, weight: int) -> None:
     constant = graph.weight(weight)
     counted = None if constant is None else graph.zeros(constant)
     if constant is not None and counted is not None:

@@ -6,8 +6,10 @@ import functools
 import inspect
 import io
 import tarfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from tfmot_ops.contract import Device, StepResult, StepSpec
@@ -17,12 +19,16 @@ from tfmot_ops.runners.base import Log, judge, peek
 
 if TYPE_CHECKING:
     from airflow.providers.docker.operators.docker import DockerOperator
+    from docker.errors import APIError
 
 #: Labels of our containers: the step for people, the task instance for its next attempt.
 STEP_LABEL, TASK_LABEL = "tfmot-ops.step", "tfmot-ops.task"
 _QUOTED_LINES = 15
-#: Exit code of coreutils' `timeout` when the time is over.
-_TIMED_OUT = 124
+#: Exit codes of coreutils' `timeout` when the time is over: the step ended by SIGTERM, and by SIGKILL alone.
+_TIMED_OUT, _KILLED = 124, 137
+#: Seconds between the questions after a container that its engine does not answer: a restart takes a few, and podman
+#: fails, instead of finding nothing, while somebody removes it.
+_PATIENCE_S = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,8 @@ class DockerRunner:
         image: image of the target `cpu`.
         gpu_image: image of the target `gpu`.
         device: what steps compute on; None is what each spec says. `gpu` takes `gpu_image` and asks for every GPU.
+        fallback: `cpu` runs a step there when the engine does not start its GPU container; None fails it with the
+            engine's reason. An engine that does not know of GPUs starts it without one, which is logged.
         memory: limit of memory and swap together, as Docker writes it.
         cpus: limit of processor time, in processors.
         network: Docker's network mode, or the name of a network.
@@ -49,6 +57,7 @@ class DockerRunner:
     image: str = images.IMAGE
     gpu_image: str = images.GPU_IMAGE
     device: Device | None = None
+    fallback: Device | None = None
     memory: str = "4g"
     cpus: float = 2.0
     network: str = "bridge"
@@ -64,17 +73,34 @@ class DockerRunner:
     def start(self, spec: StepSpec, context: Mapping[str, Any] | None, log: Log) -> DockerStep:
         """Prepare the container; the provider's operator makes, starts and follows it in one call, which is `wait`."""
         try:
-            operator = self._operator(spec, context)
+            return DockerStep(self, spec, context, log)
         except ImportError as error:
             raise images.missing_provider("docker") from error
-        return DockerStep(operator, spec, context, log)
 
-    def _operator(self, spec: StepSpec, context: Mapping[str, Any] | None) -> DockerOperator:
+    def on_cpu(self) -> DockerRunner:
+        """This runner without its GPU."""
+        return replace(self, device=Device.CPU, fallback=None)
+
+    def with_memory(self, gib: float) -> DockerRunner:
+        """This runner with a limit of at least so many GiB."""
+        from docker.utils import parse_bytes
+
+        return self if parse_bytes(self.memory) >= gib * 2**30 else replace(self, memory=f"{round(gib * 2**10)}m")
+
+    def wants_gpu(self, spec: StepSpec) -> bool:
+        """Whether this runner asks for a GPU for this step."""
+        return (self.device or spec.device) is Device.GPU
+
+    def operator(self, spec: StepSpec, context: Mapping[str, Any] | None) -> DockerOperator:
+        """The provider's operator for a step, with a client that has reached the engine.
+
+        Raises:
+            StepFailedError: no engine answers.
+        """
         from airflow.providers.docker.operators.docker import DockerOperator
         from docker.types import DeviceRequest
 
-        device = self.device or spec.device
-        gpu = device is Device.GPU
+        gpu = self.wants_gpu(spec)
         task = images.task_key(context)
         operator = DockerOperator(
             task_id=spec.step_id,
@@ -82,7 +108,7 @@ class DockerRunner:
             entrypoint=["tini", "-g", "--", "timeout", "--kill-after=10", str(self.deadline_s), "tfmot-ops"],
             command=list(images.ARGUMENTS),
             user=f"{images.UID}:{images.UID}",
-            environment=images.environment(spec, device, self.env),
+            environment=images.environment(spec, Device.GPU if gpu else Device.CPU, self.env),
             private_environment=self._secrets(),
             mem_limit=self.memory,
             cpus=self.cpus,
@@ -100,7 +126,7 @@ class DockerRunner:
             docker_conn_id=self.docker_conn_id,
             do_xcom_push=False,
         )
-        client = operator.cli
+        client = _client(operator)
         # The operator has no arguments for these.
         client.create_host_config = functools.partial(
             client.create_host_config,
@@ -132,70 +158,126 @@ class DockerRunner:
 class DockerStep:
     """A container; see `RunningStep`."""
 
-    def __init__(self, operator: DockerOperator, spec: StepSpec, context: Mapping[str, Any] | None, log: Log) -> None:
-        self._operator = operator
+    def __init__(self, runner: DockerRunner, spec: StepSpec, context: Mapping[str, Any] | None, log: Log) -> None:
+        self._runner = runner
         self._spec = spec
         self._context = context
         self._log = log
         self._killed = False
+        self._lines: list[str] = []
+        self._operator = self._make(runner)
         self.result: StepResult | None = None
 
     def wait(self) -> StepResult:
         """Run the container to its end and remove it, whatever happens; see `RunningStep.wait`."""
-        from airflow.providers.docker.exceptions import DockerContainerFailedException
-        from docker.errors import APIError
-
-        self._remove_predecessors()
-        lines: Sequence[Any] = ()
         try:
-            try:
-                # Unwrapped: Airflow's guard takes an operator inside an operator for a mistake, and warns.
-                inspect.unwrap(type(self._operator).execute)(self._operator, self._context or {})
-            except DockerContainerFailedException as error:
-                lines = error.logs or ()
-            except APIError as error:
-                if self._operator.container is None:
-                    raise self._not_started(error) from error
-            return self._answer([str(line) for line in lines[-_QUOTED_LINES:]])
+            self._remove_predecessors()
+            return self._attempt()
+        except OSError as error:  # from the engine or the way to it: APIError is one, as all errors of requests are
+            told = self._stopped() if self._killed else self._lost(error)
+            self.kill()
+            raise told from error
+        except BaseException:  # Airflow's time-out, for one
+            self.kill()
+            raise
         finally:
-            self._remove(self._container_id)
-            self._operator.cli.close()
+            self._tidy()
 
     def kill(self) -> None:
         """SIGTERM, a grace period, SIGKILL, and the container is gone."""
-        from docker.errors import APIError
-
         self._killed = True
-        if (container := self._container_id) is None:
-            return
-        try:
-            self._operator.cli.stop(container, timeout=images.GRACE_S)
-        except APIError as error:  # it has ended already, or somebody else has removed it
-            self._log(f"container {container[:12]}: {error.explanation}")
-        self._remove(container)
+        if (container := self._container_id) is not None:
+            self._order(self._operator.cli.stop, container, timeout=images.GRACE_S)
+            self._remove(container)
 
     @property
     def _container_id(self) -> str | None:
         container = self._operator.container
         return str(container["Id"]) if container else None
 
-    def _answer(self, last_lines: list[str]) -> StepResult:
+    def _make(self, runner: DockerRunner) -> DockerOperator:
+        operator = runner.operator(self._spec, self._context)
+        operator.cli.create_container = functools.partial(self._create, operator, operator.cli.create_container)
+        return operator
+
+    def _create(self, operator: DockerOperator, create: Callable[..., dict[str, Any]], **arguments: Any) -> Any:
+        """Make the container for the provider, which would start it after a `kill` that came meanwhile."""
+        # Known to `kill` before the question, so that it has come either before that or to a container it knows.
+        operator.container = container = create(**arguments)
+        if self._killed:
+            raise self._stopped()
+        if operator.device_requests:
+            given = operator.cli.inspect_container(container["Id"])["HostConfig"]
+            if not given.get("DeviceRequests") and not given.get("Devices"):
+                self._log("the engine takes no notice of the request for a GPU: the step computes on what it finds")
+        return container
+
+    def _attempt(self) -> StepResult:
+        error = self._follow()
+        state = self._state()
+        if self._killed:
+            raise self._stopped() from error
+        if self._container_id is None or (state is not None and state["Status"] == "created"):
+            return self._without_start(error)
+        if state is None:
+            raise self._gone() from error
+        return self._answer(state, error)
+
+    def _follow(self) -> OSError | None:
+        """Make the container and pass its output on until it ends; the error of the engine, if there is one."""
+        from airflow.providers.docker.exceptions import DockerContainerFailedException
+
+        try:
+            # Unwrapped: Airflow's guard takes an operator inside an operator for a mistake, and warns.
+            inspect.unwrap(type(self._operator).execute)(self._operator, self._context or {})
+        except DockerContainerFailedException as failure:
+            self._lines = [str(line) for line in (failure.logs or ())[-_QUOTED_LINES:]]
+        except OSError as error:
+            return error
+        return None
+
+    def _state(self) -> dict[str, Any] | None:
+        """What the engine says of the container, be it after a restart; None where there is no container."""
+        from docker.errors import NotFound, NullResource
+
+        for pause in (*_PATIENCE_S, None):
+            try:
+                return dict(self._operator.cli.inspect_container(self._container_id)["State"])
+            except (NotFound, NullResource):  # the second where none was made
+                return None
+            except OSError:
+                if pause is None:
+                    raise
+                time.sleep(pause)
+        return None
+
+    def _without_start(self, error: OSError | None) -> StepResult:
+        """Try again on the CPU, where that may help, after a container that never ran."""
+        from docker.errors import APIError
+
+        if not isinstance(error, APIError):
+            raise error or self._gone()
+        # An engine looks for a GPU when it starts a container, not when it makes one.
+        refused = self._container_id is not None and self._runner.wants_gpu(self._spec)
+        if not refused or self._runner.fallback is not Device.CPU:
+            raise self._not_started(error) from error
+        reason = error.explanation or error
+        self._log(f"the engine does not start the GPU container ({reason}): the runner falls back to the CPU")
+        self._tidy()
+        self._runner = self._runner.on_cpu()
+        self._operator = self._make(self._runner)
+        return self._attempt()
+
+    def _answer(self, state: Mapping[str, Any], error: OSError | None) -> StepResult:
         from docker.errors import NotFound
 
-        client, container = self._operator.cli, str(self._container_id)
         try:
-            state = client.inspect_container(container)["State"]
-            answer = self._result_file(container)
-        except NotFound as error:
-            if self._killed:
-                raise TfmotOpsError(f"step {self._spec.step_id} was stopped, as its task was") from error
-            raise StepFailedError(
-                f"the container of step {self._spec.step_id} is gone",
-                required="a container that is there until its result was read",
-                received=f"no container {container[:12]}; somebody else removed it",
-                remedy="retry; look for what cleans up on the engine's host",
-            ) from error
+            answer = self._result_file(str(self._container_id))
+        except NotFound as missing:
+            raise (self._stopped() if self._killed else self._gone()) from missing
         self.result = peek(answer)
+        if error is not None and (answer is None or state["Running"]):
+            raise self._lost(error, state) from error
         if state.get("OOMKilled"):
             raise StepFailedError(
                 f"step {self._spec.step_id} was ended for lack of memory (OOMKilled)",
@@ -203,9 +285,21 @@ class DockerStep:
                 received=f"exit code {state['ExitCode']}",
                 remedy="give the runner more memory, or the step a smaller batch_size",
             )
-        if state["ExitCode"] == _TIMED_OUT:
-            last_lines = [*last_lines, "exit code 124: the runner's deadline_s is over"]
-        return judge(answer, self._spec, state["ExitCode"], last_lines)
+        if self._is_late(state):
+            raise StepFailedError(
+                f"step {self._spec.step_id} was ended, as the runner's deadline_s is over",
+                required=f"a step that ends within {self._runner.deadline_s} s",
+                received="\n    ".join([f"exit code {state['ExitCode']}; its last lines:", *self._lines]),
+                remedy="raise deadline_s, or give the step less to do; a retry continues from its checkpoint",
+            )
+        return judge(answer, self._spec, state["ExitCode"], self._lines)
+
+    def _is_late(self, state: Mapping[str, Any]) -> bool:
+        if state["ExitCode"] != _KILLED:
+            return bool(state["ExitCode"] == _TIMED_OUT)
+        # Of a step that is deaf to SIGTERM, or of one that somebody else killed.
+        began, ended = (datetime.fromisoformat(state[moment]) for moment in ("StartedAt", "FinishedAt"))
+        return (ended - began).total_seconds() >= self._runner.deadline_s
 
     def _result_file(self, container: str) -> bytes | None:
         from docker.errors import NotFound
@@ -220,12 +314,40 @@ class DockerStep:
             file = archive.extractfile(archive.getmembers()[0])
             return file.read() if file is not None else None
 
-    def _not_started(self, error: Exception) -> StepFailedError:
+    def _stopped(self) -> TfmotOpsError:
+        return TfmotOpsError(f"step {self._spec.step_id} was stopped, as its task was")
+
+    def _gone(self) -> StepFailedError:
         return StepFailedError(
-            f"the container of step {self._spec.step_id} could not be made",
-            required=f"an engine that has or can pull {self._operator.image}, and takes the runner's arguments",
+            f"the container of step {self._spec.step_id} is gone",
+            required="a container that is there until its result was read",
+            received=f"no container {str(self._container_id)[:12]}; somebody else removed it",
+            remedy="retry; look for what cleans up on the engine's host",
+        )
+
+    def _not_started(self, error: APIError) -> StepFailedError:
+        if self._container_id is None:
+            return StepFailedError(
+                f"the container of step {self._spec.step_id} could not be made",
+                required=f"an engine that has or can pull {self._operator.image}, and takes the runner's arguments",
+                received=str(error),
+                remedy="build or push the image (docker/Dockerfile), or correct the runner's `image`",
+            )
+        gpu = "; for a GPU, its driver and the container toolkit" if self._runner.wants_gpu(self._spec) else ""
+        return StepFailedError(
+            f"the container of step {self._spec.step_id} could not be started",
+            required=f"an image of docker/Dockerfile, and an engine with the runner's network and mounts{gpu}",
             received=str(error),
-            remedy="build or push the image (docker/Dockerfile), or correct the runner's `image`",
+            remedy="correct the runner's arguments or the engine" + (", or set the runner's `fallback`" if gpu else ""),
+        )
+
+    def _lost(self, error: OSError, state: Mapping[str, Any] | None = None) -> StepFailedError:
+        then = f"; then the container was {state['Status']}, exit code {state['ExitCode']}" if state else ""
+        return StepFailedError(
+            f"step {self._spec.step_id} lost its Docker engine",
+            required="an engine that answers until the step's result was read",
+            received=f"{type(error).__name__}: {error}{then}",
+            remedy="retry, which removes what may be left of this attempt; see why the engine failed or was restarted",
         )
 
     def _remove_predecessors(self) -> None:
@@ -237,12 +359,36 @@ class DockerStep:
             self._log(f"removing container {container['Id'][:12]} of an earlier attempt")
             self._remove(container["Id"])
 
-    def _remove(self, container: str | None) -> None:
-        from docker.errors import APIError
+    def _tidy(self) -> None:
+        if (container := self._container_id) is not None:
+            self._remove(container)
+        self._operator.cli.close()
 
-        if container is None:
-            return
+    def _remove(self, container: str) -> None:
+        self._order(self._operator.cli.remove_container, container, force=True, v=True)
+
+    def _order(self, call: Callable[..., Any], container: str, **arguments: Any) -> None:
+        """Have the engine do something to a container that may have gone by now, or whose engine may have."""
+        from docker.errors import NotFound
+
         try:
-            self._operator.cli.remove_container(container, force=True, v=True)
-        except APIError as error:  # gone, or going: `kill` in a signal handler may have been here first
-            self._log(f"container {container[:12]}: {error.explanation}")
+            call(container, **arguments)
+        except NotFound:
+            pass
+        except OSError as error:
+            self._log(f"container {container[:12]}: {getattr(error, 'explanation', None) or error}")
+
+
+def _client(operator: DockerOperator) -> Any:
+    from airflow.sdk.exceptions import AirflowException
+    from docker.errors import DockerException
+
+    try:
+        return operator.cli
+    except (AirflowException, DockerException, OSError) as error:
+        raise StepFailedError(
+            f"no Docker engine answers for step {operator.task_id}",
+            required=f"an engine at {operator.docker_url}",
+            received=f"{error} (the log of the provider's hook says more)",
+            remedy="start it, or correct the runner's `docker_url` or `docker_conn_id`, or DOCKER_HOST",
+        ) from error
