@@ -7,6 +7,7 @@ the kubeconfig of this machine lead to is used.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shlex
@@ -203,6 +204,13 @@ class Airflow:
 def airflow_at():
     """The class of a running Airflow: (home, port, MLflow's URI, login)."""
     return Airflow
+
+
+@pytest.fixture(autouse=True)
+def _no_open_streams():
+    """The provider leaves streams to the garbage collector: it comes by here, where what it finds is ignored."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)
