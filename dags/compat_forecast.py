@@ -7,8 +7,8 @@ from airflow.sdk import DAG, Param, task
 
 from tfmot_ops.contract import PRESET_RECIPES, RECIPE_NAME
 from tfmot_ops.operators import CompatSweepOperator, ForecastOperator, ListOperator, OpenRunOperator
+from tfmot_ops.operators.sweep import DEFAULT_RECIPES, PlanSweepOperator, Weight, room
 from tfmot_ops.runners import RUNNERS
-from tfmot_ops.sweep.plan import DEFAULT_RECIPES
 
 PARAMS = {
     "next_python": Param(
@@ -48,44 +48,43 @@ with DAG(
     render_template_as_native_obj=True,
     default_args={"retries": 2, "retry_delay": timedelta(seconds=10), "experiment": "tfmot_ops_sweep"},
 ) as dag:
-    open_run = OpenRunOperator(task_id="open_run", options={"name": "forecast", "parameters": "{{ params }}"})
-    listing = ListOperator(task_id="list", options={"what": "architectures"}, parent_run=open_run.output)
 
     @task
-    def plan(known: Any, **context: Any) -> list[dict[str, Any]]:
-        """Deal the cells into shards."""
+    def check(**context: Any) -> None:
+        """Refuse what names no other versions, or two."""
         from airflow.sdk.exceptions import AirflowFailException
-
-        from tfmot_ops.sweep.expected import costs, read_expected
-        from tfmot_ops.sweep.plan import shards
 
         params = context["params"]
         if bool(params["next_python"]) == bool(params["next_image"]):
             raise AirflowFailException("required: next_python or next_image, one of them\nreceived: both or none")
-        asked = params["architectures"] or known["parameters"]["list"]
-        return [
-            {"architectures": list(shard.architectures), "recipe": shard.recipe, "label": shard.label}
-            for shard in shards(asked, params["recipes"], costs(read_expected()))
-        ]
 
     @task
     def elsewhere(planned: Any, **context: Any) -> list[dict[str, Any]]:
         """The same shards for the other interpreter."""
         return [{**options, "python": context["params"]["next_python"]} for options in planned]
 
-    planned = plan(listing.output)
-    # Four slots: a shard may hold cells of any weight here.
+    open_run = OpenRunOperator(task_id="open_run", options={"name": "forecast", "parameters": "{{ params }}"})
+    listing = ListOperator(task_id="list", options={"what": "architectures"}, parent_run=open_run.output)
+    plan = PlanSweepOperator(
+        task_id="plan",
+        catalogue=listing.output,
+        architectures="{{ params.architectures }}",
+        recipes="{{ params.recipes }}",
+    )
+    check() >> open_run
     settings: dict[str, Any] = {
-        "pool_slots": 4,
         "parent_run": open_run.output,
         "map_index_template": "{{ task.options['label'] }}",
+        # A shard may be of any class here.
+        **room(Weight.HEAVY),
     }
-    now = CompatSweepOperator.partial(task_id="now", **settings).expand(options=planned)
+    now = CompatSweepOperator.partial(task_id="now", **settings).expand(options=plan.output)
     then = CompatSweepOperator.partial(
         task_id="then", runner="{{ {'image': params.next_image} if params.next_image else None }}", **settings
-    ).expand(options=elsewhere(planned))
+    ).expand(options=elsewhere(plan.output))
     ForecastOperator(
         task_id="forecast",
+        planned=plan.output,
         now=[now.output],
         then=[then.output],
         parent_run=open_run.output,

@@ -1,15 +1,19 @@
-"""Every night: each architecture of the catalogue through the whole chain; what survives, what broke, and why."""
+"""Every night: each architecture of the catalogue through the whole chain; what survives, what broke, and why.
+
+Shards take slots of the default pool by the memory that their cells need. In local processes these are shares of this
+machine, so that what runs at the same time fits it; see `tfmot_ops.operators.sweep.room`.
+"""
 
 from datetime import datetime, timedelta
 from typing import Any
 
-from airflow.sdk import DAG, Param, task
+from airflow.sdk import DAG, Param
 
 from tfmot_ops.contract import PRESET_RECIPES, RECIPE_NAME, Device
 from tfmot_ops.operators import CompatSweepOperator, ListOperator, OpenRunOperator, SummarizeSweepOperator
 from tfmot_ops.operators.notify import notifiers
+from tfmot_ops.operators.sweep import DEFAULT_RECIPES, PlanSweepOperator, Weight, room
 from tfmot_ops.runners import RUNNERS
-from tfmot_ops.sweep.plan import DEFAULT_RECIPES, Weight
 
 PARAMS = {
     "architectures": Param(
@@ -37,7 +41,8 @@ PARAMS = {
     "device": Param("cpu", type="string", enum=[device.value for device in Device]),
 }
 
-ASKED = "{{ params.architectures or ti.xcom_pull(task_ids='list')['parameters']['list'] }}"
+ASKED = {"architectures": "{{ params.architectures }}", "recipes": "{{ params.recipes }}"}
+LIMITS = {name: f"{{{{ params.{name} }}}}" for name in ("force", "time_limit_s", "memory_limit_gib")}
 
 with DAG(
     "compat_sweep",
@@ -63,36 +68,24 @@ with DAG(
     open_run = OpenRunOperator(task_id="open_run", options={"name": "sweep", "parameters": "{{ params }}"})
     listing = ListOperator(task_id="list", options={"what": "architectures"}, parent_run=open_run.output)
 
-    @task
-    def plan(known: Any, weight: str, **context: Any) -> list[dict[str, Any]]:
-        """Deal the cells of a weight class into shards; no two classes share one, as pool slots cannot be mapped."""
-        from tfmot_ops.sweep.expected import costs, read_expected
-        from tfmot_ops.sweep.plan import shards
-
-        params = context["params"]
-        asked = params["architectures"] or known["parameters"]["list"]
-        limits = {name: params[name] for name in ("force", "time_limit_s", "memory_limit_gib")}
-        return [
-            {"architectures": list(shard.architectures), "recipe": shard.recipe, "label": shard.label, **limits}
-            for shard in shards(asked, params["recipes"], costs(read_expected()))
-            if shard.weight == weight
-        ]
-
     def group(weight: Weight) -> Any:
         """The mapped shards of a weight class."""
-        planned = plan.override(task_id=f"plan_{weight.value}")(listing.output, weight.value)
+        planned = PlanSweepOperator(
+            task_id=f"plan_{weight.value}", catalogue=listing.output, weight=weight.value, options=LIMITS, **ASKED
+        )
         return CompatSweepOperator.partial(
             task_id=weight.value,
-            pool_slots=weight.pool_slots,
             parent_run=open_run.output,
             map_index_template="{{ task.options['label'] }}",
-        ).expand(options=planned)
+            **room(weight),
+        ).expand(options=planned.output)
 
     groups = [group(weight) for weight in Weight]
     summarize = SummarizeSweepOperator(
         task_id="summarize",
         shards=[group.output for group in groups],
-        options={"architectures": ASKED, "recipes": "{{ params.recipes }}"},
+        catalogue=listing.output,
+        options=ASKED,
         parent_run=open_run.output,
         # Whatever happened to the shards: what they left is judged, what they did not leave is missing.
         trigger_rule="all_done",

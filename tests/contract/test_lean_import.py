@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -22,6 +24,9 @@ CASES = {
     "contract": Lean("tfmot_ops.contract", HEAVY | {"tfmot_ops.core", "airflow", "numpy", "yaml"}),
     "errors": Lean("tfmot_ops.errors", HEAVY | {"tfmot_ops.core", "airflow", "pydantic"}),
     "report": Lean("tfmot_ops.report", HEAVY | {"tfmot_ops.core", "airflow"}),
+    "the plan of a sweep": Lean(
+        "tfmot_ops.sweep.plan, tfmot_ops.sweep.expected", HEAVY | {"tfmot_ops.core", "airflow"}
+    ),
     "command": Lean("tfmot_ops.cli", HEAVY | {"tfmot_ops.core", "airflow"}),
 }
 
@@ -34,3 +39,14 @@ def test_import_stays_lean(case, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
     loaded = set(json.loads(done.stdout.splitlines()[-1]))
     assert loaded.isdisjoint(case.absent), sorted(loaded & case.absent)
+
+
+def test_the_dags_import_airflow_and_what_is_made_for_them():
+    allowed = {"airflow.sdk", "tfmot_ops.operators", "tfmot_ops.runners", "tfmot_ops.contract"}
+    for path in (Path(__file__).resolve().parents[2] / "dags").glob("*.py"):
+        imports = [
+            node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+        names = {getattr(node, "module", None) or alias.name for node in imports for alias in node.names}
+        ours = {".".join(name.split(".")[:2]) for name in names if name.startswith(("airflow", "tfmot_ops"))}
+        assert ours <= allowed, path.name

@@ -12,7 +12,16 @@ def specs(run, step_id=None):
 def test_a_green_chain(fake_runs):
     run = fake_runs["green"]
     assert run["state"] == "success"
-    assert [spec["step_id"] for spec in run["specs"]] == ["open_run", "train", "quantize", "evaluate", "close_run"]
+    steps = [spec["step_id"] for spec in run["specs"]]
+    assert steps[:4] == ["open_run", "train", "quantize", "evaluate"]
+    assert sorted(steps[4:]) == ["close_run", "register"]
+
+
+def test_a_registration_is_given_what_was_measured(fake_runs):
+    (spec,) = specs(fake_runs["green"], "register")
+    assert spec["options"]["metrics"] == {"accuracy": 0.5}
+    assert spec["options"]["gates"] == {"accuracy": 0.4}
+    assert spec["inputs"]["tflite"]["uri"] == "memory://quantize/tflite"
 
 
 def test_templates_keep_numbers_and_none(fake_runs):
@@ -33,7 +42,9 @@ def test_each_step_has_its_key_and_the_parent_run(fake_runs):
     run = fake_runs["green"]
     opened = run["xcoms"]["open_run[-1].return_value"]["tracking_run_id"]
     parents = {spec["step_id"]: spec["tracking"]["parent_run_id"] for spec in run["specs"]}
-    assert parents == {"open_run": None} | dict.fromkeys(("train", "quantize", "evaluate", "close_run"), opened)
+    assert parents == {"open_run": None} | dict.fromkeys(
+        ("train", "quantize", "evaluate", "register", "close_run"), opened
+    )
     keys = [spec["tracking"]["key"] for spec in run["specs"]]
     assert keys[1] == {"dag_id": "green", "run_id": run["run_id"], "task_id": "train", "map_index": "-1"}
     assert len({tuple(key.items()) for key in keys}) == len(keys)

@@ -42,10 +42,10 @@ def test_six_architectures_then_a_regression_is_told(bench, run_dag, webhook) ->
     answer, log = run_dag("compat_sweep", PARAMS)
     states = {(task["task"], task["state"]) for task in answer["tasks"]}
     assert answer["state"] == "success", log[-6000:]
-    assert {("light", "success"), ("heavy", "skipped"), ("summarize", "success")} <= states
-    labels = [task["label"] for task in answer["tasks"] if task["task"] == "light"]
+    assert {("medium", "success"), ("heavy", "skipped"), ("summarize", "success")} <= states
+    labels = [task["label"] for task in answer["tasks"] if task["task"] == "medium"]
     assert labels
-    assert all("wi8_ai8 light" in label for label in labels)
+    assert all("wi8_ai8 medium" in label for label in labels)
     (sweep,) = earlier_sweeps(bench.tracking_uri, EXPERIMENT)
     assert {cell.cell for cell in sweep.cells if cell.status is Status.OK} == CELLS
     assert set(sweep.judgement.new) == CELLS
@@ -54,7 +54,7 @@ def test_six_architectures_then_a_regression_is_told(bench, run_dag, webhook) ->
     answer, log = run_dag("compat_sweep", asked, TEST_BREAK="yes", TFMOT_OPS_SWEEP_WEBHOOK=address)
     states = {task["task"]: task["state"] for task in answer["tasks"]}
     # A red cell is a result, and its shard green; the sweep as a whole is not.
-    assert (answer["state"], states["light"], states["summarize"]) == ("failed", "success", "failed"), log[-3000:]
+    assert (answer["state"], states["medium"], states["summarize"]) == ("failed", "success", "failed"), log[-3000:]
     assert "regressions: fickle/wi8_ai8 unknown at build: planted" in log
     (message,) = told
     assert list(message["regressions"]) == ["fickle/wi8_ai8"]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tfmot_ops.contract import CompatResult, Stage, Status
+from tfmot_ops.contract import CompatResult, Judgement, Recipe, Stage, Status, SweepResult
+from tfmot_ops.errors import SpecError
 from tfmot_ops.sweep.classes import ERROR_CLASSES, classify
 from tfmot_ops.sweep.expected import Expectation, Failure, accept, costs, judge, read_expected, write_expected
-from tfmot_ops.sweep.plan import Cost, Weight, pick, shards, weight
+from tfmot_ops.sweep.matrix import Cell
+from tfmot_ops.sweep.plan import Cost, pick
+from tfmot_ops.sweep.run import Sweep, last_good, with_seed
 
 GIB = 2**30
 
@@ -37,11 +42,16 @@ GOOD = {"A/wi8_ai8": result()}
         (failed(), FAILS, {}, None),
         (failed(Stage.BUILD), FAILS, {}, "regressions"),
         (failed(None), FAILS, {}, "regressions"),
+        (failed(error_class="crash"), FAILS, {}, "regressions"),
+        (failed(Stage.INVOKE), FAILS, {}, "new"),
         (result(), FAILS, {}, "improvements"),
         (result(), {}, {}, "new"),
         (failed(), {}, {}, "new"),
         (failed(), {}, GOOD, "regressions"),
-        (failed(), FAILS, GOOD, "regressions"),
+        # What never passed does not get worse.
+        (failed(), {}, {"A/wi8_ai8": failed()}, "new"),
+        # An accepted failure is no regression any more.
+        (failed(), FAILS, GOOD, None),
         (result(), {}, GOOD, None),
         (None, PASSES, {}, "missing"),
     ],
@@ -120,14 +130,62 @@ def test_cells_are_packed_by_memory() -> None:
     assert pick([large], [small], jobs=2, memory_bytes=8 * GIB) is None
 
 
-def test_shards_hold_every_cell_once_and_one_weight_class() -> None:
-    known = {f"N{i}": Cost(cpu_s=100 + i, memory_bytes=(1 + i % 12) * GIB) for i in range(40)}
-    dealt = shards(known, ("r", "s"), known, shard_s=600)
-    cells = [(name, shard.recipe) for shard in dealt for name in shard.architectures]
-    assert sorted(cells) == sorted((name, recipe) for name in known for recipe in ("r", "s"))
-    assert all({weight(known[name]) for name in shard.architectures} == {shard.weight} for shard in dealt)
-    assert {shard.weight for shard in dealt} == set(Weight)
-    assert len({shard.label for shard in dealt}) == len(dealt)
+def swept(*cells: CompatResult, hours: int = 0, **fields: Any) -> SweepResult:
+    started = datetime(2026, 11, 24, tzinfo=UTC) + timedelta(hours=hours)
+    return SweepResult(sweep_id=f"{hours}", started_at=started, duration_s=0.0, cells=cells, **fields)
+
+
+def test_the_baseline_is_the_last_time_that_each_cell_passed() -> None:
+    old = swept(result("A", message="old"), result("B"), failed())
+    bad = swept(result("A"), failed(), hours=1, judgement=Judgement(regressions={"B/wi8_ai8": "no"}))
+    one = swept(result("C"), hours=2)
+    good = last_good([one, bad, old])
+    assert set(good) == {"A/wi8_ai8", "B/wi8_ai8", "C/wi8_ai8"}, "the sweep of one says nothing of the others"
+    assert good["A/wi8_ai8"].message == "", "of a sweep in which another cell got worse, but the latest"
+
+
+def test_another_seed_is_no_baseline() -> None:
+    other = swept(*with_seed([result("A")], 7))
+    assert last_good([other]) == {}
+    assert set(last_good([other], 7)) == {"A/wi8_ai8"}
+
+
+def test_a_regression_stays_one_until_it_is_accepted() -> None:
+    sweeps, expected = [swept(result())], dict[str, Expectation]()
+    for hours in (1, 2):
+        judgement = judge([("A", "wi8_ai8")], [failed()], expected, last_good(sweeps))
+        assert list(judgement.regressions) == ["A/wi8_ai8"]
+        sweeps.insert(0, swept(failed(), hours=hours, judgement=judgement))
+    accepted = accept(expected, [failed()])
+    assert judge([("A", "wi8_ai8")], [failed()], accepted, last_good(sweeps)) == Judgement()
+
+
+class Plan(Sweep):
+    """A sweep whose cells fail without being run."""
+
+    def cells(self) -> list[Cell]:
+        names = self.architectures or ("A",)
+        return [Cell(name, recipe) for recipe in self.recipes for name in names]
+
+    def matrix(self, python: str | None = None) -> Any:
+        del python
+        run = lambda cells, *_: [result(cell.architecture, cell.recipe.name) for cell in cells]  # noqa: E731
+        return SimpleNamespace(run=run)
+
+
+def test_what_is_gone_from_the_catalogue_is_missing(tmp_path) -> None:
+    expected, recipes = {**PASSES, "Gone": PASSES["A"]}, (Recipe(name="wi8_ai8"),)
+    whole = Plan(tmp_path, recipes=recipes, expected=expected).run()
+    assert list(whole.judgement.missing) == ["Gone/wi8_ai8"]
+    assert not whole.judgement.is_good
+    assert Plan(tmp_path, ("A",), recipes, expected=expected).run().judgement.is_good
+
+
+def test_a_sweep_of_nothing_is_refused(tmp_path) -> None:
+    with pytest.raises(SpecError, match="a sweep of nothing"):
+        Sweep(tmp_path).cells()
+    with pytest.raises(SpecError, match="a sweep of nothing"):
+        Sweep(tmp_path, recipes=(Recipe(name="wi8_ai8"),)).run(cells=[])
 
 
 def test_the_packaged_expectations_name_architectures_of_the_catalogue() -> None:

@@ -39,7 +39,7 @@ class LogNotifier(_RegressionNotifier):
     """Writes to the log of the task."""
 
     def tell(self, message: dict[str, Any]) -> None:
-        """One line a cell."""
+        """One line per cell."""
         for kind in ("regressions", "missing"):
             for cell, how in message[kind].items():
                 logging.getLogger(__name__).error("%s: %s %s", kind, cell, how)

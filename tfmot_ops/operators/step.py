@@ -10,7 +10,7 @@ from airflow.sdk import BaseOperator, Connection
 from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
 from pydantic import ValidationError
 
-from tfmot_ops.contract import Artifact, Options, StepSpec, Tracking
+from tfmot_ops.contract import TRACKING_VARIABLES, Artifact, Options, StepSpec, Tracking
 from tfmot_ops.errors import SpecError, UnsupportedModelError
 from tfmot_ops.operators.links import DEFAULT_UI, UI_VARIABLE, MlflowRunLink, run_url
 from tfmot_ops.recipe_file import is_recipe_file, read_recipe
@@ -20,8 +20,6 @@ from tfmot_ops.runners import ResumableRunner, Runner, RunningStep, choose_runne
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperatorLink, Context
 
-#: Where steps are recorded, in this order, when the operator's `tracking_uri` does not say so.
-TRACKING_VARIABLES = ("TFMOT_OPS_TRACKING_URI", "MLFLOW_TRACKING_URI")
 #: What an XCom leaves out of a StepResult: tables, which are on the MLflow run.
 _NOT_IN_XCOM = {"layers", "versions"}
 
@@ -97,6 +95,7 @@ class StepOperator(BaseOperator):
         self.mlflow_conn_id = mlflow_conn_id
         self.mlflow_run_url = ""
         self._running: RunningStep | None = None
+        self._killed = False
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Build the spec, run it, return the result without its tables."""
@@ -105,18 +104,20 @@ class StepOperator(BaseOperator):
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Where a deferred step comes back; the provider's operator for Kubernetes names this method.
 
-        Everything is built anew from the same arguments, as nothing of `execute` is left.
+        Everything is built again from the same arguments, as nothing of `execute` is left.
         """
         return self._run(context, event)
 
     def _run(self, context: Context, event: dict[str, Any] | None) -> dict[str, Any]:
         try:
             spec = self.build_spec(context)
-            runner = choose_runner(self.runner, context["params"].get("runner"))
+            runner = self._choose_runner(context)
             if event is None:
                 self._running = runner.start(spec, context, self.log.info)
             else:
                 self._running = _resumable(runner).resume(spec, context, self.log.info, event)
+            if self._killed:  # while there was nothing to end yet
+                self._running.kill()
             result = self._running.wait()
         except (SpecError, UnsupportedModelError) as error:
             # The same request would fail again: spare the retries.
@@ -127,10 +128,23 @@ class StepOperator(BaseOperator):
             # Of a failed step too: its run is where one wants to look.
             if left is not None and left.tracking_run_id:
                 self.mlflow_run_url = run_url(self._mlflow_ui(), left.tracking_run_id)
-        return result.model_dump(mode="json", exclude=_NOT_IN_XCOM)
+        answer = result.model_dump(mode="json", exclude=_NOT_IN_XCOM)
+        self._judge(answer, context)
+        return answer
+
+    def _choose_runner(self, context: Context) -> Runner:
+        return choose_runner(self.runner, context["params"].get("runner"))
+
+    def _inputs(self) -> Mapping[str, Any]:
+        """The inputs, for an operator that gathers them from other arguments."""
+        return self.inputs or {}
+
+    def _judge(self, answer: dict[str, Any], context: Context) -> None:
+        """What an operator makes of a step that ended well, be it after a deferral; raises to fail the task."""
 
     def on_kill(self) -> None:
         """End the step with everything it started."""
+        self._killed = True
         if self._running is not None:
             self._running.kill()
 
@@ -142,7 +156,7 @@ class StepOperator(BaseOperator):
         """
         document = {
             "step_id": self.task_id,
-            "inputs": {name: _artifact(name, value) for name, value in (self.inputs or {}).items()},
+            "inputs": {name: _artifact(name, value) for name, value in self._inputs().items()},
             "output_uri": self.output_uri,
             "seed": self.seed,
             "device": self.device,
@@ -240,6 +254,25 @@ class EvaluateOperator(StepOperator):
     """
 
     kind = "evaluate"
+
+
+class RegisterOperator(StepOperator):
+    """Puts a TFLite file into MLflow's model registry, as `alias` of `name`, if every gate holds. Input `tflite`.
+
+    Args:
+        measured: the result whose metrics the gates look at (`evaluate.output`).
+        **kwargs: as for StepOperator. Options: `name`, `alias`, and `gates`, metric -> least value.
+    """
+
+    kind = "register"
+    template_fields: Sequence[str] = (*StepOperator.template_fields, "measured")
+
+    def __init__(self, *, measured: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.measured = measured
+
+    def _options(self, context: Context) -> dict[str, Any]:
+        return {"metrics": (self.measured or {}).get("metrics", {}), **super()._options(context)}
 
 
 class CloseRunOperator(StepOperator):

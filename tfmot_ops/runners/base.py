@@ -243,7 +243,8 @@ class FakeRunner:
 
 def fake_result(spec: StepSpec) -> StepResult:
     """A plausible result: a `model` (and after `quantize` a `tflite`) that exists nowhere, one metric, a run id."""
-    names = {"quantize": {"model": "keras_h5", "tflite": "tflite"}, "open_run": {}, "close_run": {}, "evaluate": {}}
+    names: dict[str, dict[str, str]] = {kind: {} for kind in ("open_run", "close_run", "evaluate", "register")}
+    names["quantize"] = {"model": "keras_h5", "tflite": "tflite"}
     formats = names.get(spec.options.kind, {"model": "keras_h5"})
     outputs = {
         name: Artifact.model_validate(

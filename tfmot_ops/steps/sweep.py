@@ -2,67 +2,138 @@
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
-from tfmot_ops.contract import ArtifactFormat, CompatResult, Status, SweepResult
-from tfmot_ops.steps.resume import checkpoint_uri
+from tfmot_ops.contract import ArtifactFormat, CompatResult, Status, StepSpec, SweepResult
+from tfmot_ops.errors import ArtifactError
+from tfmot_ops.steps.resume import VARIABLE, checkpoint_uri
 from tfmot_ops.steps.work import Work
 from tfmot_ops.store import KeptFile
 
 #: Folder in the work folder with the sweeps that MLflow has, one JSON file each; whoever runs the step puts them there.
 EARLIER = "earlier"
+#: In a tracking key: when the DAG run was due.
+_DUE = "run_after"
+#: What a place for kept cells raises that cannot be reached.
+_UNREACHABLE = (OSError, ValueError, ImportError, ArtifactError)
 
 
 def earlier(work: Work) -> list[SweepResult]:
     """Sweeps before this one, from the latest on; none where nobody knows of any."""
-    paths = sorted((work.workdir / EARLIER).glob("*.json"), reverse=True)
-    return [SweepResult.model_validate_json(path.read_text(encoding="utf-8")) for path in paths]
+    from tfmot_ops.sweep.run import read_sweeps
+
+    return read_sweeps(work.workdir / EARLIER)
+
+
+@runtime_checkable
+class _Finding(Protocol):
+    """A store that outlives the attempt: that of an MLflow run, which a retry takes up."""
+
+    def find(self, name: str, artifact_format: ArtifactFormat, folder: Path) -> Path | None:
+        """A local copy of what an earlier attempt put there last; None when it put nothing."""
+
+
+class _OnTheRun:
+    """A `KeptFile` among the artifacts of the step's run. They cannot be deleted: an empty one says that it is gone."""
+
+    def __init__(self, work: Work, store: _Finding) -> None:
+        self._work, self._store = work, store
+        self.uri = "the step's run"
+
+    def fetch(self, path: Path) -> bool:
+        found = self._store.find(path.stem, ArtifactFormat.JSON, path.parent / "found")
+        if found is None:
+            return False
+        path.write_bytes(found.read_bytes())
+        return True
+
+    def keep(self, path: Path) -> None:
+        self._work.store.put(path, path.stem, ArtifactFormat.JSON)
+
+    def remove(self) -> None:
+        path = self._work.workdir / "kept_cells.json"
+        path.write_text("{}", encoding="utf-8")
+        self.keep(path)
 
 
 class _Keeper:
-    """Keeps each cell as it ends, so that the next attempt at the shard runs only those that are missing."""
+    """Keeps each cell that has ended, so that the next attempt at the shard runs only those that are missing.
 
-    def __init__(self, work: Work) -> None:
+    They are kept as the files that the matrix finds its results in, and put back there: under the digest of what
+    decided them, those of another interpreter in the folder of its versions.
+
+    Beside the outputs of the step or in the folder that TFMOT_OPS_CHECKPOINTS names, as the checkpoints of a training;
+    else on the step's MLflow run, and in the user's cache where that cannot be read back.
+
+    Args:
+        work: the step.
+        folder: what the matrix writes its results below.
+    """
+
+    def __init__(self, work: Work, folder: Path) -> None:
         self._work = work
+        self._folder = folder
         self._path = work.workdir / "kept_cells.json"
-        self._kept = KeptFile(checkpoint_uri(work.spec).removesuffix(".npz") + ".json")
-        self.cells: list[CompatResult] = []
+        self._kept: KeptFile | _OnTheRun = KeptFile(checkpoint_uri(work.spec).removesuffix(".npz") + ".cells.json")
+        named = work.spec.output_uri or os.environ.get(VARIABLE)
+        if not named and isinstance(work.store, _Finding):
+            self._kept = _OnTheRun(work, work.store)
 
-    def fetch(self) -> dict[str, CompatResult]:
-        """Digest of inputs -> what an earlier attempt left."""
-        with contextlib.suppress(OSError, ValueError, ImportError):
-            if self._kept.fetch(self._path):
-                self.cells = read_cells(self._path)
-        return {cell.inputs_sha256: cell for cell in self.cells}
+    def restore(self) -> None:
+        """Put back what an earlier attempt left; nothing of a shard that ended."""
+        try:
+            if not self._kept.fetch(self._path):
+                return
+            files = json.loads(self._path.read_text(encoding="utf-8"))
+            cells = {name: CompatResult.model_validate(document) for name, document in files.items()}
+        except _UNREACHABLE as error:
+            self._tell(f"starts from the first cell: cannot read {self._kept.uri}: {error}")
+            return
+        for name, cell in cells.items():
+            path = self._folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(cell.model_dump_json(indent=1), encoding="utf-8")
+        if cells:
+            self._tell(f"continues after {len(cells)} cells of an attempt before")
 
     def started(self, cell: str) -> None:
         """See `tfmot_ops.sweep.matrix.Watcher`."""
-        self._work.progress.message(f"{cell} runs")
+        self._tell(f"{cell} runs")
 
     def ended(self, result: CompatResult) -> None:
         """See `tfmot_ops.sweep.matrix.Watcher`."""
         how = "ok" if result.status is Status.OK else f"{result.error_class} at {result.failed_stage}"
-        self._work.progress.message(f"{result.cell} {how}{' (cached)' if result.cached else ''}")
-        self.cells = [cell for cell in self.cells if cell.cell != result.cell] + [result]
-        self._path.write_bytes(as_json(self.cells))
-        # What cannot be kept is run again; that must not fail the shard.
-        with contextlib.suppress(OSError, ValueError, ImportError):
+        self._tell(f"{result.cell} {how}{' (cached)' if result.cached else ''}")
+        files = {path.relative_to(self._folder).as_posix(): path for path in self._folder.glob("*/*.json")}
+        kept = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in sorted(files.items())}
+        self._path.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+        try:
             self._kept.keep(self._path)
+        except _UNREACHABLE as error:
+            # What cannot be kept is run again; that must not fail the shard.
+            self._tell(f"cannot keep finished cells in {self._kept.uri}: {error}")
 
     def remove(self) -> None:
         """The shard is done."""
-        with contextlib.suppress(OSError, ValueError, ImportError):
+        try:
             self._kept.remove()
+        except _UNREACHABLE as error:
+            self._tell(f"cannot remove {self._kept.uri}: {error}")
+
+    def _tell(self, text: str) -> None:
+        self._work.progress.message(text)
 
 
 def compat(work: Work) -> None:
     """Run the cells of a shard, one after the other, each in its own process."""
     from tfmot_ops.sweep.forecast import run_with
     from tfmot_ops.sweep.limits import Limits
-    from tfmot_ops.sweep.run import Sweep, latest_by_inputs
+    from tfmot_ops.sweep.run import Sweep, latest_by_inputs, with_seed
 
     options = work.options
     plan = Sweep(
@@ -73,14 +144,14 @@ def compat(work: Work) -> None:
         jobs=1,
         limits=Limits(options.time_limit_s, options.memory_limit_gib * 2**30),
     )
-    keeper = _Keeper(work)
-    known = keeper.fetch()
-    if not options.force:
-        known = latest_by_inputs(earlier(work)) | known
+    keeper = _Keeper(work, plan.folder)
+    keeper.restore()
     if options.python is None:
+        known = {} if options.force else latest_by_inputs(earlier(work))
         results = plan.matrix().run(plan.cells(), known, keeper)
     else:
         results = list(run_with(plan, options.python, keeper).cells)
+    results = with_seed(results, work.spec.seed)
     work.put_bytes(as_json(results), "cells", ArtifactFormat.JSON)
     keeper.remove()
     passed = sum(result.status is Status.OK for result in results)
@@ -95,13 +166,15 @@ def summarize(work: Work) -> None:
     from tfmot_ops.sweep.repro import write_repros
     from tfmot_ops.sweep.run import last_good
 
-    options, before = work.options, earlier(work)
+    options, started = work.options, datetime.now(UTC)
+    sweep_id = _sweep_id(work.spec, started)
+    # An attempt before may have recorded this very sweep.
+    before = [sweep for sweep in earlier(work) if sweep.sweep_id != sweep_id]
     cells = [cell for name in sorted(work.spec.inputs) for cell in read_cells(work.path(name))]
     asked = [(name, recipe) for recipe in options.recipes for name in options.architectures]
-    judgement = judge(asked, cells, read_expected(), last_good(before))
-    started = datetime.now(UTC)
+    judgement = judge(asked, cells, read_expected(), last_good(before, work.spec.seed))
     sweep = SweepResult(
-        sweep_id=f"{started:%Y%m%dT%H%M%S}-{work.spec.sha256()[:8]}",
+        sweep_id=sweep_id,
         started_at=started,
         duration_s=sum(cell.metrics.get("wall_s", 0.0) for cell in cells if not cell.cached),
         cells=tuple(cells),
@@ -118,6 +191,16 @@ def summarize(work: Work) -> None:
     work.measure({"cells": len(cells), "passed": sweep.passed, **counts})
     work.parameters["judgement"] = judgement.model_dump(mode="json")
     work.progress.message(f"{sweep.passed} of {len(asked)} cells pass; {counts}")
+
+
+def _sweep_id(spec: StepSpec, started: datetime) -> str:
+    """The same at each attempt, so that a retry takes up the sweep's runs in MLflow; by the clock without a key."""
+    key = spec.tracking.key if spec.tracking is not None else {}
+    if _DUE not in key:
+        return f"{started:%Y%m%dT%H%M%S}-{spec.sha256()[:8]}"
+    due = datetime.fromisoformat(key[_DUE]).astimezone(UTC)
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return f"{due:%Y%m%dT%H%M%S}-{digest[:8]}"
 
 
 def forecast(work: Work) -> None:

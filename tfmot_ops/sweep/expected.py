@@ -1,4 +1,4 @@
-"""What each cell is expected to come to, kept in `expected.yaml`; a sweep is judged by it."""
+"""The expected outcome of each cell, kept in `expected.yaml`; a sweep is judged by it."""
 
 from __future__ import annotations
 
@@ -119,13 +119,16 @@ def judge(
     expected: Expected,
     last_good: Mapping[str, CompatResult] | None = None,
 ) -> Judgement:
-    """Compare a sweep with what was expected, and with the last good one.
+    """Compare a sweep with what was expected and, where nothing is, with what passed before.
+
+    A failure that is expected may not come earlier or in another class (a regression). One that comes later is new:
+    the cell got further than anybody knew.
 
     Args:
         asked: (architecture, recipe) of every cell there has to be.
         results: what came.
-        expected: see `read_expected`.
-        last_good: cell -> its result in the last sweep in which nothing got worse.
+        expected: see `read_expected`. It has the last word, so that an accepted failure is none any more.
+        last_good: cell -> its result in the latest sweep that it passed, see `tfmot_ops.sweep.run.last_good`.
     """
     found = {result.cell: result for result in results}
     judged: dict[str, dict[str, str]] = {"regressions": {}, "improvements": {}, "new": {}, "missing": {}}
@@ -143,19 +146,28 @@ def judge(
 def _verdict(result: CompatResult, expected: Expectation | None, before: CompatResult | None) -> tuple[str, str] | None:
     """(kind, sentence), None for a cell that is as expected."""
     failure = expected.fails.get(result.recipe) if expected else None
-    known = expected is not None and (failure is not None or result.recipe in expected.passes)
-    passed_before = before is not None and before.status is Status.OK
+    passes = expected is not None and result.recipe in expected.passes
+    passes = passes or (before is not None and before.status is Status.OK)
     if result.status is Status.OK:
         if failure is not None:
             return "improvements", f"was expected to fail ({failure.error_class}) and passes"
-        return None if known or passed_before else ("new", "passes")
+        return None if passes else ("new", "passes")
     told = f"{result.error_class or 'unknown'} at {result.failed_stage or 'no stage'}: {_first_line(result)}"
-    if not known and before is None:
-        return "new", f"fails, {told}"
-    if failure is None or passed_before:
-        return "regressions", told
-    if _index(result.failed_stage) < _index(failure.stage):
-        return "regressions", f"fails earlier than at {failure.stage}, {told}"
+    if failure is not None:
+        return _otherwise(result, failure, told)
+    return ("regressions", told) if passes else ("new", f"fails, {told}")
+
+
+def _otherwise(result: CompatResult, failure: Failure, told: str) -> tuple[str, str] | None:
+    """(kind, sentence) of a failure that is not the expected one; None for that one."""
+    stage, known = _index(result.failed_stage), _index(failure.stage)
+    expected = f"than {failure.error_class} at {failure.stage or 'no stage'}, {told}"
+    if stage < known:
+        return "regressions", f"fails earlier {expected}"
+    if stage > known:
+        return "new", f"fails later {expected}"
+    if (result.error_class or "unknown") != failure.error_class:
+        return "regressions", f"fails otherwise {expected}"
     return None
 
 

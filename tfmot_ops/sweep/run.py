@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tfmot_ops.contract import CompatResult, Recipe, SweepResult
+from tfmot_ops.contract import CompatResult, Recipe, Status, SweepResult
 from tfmot_ops.errors import SpecError
+from tfmot_ops.sweep.classes import is_lasting
 from tfmot_ops.sweep.expected import Expected, costs, judge, read_expected
 from tfmot_ops.sweep.limits import Limits
 from tfmot_ops.sweep.matrix import Cell, Matrix, Watcher
+from tfmot_ops.sweep.plan import MEMORY_SHARE, machine_bytes
 
-#: Share of the machine's memory that cells may take together.
-_MEMORY_SHARE = 0.85
+#: Metric of each cell: results of another seed are no baseline.
+_SEED = "seed"
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Sweep:
         architectures: names (see `tfmot_ops.core.catalog.architecture`); empty for the whole catalogue.
         recipes: with a quantisation each.
         seed: decides weights and images.
-        jobs: cells at once; 0 for one a core.
+        jobs: cells at once; 0 for one per core.
         limits: of each cell.
         force: run every cell, whatever is known.
         expected: what every cell should come to.
@@ -47,11 +50,13 @@ class Sweep:
         """Every cell there has to be.
 
         Raises:
-            SpecError: an architecture is not in the catalogue.
+            SpecError: an architecture is not in the catalogue, or there is no recipe.
         """
         from tfmot_ops.core.catalog import ANY_SIZE, architecture, catalogue
         from tfmot_ops.sweep.inputs import inputs_sha256
 
+        if not self.recipes:
+            raise _no_cells("no recipe")
         known = catalogue()
         unknown = [name for name in self.architectures if name.removesuffix(ANY_SIZE) not in known]
         if unknown:
@@ -79,27 +84,37 @@ class Sweep:
 
         Args:
             known: digest of a cell's inputs -> result of an earlier sweep with the same.
-            last_good: cell -> its result in the last sweep in which nothing got worse.
+            last_good: see `last_good`.
             watcher: told how it goes.
             cells: what `cells` gave, when it was asked already.
+
+        Raises:
+            SpecError: as `cells`, or there is no cell: nothing to run is nothing that passes.
         """
         started, clock = datetime.now(UTC), time.monotonic()
         cells = self.cells() if cells is None else cells
-        results = self.matrix().run(cells, known, watcher)
+        if not cells:
+            raise _no_cells("no cell")
+        results = with_seed(self.matrix().run(cells, known, watcher), self.seed)
         return SweepResult(
             sweep_id=f"{started:%Y%m%dT%H%M%S}-{os.getpid()}",
             started_at=started,
             duration_s=time.monotonic() - clock,
             cells=tuple(results),
-            judgement=judge(
-                [(cell.architecture, cell.recipe.name) for cell in cells], results, self.expected, last_good
-            ),
+            judgement=judge(self._asked(cells), results, self.expected, last_good),
             versions=next((result.versions for result in results if result.versions), {}),
         )
 
+    def _asked(self, cells: Sequence[Cell]) -> list[tuple[str, str]]:
+        """(architecture, recipe) of what there has to be: of a whole catalogue also what has gone from it."""
+        asked = dict.fromkeys((cell.architecture, cell.recipe.name) for cell in cells)
+        if not self.architectures:
+            asked |= dict.fromkeys((name, recipe.name) for recipe in self.recipes for name in self.expected)
+        return list(asked)
+
     def matrix(self, python: str | None = None) -> Matrix:
         """Where and how the cells run; `python` is the interpreter of another environment."""
-        memory = _memory_bytes() * _MEMORY_SHARE
+        memory = machine_bytes() * MEMORY_SHARE
         matrix = Matrix(
             folder=self.folder / "cells",
             jobs=self.jobs or os.cpu_count() or 1,
@@ -111,34 +126,43 @@ class Sweep:
         return matrix if python is None else replace(matrix, python=python, folder=self.folder / "forecast")
 
 
-def _memory_bytes() -> float:
-    """Memory of this machine, or of the container it is in."""
-    total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            return min(total, float(Path(path).read_text(encoding="ascii")))
-        except (OSError, ValueError):  # not there, or `max`
-            continue
-    return total
-
-
 def latest_by_inputs(sweeps: Iterable[SweepResult]) -> dict[str, CompatResult]:
     """Digest of inputs -> the result of the latest sweep that has it; `sweeps` from the latest on.
 
-    What a sick machine may have caused (a timeout, too little memory, a crash) is not taken over.
+    What a sick machine may have caused is not taken over.
     """
     known: dict[str, CompatResult] = {}
     for sweep in sweeps:
         for cell in sweep.cells:
-            if cell.inputs_sha256 and cell.error_class not in {"timeout", "out_of_memory", "crash"}:
+            if cell.inputs_sha256 and is_lasting(cell):
                 known.setdefault(cell.inputs_sha256, cell)
     return known
 
 
-def last_good(sweeps: Iterable[SweepResult]) -> dict[str, CompatResult]:
-    """Cell -> its result in the latest sweep in which nothing got worse; `sweeps` from the latest on."""
-    good = next((sweep for sweep in sweeps if sweep.judgement.is_good), None)
-    return {} if good is None else {cell.cell: cell for cell in good.cells}
+def last_good(sweeps: Iterable[SweepResult], seed: int = 0) -> dict[str, CompatResult]:
+    """Cell -> its result in the latest sweep that it passed with this seed; `sweeps` from the latest on.
+
+    By cell, as a sweep of a few architectures says nothing of the others, and a bad one something of those that passed.
+    """
+    good: dict[str, CompatResult] = {}
+    for cell in (cell for sweep in sweeps for cell in sweep.cells):
+        if cell.status is Status.OK and cell.metrics.get(_SEED, 0.0) == seed:
+            good.setdefault(cell.cell, cell)
+    return good
+
+
+def with_seed(results: Iterable[CompatResult], seed: int) -> list[CompatResult]:
+    """The results, each with the seed it was run with, which `last_good` asks for."""
+    return [result.model_copy(update={"metrics": {**result.metrics, _SEED: float(seed)}}) for result in results]
+
+
+def _no_cells(received: str) -> SpecError:
+    return SpecError(
+        "a sweep of nothing",
+        required="at least one recipe and one architecture",
+        received=received,
+        remedy="name them, or leave the option out for all architectures or the default recipes",
+    )
 
 
 def keep(sweep: SweepResult, folder: Path) -> Path:
@@ -153,5 +177,13 @@ def keep(sweep: SweepResult, folder: Path) -> Path:
 
 def kept(folder: Path) -> list[SweepResult]:
     """The sweeps of this folder, from the latest on."""
-    paths = sorted((folder / "sweeps").glob("*.json"), reverse=True)
-    return [SweepResult.model_validate_json(path.read_text(encoding="utf-8")) for path in paths]
+    return read_sweeps(folder / "sweeps")
+
+
+def read_sweeps(folder: Path) -> list[SweepResult]:
+    """The sweeps that are in a folder, one JSON file each, from the latest on; one that cannot be read is left out."""
+    found = []
+    for path in folder.glob("*.json"):
+        with suppress(OSError, ValueError):
+            found.append(SweepResult.model_validate_json(path.read_text(encoding="utf-8")))
+    return sorted(found, key=lambda sweep: (sweep.started_at, sweep.sweep_id), reverse=True)

@@ -164,6 +164,22 @@ class MlflowStore:
             return files.put(named, self._output_uri, name, artifact_format)
         return files.describe(named, f"runs:/{self._run_id}/{named.name}", artifact_format)
 
+    def find(self, name: str, artifact_format: ArtifactFormat, folder: Path) -> Path | None:
+        """A local copy of what an earlier attempt at the step put on the run last; None when it put nothing."""
+        file_name = name + files.SUFFIXES[artifact_format]
+        try:
+            if file_name not in {each.path for each in self._client.list_artifacts(self._run_id)}:
+                return None
+            folder.mkdir(parents=True, exist_ok=True)
+            return download(f"runs:/{self._run_id}/{file_name}", folder, self._client.tracking_uri)
+        except (MlflowException, OSError) as error:
+            raise ArtifactError(
+                f"cannot read {file_name} of run {self._run_id}",
+                required="an artifact store that this machine can read",
+                received=f"{type(error).__name__}: {error}",
+                remedy="give this step access to the experiment's artifact location",
+            ) from error
+
     def fetch(self, artifact: Artifact, folder: Path) -> Path:
         """See `tfmot_ops.store.Store.fetch`."""
         if not artifact.uri.startswith(MLFLOW_SCHEMES):

@@ -8,7 +8,14 @@ from pathlib import Path
 from airflow.sdk import DAG, Param
 
 from tfmot_ops.errors import StepFailedError, UnsupportedModelError
-from tfmot_ops.operators import CloseRunOperator, EvaluateOperator, OpenRunOperator, QuantizeOperator, TrainOperator
+from tfmot_ops.operators import (
+    CloseRunOperator,
+    EvaluateOperator,
+    OpenRunOperator,
+    QuantizeOperator,
+    RegisterOperator,
+    TrainOperator,
+)
 from tfmot_ops.runners import FakeRunner
 
 DATASET = {"dataset": "digits"}
@@ -49,6 +56,13 @@ def chain(dag_id, recipe="wi8_ai8", batch_size=64):
             task_id="evaluate",
             inputs={"tflite": quantize.output, "model": train.output},
             options=DATASET,
+            parent_run=open_run.output,
+        )
+        RegisterOperator(
+            task_id="register",
+            inputs={"tflite": quantize.output},
+            measured=evaluate.output,
+            options={"name": "digits", "gates": {"accuracy": 0.4}},
             parent_run=open_run.output,
         )
         close_run = CloseRunOperator(
