@@ -1,4 +1,4 @@
-"""The table of a chain: a row a step. Figures only, so neither TensorFlow nor MLflow is needed."""
+"""The table of a chain: one row per step. Figures only, so neither TensorFlow nor MLflow is needed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def summary_table(results: Sequence[StepResult]) -> Table:
 
 
 def summary_lines(results: Sequence[StepResult]) -> list[str]:
-    """The same table in plain text, one string a line, for a log or a file."""
+    """The same table in plain text, one string per line, for a log or a file."""
     titles, rows = _cells(results)
     grid = [titles, *rows]
     widths = [max(len(row[column]) for row in grid) for column in range(len(titles))]

@@ -6,11 +6,14 @@ import sys
 from datetime import UTC, datetime
 
 import pytest
+from typer.testing import CliRunner
 
+from tfmot_ops.cli.app import app
 from tfmot_ops.contract import CompatResult, Stage, Status, SweepResult
 from tfmot_ops.core import recipes
 from tfmot_ops.errors import SpecError
 from tfmot_ops.sweep.forecast import Verdict, forecast, packages, run_with
+from tfmot_ops.sweep.limits import Limits
 from tfmot_ops.sweep.run import Sweep
 
 
@@ -83,6 +86,33 @@ def test_an_interpreter_says_what_it_has(tmp_path) -> None:
     for python in (bad, tmp_path / "none"):
         with pytest.raises(SpecError, match="cannot run cells"):
             packages(str(python))
+
+
+@pytest.mark.parametrize(
+    ("program", "said"), [("/bin/true", "wrote ''"), ("/bin/echo", "wrote '-c"), ("/bin/false", "exit code 1")]
+)
+def test_a_program_that_is_no_interpreter_is_refused_with_what_it_said(program, said) -> None:
+    with pytest.raises(SpecError, match="cannot run cells") as refused:
+        packages(program)
+    assert said in refused.value.received or "print(json.dumps(found))" in refused.value.received
+
+
+def test_the_command_hands_over_its_options_and_says_what_ctrl_c_leaves(tmp_path, monkeypatch) -> None:
+    asked = []
+
+    def stopped(plan, *_):
+        asked.append((plan.architectures, plan.limits, plan.seed, plan.force, [each.name for each in plan.recipes]))
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tfmot_ops.sweep.forecast.packages", lambda _: {})
+    monkeypatch.setattr("tfmot_ops.sweep.forecast.compare", stopped)
+    names = ["--architectures", "MobileNet, VGG16", "--recipes", "wi8_ai8, wi8_ai8"]
+    limits = ["--time-limit", "7", "--memory-limit", "2", "--seed", "3", "--force"]
+    done = CliRunner().invoke(app, ["forecast", "python", *names, *limits])
+    assert done.exit_code == 130, done.output
+    assert asked == [(("MobileNet", "VGG16"), Limits(7.0, 2.0 * 2**30), 3, True, ["wi8_ai8"])]
+    assert "finished cells are kept in .sweep; the same command runs the rest" in done.stderr
 
 
 @pytest.mark.usefixtures("plugin")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from datetime import UTC, datetime
+from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -51,9 +52,9 @@ SWEEP = SweepResult(
 )
 
 
-def printed(sweep: SweepResult, **options) -> str:
+def printed(sweep: SweepResult, folder: Path | None = None, accept: str = "", **options) -> str:
     out = io.StringIO()
-    print_listing(Console(file=out, **options), sweep)
+    print_listing(Console(file=out, **options), sweep, folder=folder, accept=accept)
     return out.getvalue()
 
 
@@ -97,6 +98,20 @@ def test_the_verdict_comes_last():
     assert "  DenseNet121/wi8_ai8: conversion at export: [/oops] no markup" in lines
     good = SWEEP.model_copy(update={"cells": SWEEP.cells[:1], "judgement": Judgement()})
     assert printed(good).splitlines()[-1].endswith("1 of 1 cells passed, nothing got worse")
+
+
+def test_a_repro_is_told_with_its_whole_path():
+    sweep = SWEEP.model_copy(update={"repros": {"DenseNet121/wi8_ai8": "repros/DenseNet121-wi8_ai8.py"}})
+    lines = printed(sweep, Path("a report")).splitlines()
+    at = lines.index("  DenseNet121/wi8_ai8: conversion at export: [/oops] no markup")
+    assert lines[at + 1] == "    repro: a report/repros/DenseNet121-wi8_ai8.py"
+
+
+def test_the_hint_to_accept_is_the_command_that_is_given_and_none_without():
+    assert "accept what is new or better with: do this" in printed(SWEEP, accept="do this").splitlines()
+    assert "accept" not in printed(SWEEP)
+    same = SWEEP.model_copy(update={"judgement": Judgement(regressions=SWEEP.judgement.regressions)})
+    assert "do this" not in printed(same, accept="do this")
 
 
 def test_nothing_at_all_can_be_listed():

@@ -129,6 +129,16 @@ def test_an_address_that_is_no_web_address_is_no_link():
     assert "javascript%3A1" in html, "a relative file of that name"
 
 
+def test_a_cell_leads_to_its_own_run_on_the_web_and_to_its_script_beside_the_page():
+    run, sweep = "http://127.0.0.1:5000/#/experiments/1/runs/4567", the_sweep()
+    sweep = sweep.model_copy(update={"repros": {"VGG16/wi8_ai8": "repros/VGG16-wi8_ai8.py"}})
+    html = render_page(sweep, (), {"VGG16/wi8_ai8": run, "ResNet50/wi8_ai8": "javascript:alert(1)"})
+    row = html.split('<tr id="cell-VGG16%2Fwi8_ai8"')[1].split("<tr")[0]
+    assert f'<a class="run" href="{run}" rel="noreferrer"' in row
+    assert 'href="repros/VGG16-wi8_ai8.py"' in row
+    assert html.count('class="run"') == 1
+
+
 def test_the_trend_holds_thirty_sweeps_and_this_one_is_the_last():
     html = render_page(the_sweep(), [*history(40), the_sweep(NOW + timedelta(days=1))])
     trend = html.split('<div class="trends">')[1].split("</section>")[0]
@@ -196,8 +206,8 @@ def visit(chromium, tmp_path):
     """Opens a sweep's page from disk; no request but that for the file may leave it, and no error be logged."""
     contexts, wrong = [], []
 
-    def open_page(sweep: SweepResult, earlier: tuple[SweepResult, ...] = (), *, fragment: str = "", **options):
-        path: Path = write_page(tmp_path / "page.html", sweep, earlier)
+    def open_page(sweep: SweepResult, *, fragment: str = "", runs: dict[str, str] | None = None, **options):
+        path: Path = write_page(tmp_path / "page.html", sweep, (), runs)
         contexts.append(chromium.new_context(viewport={"width": 1440, "height": 900}, **options))
         page = contexts[-1].new_page()
         page.set_default_timeout(120_000)  # for a machine that runs much else
@@ -299,7 +309,7 @@ def test_even_a_script_that_got_past_the_escaping_does_not_run(tmp_path, chromiu
 
 
 def test_keyboard_reaches_a_cell_and_its_message(visit):
-    page = visit(the_sweep())
+    page = visit(the_sweep(), runs={"DenseNet121/wi8_ai8": "http://mlflow.test/4567"})
     page.locator("#filter button").focus()
     # One stop for each head, one for the grid.
     for _ in range(21):
@@ -318,6 +328,9 @@ def test_keyboard_reaches_a_cell_and_its_message(visit):
     assert "invoke: not reached" in tip.inner_text()
     page.keyboard.press("Enter")
     assert page.locator("#details a.repro").is_visible()
+    link = page.locator("#details a.run")
+    assert (link.inner_text(), link.get_attribute("href")) == ("MLflow run", "http://mlflow.test/4567")
+    assert "\u2197" not in page.locator("#details p").inner_text()
     page.keyboard.press("Escape")
     assert not page.locator("#details").is_visible()
     assert page.evaluate("document.activeElement.className") == "n", "back where it was"

@@ -214,31 +214,41 @@ def list_names(
         typer.echo(f"{name:<{width}}  {line}".rstrip())
 
 
-@app.command()
+_Architectures = Annotated[str, typer.Option(help="Names, separated by commas.", show_default="the whole catalogue")]
+_Recipes = Annotated[str, typer.Option(help="Names or files, separated by commas.")]
+_Cache = Annotated[Path, typer.Option(help="Cache folder for finished cells and sweeps.", metavar="DIR")]
+_Force = Annotated[bool, typer.Option("--force", help="Run every cell, even if its inputs are unchanged.")]
+_Jobs = Annotated[int, typer.Option(min=0, help="Number of cells run in parallel.", show_default="one per core")]
+_TimeLimit = Annotated[float, typer.Option(min=1, help="Time limit per cell in seconds.")]
+_MemoryLimit = Annotated[
+    float, typer.Option(min=0.5, help="Memory limit per cell in GiB (capped at what is available).")
+]
+_CellSeed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Random seed for weights and images.")]
+_RECIPES = "wi8_ai8,sparse50_wi8_ai8"
+
+
+@app.command(
+    epilog="Exit codes: 0 nothing got worse, 1 a bug, 2 the request is wrong, 4 a cell regressed or is missing (or "
+    "--accept cannot write), 130 stopped by Ctrl-C. A model that fails is a result, never an exit code 3."
+)
 def sweep(  # noqa: PLR0917 - typer reads the options from the signature, nobody calls it
-    architectures: Annotated[
-        str, typer.Option(help="Names, separated by commas.", show_default="the whole catalogue")
-    ] = "",
-    recipes: Annotated[str, typer.Option(help="Names or files, separated by commas.")] = "wi8_ai8,sparse50_wi8_ai8",
+    architectures: _Architectures = "",
+    recipes: _Recipes = _RECIPES,
     report: Annotated[Path, typer.Option(help="Folder for the page and the repros.", metavar="DIR")] = Path(
         "sweep-report"
     ),
-    folder: Annotated[Path, typer.Option(help="Cache folder for finished cells and sweeps.", metavar="DIR")] = Path(
-        ".sweep"
-    ),
-    force: Annotated[bool, typer.Option("--force", help="Run every cell, even if its inputs are unchanged.")] = False,
+    folder: _Cache = Path(".sweep"),
+    force: _Force = False,
     accept: Annotated[bool, typer.Option("--accept", help="Save the results as the new expected.yaml.")] = False,
-    jobs: Annotated[int, typer.Option(min=0, help="Number of cells run in parallel.", show_default="one per core")] = 0,
-    time_limit: Annotated[float, typer.Option(min=1, help="Time limit per cell in seconds.")] = 3600,
-    memory_limit: Annotated[
-        float, typer.Option(min=0.5, help="Memory limit per cell in GiB (capped at what is available).")
-    ] = 18,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Random seed for weights and images.")] = 0,
+    jobs: _Jobs = 0,
+    time_limit: _TimeLimit = 3600,
+    memory_limit: _MemoryLimit = 18,
+    seed: _CellSeed = 0,
     tracking_uri: Annotated[
         str | None,
         typer.Option(
             help="MLflow tracking URI.",
-            envvar=list(TRACKING_VARIABLES),
+            envvar=["TFMOT_OPS_TRACKING_URI", "MLFLOW_TRACKING_URI"],
             show_default="none, nothing is recorded",
         ),
     ] = None,
@@ -247,86 +257,87 @@ def sweep(  # noqa: PLR0917 - typer reads the options from the signature, nobody
 ) -> None:
     """Take every architecture through the whole chain, each in its own process, and report what broke.
 
-    Exit code 4 when a cell regressed; results are recorded first. It is compared with expected.yaml and the last good
-    sweep.
+    It is compared with expected.yaml and the last good sweep; results are recorded before a regression is an error.
     """
     from rich.console import Console
 
-    from tfmot_ops.cli.sweep import PAGE, accept_sweep, run_sweep
-    from tfmot_ops.recipe_file import is_recipe_file, read_recipe
+    from tfmot_ops.cli import sweep as command
     from tfmot_ops.sweep.limits import Limits
     from tfmot_ops.sweep.listing import print_listing
     from tfmot_ops.sweep.progress import Progress
     from tfmot_ops.sweep.run import Sweep
 
-    named = [name for name in recipes.split(",") if name]
     plan = Sweep(
         folder=folder,
-        architectures=tuple(name for name in architectures.split(",") if name),
-        recipes=tuple(_decode(read_recipe(name) if is_recipe_file(name) else name) for name in named),
+        architectures=command.names(architectures),
+        recipes=command.read_recipes(recipes),
         seed=seed,
         jobs=jobs,
         limits=Limits(time_limit, memory_limit * 2**30),
         force=force,
     )
+    if accept:
+        command.check_acceptable()
     console = Console(stderr=True) if as_json else Console()
     with Progress(console, len(plan.cells())) as progress:
         tracking = (tracking_uri, experiment) if tracking_uri else None
-        done = run_sweep(plan, report, tracking, progress, _say_on_stderr)
+        done = command.run_sweep(plan, report, tracking, progress, _say_on_stderr)
     if as_json:
         typer.echo(done.sweep.model_dump_json(indent=1))
-    print_listing(console, done.sweep)
-    console.print(f"page: {done.folder / PAGE}", highlight=False, soft_wrap=True)
+    print_listing(
+        console, done.sweep, folder=done.folder, accept="" if accept else command.accept_command(plan, recipes)
+    )
+    console.print(f"page: {done.folder / command.PAGE}", highlight=False, soft_wrap=True)
     if accept:
-        console.print(f"expected from now on: {accept_sweep(done.sweep)}", highlight=False, soft_wrap=True)
-    elif done.sweep.judgement.improvements:
-        console.print("cells pass that were expected to fail: take them over with --accept")
-    if not (accept or done.sweep.judgement.is_good):
+        console.print(f"expected from now on: {command.accept_sweep(done.sweep)}", highlight=False, soft_wrap=True)
+    elif not done.sweep.judgement.is_good:
         raise typer.Exit(StepFailedError.exit_code)
 
 
-@app.command()
+@app.command(
+    epilog="Exit codes: 0 go, 1 a bug, 2 the request is wrong (PYTHON cannot run cells), 4 no-go, 130 stopped."
+)
 def forecast(  # noqa: PLR0917 - typer reads the options from the signature, nobody calls it
     python: Annotated[
         str,
         typer.Argument(help="Python of an environment with the versions to test and this package.", metavar="PYTHON"),
     ],
-    architectures: Annotated[
-        str, typer.Option(help="Names, separated by commas.", show_default="the whole catalogue")
-    ] = "",
-    recipes: Annotated[str, typer.Option(help="Names, separated by commas.")] = "wi8_ai8,sparse50_wi8_ai8",
-    folder: Annotated[Path, typer.Option(help="Cache folder for finished cells.", metavar="DIR")] = Path(".sweep"),
-    jobs: Annotated[int, typer.Option(min=0, help="Number of cells run in parallel.", show_default="one per core")] = 0,
+    architectures: _Architectures = "",
+    recipes: _Recipes = _RECIPES,
+    folder: _Cache = Path(".sweep"),
+    force: _Force = False,
+    jobs: _Jobs = 0,
+    time_limit: _TimeLimit = 3600,
+    memory_limit: _MemoryLimit = 18,
+    seed: _CellSeed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="The table as JSON on stdout.")] = False,
 ) -> None:
-    """Say which cells would break under other versions: the same sweep with another environment's interpreter.
-
-    Exit code 4 on a no-go.
-    """
+    """Say which cells would break under other versions: the same sweep with another environment's interpreter."""
     from rich.console import Console
 
+    from tfmot_ops.cli import sweep as command
     from tfmot_ops.sweep.forecast import compare, packages
+    from tfmot_ops.sweep.limits import Limits
     from tfmot_ops.sweep.progress import Progress
     from tfmot_ops.sweep.run import Sweep
 
     plan = Sweep(
         folder=folder,
-        architectures=tuple(name for name in architectures.split(",") if name),
-        recipes=tuple(_decode(name) for name in recipes.split(",") if name),
+        architectures=command.names(architectures),
+        recipes=command.read_recipes(recipes),
+        seed=seed,
         jobs=jobs,
+        limits=Limits(time_limit, memory_limit * 2**30),
+        force=force,
     )
     packages(python)  # told before an hour of work
-    with Progress(Console(stderr=True), 2 * len(plan.cells())) as progress:
+    kept = f"stopped: finished cells are kept in {folder}; the same command runs the rest"
+    progress = Progress(Console(stderr=True), 2 * len(plan.cells()))
+    with command.telling(_say_on_stderr, lambda: kept), progress:
         table = compare(plan, python, progress)
     typer.echo(table.as_json() if as_json else table.text())
     if not table.is_go:
         raise typer.Exit(StepFailedError.exit_code)
-
-
-def _decode(recipe: Any) -> Any:
-    from tfmot_ops.core import recipes
-
-    return recipes.resolve(recipe)
 
 
 @app.command()

@@ -39,7 +39,7 @@ class SweepResult(Document):
         started_at: in UTC.
         duration_s: wall time.
         cells: one for each cell that was asked for and has a result.
-        repros: cell -> file name of the script that shows its failure.
+        repros: cell -> path of the script that shows its failure, relative to the page.
         run_url: address of its MLflow run, empty without.
     """
 

@@ -58,8 +58,8 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
 def prune(model: keras.Model, recipe: Recipe, end_step: int | None = None) -> tuple[keras.Model, list[LayerReport]]:
     """Wrap the layers that a recipe prunes, in a copy that keeps the model's structure.
 
-    A model with custom layers that hold kernels (`class Block(Layer)`) becomes a flat one, as `normalize` makes it, with
-    these opened: the layers within them are pruned, and are what a scope and the reports name.
+    A model with custom layers that hold kernels (`class Block(Layer)`) becomes a flat one, as `normalize` makes it,
+    with these opened: the layers within them are pruned, and are what a scope and the reports name.
 
     Args:
         model: float model; left as it is.

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import signal
 import sys
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1
+from tfmot_ops.sweep.limits import die_with_parent
 
 
 def main(arguments: list[str]) -> int:
@@ -18,7 +16,7 @@ def main(arguments: list[str]) -> int:
     """
     name, asked, path = arguments[0], arguments[1], Path(arguments[2])
     seed = int(arguments[3]) if len(arguments) > 3 else 0  # noqa: PLR2004 - the optional fourth
-    _die_with_parent()
+    die_with_parent()
     # TensorFlow is 344,000 objects that stay: Python need not look at them for garbage, now or later.
     gc.disable()
     from tfmot_ops.contract import Recipe, Stage
@@ -40,13 +38,6 @@ def main(arguments: list[str]) -> int:
     part.write_text(result.model_dump_json(indent=1), encoding="utf-8")
     part.replace(path)
     return 0
-
-
-def _die_with_parent() -> None:
-    """Have the kernel kill this process when the one that started it ends; Linux only, elsewhere it lives on."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -2,19 +2,24 @@
 
 Exception types and stages decide first. Patterns are only for what TensorFlow and tfmot raise as bare text; each says
 where and in which version it was seen. An installed package adds classes under the entry-point group
-`tfmot_ops.error_classes` (a list of `ErrorClass`); they are asked before ours.
+`tfmot_ops.error_classes` (a list of `ErrorClass`); they are asked before ours, and take the place of ours of the same
+name.
 """
 
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 
-from tfmot_ops.contract import CompatResult, Stage
+from tfmot_ops.contract import CompatResult, Stage, Status
 
 ENTRY_POINT_GROUP = "tfmot_ops.error_classes"
+#: What a sick machine may have caused, or a limit that is higher now.
+_OF_THE_MACHINE = frozenset({"timeout", "out_of_memory", "crash"})
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,15 @@ class ErrorClass:
     exceptions: tuple[str, ...] = ()
     stages: tuple[Stage, ...] = ()
     patterns: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse a pattern that is none when it is written, not when a cell fails.
+
+        Raises:
+            re.error: a pattern is no regular expression.
+        """
+        for pattern, _ in self.patterns:
+            re.compile(pattern)
 
     def matches(self, result: CompatResult) -> bool:
         """Whether a failed cell is of this kind, by its exception's class and stage."""
@@ -87,7 +101,7 @@ ERROR_CLASSES = (
     ),
     ErrorClass(
         "reload",
-        "A saved model cannot be read back, or answers otherwise.",
+        "A saved model cannot be read back, or gives different outputs.",
         "Check which layer's configuration or state the file lacks.",
         stages=(Stage.RELOAD,),
     ),
@@ -141,20 +155,60 @@ ERROR_CLASSES = (
 
 
 @cache
+def _added() -> dict[str, ErrorClass]:
+    """Name -> class of installed packages; a package that cannot be loaded has none, and says so."""
+    found: dict[str, ErrorClass] = {}
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            classes = {each.name: each for each in entry.load()}
+        except Exception as error:  # noqa: BLE001 - somebody else's package must not end a sweep
+            warnings.warn(f"no error classes of {entry.value}: {type(error).__name__}: {error}", stacklevel=2)
+        else:
+            found = classes | found
+    return found
+
+
+@cache
 def error_classes() -> dict[str, ErrorClass]:
     """Name -> class, those of installed packages first."""
-    added = [each for entry in entry_points(group=ENTRY_POINT_GROUP) for each in entry.load()]
-    return {each.name: each for each in (*added, *ERROR_CLASSES)}
+    added = _added()
+    return added | {each.name: each for each in ERROR_CLASSES if each.name not in added}
 
 
 def classify(result: CompatResult) -> str:
     """Name of the error class of a failed cell that came with an exception."""
-    known = error_classes().values()
+    known, added = error_classes(), _added()
+    return (
+        _asked(added.values(), result)
+        or _asked((each for name, each in known.items() if name not in added), result)
+        or _left(result)
+    )
+
+
+def _asked(classes: Iterable[ErrorClass], result: CompatResult) -> str | None:
+    known = list(classes)
     # A reason in the text says more than "the converter refused".
     text = next((each.name for each in known if each.matches_text(result)), None)
     typed = next((each.name for each in known if each.matches(result)), None)
-    if typed == "conversion":
-        return text or typed
+    return text or typed if typed == "conversion" else typed or text
+
+
+def _left(result: CompatResult) -> str:
     # Whatever cannot be read back is a matter of saving, whoever raises.
-    reload = "reload" if result.failed_stage is Stage.RELOAD else None
-    return typed or text or reload or "unknown"
+    return "reload" if result.failed_stage is Stage.RELOAD else "unknown"
+
+
+def reclassified(result: CompatResult) -> CompatResult:
+    """A result as the table has it now; what a process died of stays as it was seen."""
+    died = result.error_type is None and result.error_class is not None
+    if result.status is Status.OK or died:
+        return result
+    return result.model_copy(update={"error_class": classify(result)})
+
+
+def is_lasting(result: CompatResult) -> bool:
+    """Whether a result is the cell's own, and stands for the next run with the same inputs.
+
+    A timeout, too little memory and a crash may be the machine's fault, or gone under other limits.
+    """
+    return result.error_class not in _OF_THE_MACHINE

@@ -108,7 +108,7 @@ def passed_of(sweep: SweepResult, recipe: str) -> tuple[int, int] | None:
 
 
 def stage_counts(cells: Sequence[CompatResult]) -> list[StageCount]:
-    """One row a stage, in order."""
+    """One row per stage, in order."""
     rows = []
     for stage in Stage:
         states = Counter(state(cell, stage) for cell in cells)

@@ -29,6 +29,8 @@ for each in metadata.distributions():
 print(json.dumps(found))
 """
 _ASK_LIMIT_S = 120.0
+#: So much of an answer that is none is told.
+_SAID = 80
 
 
 class Verdict(StrEnum):
@@ -160,9 +162,16 @@ def packages(python: str) -> dict[str, str]:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise _refuse(python, str(error)) from error
     if done.returncode:
-        raise _refuse(python, done.stderr.strip().rpartition("\n")[2])
-    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
-    return found
+        raise _refuse(python, done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}")
+    said = done.stdout.strip().rpartition("\n")[2]
+    try:
+        found = json.loads(said)
+    except ValueError:
+        found = None
+    # A program that is no Python ends well, too.
+    if not isinstance(found, dict):
+        raise _refuse(python, f"`{python} -c ...` wrote {said[:_SAID]!r} instead of its versions")
+    return {str(name): str(number) for name, number in found.items()}
 
 
 def _refuse(python: str, received: str) -> SpecError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -18,10 +19,16 @@ _MESSAGE_LENGTH = 160
 _JUDGED = (("new", "cyan"), ("improvements", "green"), ("missing", "bold red"), ("regressions", "bold red"))
 
 
-def print_listing(console: Console, sweep: SweepResult) -> None:
+def print_listing(console: Console, sweep: SweepResult, *, folder: Path | None = None, accept: str = "") -> None:
     """Print the sweep; without colours and boxes where the console is no terminal.
 
     The verdict comes last, as that is what stands above the next prompt.
+
+    Args:
+        console: where to print.
+        sweep: what to print.
+        folder: that the sweep's repros are in, so that their whole paths can be told.
+        accept: command that takes over what is new or better; empty to say nothing of it.
     """
     names = [cell.cell for cell in sweep.cells] + figures.absent(sweep)
     width = max(map(len, names), default=0)
@@ -34,7 +41,7 @@ def print_listing(console: Console, sweep: SweepResult) -> None:
     if figures.class_counts(sweep):
         _print_table(console, _classes(console, sweep))
     _print_extremes(console, sweep)
-    _print_verdict(console, sweep)
+    _print_verdict(console, sweep, folder or Path(), accept)
 
 
 def cell_line(cell: CompatResult, width: int = 0) -> Text:
@@ -128,7 +135,7 @@ def _print_extremes(console: Console, sweep: SweepResult) -> None:
     _say(console, f"{spent}, peak memory {peak:.1f} GiB, {cached} of {len(sweep.cells)} cells cached")
 
 
-def _print_verdict(console: Console, sweep: SweepResult) -> None:
+def _print_verdict(console: Console, sweep: SweepResult, folder: Path, accept: str) -> None:
     console.print()
     for kind, style in _JUDGED:
         sentences: dict[str, str] = getattr(sweep.judgement, kind)
@@ -137,8 +144,10 @@ def _print_verdict(console: Console, sweep: SweepResult) -> None:
         _say(console, Text(f"{kind} ({len(sentences)})", style))
         for cell, sentence in sorted(sentences.items()):
             _say(console, f"  {cell}: {figures.printable(sentence)}")
-    if sweep.judgement.improvements or sweep.judgement.new:
-        _say(console, "accept what is new or better with: tfmot-ops sweep --accept")
+            if cell in sweep.repros:
+                _say(console, f"    repro: {folder / sweep.repros[cell]}")
+    if accept and (sweep.judgement.improvements or sweep.judgement.new):
+        _say(console, f"accept what is new or better with: {accept}")
     counts = f"{sweep.passed} of {figures.asked(sweep)} cells passed"
     good = sweep.judgement.is_good
     word = ("nothing got worse", "bold green") if good else ("something got worse", "bold red")

@@ -71,7 +71,7 @@ def read_cells(folder: Path) -> list[tuple[int, CompatResult]]:
 
 
 def main(arguments: list[str]) -> int:
-    """Print a line a cell and the counts; 4 when a median is beyond the limit."""
+    """Print a line per cell and the counts; 4 when a median is beyond the limit."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, nargs="?", default=Path(".sweep"), help="that the sweeps kept cells in")
     rows = margins(read_cells(parser.parse_args(arguments).folder))

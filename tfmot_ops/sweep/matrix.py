@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 from typing import Protocol
 
-from tfmot_ops.contract import CompatResult, Recipe, Status
-from tfmot_ops.sweep.classes import classify
-from tfmot_ops.sweep.limits import Ended, Limits, run_limited
+from tfmot_ops.contract import CompatResult, Recipe, Stage, Status
+from tfmot_ops.sweep.classes import is_lasting, reclassified
+from tfmot_ops.sweep.limits import POLL_S, SCRATCH, Ended, Limits, death, run_limited
 from tfmot_ops.sweep.plan import Cost, pick
 
 _LOG_TAIL = 2000
@@ -101,11 +102,12 @@ class Matrix:
             One result a cell, in the order given.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._remove_what_the_killed_left()
         cells, watcher, results = list(cells), watcher or _Nobody(), {}
         for cell in cells:
-            found = None if self.force else self._found(cell) or (known or {}).get(cell.inputs_sha256)
+            found = None if self.force else self.found(cell) or (known or {}).get(cell.inputs_sha256)
             if found is not None:
-                results[cell.name] = found.model_copy(update={"cached": True})
+                results[cell.name] = reclassified(found).model_copy(update={"cached": True})
                 watcher.ended(results[cell.name])
         left = [cell for cell in cells if cell.name not in results]
         results |= self._run_packed(left, watcher)
@@ -143,17 +145,27 @@ class Matrix:
         name = f"{cell.architecture}-{cell.recipe.name}-{cell.inputs_sha256[:16] or 'any'}-seed{cell.seed}.json"
         return self.folder / name.replace("/", "_")
 
-    def _found(self, cell: Cell, newer_than: float = 0.0) -> CompatResult | None:
+    def found(self, cell: Cell, newer_than: float = 0.0) -> CompatResult | None:
+        """The result of a cell on disk, if it is its own and can be read, and is of that time or later (Unix time)."""
         path = self._path(cell)
         if not path.exists() or path.stat().st_mtime < newer_than:
             return None
-        return CompatResult.model_validate_json(path.read_text(encoding="utf-8"))
+        result = _read(path)
+        if result is None:
+            return None
+        result = reclassified(result)
+        return result if is_lasting(result) else None
+
+    def _remove_what_the_killed_left(self) -> None:
+        for folder in self.folder.glob(f"*{SCRATCH}"):
+            with suppress(BlockingIOError), alone(folder.with_suffix(".lock"), wait=False):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _run_cell(self, cell: Cell, stop: Event, begun: float) -> CompatResult:
         path = self._path(cell)
-        with _alone(path.with_suffix(".lock")):
+        with alone(path.with_suffix(".lock"), stop):
             # Another sweep may have run it while this one waited for its turn.
-            found = self._found(cell, begun if self.force else 0.0)
+            found = self.found(cell, begun if self.force else 0.0)
             if found is not None:
                 return found.model_copy(update={"cached": True})
             asked, answer = path.with_suffix(".recipe"), path.with_suffix(".answer")
@@ -181,28 +193,30 @@ class Matrix:
 
     def _judged(self, cell: Cell, ended: Ended, answer: Path, log: Path) -> CompatResult:
         identity = {"family": cell.family, "inputs_sha256": cell.inputs_sha256}
-        if answer.exists() and ended.limit is None and ended.exit_code == 0:
-            result = CompatResult.model_validate_json(answer.read_text(encoding="utf-8"))
-            failed = result.status is not Status.OK
+        result = _read(answer) if ended.limit is None and ended.exit_code == 0 else None
+        if result is not None:
             metrics = {**result.metrics, "wall_s": ended.duration_s}
-            kind = classify(result) if failed else None
-            return result.model_copy(update={**identity, "error_class": kind, "metrics": metrics})
+            return reclassified(result.model_copy(update={**identity, "error_class": None, "metrics": metrics}))
         kinds = {"time": "timeout", "memory": "out_of_memory"}
-        kind = kinds.get(ended.limit or "", "crash" if ended.exit_code < 0 else "unknown")
-        tail = log.read_text(encoding="utf-8", errors="replace")[-_LOG_TAIL:]
-        stage = _last_stage(tail)
         return CompatResult.model_validate(
             {
                 **identity,
                 "architecture": cell.architecture,
                 "recipe": cell.recipe.name,
                 "status": Status.FAILED,
-                "failed_stage": stage,
-                "error_class": kind,
-                "message": f"{_told(ended, self.limits)}\n{tail}",
+                "failed_stage": _last_stage(log),
+                "error_class": kinds.get(ended.limit or "", death(ended.exit_code)),
+                "message": f"{_told(ended, self.limits)}\n{_tail(log)}",
                 "metrics": {"wall_s": ended.duration_s, "peak_memory_bytes": ended.peak_bytes},
             }
         )
+
+
+def _read(path: Path) -> CompatResult | None:
+    """A result on disk; None for one that is not there, cut off, or of another version of this package."""
+    with suppress(OSError, ValueError):
+        return CompatResult.model_validate_json(path.read_text(encoding="utf-8"))
+    return None
 
 
 def _told(ended: Ended, limits: Limits) -> str:
@@ -212,18 +226,49 @@ def _told(ended: Ended, limits: Limits) -> str:
         return f"{ended.peak_bytes / 2**30:.1f} GiB resident, more than the {limits.memory_bytes / 2**30:.1f} of a cell"
     if ended.limit == "stopped":
         return "stopped with the sweep"
-    return f"the process ended with code {ended.exit_code} and no result"
+    if death(ended.exit_code) == "out_of_memory":
+        return f"killed, and not by the sweep (code {ended.exit_code}): so the kernel does when memory runs out"
+    return f"the process ended with code {ended.exit_code} and no result that can be read"
 
 
-def _last_stage(log: str) -> str | None:
+def _last_stage(log: Path) -> Stage | None:
     """The stage a cell was in: it writes each to its log as it enters it."""
-    lines = [line for line in log.splitlines() if line.startswith("stage: ")]
-    return lines[-1].removeprefix("stage: ") if lines else None
+    stage, known = None, {f"stage: {each.value}".encode(): each for each in Stage}
+    with suppress(OSError), log.open("rb") as lines:
+        for line in lines:
+            stage = known.get(line.strip(), stage)
+    return stage
+
+
+def _tail(log: Path) -> str:
+    with suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _LOG_TAIL))
+        return file.read().decode(errors="replace")
+    return ""
+
+
+class StoppedError(Exception):
+    """The sweep ends while a cell waits for its turn."""
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process at a time, by a lock that the kernel gives back however its holder ends."""
+def alone(path: Path, stop: Event | None = None, *, wait: bool = True) -> Iterator[None]:
+    """One process at a time, by a lock that the kernel gives back however its holder ends.
+
+    Raises:
+        StoppedError: told to stop before its turn came.
+        BlockingIOError: it is another one's turn, and `wait` is off.
+    """
     with path.open("w", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        while True:
+            try:
+                # Asked again and again, as a thread that sleeps in the kernel hears of nothing.
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not wait:
+                    raise
+                if stop is not None and stop.is_set():
+                    raise StoppedError from None
+                time.sleep(POLL_S)
         yield

@@ -157,10 +157,13 @@
     const found = data.cells[row.dataset.i], body = dialog.lastElementChild;
     tip.hidden = true;
     $("details-title").textContent = name(row);
-    body.replaceChildren(make("p", found ? row.cells[2].textContent : "Asked for, and left no result."));
+    body.replaceChildren(make("p", found ? row.cells[2].textContent.replace("\u2197", "") : "Asked for, and left no result."));
     const repro = row.querySelector("a.repro");
     if (repro) body.firstChild.append(" ", repro.cloneNode(true));
     if (repro) body.firstChild.lastChild.textContent = `script that shows it: ${decodeURI(repro.getAttribute("href"))}`;
+    const run = row.querySelector("a.run");
+    if (run) body.firstChild.append(" ", run.cloneNode(true));
+    if (run) body.firstChild.lastChild.textContent = "MLflow run";
     if (found) {
       const message = data.messages[found[2]];
       if (message) body.append(make("pre", `${found[3] ? `${found[3]}: ` : ""}${message}`));

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -56,17 +56,19 @@ class Row:
     stages: tuple[tuple[str, str], ...]  # CSS class and text of each stage
     values: tuple[str, ...]  # int8 share, SQNR, against PTQ, file, gzip, CPU-s, memory
     repro: str
+    run: str  # address of its run, empty without
 
 
-def render_page(sweep: SweepResult, history: Sequence[SweepResult] = ()) -> str:
+def render_page(sweep: SweepResult, history: Sequence[SweepResult] = (), runs: Mapping[str, str] | None = None) -> str:
     """The page as one string of HTML.
 
     Args:
         sweep: what the page is about.
         history: earlier sweeps, in any order; the last 29 and this one make the trend.
+        runs: cell -> address of its MLflow run.
     """
     script = _text("page.js")
-    rows, cells = _rows(sweep, _families(sweep, history))
+    rows, cells = _rows(sweep, _families(sweep, history), runs or {})
     return _template().render(
         sweep=sweep,
         style=Markup(_text("page.css")),  # noqa: S704 - our own file, as is the next
@@ -93,10 +95,12 @@ def render_page(sweep: SweepResult, history: Sequence[SweepResult] = ()) -> str:
     )
 
 
-def write_page(path: Path, sweep: SweepResult, history: Sequence[SweepResult] = ()) -> Path:
+def write_page(
+    path: Path, sweep: SweepResult, history: Sequence[SweepResult] = (), runs: Mapping[str, str] | None = None
+) -> Path:
     """Write the page, complete or not at all; returns `path`."""
     part = path.with_suffix(".part")
-    part.write_text(render_page(sweep, history), encoding="utf-8")
+    part.write_text(render_page(sweep, history, runs), encoding="utf-8")
     part.replace(path)
     return path
 
@@ -141,7 +145,9 @@ def _judged(sweep: SweepResult, kind: str) -> list[tuple[str, str, str]]:
     return [(cell, figures.printable(text), sweep.repros.get(cell, "")) for cell, text in sorted(sentences.items())]
 
 
-def _rows(sweep: SweepResult, families: dict[str, str]) -> tuple[list[Row], list[CompatResult | None]]:
+def _rows(
+    sweep: SweepResult, families: dict[str, str], runs: Mapping[str, str]
+) -> tuple[list[Row], list[CompatResult | None]]:
     """Rows by recipe, family and name, and the result of each; None for a cell without one."""
     results: dict[str, CompatResult | None] = dict.fromkeys(figures.absent(sweep))
     results |= {cell.cell: cell for cell in sweep.cells}
@@ -149,19 +155,25 @@ def _rows(sweep: SweepResult, families: dict[str, str]) -> tuple[list[Row], list
     rows = []
     for name, cell in results.items():
         architecture, _, recipe = name.rpartition("/")
-        rows.append((_row(sweep, name, cell, families.get(architecture, "")), cell, order[recipe]))
+        rows.append(
+            (
+                _row(sweep, name, cell, families.get(architecture, ""), web_address(runs.get(name, ""))),
+                cell,
+                order[recipe],
+            )
+        )
     rows.sort(key=lambda each: (each[2], each[0].family, each[0].architecture))
     return [row for row, _, _ in rows], [cell for _, cell, _ in rows]
 
 
-def _row(sweep: SweepResult, name: str, cell: CompatResult | None, family: str) -> Row:
+def _row(sweep: SweepResult, name: str, cell: CompatResult | None, family: str, run: str) -> Row:
     architecture, _, recipe = name.rpartition("/")
     judged = [kind for kind in _JUDGED if name in getattr(sweep.judgement, kind)]
     repro = sweep.repros.get(name, "")
     if cell is None:
         blank = (("n", _SIGN[State.NOT_REACHED]),) * len(Stage)
         missing = figures.MISSING
-        return Row(architecture, recipe, family, missing, " ".join(judged), missing, blank, ("",) * 7, repro)
+        return Row(architecture, recipe, family, missing, " ".join(judged), missing, blank, ("",) * 7, repro, run)
     status = "passed" if cell.status is Status.OK else "failed"
     tokens = [status, *judged, *(["cached"] if cell.cached else [])]
     where = f"{cell.failed_stage or 'died'}: {figures.error_class(cell)}"
@@ -175,6 +187,7 @@ def _row(sweep: SweepResult, name: str, cell: CompatResult | None, family: str) 
         stages=tuple(_stage(cell, stage) for stage in Stage),
         values=_values(cell),
         repro=repro,
+        run=run,
     )
 
 

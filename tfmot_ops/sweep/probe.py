@@ -21,14 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from tfmot_ops.contract import Recipe, Stage, Status
-from tfmot_ops.sweep.limits import Limits
+from tfmot_ops.sweep.limits import POLL_S, Limits, death, die_with_parent, resident_bytes
 from tfmot_ops.sweep.shrink import INPUT, Call, Part
 
 if TYPE_CHECKING:
     from tfmot_ops.core import keras
 
-_POLL_S = 0.1
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 #: Seconds past its limit after which a process whose parent is gone ends itself.
 _GRACE_S = 30.0
 
@@ -127,7 +125,7 @@ class Prober:
             failure = Failure(stage, "crash", "ended before it was asked")
         else:
             code = process.wait()
-            failure = Failure(stage, "crash" if code < 0 else "unknown", f"the process ended with code {code}")
+            failure = Failure(stage, death(code), f"the process ended with code {code}")
         self._end()
         return failure
 
@@ -174,7 +172,7 @@ def _lines(process: subprocess.Popen[bytes], deadline: float, memory_bytes: floa
     stream: Any = process.stdout
     rest = b""
     while True:
-        if select.select([stream], [], [], _POLL_S)[0]:
+        if select.select([stream], [], [], POLL_S)[0]:
             data = os.read(stream.fileno(), 1 << 16)
             if not data:
                 return
@@ -182,14 +180,8 @@ def _lines(process: subprocess.Popen[bytes], deadline: float, memory_bytes: floa
             yield from complete
         elif time.monotonic() > deadline:
             raise TimeoutError
-        elif _resident_bytes(process.pid) > memory_bytes:
+        elif resident_bytes(process.pid) > memory_bytes:
             raise MemoryError
-
-
-def _resident_bytes(pid: int) -> float:
-    with contextlib.suppress(OSError, IndexError):
-        return float(int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * _PAGE)
-    return 0.0
 
 
 class _Subject:
@@ -209,7 +201,8 @@ class _Subject:
 
 
 def main() -> int:
-    """Answer questions, one a line, until there are none."""
+    """Answer questions, one per line, until there are none."""
+    die_with_parent()
     # What TensorFlow prints must not stand between the answers.
     channel = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)

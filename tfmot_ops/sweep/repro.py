@@ -3,6 +3,9 @@
 `python -m tfmot_ops.sweep.repro RESULT_JSON OUT_FOLDER` writes `<architecture>-<recipe>.py` and, with its fingerprint,
 `<architecture>-<recipe>.json`. The failing thing may crash or hang, so all of it runs in processes of their own; this
 one loads no TensorFlow.
+
+A script needs this package and what it works with, and nothing of the sweep's: where the failure is at a rewriting, it
+is our code that fails.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +26,7 @@ from pydantic import Field
 from tfmot_ops.contract import CompatResult, Recipe, Stage, Status
 from tfmot_ops.contract.document import Document
 from tfmot_ops.errors import SpecError
-from tfmot_ops.sweep.limits import Limits, run_limited
+from tfmot_ops.sweep.limits import Limits, die_with_parent, run_limited
 from tfmot_ops.sweep.probe import INNER_RANGE, Failure, Prober
 from tfmot_ops.sweep.shrink import INPUT, Call, Part, members, smallest
 
@@ -31,8 +34,12 @@ from tfmot_ops.sweep.shrink import INPUT, Call, Part, members, smallest
 LONGEST_SCRIPT = 40
 #: Seconds after which a check that should end is taken for one that hangs, where the cell did.
 _HANG_S = 120.0
-#: Of the making of one repro: its budget, and what the last check and the script's own run may take besides.
-_ALL_OF_IT = Limits(time_s=3600.0)
+#: Wall time in seconds that the repros of one sweep may take together.
+BUDGET_S = 1800.0
+#: Folder of the scripts, beside the page.
+REPROS = "repros"
+#: Least time worth starting with: TensorFlow is imported three times.
+_LEAST_S = 30.0
 _WIDTH = 110
 
 
@@ -265,7 +272,7 @@ def _is_shown(script: str, failure: Failure, limits: Limits) -> bool:
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
         try:
             done = subprocess.run(
-                [sys.executable, str(path)],
+                [sys.executable, "-m", "tfmot_ops.sweep.limits", sys.executable, str(path)],
                 capture_output=True, text=True, errors="replace", cwd=folder, env=environment, check=False,
                 timeout=limits.time_s * 2,
             )  # fmt: skip
@@ -277,32 +284,69 @@ def _is_shown(script: str, failure: Failure, limits: Limits) -> bool:
 
 
 def write_repros(
-    failed: Iterable[CompatResult], folder: Path, *, seed: int = 0, limits: Limits = _ALL_OF_IT
+    failed: Iterable[CompatResult],
+    folder: Path,
+    *,
+    seed: int = 0,
+    recipes: Mapping[str, Recipe] | None = None,
+    budget_s: float = BUDGET_S,
+    say: Callable[[str], None] = lambda _text: None,
 ) -> dict[str, str]:
-    """Write a repro of each failed cell, one after the other, each made by a process of its own.
+    """Write repros of failed cells, one after the other, each made by a process of its own.
+
+    Cells of a family that fail at one stage with one error class share the script of the first of them that has one.
 
     Args:
-        failed: results of the cells.
-        folder: where the scripts go, `<architecture>-<recipe>.py`, each with its fingerprint in a .json beside it.
+        failed: results of the cells; those that ran shortest come first.
+        folder: where the page is; the scripts go to `repros/<architecture>-<recipe>.py` in it, each with its
+            fingerprint in a .json beside it.
         seed: the cells were run with.
-        limits: of the making of one.
+        recipes: name -> recipe, of those that their name does not say.
+        budget_s: wall time in seconds for all of them.
+        say: told of each before it is made.
 
     Returns:
-        Cell -> file name of its script. A cell is left out whose failure did not show again, or not in time; its .log
-        says so.
+        Cell -> path of its script in `folder`. A cell is left out whose failure did not show again, or not in time;
+        its .log says so.
     """
+    deadline = time.monotonic() + budget_s
+    (folder / REPROS).mkdir(parents=True, exist_ok=True)
+    made: dict[tuple[str, ...], str] = {}
     names: dict[str, str] = {}
-    for result in failed:
-        stem = _stem(result)
-        path = folder / f"{stem}.failed"
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(result.model_dump_json(), encoding="utf-8")
-        command = [sys.executable, "-m", "tfmot_ops.sweep.repro", str(path), str(folder), str(seed)]
-        ended = run_limited(command, folder / f"{stem}.log", limits, os.environ)
-        path.unlink()
-        if ended.exit_code == 0:
-            names[result.cell] = f"{stem}.py"
+    for result in sorted(failed, key=lambda cell: cell.metrics.get("wall_s", 0.0)):
+        left, kind = deadline - time.monotonic(), _kind(result)
+        if kind not in made:
+            log = folder / REPROS / f"{_stem(result)}.log"
+            if left < _LEAST_S:
+                log.write_text(f"not made: the {budget_s:g} s for all repros were spent\n", encoding="utf-8")
+                continue
+            say(f"making the repro of {result.cell}, {left:.0f} s at most")
+            if not _make(result, log, (recipes or {}).get(result.recipe), seed, left):
+                continue
+            made[kind] = f"{REPROS}/{_stem(result)}.py"
+        names[result.cell] = made[kind]
     return names
+
+
+def _kind(result: CompatResult) -> tuple[str, ...]:
+    """What one script stands for; registered models are a family in name only."""
+    family = result.family if result.family not in {"", "registered"} else result.architecture
+    return result.error_class or "unknown", result.failed_stage or "", family
+
+
+def _make(result: CompatResult, log: Path, recipe: Recipe | None, seed: int, time_s: float) -> bool:
+    path, asked = log.with_suffix(".failed"), log.with_suffix(".recipe")
+    path.write_text(result.model_dump_json(), encoding="utf-8")
+    # Half of the time to find it: the last check, and the script's own run, come behind.
+    command = [sys.executable, "-m", "tfmot_ops.sweep.repro", str(path), str(log.parent), str(seed), str(time_s / 2)]
+    if recipe is not None:
+        asked.write_text(recipe.model_dump_json(), encoding="utf-8")
+        command.append(str(asked))
+    try:
+        return run_limited(command, log, Limits(time_s=time_s), os.environ).exit_code == 0
+    finally:
+        path.unlink(missing_ok=True)
+        asked.unlink(missing_ok=True)
 
 
 def _stem(result: CompatResult) -> str:
@@ -311,12 +355,18 @@ def _stem(result: CompatResult) -> str:
 
 def main(arguments: list[str]) -> int:
     """Write the repro of one result; exits with 4 when the failure did not show again."""
-    if len(arguments) not in {2, 3}:
+    if len(arguments) not in range(2, 6):
         raise SpecError(
-            "a repro needs two arguments", required="RESULT_JSON OUT_FOLDER [SEED]", received=" ".join(arguments)
+            "a repro needs two arguments",
+            required="RESULT_JSON OUT_FOLDER [SEED [BUDGET_S [RECIPE_JSON]]]",
+            received=" ".join(arguments) or "none",
+            remedy="call python -m tfmot_ops.sweep.repro with the result file of a failed cell and a folder",
         )
+    die_with_parent()
     result = CompatResult.model_validate_json(Path(arguments[0]).read_text(encoding="utf-8"))
-    repro = make_repro(result, seed=int(arguments[2]) if len(arguments) > 2 else 0)  # noqa: PLR2004 - the optional third
+    seed, budget_s, asked = (*arguments[2:], *("0", str(BUDGET_S), "")[len(arguments) - 2 :])
+    recipe = Recipe.model_validate_json(Path(asked).read_text(encoding="utf-8")) if asked else None
+    repro = make_repro(result, recipe, seed=int(seed), budget_s=float(budget_s))
     if repro is None:
         sys.stderr.write(f"{result.cell}: fails no more, or has not failed\n")
         return 4

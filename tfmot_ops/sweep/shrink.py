@@ -1,11 +1,14 @@
-"""The smallest part of a layer graph that still fails: its end is bisected, then its beginning. Loads no TensorFlow."""
+"""The smallest part of a layer graph that still fails, found by bisection (delta debugging). Loads no TensorFlow.
+
+Its end is bisected first, then its beginning.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-#: In the place of a call's index: the model's own input.
+#: Instead of a call's index: the model's own input.
 INPUT = -1
 
 
@@ -52,7 +55,7 @@ def members(calls: Sequence[Call], part: Part) -> list[int]:
 
 
 def gates(calls: Sequence[Call], within: Iterable[int]) -> list[int]:
-    """The calls of a part through which every path from its input to its end leads, the last one included."""
+    """The dominators of a part's end: the calls that every path from its input to its end leads through, itself too."""
     order = sorted(within)
     inside = set(order)
     # Call -> the last position at which it is read; the input of the part counts as one call.
@@ -67,7 +70,7 @@ def gates(calls: Sequence[Call], within: Iterable[int]) -> list[int]:
 
 
 def smallest(calls: Sequence[Call], fails: Callable[[Part], bool]) -> Part:
-    """The smallest part that fails, as far as halving and then single steps find it.
+    """The smallest part that fails, as far as bisection and then single steps (delta debugging) find it.
 
     Args:
         calls: in topological order; the whole, which ends with the last one, is known to fail.
