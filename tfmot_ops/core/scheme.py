@@ -146,16 +146,21 @@ class _Placer:
         return readers == 1 and (tensor.producer is None or len(tensors(tensor.producer.outputs)) == 1)
 
     def _role(self, node: Node) -> Role:
-        return Role.FLOAT if node.origin in self.excluded else role(node.layer)
+        # Where a mask decides, the same operation is made of others, which TFLite has in float.
+        masked = isinstance(node.kwargs.get("mask"), Tensor)
+        return Role.FLOAT if masked or node.origin in self.excluded else role(node.layer)
 
     def place(self, node: Node) -> tuple[LayerQuantizeConfig | None, dict[int, Any], LayerReport]:
         """(what a wrapper puts on the layer, what follows tensors of a call without wrapper, report)."""
         kind, outputs = self.roles[id(node)], [tensor for tensor in tensors(node.outputs) if tensor.is_float]
-        if kind is Role.FLOAT or not outputs:
+        if not outputs:
+            return None, {}, _report(node, Outcome.ABSORBED, "computes no floating-point values")
+        if kind is Role.FLOAT:
             # What the converter could quantise by itself is told to stay.
-            marked = bool(outputs) and not hasattr(node.layer, "symbol") and role(node.layer) is not Role.FLOAT
+            excluded = node.origin in self.excluded and not hasattr(node.layer, "symbol")
+            marked = excluded and role(node.layer) is not Role.FLOAT
             config = LayerQuantizeConfig(keep_float=True) if marked else None
-            return config, self._around(outputs), _report(node, Outcome.KEPT_FLOAT, self._why(node, outputs))
+            return config, self._around(outputs), _report(node, Outcome.KEPT_FLOAT, self._why(node))
         if len(outputs) > 1 or hasattr(node.layer, "symbol"):
             placed = {id(tensor): self._output(node, tensor) for tensor in outputs}
             reason = next((reason for output, reason in placed.values() if output), "passes its input's int8 values on")
@@ -187,11 +192,11 @@ class _Placer:
         """Whether a kernel's clusters are held: where channels on its last axis take what is folded into them."""
         return self.keep_clusters and kernel.channels_axes == 1 and not kernel.swap_channels
 
-    def _why(self, node: Node, outputs: list[Tensor]) -> str:
+    def _why(self, node: Node) -> str:
         if node.origin in self.excluded:
             return "excluded by the recipe's scope"
-        if not outputs:
-            return "no floating-point output"
+        if isinstance(node.kwargs.get("mask"), Tensor):
+            return "reads a mask, which TFLite does in float"
         return float_reason(node.layer)
 
     def _around(self, outputs: list[Tensor]) -> dict[int, Any]:

@@ -18,7 +18,6 @@ from tfmot_ops.core.graph.rewrite import Rewriter
 from tfmot_ops.core.graph.rules.activations import after
 from tfmot_ops.core.layers import Affine
 from tfmot_ops.core.legacy_keras import keras
-from tfmot_ops.core.roles import is_custom
 
 _L = keras.layers
 #: [N, T, channels]
@@ -115,24 +114,7 @@ def _query_value_key(node: Node) -> tuple[Tensor, Tensor, Tensor] | None:
         return None
     inputs = query, value, found.get("key", value)
     plain = all(len(tensor.shape) == _RANK and tensor.channels and tensor.is_float for tensor in inputs)
-    return inputs if plain and not any(_may_be_masked(tensor) for tensor in inputs) else None
-
-
-def _may_be_masked(tensor: Tensor) -> bool:
-    """Whether a call before the tensor makes a mask, which Keras would hand on besides the values."""
-    seen: set[int] = set()
-    waiting = [tensor]
-    while waiting:
-        node = waiting.pop().producer
-        if node is None or id(node) in seen:
-            continue
-        seen.add(id(node))
-        layer = node.layer
-        own = is_custom(layer) and type(layer).compute_mask is not _L.Layer.compute_mask
-        if own or isinstance(layer, _L.Masking) or getattr(layer, "mask_zero", False):
-            return True
-        waiting += node.inputs()
-    return False
+    return inputs if plain else None
 
 
 class _Emitter:
