@@ -108,6 +108,7 @@ def server(compose, images, engine, tmp_path_factory):  # noqa: ARG001 - the ima
         engine_socket = Path(os.environ["DOCKER_HOST"].removeprefix("unix://"))
         engine_socket.chmod(0o660)
         if linked:
+            socket.unlink(missing_ok=True)  # what a run that was killed left
             socket.symlink_to(engine_socket)
     # As docker/secrets.sh writes it, but not into the checkout.
     script = folder / "secrets.sh"
