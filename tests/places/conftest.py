@@ -7,6 +7,7 @@ the kubeconfig of this machine lead to is used.
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import os
@@ -114,6 +115,7 @@ def image(request):
     return f"localhost/{NAME}"
 
 
+@functools.cache  # of the moment when the image is built
 def _revision():
     return subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
