@@ -7,7 +7,6 @@ the kubeconfig of this machine lead to is used.
 
 from __future__ import annotations
 
-import functools
 import gc
 import json
 import os
@@ -115,17 +114,10 @@ def image(request):
     return f"localhost/{NAME}"
 
 
-@functools.cache  # of the moment when the image is built
 def _revision():
     return subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()
-
-
-@pytest.fixture(scope="session")
-def revision():
-    """The commit that the image is built from."""
-    return _revision()
 
 
 @pytest.fixture(scope="session")
