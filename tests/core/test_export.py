@@ -30,3 +30,20 @@ def test_a_bias_that_is_equal_for_all_channels_is_rounded_by_the_scale_of_each(r
         if tensor["dtype"] is np.int32 and list(tensor["shape"]) == [5]
     )
     np.testing.assert_allclose(values, 3.0, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kernel_is_zero", [False, True])
+def test_a_channel_of_zeros_keeps_its_bias(kernel_is_zero) -> None:
+    # A bias is counted in steps of the channel's scale: on the scale of next to nothing, 3 is more than an int32 holds.
+    inputs = keras.Input((4, 4, 8))
+    model = keras.Model(inputs, keras.layers.Conv2D(6, 1, name="conv")(inputs))
+    kernel, _ = model.get_layer("conv").get_weights()
+    kernel[..., slice(None) if kernel_is_zero else 0] = 0.0
+    model.get_layer("conv").set_weights([kernel, np.array([3.0, 1.0, -2.0, 0.5, 3.0, 3.0], np.float32)])
+    model.compile("sgd", "mse")
+    x = np.random.default_rng(0).normal(size=(8, 4, 4, 8)).astype(np.float32)
+    recipe = core.recipes.decode("wi8_ai8")
+    quantized, _ = core.quantize(model, recipe, x)
+    answers = core.predict(core.export_tflite(quantized, recipe), x)
+    np.testing.assert_allclose(answers[..., 0], 3.0, atol=0.05)
+    assert core.agreement(quantized, core.export_tflite(quantized, recipe), x).get("sqnr_db", np.inf) >= 30.0

@@ -14,7 +14,7 @@ from tfmot_ops.core.legacy_keras import keras
 INITIAL_RANGE = (-6.0, 6.0)
 #: Share of the old range kept at each training step, as in tfmot: about 1000 steps to forget.
 DECAY = 0.999
-#: Limit of a channel of zeros.
+#: Limit of weights that are next to nothing.
 _SMALLEST_LIMIT = 1e-7
 #: Levels on each side of zero of symmetric int8.
 _LEVELS = 127.0
@@ -23,11 +23,21 @@ _LEVELS = 127.0
 def symmetric_limits(weights: Any, *, per_channel: bool) -> tf.Tensor:
     """Largest magnitude of the weights: [channels] over the last axis, or a scalar.
 
-    A channel of zeros gets the smallest range that still has a scale, so that it stays zero.
+    A channel of zeros has that of the kernel, as it stays zero on any scale.
     """
     magnitude = tf.abs(weights)
-    limits = tf.reduce_max(magnitude, axis=list(range(len(weights.shape) - 1)) if per_channel else None)
-    return tf.maximum(limits, _SMALLEST_LIMIT)
+    return _usable(tf.reduce_max(magnitude, axis=list(range(len(weights.shape) - 1)) if per_channel else None))
+
+
+def _usable(limits: Any) -> tf.Tensor:
+    """The limits, with another for zeros, of which there are many in a sparse kernel.
+
+    A bias is an int32 number of steps of its channel's scale times the input's: on a tiny scale the bias of a channel
+    of zeros is more than that holds, and 3.0 became 0.03 in the file (MobileNetV3Small, pruned, seed 1).
+    """
+    largest = tf.reduce_max(limits)
+    largest = tf.where(largest > 0.0, largest, tf.ones_like(largest))
+    return tf.where(limits > 0.0, tf.maximum(limits, _SMALLEST_LIMIT), largest)
 
 
 def fake_quantize_weights(weights: Any, *, per_channel: bool) -> tf.Tensor:
@@ -130,7 +140,7 @@ class WeightQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
         rank = len(kernel.shape)
         channels = {rank - 2} if self.swap_channels else set(range(rank - self.channels_axes, rank))
         others = [axis for axis in range(rank) if axis not in channels]
-        limits = tf.maximum(tf.reduce_max(tf.abs(kernel), axis=others, keepdims=True), _SMALLEST_LIMIT)
+        limits = _usable(tf.reduce_max(tf.abs(kernel), axis=others, keepdims=True))
         step = limits / _LEVELS
         return tf.round(kernel * (1.0 / step)) * step
 
