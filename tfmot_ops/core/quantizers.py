@@ -172,6 +172,22 @@ class WeightQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
 
 
 @keras.saving.register_keras_serializable("tfmot_ops")
+class RowsQuantizer(WeightQuantizer):
+    """A table whose rows are rounded after they are read, over a range they share with other tensors.
+
+    Zeros and clusters are held as in any kernel. The converter gives the table the range of its rows, so nothing is
+    rounded here.
+    """
+
+    def _round_fast(self, kernel: Any) -> tf.Tensor:
+        return kernel
+
+    def round(self, kernel: Any) -> tf.Tensor:
+        """The table as it is."""
+        return kernel
+
+
+@keras.saving.register_keras_serializable("tfmot_ops")
 class RangeQuantizer(tfmot.quantization.keras.quantizers.MovingAverageQuantizer):
     """int8 activations over a range that calibration sets and training follows (decay 0.999)."""
 

@@ -7,14 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import tensorflow as tf
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
 
 from tfmot_ops.contract import LayerReport, Outcome, Quantization
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
 from tfmot_ops.core.kernels import Kernel, kernels
 from tfmot_ops.core.legacy_keras import keras
-from tfmot_ops.core.quantizers import FixedRangeQuantizer, LayerQuantizeConfig, RangeQuantizer, WeightQuantizer
+from tfmot_ops.core.quantizers import (
+    FixedRangeQuantizer,
+    LayerQuantizeConfig,
+    RangeQuantizer,
+    RowsQuantizer,
+    WeightQuantizer,
+)
 from tfmot_ops.core.roles import FIXED_RANGES, Role, activation_name, float_reason, role
 from tfmot_ops.core.scope import select
 
@@ -27,22 +32,6 @@ RequiredSparsity = Callable[[Node, Kernel], float]
 _FUSES_RELU = (_L.Add, _L.Subtract, _L.Multiply)
 #: Pools that TFLite computes as one operation with the relu after them, as layers and as functions of TensorFlow.
 _CLIPPED_POOLS = (_L.MaxPooling2D, _L.AveragePooling2D, "nn.max_pool2d", "nn.avg_pool2d")
-
-
-@keras.saving.register_keras_serializable("tfmot_ops")
-class RowsQuantizer(WeightQuantizer):
-    """A table whose rows are rounded after they are read, over a range they share with other tensors.
-
-    Zeros and clusters are held as in any kernel. The converter gives the table the range of its rows, so nothing is
-    rounded here.
-    """
-
-    def _round_fast(self, kernel: Any) -> tf.Tensor:
-        return kernel
-
-    def round(self, kernel: Any) -> tf.Tensor:
-        """The table as it is."""
-        return kernel
 
 
 @dataclass
