@@ -232,7 +232,7 @@ def airflow(tmp_path_factory, image, has_cluster):
     home = tmp_path_factory.mktemp("places")
     dags = home / "dags"
     dags.mkdir()
-    for path in (ROOT / "dags" / "optimize_model.py", *(HERE / "dags").glob("*.py")):
+    for path in (*(ROOT / "dags").glob("*.py"), *(HERE / "dags").glob("*.py")):
         (dags / path.name).symlink_to(path)
     bench = Workbench(home=home, dags=dags)
     bench.prepare(lambda _: None)

@@ -29,7 +29,10 @@ def test_of_a_folder(tmp_path, capsys):
     for seed, margin in ((0, 1.0), (1, -1.5), (2, -4.0)):
         path = tmp_path / "cells" / f"MobileNet-wi8_ai8-0123-seed{seed}.json"
         path.write_text(a_result("MobileNet", margin).model_dump_json(), encoding="utf-8")
+    (tmp_path / "cells" / "VGG16-wi8_ai8-0123-seed0.json").write_text('{"architecture": "VGG', encoding="utf-8")
     assert main([str(tmp_path)]) == 4
-    line, counts = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    assert "VGG16-wi8_ai8-0123-seed0.json is left out" in printed.err
+    line, counts = printed.out.splitlines()
     assert line.split()[:4] == ["BEHIND", "-1.5", "dB", "MobileNet/wi8_ai8"]
     assert counts == "0 within, 1 BEHIND, 0 open, limit -1 dB"

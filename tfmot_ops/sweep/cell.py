@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from pathlib import Path
 
-from tfmot_ops.sweep.limits import die_with_parent
+from tfmot_ops.sweep.limits import die_with_parent, imported_for_good
 
 
 def main(arguments: list[str]) -> int:
@@ -17,15 +16,12 @@ def main(arguments: list[str]) -> int:
     name, asked, path = arguments[0], arguments[1], Path(arguments[2])
     seed = int(arguments[3]) if len(arguments) > 3 else 0  # noqa: PLR2004 - the optional fourth
     die_with_parent()
-    # TensorFlow is 344,000 objects that stay: Python need not look at them for garbage, now or later.
-    gc.disable()
-    from tfmot_ops.contract import Recipe, Stage
-    from tfmot_ops.core import recipes
-    from tfmot_ops.core.catalog import architecture
-    from tfmot_ops.core.compat import check_architecture
+    with imported_for_good():
+        from tfmot_ops.contract import Recipe, Stage
+        from tfmot_ops.core import recipes
+        from tfmot_ops.core.catalog import architecture
+        from tfmot_ops.core.compat import check_architecture
 
-    gc.freeze()
-    gc.enable()
     is_file = Path(asked).is_file()
     recipe = Recipe.model_validate_json(Path(asked).read_text(encoding="utf-8")) if is_file else recipes.decode(asked)
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from pydantic import ValidationError
+
 from tfmot_ops.contract import CompatResult, Status
 
 #: How far a file may be behind PTQ, in dB.
@@ -62,10 +64,14 @@ def margins(results: Iterable[tuple[int, CompatResult]]) -> list[Margin]:
 
 
 def read_cells(folder: Path) -> list[tuple[int, CompatResult]]:
-    """(seed, result) of each cell that a sweep's folder keeps; of a cell that was run again, the latest."""
+    """(seed, result) of each cell that a sweep's folder keeps, the latest of each; a torn file is told."""
     latest: dict[tuple[str, int], CompatResult] = {}
     for path in sorted((folder / "cells").glob("*-seed*.json"), key=lambda path: path.stat().st_mtime):
-        result = CompatResult.model_validate_json(path.read_text(encoding="utf-8"))
+        try:
+            result = CompatResult.model_validate_json(path.read_text(encoding="utf-8"))
+        except ValidationError as error:
+            sys.stderr.write(f"{path} is left out, it holds no result: {error.errors()[0]['msg']}\n")
+            continue
         latest[result.cell, int(path.stem.rpartition("-seed")[2])] = result
     return [(seed, result) for (_, seed), result in latest.items()]
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from tfmot_ops.contract import Recipe, Stage, Status
-from tfmot_ops.sweep.limits import POLL_S, Limits, death, die_with_parent, resident_bytes
+from tfmot_ops.sweep.limits import POLL_S, Limits, death, die_with_parent, imported_for_good, resident_bytes
 from tfmot_ops.sweep.shrink import INPUT, Call, Part
 
 if TYPE_CHECKING:
@@ -223,8 +223,9 @@ def main() -> int:
 
 class _Answerer:
     def __init__(self, task: dict[str, Any], on_stage: Callable[[Stage], None]) -> None:
-        from tfmot_ops.core import recipes
-        from tfmot_ops.core.catalog import architecture
+        with imported_for_good():
+            from tfmot_ops.core import recipes
+            from tfmot_ops.core.catalog import architecture
 
         self._architecture = architecture(task["architecture"])
         asked: str = task["recipe"]
