@@ -22,7 +22,7 @@ from tfmot_ops.demo.servers import HOST
 
 DAG = "optimize_model"
 STEPS = ("train", "prune", "fine_tune", "strip", "quantize", "evaluate")
-CONF = {"limit": 300, "epochs": 1, "fine_tune_epochs": 80, "qat_epochs": 0}
+CONF = {"limit": 300, "epochs": 1, "fine_tune_epochs": 40, "qat_epochs": 0}
 RUN_S = 600.0
 # A task process and its step have to be gone well within Airflow's own patience.
 GONE_S = 15.0
@@ -257,9 +257,9 @@ def test_after_a_kill_the_retry_succeeds(airflow, faulty, fault):
     check_green(airflow, run_id)
     task = airflow.task(run_id, "fine_tune")
     assert (task["state"], task["try_number"]) == ("success", 2)
-    continued = re.search(r"fine_tune continues after epoch (\d+) of 80", airflow.log(run_id, "fine_tune"))
+    continued = re.search(r"fine_tune continues after epoch (\d+) of 40", airflow.log(run_id, "fine_tune"))
     assert continued
-    assert 2 <= int(continued[1]) < 80
+    assert 2 <= int(continued[1]) < 40
 
 
 def test_a_task_marked_failed_ends_its_step_and_can_be_cleared(airflow, faulty):
