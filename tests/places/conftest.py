@@ -233,7 +233,9 @@ def airflow(tmp_path_factory, image, has_cluster):
     dags = home / "dags"
     dags.mkdir()
     for path in (*(ROOT / "dags").glob("*.py"), *(HERE / "dags").glob("*.py")):
-        (dags / path.name).symlink_to(path)
+        # Without its night: turned on, it would begin with the whole catalogue.
+        text = path.read_text(encoding="utf-8").replace('schedule="0 2 * * *"', "schedule=None")
+        (dags / path.name).write_text(text, encoding="utf-8")
     bench = Workbench(home=home, dags=dags)
     bench.prepare(lambda _: None)
     port, mlflow_port = free_port(), free_port()
