@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tfmot_ops import core, report, store
-from tfmot_ops.cli import execute
+from tfmot_ops.cli import execute, main
 from tfmot_ops.contract import (
     Artifact,
     ArtifactFormat,
@@ -225,11 +225,14 @@ TYPOS = {
 
 
 @pytest.mark.parametrize(("model", "dataset", "recipe", "told"), TYPOS.values(), ids=TYPOS.keys())
-def test_optimize_with_a_wrong_name_writes_nothing(model, dataset, recipe, told, tmp_path):
+def test_optimize_with_a_wrong_name_writes_nothing(model, dataset, recipe, told, tmp_path, monkeypatch, capsys):  # noqa: PLR0917 - fixtures
     arguments = ["--model", model, "--dataset", dataset, "--recipe", recipe, "--epochs", "1"]
-    done = _command("optimize", *arguments, folder=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert told in done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["tfmot-ops", "optimize", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
