@@ -37,7 +37,7 @@ sweep: setup ## the compat matrix: every architecture through the whole chain, r
 matrix: RECIPES = $(RECIPE)
 matrix: sweep ## the same with one recipe (ARCHITECTURES=, RECIPE=)
 
-test: setup ## the whole suite, on WORKERS=3 processes: a third of the tests wait for servers
+test: setup ## the whole suite, on WORKERS=3 processes
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 helm: setup ## the Helm chart: lint, render, refusals, strict validation; installed where there is a cluster
