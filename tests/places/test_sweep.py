@@ -1,6 +1,7 @@
 """The DAGs of the compat matrix with a runner that is chosen in their form: shards in containers and in pods."""
 
 import pytest
+from planting import plant
 
 from tfmot_ops.contract import Status
 from tfmot_ops.tracking import earlier_sweeps
@@ -10,28 +11,15 @@ pytestmark = pytest.mark.timeout(2400)
 EXPERIMENT = "tfmot_ops_sweep"
 #: One of the light weight class, one of the medium.
 NAMES = ["MobileNet", "RegNetY160"]
-#: Python reads this file as it starts; under the next pins, MobileNet cannot be built.
-NEXT = """
-import functools, importlib.abc, importlib.machinery, sys
+#: Under the next pins, MobileNet cannot be built.
+LOST = """
+import functools
 
-class Finder(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name != "tf_keras.src.applications.mobilenet":
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path)
-        execute = spec.loader.exec_module
+@functools.wraps(module.MobileNet)
+def refuse(*arguments, **keywords):
+    raise RuntimeError("gone in the next version")
 
-        def exec_module(module):
-            execute(module)
-            @functools.wraps(module.MobileNet)
-            def refuse(*arguments, **keywords):
-                raise RuntimeError("gone in the next version")
-            module.MobileNet = refuse
-
-        spec.loader.exec_module = exec_module
-        return spec
-
-sys.meta_path.insert(0, Finder())
+module.MobileNet = refuse
 """
 
 
@@ -41,7 +29,7 @@ def next_image(engine, image, tmp_path):
     info = tmp_path / "next" / "tf_keras-99.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tf-keras\nVersion: 99.0\n", encoding="utf-8")
-    (tmp_path / "next" / "sitecustomize.py").write_text(NEXT, encoding="utf-8")
+    plant(tmp_path / "next", "tf_keras.src.applications.mobilenet", LOST)
     (tmp_path / "Dockerfile").write_text(f"FROM {image}\nCOPY next /opt/tfmot-ops/code/\n", encoding="utf-8")
     engine.images.build(path=str(tmp_path), tag="localhost/tfmot-ops:next-cpu", rm=True)
     return "localhost/tfmot-ops:next-cpu"

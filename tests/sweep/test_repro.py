@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from planting import plant
 
 from tfmot_ops.contract import CompatResult, Recipe, Stage, Status
 from tfmot_ops.sweep import repro as module
@@ -17,36 +18,12 @@ from tfmot_ops.sweep.probe import _lines
 from tfmot_ops.sweep.repro import LONGEST_SCRIPT, make_repro, normalised, write_repros
 from tfmot_ops.sweep.shrink import INPUT, Call, Part, gates, members, smallest
 
-# What a regression of tf_keras would do, planted from outside: Python imports this file as it starts, and a layer's
-# class is changed as soon as it is loaded.
-PLANT = """
-import importlib.abc, importlib.machinery, os, signal, sys
 
-class Finder(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name != {module!r}:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path)
-        execute = spec.loader.exec_module
-
-        def exec_module(module):
-            execute(module)
-            def get_config(self):
-                {deed}
-            module.{layer}.get_config = get_config
-
-        spec.loader.exec_module = exec_module
-        return spec
-
-sys.meta_path.insert(0, Finder())
-"""
-
-
-def plant(folder, layer, deed):
+def break_config(folder, layer, deed):
+    """What a regression of tf_keras would do: a layer's config cannot be had any more."""
     module = {"ReLU": "activation.relu", "Dense": "core.dense"}[layer]
-    text = PLANT.format(module=f"tf_keras.src.layers.{module}", layer=layer, deed=deed)
-    folder.mkdir(exist_ok=True)
-    (folder / "sitecustomize.py").write_text(text, encoding="utf-8")
+    code = f"def get_config(self):\n    {deed}\nmodule.{layer}.get_config = get_config\n"
+    plant(folder, f"tf_keras.src.layers.{module}", code)
 
 
 def run(*command, path=None):
@@ -69,7 +46,7 @@ def failed(architecture, **fields):
 @pytest.mark.timeout(1500)
 def test_a_planted_regression_of_a_layer(tmp_path, monkeypatch) -> None:
     folder = tmp_path / "plant"
-    plant(folder, "ReLU", "raise RuntimeError(f'planted: {self.name!r} has no config')")
+    break_config(folder, "ReLU", "raise RuntimeError(f'planted: {self.name!r} has no config')")
     monkeypatch.setenv("PYTHONPATH", str(folder))
     path = tmp_path / "cell.json"
     done = run("-m", "tfmot_ops.sweep.cell", "MobileNet", "wi8_ai8", path, path=str(folder))
@@ -91,7 +68,7 @@ def test_a_planted_regression_of_a_layer(tmp_path, monkeypatch) -> None:
 
 @pytest.mark.timeout(1500)
 def test_a_crash_is_bisected_too(plugin, tmp_path) -> None:
-    plant(plugin, "Dense", "os.kill(os.getpid(), signal.SIGSEGV)")
+    break_config(plugin, "Dense", "os.kill(os.getpid(), signal.SIGSEGV)")
     cell = failed("sound", error_class="crash")
     repro = make_repro(cell)
     assert repro is not None
@@ -109,7 +86,7 @@ def test_a_crash_is_bisected_too(plugin, tmp_path) -> None:
 
 @pytest.mark.timeout(1500)
 def test_a_nested_model_is_gone_into(plugin, tmp_path) -> None:
-    plant(plugin, "ReLU", "raise RuntimeError('planted')")
+    break_config(plugin, "ReLU", "raise RuntimeError('planted')")
     cell = failed("nests", error_type="RuntimeError")
     repro = make_repro(cell)
     assert repro is not None
