@@ -73,9 +73,22 @@ class Quantize:
 
     @staticmethod
     def load_model(path: str, **kwargs: Any) -> keras.Model:
-        """Load a saved model with quantised layers, ours, tfmot's or the original module's."""
+        """Load a saved model with quantised layers, ours, tfmot's or the original module's.
+
+        Args:
+            path: `.h5` or `.keras` file, or SavedModel folder.
+            kwargs: as for `keras.models.load_model`; `safe_mode=False` loads a file that could run code.
+
+        Raises:
+            UnsafeModelError: the file could run code.
+        """
         scope = {cls.__name__: cls for cls in (NoOpQuantizeConfig, DefaultBNQuantizeConfig)}
-        with core.custom_objects(), keras.saving.custom_object_scope(scope):
+        with (
+            core.custom_objects(),
+            keras.saving.custom_object_scope(scope | (kwargs.get("custom_objects") or {})),
+        ):
+            if kwargs.get("safe_mode", True):
+                check_model_file(path)
             return keras.models.load_model(path, **kwargs)
 
 
