@@ -8,6 +8,7 @@ TfmotOpsError                 1   a bug: anything we did not foresee
 ├── UnsupportedModelError     3   the model cannot be handled; never retried
 └── StepFailedError           4   the step could not do its work; a retry may help
     ├── ArtifactError             an artifact is missing or its sha256 differs
+    │   └── UnsafeModelError  3       a model file that could run code; never retried
     ├── SparsityLostError         a layer no longer holds the sparsity of its recipe
     ├── CalibrationError          the calibration data does not fit the model
     ├── ExportError               the TFLite file is not what the recipe asks for
@@ -78,6 +79,12 @@ class StepFailedError(TfmotOpsError):
 
 class ArtifactError(StepFailedError):
     """An artifact is missing, unreadable, or not the one that was recorded."""
+
+
+class UnsafeModelError(ArtifactError):
+    """A model file whose loading could run code, or reach other files; the same file is refused again."""
+
+    exit_code = 3
 
 
 class SparsityLostError(StepFailedError):

@@ -18,7 +18,8 @@ from tfmot_ops.core.layers import LAYERS
 from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.prune import PruneLowMagnitude
 from tfmot_ops.core.quantizers import FixedRangeQuantizer, LayerQuantizeConfig, RangeQuantizer, WeightQuantizer
-from tfmot_ops.errors import ArtifactError
+from tfmot_ops.core.safe_files import check_model_file
+from tfmot_ops.errors import ArtifactError, TfmotOpsError
 
 #: tfmot's wrappers store what is inside them in Keras' old format, which names a class without its package.
 _CLASSES = (*LAYERS, FixedRangeQuantizer, LayerQuantizeConfig, PruneLowMagnitude, RangeQuantizer, WeightQuantizer)
@@ -99,9 +100,11 @@ def load_model(path: str | Path, allow_unsafe: bool = False) -> keras.Model:
 
     Args:
         path: `.h5` or `.keras` file, or SavedModel folder.
-        allow_unsafe: run Python code that the file carries (Lambda layers); only for files you trust.
+        allow_unsafe: run what the file names, whatever it is (Python code of Lambda layers, any function, operations
+            on files); only for files you trust.
 
     Raises:
+        UnsafeModelError: the file names something that is not known to be harmless, and `allow_unsafe` is off.
         ArtifactError: no such file, or one that Keras cannot read.
     """
     if not Path(path).exists():
@@ -114,12 +117,16 @@ def load_model(path: str | Path, allow_unsafe: bool = False) -> keras.Model:
     try:
         # Keras itself looks at its argument `safe_mode` for `.keras` only.
         with SafeModeScope(not allow_unsafe), custom_objects(), without_random_values(), without_traces():
+            if not allow_unsafe:
+                check_model_file(path)
             return keras.models.load_model(str(path), safe_mode=not allow_unsafe)
-    except (ValueError, OSError, TypeError) as error:
+    except TfmotOpsError:
+        raise
+    except Exception as error:  # a damaged file makes Keras raise an error of any class
         raise ArtifactError(
             "the model cannot be loaded",
             required="a tf_keras model; its custom layers registered with register_keras_serializable",
-            received=f"{path}: {error}",
+            received=f"{path}: {type(error).__name__}: {error}",
             remedy="import the package that defines its layers first; allow_unsafe=True runs the Python code that a "
             "Lambda brings, in files you trust",
         ) from error
