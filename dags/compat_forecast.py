@@ -10,10 +10,9 @@ from typing import Any
 from airflow.sdk import DAG, Param, task
 
 from tfmot_ops.contract import PRESET_RECIPES, RECIPE_NAME
-from tfmot_ops.errors import SpecError
 from tfmot_ops.operators import CompatSweepOperator, ForecastOperator, ListOperator, OpenRunOperator
-from tfmot_ops.operators.sweep import DEFAULT_RECIPES, PlanSweepOperator, Weight, room
-from tfmot_ops.runners import IMAGES_VARIABLE, PYTHONS_VARIABLE, RUNNERS, look_up
+from tfmot_ops.operators.sweep import DEFAULT_RECIPES, PlanSweepOperator, Weight, check_forecast, room
+from tfmot_ops.runners import RUNNERS
 
 PARAMS = {
     "next_python": Param(
@@ -60,18 +59,7 @@ with DAG(
     @task
     def check(**context: Any) -> None:
         """Refuse what names no other versions, two, or some that the deployment does not list."""
-        from airflow.sdk.exceptions import AirflowFailException
-
-        params = context["params"]
-        asked = {PYTHONS_VARIABLE: params["next_python"], IMAGES_VARIABLE: params["next_image"]}
-        named = {variable: name for variable, name in asked.items() if name}
-        if len(named) != 1:
-            raise AirflowFailException("required: next_python or next_image, one of them\nreceived: both or none")
-        for variable, name in named.items():
-            try:
-                look_up(variable, name)
-            except SpecError as error:
-                raise AirflowFailException(str(error)) from error
+        check_forecast(context["params"]["next_python"], context["params"]["next_image"])
 
     @task
     def elsewhere(planned: Any, **context: Any) -> list[dict[str, Any]]:

@@ -10,8 +10,16 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
 from tfmot_ops.contract import Tracking
+from tfmot_ops.errors import SpecError
 from tfmot_ops.operators.step import StepOperator
-from tfmot_ops.runners import IMAGES_VARIABLE, RUNNER_VARIABLE, Runner, choose_runner, look_up
+from tfmot_ops.runners import (
+    IMAGES_VARIABLE,
+    PYTHONS_VARIABLE,
+    RUNNER_VARIABLE,
+    Runner,
+    choose_runner,
+    look_up,
+)
 from tfmot_ops.sweep.plan import DEFAULT_RECIPES, Weight, machine_bytes, shards
 
 if TYPE_CHECKING:
@@ -26,6 +34,7 @@ __all__ = [
     "PlanSweepOperator",
     "SummarizeSweepOperator",
     "Weight",
+    "check_forecast",
     "room",
 ]
 
@@ -244,6 +253,27 @@ class ForecastOperator(StepOperator):
             )
         if answer["metrics"]["worse"]:
             raise AirflowFailException(answer["parameters"]["forecast"])
+
+
+def check_forecast(next_python: object, next_image: object) -> None:
+    """Refuse a forecast before its first step.
+
+    Args:
+        next_python: name of an interpreter, empty for none.
+        next_image: name of an image, empty for none.
+
+    Raises:
+        AirflowFailException: both or none are given, or the deployment does not list the name; no retry helps.
+    """
+    asked = {PYTHONS_VARIABLE: next_python, IMAGES_VARIABLE: next_image}
+    named = {variable: name for variable, name in asked.items() if name}
+    if len(named) != 1:
+        raise AirflowFailException("required: next_python or next_image, one of them\nreceived: both or none")
+    for variable, name in named.items():
+        try:
+            look_up(variable, name)
+        except SpecError as error:
+            raise AirflowFailException(str(error)) from error
 
 
 def _listed(catalogue: Any) -> list[str]:
