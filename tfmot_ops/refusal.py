@@ -17,6 +17,8 @@ _Error = TypeVar("_Error", bound=SpecError)
 
 #: Findings that one error tells.
 _MOST_FINDINGS = 10
+#: Longest list or mapping that is quoted, in characters.
+_LONGEST_VALUE = 500
 #: Longest number that is shown, in digits.
 _MOST_DIGITS = 20
 #: How alike an unknown field's name and a known one have to be for the first to be shown: 1 is equal.
@@ -58,7 +60,8 @@ def quoted(value: Any) -> str:
         return _number(value)
     if isinstance(value, str):
         return _REPR.repr(hide(value))
-    return _REPR.repr(hide_in(value) if _is_small(value) else value)
+    text = _REPR.repr(hide_in(value) if _is_small(value) else value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]} ..."
 
 
 def kind_of(value: Any) -> str:

@@ -91,4 +91,6 @@ def _written_in(uri: str) -> Iterable[str]:
 
 
 def _forms(secret: str) -> set[str]:
-    return {secret, unquote(secret), quote(secret, safe=""), quote(unquote(secret), safe="")}
+    # A library that takes "/" or "@" in a password for the end of it tells the parts.
+    parts = re.split(r"[/?#@]", secret)
+    return {secret, unquote(secret), quote(secret, safe=""), quote(unquote(secret), safe=""), *parts}
