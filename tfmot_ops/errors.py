@@ -53,8 +53,8 @@ class TfmotOpsError(Exception):
 
 def _shown(text: str) -> str:
     # Secrets go first: a URI that is cut in the middle is not recognised as one.
-    text = hide(text)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ... ({len(text) - _LONGEST} more characters)"
+    text = hide(text[: 10 * _LONGEST])
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
 class SpecError(TfmotOpsError):

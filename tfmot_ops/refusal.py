@@ -17,6 +17,8 @@ _Error = TypeVar("_Error", bound=SpecError)
 
 #: Findings that one error tells.
 _MOST_FINDINGS = 10
+#: So much of a text is searched for secrets, before its beginning is quoted.
+_SEARCHED = 10_000
 #: Longest list or mapping that is quoted, in characters.
 _LONGEST_VALUE = 500
 #: Longest number that is shown, in digits.
@@ -59,8 +61,8 @@ def quoted(value: Any) -> str:
     if isinstance(value, int | float):
         return _number(value)
     if isinstance(value, str):
-        return _REPR.repr(hide(value))
-    text = _REPR.repr(hide_in(value) if _is_small(value) else value)
+        return _REPR.repr(hide(value[:_SEARCHED]))
+    text = _REPR.repr(hide_in(value)) if _is_small(value) else kind_of(value)
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]} ..."
 
 
@@ -116,6 +118,8 @@ def _is_small(value: Any) -> bool:
             waiting += member.values()
         elif isinstance(member, list | tuple):
             waiting += member
+        elif isinstance(member, str) and len(member) > _SEARCHED:
+            return False
     return True
 
 

@@ -15,14 +15,15 @@ HIDDEN: Final = "***"
 #: Shortest secret that is also looked for outside of its URI: a shorter one would be found in ordinary words.
 _SHORTEST: Final = 4
 
+# Every repetition is bounded, and no pattern begins with one: a hostile text of any length is searched in linear time.
 # What stands before the host: everything up to the last "@" before the path.
-_USER_INFO: Final = re.compile(r"([a-z][a-z0-9+.-]*://)([^\s\"'<>/?#]*)@", re.IGNORECASE)
+_USER_INFO: Final = re.compile(r"://([^\s\"'<>/?#]{0,2000})@")
 # A password that should have been percent-encoded and holds "/", "?" or "#". What follows the colon must not be a port.
 _UNQUOTED: Final = re.compile(
-    r"([a-z][a-z0-9+.-]*://)([^\s\"'<>/?#@:]*:(?!\d{0,5}(?:[/?#]|$))[^\s\"'<>]*)@", re.IGNORECASE
+    r"://([^\s\"'<>/?#@:]{0,200}:(?!\d{0,5}(?:[/?#]|$))[^\s\"'<>]{0,2000})@",
 )
 _QUERY: Final = re.compile(
-    r"([?&;#][^\s\"'<>=&;#?]*(?:pass|pwd|secret|token|key|sig|cred|auth)[^\s\"'<>=&;#?]*=)([^\s\"'<>&;#]+)",
+    r"([?&;#][^\s\"'<>=&;#?]{0,60}(?:pass|pwd|secret|token|key|sig|cred|auth)[^\s\"'<>=&;#?]{0,60}=)([^\s\"'<>&;#]+)",
     re.IGNORECASE,
 )
 
@@ -69,22 +70,23 @@ def secrets_of(*uris: str | None) -> list[str]:
 
 def address(uri: str) -> str:
     """A URI without user, password, query and fragment: what people may be shown and browsers may open."""
-    bare = _USER_INFO.sub(r"\g<1>", _UNQUOTED.sub(r"\g<1>", uri))
+    bare = _USER_INFO.sub("://", _UNQUOTED.sub("://", uri))
     return re.split(r"[?#]", bare, maxsplit=1)[0].rstrip("/")
 
 
 def _without_user_info(found: re.Match[str]) -> str:
-    return f"{found[1]}{HIDDEN}@" if _is_secret(found) else found[0]
+    return f"://{HIDDEN}@" if _is_secret(found) else found[0]
 
 
 def _is_secret(found: re.Match[str]) -> bool:
-    return ":" in found[2] or "http" in found[1].lower()
+    before = found.string[max(0, found.start() - len("https")) : found.start()]
+    return ":" in found[1] or "http" in before.lower()
 
 
 def _written_in(uri: str) -> Iterable[str]:
     for pattern in (_UNQUOTED, _USER_INFO):
         for found in filter(_is_secret, pattern.finditer(uri)):
-            user, _, password = found[2].partition(":")
+            user, _, password = found[1].partition(":")
             yield password or user
     for found in _QUERY.finditer(uri):
         yield found[2]

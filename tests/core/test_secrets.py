@@ -128,6 +128,14 @@ def test_a_secret_that_would_be_cut_is_hidden_first():
     assert len(message) < 8100
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("part", ["x", "a:", "://a:", "http://a:b", "?a", "&token", "?token=", "@", "http://"])
+def test_a_hostile_text_is_searched_in_linear_time(part):
+    hide(part * 50_000)
+    quoted(part * 200_000)
+    str(TfmotOpsError(part * 200_000))
+
+
 def test_refusals_are_short_and_hold_no_secret():
     bomb: object = "lol"
     for _ in range(40):
