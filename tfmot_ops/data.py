@@ -271,7 +271,7 @@ def _read_images(location: str) -> _Source:
         raise SpecError(
             f"{folder} does not contain one sub-folder per class",
             required="one sub-folder per class, each with PNG or JPEG files",
-            received="sub-folders without images: " + ", ".join(empty) if empty else f"{len(classes)} sub-folders",
+            received=f"{len(classes)} sub-folders, {len(empty)} of them without images",
             remedy="check the path and put each class's images into its own sub-folder",
         )
     images = _decoded([path for path, _ in files], size)

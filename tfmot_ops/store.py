@@ -100,7 +100,10 @@ def fetch(artifact: Artifact, folder: Path) -> Path:
         ArtifactError: it is missing, unreadable, or not the one that was recorded.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / artifact.uri.rstrip("/").rsplit("/", 1)[-1]
+    name = artifact.uri.rstrip("/").rsplit("/", 1)[-1]
+    if name in {"", ".", ".."}:
+        raise unreadable(artifact, ValueError("the URI ends in no file name"))
+    target = folder / name
     try:
         filesystem, source = fsspec.core.url_to_fs(artifact.uri)
         filesystem.get_file(source, str(target))

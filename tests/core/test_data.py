@@ -226,7 +226,7 @@ def test_arrays_that_are_no_data_set_are_refused(tmp_path: Path, case: Refused):
         ("npz:{}/text.npz", "cannot be read"),
         ("npz:", "there is no data set"),
         ("images:{}/none", "0 sub-folders"),
-        ("images:{}/images", "sub-folders without images: empty"),
+        ("images:{}/images", ", 1 of them without images"),
         ("images:{}/images?size=0", "?size=0"),
         ("images:{}/images?width=3", "?width=3"),
         ("images:{}/broken", "0.png cannot be decoded"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,6 +29,7 @@ from tfmot_ops.contract import (
 )
 from tfmot_ops.errors import StepFailedError, TfmotOpsError
 from tfmot_ops.refusal import refusal
+from tfmot_ops.uri_secrets import hide
 
 app = typer.Typer(
     help="Prune, quantise and export tf_keras models to int8 TFLite, tracked in MLflow.",
@@ -55,8 +58,16 @@ def main() -> None:
     try:
         app()
     except TfmotOpsError as error:
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        sys.stderr.write(hide(f"{type(error).__name__}: {error}\n", *_uris()))
         sys.exit(error.exit_code)
+    except Exception:  # noqa: BLE001 - a bug: told as Python does, but without secrets
+        sys.stderr.write(hide(traceback.format_exc(), *_uris()))
+        sys.exit(TfmotOpsError.exit_code)
+
+
+def _uris() -> list[str | None]:
+    """What may hold a secret of this process: its arguments, and the variables that name MLflow."""
+    return [*sys.argv[1:], *map(os.environ.get, TRACKING_VARIABLES)]
 
 
 def _print_version(wanted: bool) -> None:
@@ -174,7 +185,7 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
 
 
 def _say_on_stderr(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(hide(f"{text}\n"))
     sys.stderr.flush()
 
 
@@ -191,9 +202,10 @@ def _print_summary(results: list[StepResult], tracking_uri: str | None, experime
     typer.echo()
     for result in results:
         for name, artifact in result.outputs.items():
-            typer.echo(f"{result.step_id} {name}: {artifact.uri}")
+            typer.echo(f"{result.step_id} {name}: {hide(artifact.uri)}")
     if tracking_uri:
-        typer.echo(f"MLflow: experiment {experiment}; open it with: mlflow ui --backend-store-uri {tracking_uri}")
+        store = hide(tracking_uri)
+        typer.echo(f"MLflow: experiment {experiment}; open it with: mlflow ui --backend-store-uri {store}")
     if tflite:
         typer.echo(f"TFLite: {tflite}")
 

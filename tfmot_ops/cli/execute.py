@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from tfmot_ops.contract import CompatOptions, StepResult, StepSpec, SummarizeOptions, TrainOptions
 from tfmot_ops.errors import SpecError, TfmotOpsError
 from tfmot_ops.refusal import refusal
+from tfmot_ops.uri_secrets import hide
 
 if TYPE_CHECKING:
     from tfmot_ops.tracking import StepRun
@@ -59,7 +60,7 @@ class Teller:
 
 def say(text: str) -> None:
     """Print a line of progress at once: a log that is read while the step works must not lag behind."""
-    sys.stdout.write(PREFIX + text + "\n")
+    sys.stdout.write(PREFIX + hide(text) + "\n")
     sys.stdout.flush()
 
 
@@ -125,7 +126,7 @@ def execute(spec: StepSpec, say: Callable[[str], None] = say) -> StepResult:
             run = _open_run(spec)
             result = _run(spec, run, workdir, say)
         except Exception as error:  # noqa: BLE001 - whatever a step dies of is its answer
-            _tell(error)
+            _tell(error, spec)
             result = steps.failed(spec, error, time.perf_counter() - started)
             if run is not None:
                 # The reason is told already; a second failure while recording it must not hide it.
@@ -149,11 +150,11 @@ def _run(spec: StepSpec, run: StepRun | None, workdir: Path, say: Callable[[str]
     # The contract holds that one of the two is given.
     store: Store = run.store if run is not None else FsspecStore(str(spec.output_uri))
     local = _with_local_model(spec, workdir)
-    _bring_earlier_sweeps(spec, workdir)
+    _bring_earlier_sweeps(spec, workdir, say)
     result = steps.run_step(local, store, workdir, Teller(say, run))
     if local is not spec and isinstance(spec.options, TrainOptions):
         # The answer is to the spec that was asked, not to the one with a path of this machine in it.
-        asked = {**result.parameters, "model": spec.options.model}
+        asked = {**result.parameters, "model": hide(spec.options.model)}
         result = result.model_copy(update={"spec_sha256": spec.sha256(), "parameters": asked})
     return run.finish(result, workdir) if run is not None else result
 
@@ -177,7 +178,7 @@ def _with_local_model(spec: StepSpec, workdir: Path) -> StepSpec:
     return spec.model_copy(update={"options": spec.options.model_copy(update={"model": str(path)})})
 
 
-def _bring_earlier_sweeps(spec: StepSpec, workdir: Path) -> None:
+def _bring_earlier_sweeps(spec: StepSpec, workdir: Path, say: Callable[[str], None]) -> None:
     """Give the steps of a sweep what MLflow knows of the sweeps before: steps know files only."""
     if spec.tracking is None or not isinstance(spec.options, CompatOptions | SummarizeOptions):
         return
@@ -186,7 +187,7 @@ def _bring_earlier_sweeps(spec: StepSpec, workdir: Path) -> None:
 
     folder = workdir / EARLIER
     folder.mkdir(parents=True, exist_ok=True)
-    for sweep in earlier_sweeps(spec.tracking.uri, spec.tracking.experiment):
+    for sweep in earlier_sweeps(spec.tracking.uri, spec.tracking.experiment, say=say):
         (folder / f"{sweep.sweep_id}.json").write_text(sweep.model_dump_json(), encoding="utf-8")
 
 
@@ -196,11 +197,12 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _tell(error: Exception) -> None:
+def _tell(error: Exception, spec: StepSpec) -> None:
     if isinstance(error, TfmotOpsError) and error.exit_code != TfmotOpsError.exit_code:
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        text = f"{type(error).__name__}: {error}\n"
     else:
-        traceback.print_exception(error)
+        text = "".join(traceback.format_exception(error))
+    sys.stderr.write(hide(text, *spec.uris().values()))
     sys.stderr.flush()
 
 

@@ -209,7 +209,7 @@ def _earlier(folder: Path, tracking: tuple[str, str] | None, say: Say) -> list[S
 
         say(f"reading earlier sweeps of {tracking[1]} from MLflow")
         try:
-            recorded = earlier_sweeps(*tracking)
+            recorded = earlier_sweeps(*tracking, say=say)
         except StepFailedError as error:
             say(f"MLflow cannot be read, so only {folder} says what is known: {error}")
     by_id = {sweep.sweep_id: sweep for sweep in (*local, *recorded)}

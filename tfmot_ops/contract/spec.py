@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
-from tfmot_ops.contract.document import SCHEMA_VERSION, Artifact, Document
+from tfmot_ops.contract.document import SCHEMA_VERSION, Artifact, Document, FileName
 from tfmot_ops.contract.recipe import Recipe
 
 #: Small models that ship by name; `core.models` builds each.
@@ -223,7 +223,7 @@ class StepSpec(Document):
 
     schema_version: Literal[1] = SCHEMA_VERSION
     step_id: str = Field(min_length=1)
-    inputs: dict[str, Artifact] = Field(default_factory=dict)
+    inputs: dict[FileName, Artifact] = Field(default_factory=dict)
     output_uri: str | None = None
     seed: int = Field(default=0, ge=0, lt=2**31)
     device: Device = Device.CPU
@@ -235,6 +235,11 @@ class StepSpec(Document):
         if self.output_uri is None and self.tracking is None:
             raise ValueError("give output_uri or tracking: without either the outputs have no place to go")
         return self
+
+    def uris(self) -> dict[str, str]:
+        """Name of a field -> the URI in it, of every place that the step reads or writes."""
+        found = {f"inputs.{name}": artifact.uri for name, artifact in self.inputs.items()}
+        return found | {"output_uri": self.output_uri or "", "tracking_uri": self.tracking.uri if self.tracking else ""}
 
     def sha256(self) -> str:
         """Hex digest of the canonical JSON, recorded in the result."""

@@ -105,7 +105,7 @@ class Matrix:
         self._remove_what_the_killed_left()
         cells, watcher, results = list(cells), watcher or _Nobody(), {}
         for cell in cells:
-            found = None if self.force else self.found(cell) or (known or {}).get(cell.inputs_sha256)
+            found = None if self.force else self.found(cell) or _of(cell, (known or {}).get(cell.inputs_sha256))
             if found is not None:
                 results[cell.name] = reclassified(found).model_copy(update={"cached": True})
                 watcher.ended(results[cell.name])
@@ -150,7 +150,7 @@ class Matrix:
         path = self._path(cell)
         if not path.exists() or path.stat().st_mtime < newer_than:
             return None
-        result = _read(path)
+        result = _of(cell, _read(path))
         if result is None:
             return None
         result = reclassified(result)
@@ -210,6 +210,11 @@ class Matrix:
                 "metrics": {"wall_s": ended.duration_s, "peak_memory_bytes": ended.peak_bytes},
             }
         )
+
+
+def _of(cell: Cell, result: CompatResult | None) -> CompatResult | None:
+    """The result if it says that it is of this cell: others may have written what is found under its digest."""
+    return result if result is not None and result.cell == cell.name else None
 
 
 def _read(path: Path) -> CompatResult | None:

@@ -28,6 +28,7 @@ from mlflow.exceptions import MlflowException  # noqa: E402
 from tfmot_ops import store as files  # noqa: E402
 from tfmot_ops.contract import Artifact, ArtifactFormat  # noqa: E402
 from tfmot_ops.errors import ArtifactError, StepFailedError  # noqa: E402
+from tfmot_ops.uri_secrets import hide  # noqa: E402
 
 #: URI schemes that only MLflow can read.
 MLFLOW_SCHEMES = ("runs:/", "models:/", "mlflow-artifacts:/")
@@ -82,7 +83,7 @@ def connect(uri: str, experiment: str) -> tuple[mlflow.MlflowClient, str]:
         raise StepFailedError(
             f"tracking: cannot use {uri}",
             required="an MLflow server that answers, or sqlite:///<path> in a folder that can be written",
-            received=f"{type(error).__name__}: {error}",
+            received=hide(f"{type(error).__name__}: {error}", uri),
             remedy="start the server, or correct tracking.uri",
         ) from error
 

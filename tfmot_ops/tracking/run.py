@@ -25,6 +25,7 @@ from tfmot_ops.errors import SpecError
 from tfmot_ops.tracking.client import MlflowStore, connect
 from tfmot_ops.tracking.models import log_keras_model, register_tflite
 from tfmot_ops.tracking.sweep import log_sweep
+from tfmot_ops.uri_secrets import hide, hide_in
 
 _KEY_TAG = "tfmot_ops.key"
 _PARENT_TAG = "mlflow.parentRunId"
@@ -96,7 +97,7 @@ class StepRun:
                 self._client.update_run(found[0].info.run_id, status="RUNNING")
                 return str(found[0].info.run_id)
         name = getattr(spec.options, "name", spec.step_id) if spec.options.kind == "open_run" else spec.step_id
-        run: Run = self._client.create_run(experiment_id, tags=tags, run_name=name)
+        run: Run = self._client.create_run(experiment_id, tags=tags, run_name=hide(name))
         return str(run.info.run_id)
 
     def message(self, text: str) -> None:
@@ -181,7 +182,7 @@ class StepRun:
     def _log_params(self, parameters: Mapping[str, Any]) -> None:
         """Log parameters flat. MLflow fixes a parameter once it is logged: what a retry has otherwise becomes a tag."""
         known = self._client.get_run(self.run_id).data.params
-        wanted = {_name(name): value[:_LONGEST_PARAM] for name, value in flatten(parameters).items()}
+        wanted = {_name(name): value[:_LONGEST_PARAM] for name, value in flatten(hide_in(parameters)).items()}
         new = [Param(name, value) for name, value in wanted.items() if name not in known]
         for batch in _batches(new, _PARAMS_A_BATCH):
             self._client.log_batch(self.run_id, params=batch)

@@ -10,17 +10,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
 
 import mlflow
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.time import get_current_time_millis
-from pydantic import ValidationError
 
 from tfmot_ops.contract import CompatResult, Status, SweepResult
 from tfmot_ops.errors import StepFailedError
 from tfmot_ops.tracking.client import connect, download
+from tfmot_ops.uri_secrets import address, hide
 
 _KIND, _ID = "tfmot_ops.kind", "tfmot_ops.sweep_id"
 _CELL = "tfmot_ops.cell"
@@ -35,6 +34,8 @@ _UI_VARIABLE = "TFMOT_OPS_MLFLOW_UI"
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 #: Seconds after which no further sweep is read; one takes a fraction of one.
 _READING_S = 60.0
+#: So many runs whose sweep cannot be read are named.
+_TOLD_RUNS = 3
 
 #: The sweep with its run's address, and cell -> address of the cell's run; gives path on the run -> local file.
 Files = Callable[[SweepResult, Mapping[str, str]], Mapping[str, Path]]
@@ -69,7 +70,7 @@ def record_sweep(sweep: SweepResult, files: Files, uri: str, experiment: str) ->
             raise StepFailedError(
                 f"tracking: the sweep {sweep.sweep_id} could not be recorded whole",
                 required=f"an MLflow server at {uri} that answers",
-                received=f"{type(error).__name__}: {error}",
+                received=hide(f"{type(error).__name__}: {error}", uri),
                 remedy="it is kept on disk; the next sweep records it, too",
             ) from error
 
@@ -121,12 +122,10 @@ def _fingerprint(script: str) -> str:
 def run_address(uri: str, experiment_id: str, run_id: str) -> str:
     """Address of a run in MLflow's UI; `runs:/<id>` where nobody knows of one."""
     ui = os.environ.get(_UI_VARIABLE) or uri
-    parts = urlsplit(ui)
-    if parts.scheme not in {"http", "https"}:
+    if not ui.startswith(("http://", "https://")):
         return f"runs:/{run_id}"
     # A page goes to many: a password in the address would, too.
-    base = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl().rstrip("/")
-    return f"{base}/#/experiments/{experiment_id}/runs/{run_id}"
+    return f"{address(ui)}/#/experiments/{experiment_id}/runs/{run_id}"
 
 
 def _log(
@@ -248,8 +247,16 @@ def _row(cell: CompatResult) -> dict[str, Any]:
     return {**cell_tags(cell), "error_type": cell.error_type or "", "message": cell.message[:200], **cell.metrics}
 
 
-def earlier_sweeps(uri: str, experiment: str, limit: int = 30) -> list[SweepResult]:
-    """The last sweeps on MLflow, from the latest on; one that cannot be read (any more) is left out.
+def earlier_sweeps(
+    uri: str, experiment: str, limit: int = 30, say: Callable[[str], None] = lambda _text: None
+) -> list[SweepResult]:
+    """The last sweeps on MLflow, from the latest on.
+
+    Args:
+        uri: of the tracking server.
+        experiment: MLflow experiment.
+        limit: how many.
+        say: takes a line on those that are left out: they cannot be read, or are no sweeps of this version.
 
     Raises:
         StepFailedError: MLflow cannot be reached.
@@ -264,15 +271,20 @@ def earlier_sweeps(uri: str, experiment: str, limit: int = 30) -> list[SweepResu
             raise StepFailedError(
                 "tracking: earlier sweeps cannot be listed",
                 required=f"an MLflow server at {uri} that answers",
-                received=f"{type(error).__name__}: {error}",
+                received=hide(f"{type(error).__name__}: {error}", uri),
                 remedy="look at the server's log; without it, only this machine's sweeps are known",
             ) from error
-        found, deadline = [], time.monotonic() + _READING_S
+        found, left_out, deadline = [], [], time.monotonic() + _READING_S
         for run in runs:
             if time.monotonic() > deadline:
                 break
-            with contextlib.suppress(MlflowException, OSError, ValidationError):
+            try:
                 found.append(_read(run, uri))
+            except (MlflowException, OSError, ValueError, RecursionError):  # ValueError: no UTF-8, no JSON, no sweep
+                left_out.append(str(run.info.run_id))
+    if left_out:
+        told = ", ".join(left_out[:_TOLD_RUNS]) + (", ..." if len(left_out) > _TOLD_RUNS else "")
+        say(f"left out {len(left_out)} of {len(runs)} earlier sweeps: {_DOCUMENT} is no valid sweep in runs {told}")
     return found
 
 
