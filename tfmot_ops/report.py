@@ -70,7 +70,7 @@ def summary_notes(results: Sequence[StepResult]) -> list[str]:
     notes = []
     for result in results:
         if "test_split" in result.parameters:
-            notes.append(f"test samples: {result.parameters['test_split']}")
+            notes.append(f"test split: {result.parameters['test_split']}, so its accuracy may be too high for new data")
         if "accuracy_drop" in result.metrics:
             notes.append(_loss(result))
     return notes

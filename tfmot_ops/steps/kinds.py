@@ -24,9 +24,8 @@ from tfmot_ops.steps.work import Work
 _QAT_RATE = 0.1
 #: Epochs of a model that starts from random weights, when nobody says how many.
 _TRAIN_EPOCHS = 10
-_DRAWN = (
-    "drawn from the data; the model may have seen it in its training, and then the accuracy is too high for new data"
-)
+#: What the test samples are, where the data set has none of its own and the model was trained before.
+_DRAWN = "drawn from the data; the model may have seen it"
 
 
 def _train(work: Work) -> None:
@@ -65,8 +64,8 @@ def _say_of_trained(work: Work) -> None:
     if not work.data.has_own_test_set:
         work.parameters["test_split"] = _DRAWN
         work.progress.message(
-            f"train: WARNING: the test samples are {_DRAWN}; give a data set with x_test and y_test, samples that the "
-            "model was not trained on"
+            f"train: WARNING: the test split is {_DRAWN} in its training, and then the accuracy is too high for new "
+            "data; give a data set with x_test and y_test, samples that the model was not trained on"
         )
 
 
