@@ -182,11 +182,28 @@ class Refused:
     arrays: dict[str, Any]
 
 
+def spoilt(value: float) -> np.ndarray:
+    images = IMAGES / 255.0
+    images[7, 2, 1, 0] = value
+    return images
+
+
 REFUSED = [
     Refused("rank", "shape [60, 4]", {"x": IMAGES[:, :, 0, 0], "y": LABELS}),
     Refused("integers", "dtype int64", {"x": IMAGES.astype(np.int64), "y": LABELS}),
     Refused("range", "from 0 to 255", {"x": IMAGES.astype(np.float32), "y": LABELS}),
     Refused("nan", "2880 values that are NaN", {"x": np.full(IMAGES.shape, np.nan), "y": LABELS}),
+    Refused(
+        "nan, once",
+        "1 values that are NaN or infinite, the first at index [7, 2, 1, 0]",
+        {"x": spoilt(np.nan), "y": LABELS},
+    ),
+    Refused("infinity", "the first at index [7, 2, 1, 0]", {"x": spoilt(np.inf), "y": LABELS}),
+    Refused(
+        "nan in the test set",
+        "the test set of",
+        {"x_train": IMAGES, "y_train": LABELS, "x_test": spoilt(np.nan), "y_test": LABELS},
+    ),
     Refused("length", "shape [59]", {"x": IMAGES, "y": LABELS[1:]}),
     Refused("one_hot", "shape [60, 3]", {"x": IMAGES, "y": np.eye(3)[LABELS]}),
     Refused("float_labels", "dtype float64", {"x": IMAGES, "y": LABELS * 1.0}),

@@ -118,9 +118,13 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
     ],
     dataset: Annotated[str, typer.Option(help="Built-in name, npz:<path>, images:<folder>, or a registered name.")],
     recipe: Annotated[str, typer.Option(help="Name of a recipe, or a .yaml or .json file.")],
-    epochs: Annotated[int, typer.Option(min=0, help="Epochs of float training.")] = 10,
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=0, help="Epochs of float training.", show_default="10; 0 for a saved model"),
+    ] = None,
     fine_tune_epochs: Annotated[
-        int | None, typer.Option(min=0, help="Epochs of pruning.", show_default="as the recipe says")
+        int | None,
+        typer.Option(min=0, help="Epochs of pruning.", show_default="as the recipe says; 0 if it does not prune"),
     ] = None,
     qat_epochs: Annotated[
         int | None,

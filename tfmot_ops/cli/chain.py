@@ -23,7 +23,12 @@ CHAIN: dict[str, dict[str, str]] = {
     "fine_tune": {"model": "prune"},
     "strip": {"model": "fine_tune"},
     "quantize": {"model": "strip"},
-    "evaluate": {"tflite": "quantize", "model": "strip", "quantized": "quantize:model"},
+    "evaluate": {
+        "tflite": "quantize",
+        "model": "strip",
+        "quantized": "quantize:model",
+        "trained": "train:model",
+    },
 }
 
 #: Stands for the output of a step that has not run yet, so that the specs after it can be checked.

@@ -16,6 +16,7 @@ class Outcome(StrEnum):
 
     QUANTIZED = "quantized"
     PRUNED = "pruned"
+    NOT_PRUNED = "not_pruned"
     KEPT_FLOAT = "kept_float"
     ABSORBED = "absorbed"
     FAILED = "failed"

@@ -65,11 +65,16 @@ class _DataOptions(Document):
 
 
 class TrainOptions(_DataOptions):
-    """Build a model by name, size it from the data set, train it."""
+    """Build a model by name, size it from the data set, train it; or load a saved one, and measure it.
+
+    Attributes:
+        epochs: None trains a model that starts from random weights for 10 epochs, and a saved model, which comes
+            trained, not at all.
+    """
 
     kind: Literal["train"] = "train"
     model: str = Field(min_length=1)
-    epochs: int = Field(default=10, ge=0)
+    epochs: int | None = Field(default=None, ge=0, description="None: 10, or 0 for a saved model")
     learning_rate: float = Field(default=1e-3, gt=0.0)
 
 
@@ -82,11 +87,13 @@ class PruneOptions(_DataOptions):
 
 
 class FineTuneOptions(_DataOptions):
-    """Train with the pruning schedule; input `model`."""
+    """Train with the pruning schedule; a model that the recipe does not prune passes through; input `model`."""
 
     kind: Literal["fine_tune"] = "fine_tune"
     recipe: RecipeRef
-    epochs: int | None = Field(default=None, ge=0, description="None takes the recipe's budget")
+    epochs: int | None = Field(
+        default=None, ge=0, description="None: the recipe's budget, or 0 for a recipe without sparsity"
+    )
 
 
 class StripOptions(_DataOptions):
@@ -105,7 +112,12 @@ class QuantizeOptions(_DataOptions):
 
 
 class EvaluateOptions(_DataOptions):
-    """Measure a TFLite file and, when given, the models it came from; inputs `tflite`, `model`, `quantized`."""
+    """Measure a TFLite file and, when given, the models it came from.
+
+    Inputs: `tflite`; `model`, the float model that was quantised (pruned, if the recipe prunes); `quantized`, the QAT
+    model; `trained`, the float model before pruning. The accuracy drop, the compression and the float size are
+    against `trained`, or against `model` where `trained` is not given.
+    """
 
     kind: Literal["evaluate"] = "evaluate"
     recipe: RecipeRef | None = None

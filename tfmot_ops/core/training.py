@@ -24,6 +24,7 @@ from tfmot_ops.core.sparsity import inner_layer
 from tfmot_ops.errors import SpecError, StepFailedError, UnsupportedModelError
 
 _LOG = logging.getLogger(__name__)
+_SPARSE_LOSS = "sparse_categorical_crossentropy"
 #: What `compile_parameters` gives as values.
 Scalar = str | int | float | bool | None
 #: Called after each epoch with (epoch, counted from 1; epochs; metric name -> value).
@@ -39,11 +40,16 @@ def set_seed(seed: int) -> None:
     tf.config.experimental.enable_op_determinism()
 
 
-def compile_default(model: keras.Model, learning_rate: float) -> None:
-    """Compile `model` in place for class labels [N]: Adam, sparse categorical cross-entropy, accuracy."""
-    model.compile(
-        optimizer=keras.optimizers.Adam(learning_rate), loss="sparse_categorical_crossentropy", metrics=["accuracy"]
-    )
+def compile_default(model: keras.Model, learning_rate: float, *, from_logits: bool = False) -> None:
+    """Compile `model` in place for class labels [N]: Adam, sparse categorical cross-entropy, accuracy.
+
+    Args:
+        model: classifier with one output [N, classes].
+        learning_rate: of Adam.
+        from_logits: whether the outputs are logits, not probabilities (see `classifier_loss.gives_logits`).
+    """
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True) if from_logits else _SPARSE_LOSS
+    model.compile(optimizer=keras.optimizers.Adam(learning_rate), loss=loss, metrics=["accuracy"])
 
 
 def fit(

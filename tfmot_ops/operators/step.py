@@ -282,7 +282,8 @@ class QuantizeOperator(StepOperator):
 class EvaluateOperator(StepOperator):
     """Measures a TFLite file against the models it came from.
 
-    Inputs `tflite`, `model` (float) and, for the noise of each layer, `quantized`; output `layer_sqnr` (CSV).
+    Inputs `tflite`; `model`, the float model that was quantised; `quantized`, the QAT model, for the noise of each
+    layer; `trained`, the float model before pruning, which `accuracy_drop` is against. Output `layer_sqnr` (CSV).
     """
 
     kind = "evaluate"

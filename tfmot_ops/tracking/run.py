@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from tfmot_ops.contract import (
 from tfmot_ops.errors import SpecError
 from tfmot_ops.tracking.client import MlflowStore, connect
 from tfmot_ops.tracking.models import log_keras_model, register_tflite
+from tfmot_ops.tracking.names import accepted_names
 from tfmot_ops.tracking.sweep import log_sweep
 from tfmot_ops.uri_secrets import hide, hide_in
 
@@ -47,6 +47,10 @@ _FINAL = {
     "accuracy": "int8_accuracy",
     "float_accuracy": "float_accuracy",
     "accuracy_drop": "accuracy_drop",
+    "pruned_accuracy": "pruned_accuracy",
+    "pruning_drop": "pruning_drop",
+    "quantization_drop": "quantization_drop",
+    "compression": "compression",
     "sparsity": "final_sparsity",
     "size_bytes": "tflite_size_bytes",
     "gzip_bytes": "tflite_gzip_bytes",
@@ -175,14 +179,17 @@ class StepRun:
 
     def _log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         now = get_current_time_millis()
-        entities = [Metric(name, float(value), now, step) for name, value in metrics.items()]
+        names = accepted_names(metrics)
+        entities = [Metric(names[name], float(value), now, step) for name, value in metrics.items()]
         for batch in _batches(entities, _METRICS_A_BATCH):
             self._client.log_batch(self.run_id, metrics=batch)
 
     def _log_params(self, parameters: Mapping[str, Any]) -> None:
         """Log parameters flat. MLflow fixes a parameter once it is logged: what a retry has otherwise becomes a tag."""
         known = self._client.get_run(self.run_id).data.params
-        wanted = {_name(name): value[:_LONGEST_PARAM] for name, value in flatten(hide_in(parameters)).items()}
+        flat = flatten(hide_in(parameters))
+        names = accepted_names(flat)
+        wanted = {names[name]: value[:_LONGEST_PARAM] for name, value in flat.items()}
         new = [Param(name, value) for name, value in wanted.items() if name not in known]
         for batch in _batches(new, _PARAMS_A_BATCH):
             self._client.log_batch(self.run_id, params=batch)
@@ -215,11 +222,6 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[prefix + name] = value if isinstance(value, str) else json.dumps(value, default=str)
     return flat
-
-
-def _name(name: str) -> str:
-    """A name MLflow accepts."""
-    return re.sub(r"[^\w.\-/ :]", "_", name)
 
 
 def _batches(entities: Sequence[Any], size: int) -> list[Sequence[Any]]:
