@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import shutil
@@ -28,11 +27,11 @@ from mlflow.exceptions import MlflowException  # noqa: E402
 from tfmot_ops import store as files  # noqa: E402
 from tfmot_ops.contract import Artifact, ArtifactFormat  # noqa: E402
 from tfmot_ops.errors import ArtifactError, StepFailedError  # noqa: E402
+from tfmot_ops.tracking import sqlite_store  # noqa: E402
 
 #: URI schemes that only MLflow can read.
 MLFLOW_SCHEMES = ("runs:/", "models:/", "mlflow-artifacts:/")
 
-_SQLITE = "sqlite:///"
 _ARTIFACT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"
 
 
@@ -68,10 +67,10 @@ def connect(uri: str, experiment: str) -> tuple[mlflow.MlflowClient, str]:
         StepFailedError: the server or file cannot be used; a server may come back, so a retry may help.
     """
     try:
-        with _sqlite_lock(uri), quiet():
-            if uri.startswith(_SQLITE):
+        with quiet(), sqlite_store.locked(uri):
+            if uri.startswith(sqlite_store.SCHEME):
                 # Otherwise MLflow makes a folder `mlruns` wherever the process happens to be. It has no public switch.
-                os.environ[_ARTIFACT_ROOT] = _sqlite_artifacts(uri)
+                os.environ[_ARTIFACT_ROOT] = sqlite_store.artifact_root(uri)
             mlflow.set_tracking_uri(uri)
             client = mlflow.MlflowClient(tracking_uri=uri)
             experiment_id = _experiment_id(client, uri, experiment)
@@ -87,31 +86,12 @@ def connect(uri: str, experiment: str) -> tuple[mlflow.MlflowClient, str]:
         ) from error
 
 
-@contextlib.contextmanager
-def _sqlite_lock(uri: str) -> Iterator[None]:
-    """Let one process at a time create the tables: processes that do so at once crash in the migrations."""
-    if not uri.startswith(_SQLITE):
-        yield
-        return
-    path = _sqlite_path(uri)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(path.name + ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _sqlite_path(uri: str) -> Path:
-    return Path(uri.removeprefix(_SQLITE).split("?", 1)[0]).resolve()
-
-
-def _sqlite_artifacts(uri: str) -> str:
-    return (_sqlite_path(uri).parent / "mlflow-artifacts").as_uri()
-
-
 def _experiment_id(client: mlflow.MlflowClient, uri: str, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
-        folder = f"{_sqlite_artifacts(uri)}/{uuid.uuid4().hex[:8]}" if uri.startswith(_SQLITE) else None
+        folder = (
+            f"{sqlite_store.artifact_root(uri)}/{uuid.uuid4().hex[:8]}" if uri.startswith(sqlite_store.SCHEME) else None
+        )
         try:
             return str(client.create_experiment(name, artifact_location=folder))
         except MlflowException:
