@@ -27,6 +27,7 @@ from tfmot_ops.contract import (
 )
 from tfmot_ops.errors import StepFailedError, TfmotOpsError
 from tfmot_ops.refusal import refusal
+from tfmot_ops.system import files
 
 app = typer.Typer(
     help="Prune, quantise and export tf_keras models to int8 TFLite, tracked in MLflow.",
@@ -54,9 +55,12 @@ def main() -> None:
     gc.set_threshold(50_000, 10, 10)
     try:
         app()
-    except TfmotOpsError as error:
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        sys.exit(error.exit_code)
+    except Exception as error:
+        known = error if isinstance(error, TfmotOpsError) else files.disk_failure(error)
+        if known is None:
+            raise
+        sys.stderr.write(f"{type(known).__name__}: {known}\n")
+        sys.exit(known.exit_code)
 
 
 def _print_version(wanted: bool) -> None:

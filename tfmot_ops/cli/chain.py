@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import tempfile
 import uuid
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 from tfmot_ops.cli.execute import execute
 from tfmot_ops.contract import Artifact, ArtifactFormat, Recipe, Status, StepResult, StepSpec, Tracking
 from tfmot_ops.errors import StepFailedError
+from tfmot_ops.system import files
 
 #: Steps between opening and closing the parent run -> step that each input comes from, with `:<output>` where the
 #: output has another name.
@@ -70,6 +70,7 @@ class Chain:
             SpecError: a name or an option is wrong; nothing was written.
         """
         self._check()
+        files.check_writable(self.output)
         opened = self._step("open_run", self._opening(), say)
         if opened.status is Status.FAILED:
             return opened
@@ -102,9 +103,8 @@ class Chain:
             )
         name = self.recipe if isinstance(self.recipe, str) else self.recipe.name
         target = self.output / (re.sub(r"[^\w.-]+", "_", f"{self.model}-{self.dataset}-{name}") + ".tflite")
-        self.output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            shutil.copyfile(self._fetch(artifact, Path(folder)), target)
+            files.copy(self._fetch(artifact, Path(folder)), target)
         return target.resolve()
 
     def _fetch(self, artifact: Artifact, folder: Path) -> Path:

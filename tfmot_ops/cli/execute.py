@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from tfmot_ops.contract import CompatOptions, StepResult, StepSpec, SummarizeOptions, TrainOptions
 from tfmot_ops.errors import SpecError, TfmotOpsError
 from tfmot_ops.refusal import refusal
+from tfmot_ops.system import files
 
 if TYPE_CHECKING:
     from tfmot_ops.tracking import StepRun
@@ -125,6 +126,7 @@ def execute(spec: StepSpec, say: Callable[[str], None] = say) -> StepResult:
             run = _open_run(spec)
             result = _run(spec, run, workdir, say)
         except Exception as error:  # noqa: BLE001 - whatever a step dies of is its answer
+            error = files.disk_failure(error, workdir) or error
             _tell(error)
             result = steps.failed(spec, error, time.perf_counter() - started)
             if run is not None:
@@ -144,8 +146,10 @@ def _open_run(spec: StepSpec) -> StepRun | None:
 
 def _run(spec: StepSpec, run: StepRun | None, workdir: Path, say: Callable[[str], None]) -> StepResult:
     from tfmot_ops import steps
-    from tfmot_ops.store import FsspecStore, Store
+    from tfmot_ops.store import FsspecStore, Store, check_output
 
+    if spec.output_uri is not None:
+        check_output(spec.output_uri)
     # The contract holds that one of the two is given.
     store: Store = run.store if run is not None else FsspecStore(str(spec.output_uri))
     local = _with_local_model(spec, workdir)
@@ -206,18 +210,7 @@ def _tell(error: Exception) -> None:
 
 def write_result(result: StepResult, path: Path) -> None:
     """Write the result where it appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the result, as a rename is atomic within one file system only.
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(result.model_dump_json(indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    files.write(path, result.model_dump_json(indent=2) + "\n")
 
 
 def die_with_parent() -> None:

@@ -9,18 +9,21 @@ import hashlib
 import os
 import re
 import shutil
+import sqlite3
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from tfmot_ops.errors import StepFailedError
+from tfmot_ops.errors import StepFailedError, TfmotOpsError
 from tfmot_ops.system import processes
 
 #: Free bytes under which a file system is taken to be full: some writers report a full disk without an error number.
 _FULL_BYTES = 1 << 16
 # Age in seconds at which the temporary file of a process on another machine, of which nothing can be known, is removed.
 _FORGOTTEN_S = 24 * 3600.0
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES})
+_SQLITE_CODES = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN})
 _PART = re.compile(r"\.(?P<place>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)-[0-9a-f]{8}\.part(\.\w+)?$")
 
 
@@ -79,6 +82,41 @@ def is_full(folder: Path) -> bool:
         return shutil.disk_usage(folder).free < _FULL_BYTES
     except OSError:
         return False
+
+
+def disk_failure(error: BaseException, *folders: Path) -> StepFailedError | None:
+    """What to tell a user of an error whose cause is that a disk cannot be written; None for any other error.
+
+    Args:
+        error: what was raised, with its causes.
+        folders: where the work writes: some libraries report a full disk as an error of their own without a number, so
+            any error while one of these is full is taken for that.
+    """
+    if isinstance(error, TfmotOpsError):
+        return None
+    cause = next(filter(_is_of_disk, _causes(error)), None)
+    full = [folder for folder in folders if is_full(folder)]
+    if cause is None and not full:
+        return None
+    return StepFailedError(
+        "a file could not be written",
+        required="a disk with free space that this user may write to, also for temporary files (TMPDIR)",
+        received=f"{type(error).__name__}: {cause or error}" + "".join(f"; no space left in {each}" for each in full),
+        remedy="free some space or name another folder, then start the same command again",
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        # SQLAlchemy keeps what the database raised in `orig`.
+        error = getattr(error, "orig", None) or error.__cause__ or error.__context__
+
+
+def _is_of_disk(error: BaseException) -> bool:
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", 0) & 0xFF in _SQLITE_CODES  # the low byte is the class of the error
+    return isinstance(error, OSError) and error.errno in _DISK_ERRORS
 
 
 def check_writable(folder: Path) -> None:
@@ -172,7 +210,7 @@ def _replace(part: Path, path: Path) -> None:
     old = path.with_name(f".{path.name}.{_mark()}.part")
     try:
         # A folder cannot be renamed onto one that has something in it.
-        if path.is_dir():
+        if path.is_dir() and part.is_dir():
             path.rename(old)
         part.replace(path)
     finally:

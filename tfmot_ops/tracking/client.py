@@ -28,6 +28,7 @@ from tfmot_ops import store as files  # noqa: E402
 from tfmot_ops.contract import Artifact, ArtifactFormat  # noqa: E402
 from tfmot_ops.errors import ArtifactError, StepFailedError  # noqa: E402
 from tfmot_ops.tracking import sqlite_store  # noqa: E402
+from tfmot_ops.tracking.artifacts import put_file  # noqa: E402
 
 #: URI schemes that only MLflow can read.
 MLFLOW_SCHEMES = ("runs:/", "models:/", "mlflow-artifacts:/")
@@ -39,6 +40,8 @@ def _quiet() -> None:
     # Import configures these loggers, so they are set after it. Alembic tells each migration of a fresh store.
     for name in ("mlflow", "alembic", "alembic.runtime.migration"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Prints a traceback of each error of the database, which it raises as well.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 _quiet()
@@ -132,7 +135,7 @@ class MlflowStore:
         if named != path:
             shutil.copyfile(path, named)
         try:
-            self._client.log_artifact(self._run_id, str(named))
+            put_file(self._client, self._run_id, named)
         except (MlflowException, OSError) as error:
             raise ArtifactError(
                 f"cannot write {named.name} to run {self._run_id}",

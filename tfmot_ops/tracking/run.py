@@ -22,12 +22,15 @@ from tfmot_ops.contract import (
     Tracking,
 )
 from tfmot_ops.errors import SpecError
+from tfmot_ops.tracking.artifacts import put_json
 from tfmot_ops.tracking.client import MlflowStore, connect
 from tfmot_ops.tracking.models import log_keras_model, register_tflite
 from tfmot_ops.tracking.sweep import log_sweep
 
 _KEY_TAG = "tfmot_ops.key"
 _PARENT_TAG = "mlflow.parentRunId"
+#: Artifact of a step's run that holds its result.
+RESULT = "result.json"
 _LAYER_TABLE = "layers.json"
 # Limits of one MLflow request.
 _PARAMS_A_BATCH = 100
@@ -144,13 +147,13 @@ class StepRun:
         self._log_metrics(result.metrics)
         if result.layers:
             self._log_layers(result)
-        self._client.log_dict(self.run_id, result.model_dump(mode="json"), "result.json")
+        put_json(self._client, self.run_id, result.model_dump(mode="json"), RESULT)
 
     def _log_layers(self, result: StepResult) -> None:
         # As log_table does, which would append to the table of the attempt before.
         rows = [layer.model_dump(mode="json") for layer in result.layers]
         table = {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}
-        self._client.log_dict(self.run_id, table, _LAYER_TABLE)
+        put_json(self._client, self.run_id, table, _LAYER_TABLE)
         self._client.set_tag(
             self.run_id, "mlflow.loggedArtifacts", json.dumps([{"path": _LAYER_TABLE, "type": "table"}])
         )

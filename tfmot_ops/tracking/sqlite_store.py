@@ -23,6 +23,7 @@ from sqlalchemy import Engine, event
 from sqlalchemy.exc import SQLAlchemyError
 
 from tfmot_ops.errors import StepFailedError
+from tfmot_ops.system import files
 
 SCHEME = "sqlite:///"
 # Files that SQLite keeps beside a database while it is written.
@@ -77,7 +78,7 @@ def _make_whole(path: Path, root: str) -> None:
             _migrate(part, root)
             _copy(part, path)
     except (MlflowException, SQLAlchemyError, CommandError, sqlite3.Error) as error:
-        raise StepFailedError(
+        raise files.disk_failure(error) or StepFailedError(
             f"tracking: {path} cannot be used as MLflow's store",
             required=f"a SQLite file that MLflow {mlflow.__version__} made, or one that it can upgrade",
             received=f"{type(error).__name__}: {str(error).partition('[SQL')[0].strip()}",
