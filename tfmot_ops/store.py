@@ -239,5 +239,7 @@ class KeptFile:
     def remove(self) -> None:
         """Delete it if it is there."""
         filesystem, target = fsspec.core.url_to_fs(self.uri)
+        if "file" in _protocols(filesystem):
+            files.remove_leftovers(Path(target))
         if filesystem.exists(target):
             filesystem.rm_file(target)

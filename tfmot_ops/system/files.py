@@ -42,7 +42,7 @@ def whole(path: Path) -> Iterator[Path]:
         OSError: the file cannot be written; with the number ENOSPC when the disk is full, whatever the block raised.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path)
+    remove_leftovers(path)
     part = path.with_name(f".{path.name}.{_mark()}.part{path.suffix}")
     try:
         yield part
@@ -178,7 +178,7 @@ def _place(owner: processes.Owner) -> str:
     return hashlib.sha256(f"{owner.boot} {owner.pids}".encode()).hexdigest()[:8]
 
 
-def _remove_leftovers(path: Path) -> None:
+def remove_leftovers(path: Path) -> None:
     """Remove what killed processes left of this file; what a living process writes stays."""
     here = processes.current()
     for left in path.parent.glob(f".{_escaped(path.name)}.*.part*"):

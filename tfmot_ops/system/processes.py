@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import socket
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 # The kernel's constant for the first PID namespace: a process in it sees every process of the machine.
 _FIRST_PID_NAMESPACE = "4026531836"
@@ -58,6 +63,29 @@ class Owner:
         outside = {self.pids, here.pids} == {_FIRST_PID_NAMESPACE}
         same_machine = (self.host, self.machine) == (here.host, here.machine) and bool(here.machine)
         return outside and same_machine and self.boot != here.boot
+
+
+@contextlib.contextmanager
+def exit_on_signals() -> Iterator[None]:
+    """Raise SystemExit in the main thread on SIGTERM and SIGHUP, with the exit code that a shell gives: 128 + number.
+
+    What is open is then closed, as it is on Ctrl-C. A second signal ends the process at once.
+    """
+
+    def leave(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise SystemExit(128 + number)
+
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:  # a process started by nohup ignores SIGHUP, and goes on to
+                before[number] = signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def current() -> Owner:

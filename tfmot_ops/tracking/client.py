@@ -29,6 +29,7 @@ from tfmot_ops.contract import Artifact, ArtifactFormat  # noqa: E402
 from tfmot_ops.errors import ArtifactError, StepFailedError  # noqa: E402
 from tfmot_ops.tracking import sqlite_store  # noqa: E402
 from tfmot_ops.tracking.artifacts import put_file  # noqa: E402
+from tfmot_ops.tracking.owner import end_runs_left_behind  # noqa: E402
 
 #: URI schemes that only MLflow can read.
 MLFLOW_SCHEMES = ("runs:/", "models:/", "mlflow-artifacts:/")
@@ -79,6 +80,7 @@ def connect(uri: str, experiment: str) -> tuple[mlflow.MlflowClient, str]:
             experiment_id = _experiment_id(client, uri, experiment)
             # Models are logged into the current experiment, whatever run they are for.
             mlflow.set_experiment(experiment_id=experiment_id)
+            end_runs_left_behind(client)
             return client, experiment_id
     except (MlflowException, OSError) as error:
         raise StepFailedError(

@@ -22,6 +22,7 @@ from tfmot_ops.contract import CompatResult, Status, SweepResult
 from tfmot_ops.errors import StepFailedError
 from tfmot_ops.tracking.artifacts import put_file, put_json
 from tfmot_ops.tracking.client import connect, download
+from tfmot_ops.tracking.owner import owner_tag
 
 _KIND, _ID = "tfmot_ops.kind", "tfmot_ops.sweep_id"
 _CELL = "tfmot_ops.cell"
@@ -183,7 +184,7 @@ def _create(
     name: str,
     tags: dict[str, str],
 ) -> str:
-    tags = {_KIND: "cell" if cell else "sweep", _ID: sweep.sweep_id, _CELL: cell or "-", **tags}
+    tags = {_KIND: "cell" if cell else "sweep", _ID: sweep.sweep_id, _CELL: cell or "-", **owner_tag(), **tags}
     # A sweep may be recorded long after it ran, and behind later ones.
     started = round(sweep.started_at.timestamp() * 1000)
     return str(client.create_run(experiment_id, start_time=started, tags=tags, run_name=name).info.run_id)
