@@ -94,7 +94,7 @@ def judge(folder: Path, file: bytes, counts: Counter[str]) -> None:
         counts["doubled"] += len(steps) - len(set(steps))
     counts["doubled"] += len(runs) - 7
     left = list((folder / "tmp").iterdir()) + [each for each in (folder / "cache").rglob("*") if each.is_file()]
-    left += [each for each in (folder / "out").rglob(".*")]
+    left += (folder / "out").rglob(".*")
     counts["leftovers"] += len(left)
     for each in left:
         sys.stderr.write(f"left over: {each}\n")

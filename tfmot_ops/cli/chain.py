@@ -107,8 +107,8 @@ class Chain:
                     break
                 self.results.append(result)
         if attempt.parent or self.results:
-            done = ", ".join(result.step_id for result in self.results) or "nothing"
-            say(f"continues {f'run {attempt.parent}' if attempt.parent else 'an earlier start'}, where {done} is done")
+            done = ", ".join(result.step_id for result in self.results) or "no step"
+            say(f"continues {f'run {attempt.parent}' if attempt.parent else 'an earlier start'}; done so far: {done}")
 
     def _run_rest(self, attempt: resume.Attempt, say: Callable[[str], None]) -> StepResult:
         for name in list(CHAIN)[len(self.results) :]:

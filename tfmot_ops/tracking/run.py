@@ -116,11 +116,10 @@ class StepRun:
     def epoch(self, stage: str, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
         """Log the metrics of an epoch at once, as `epoch.<name>`, so that a chart grows while the step works."""
         del stage, epochs
-        name = next(iter(metrics), "")
-        if self._taken_up and epoch in {
-            each.step for each in self._client.get_metric_history(self.run_id, f"epoch.{name}")
-        }:
-            return  # an earlier attempt logged it, and was killed before the epoch was kept
+        if self._taken_up and metrics:
+            known = self._client.get_metric_history(self.run_id, f"epoch.{next(iter(metrics))}")
+            if epoch in {each.step for each in known}:
+                return  # an earlier attempt logged it, and was killed before the epoch was kept
         self._log_metrics({f"epoch.{name}": value for name, value in metrics.items()}, step=epoch)
 
     def model(self, model: Any, example: Any) -> None:
