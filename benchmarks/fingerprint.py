@@ -82,7 +82,7 @@ def _core(make: Callable[[], Any], name: str) -> dict[str, Any]:
         model, found = core.prune(model, recipe)
         reports += found
         model = core.strip(model)
-    if recipe.quantization.method == "qat":
+    if recipe.quantization and recipe.quantization.method == "qat":
         model, found = core.quantize(model, recipe, x)
         reports += found
     tflite = core.export_tflite(model, recipe, x)

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from tfmot_ops.contract import CompatOptions, StepResult, StepSpec, SummarizeOptions, TrainOptions
 from tfmot_ops.errors import SpecError, TfmotOpsError
 from tfmot_ops.refusal import refusal
+from tfmot_ops.system import files
 from tfmot_ops.uri_secrets import hide
 
 if TYPE_CHECKING:
@@ -101,12 +102,13 @@ def _spec_text(source: str) -> bytes:
     return os.environ[name].encode()
 
 
-def execute(spec: StepSpec, say: Callable[[str], None] = say) -> StepResult:
+def execute(spec: StepSpec, say: Callable[[str], None] = say, *, stays: bool = False) -> StepResult:
     """Run a step in this process, recorded in MLflow when the spec says so.
 
     Args:
         spec: what to do.
         say: takes a line of progress.
+        stays: this process works on until the end of the whole chain, see `StepRun`.
 
     Returns:
         The result, also of a step that failed; its error is told on stderr.
@@ -123,30 +125,38 @@ def execute(spec: StepSpec, say: Callable[[str], None] = say) -> StepResult:
     with tempfile.TemporaryDirectory(prefix="tfmot-ops-") as folder:
         workdir = Path(folder)
         try:
-            run = _open_run(spec)
+            run = _open_run(spec, stays)
             result = _run(spec, run, workdir, say)
         except Exception as error:  # noqa: BLE001 - whatever a step dies of is its answer
+            error = files.disk_failure(error, workdir) or error
             _tell(error, spec)
             result = steps.failed(spec, error, time.perf_counter() - started)
             if run is not None:
                 # The reason is told already; a second failure while recording it must not hide it.
                 with contextlib.suppress(Exception):
                     result = run.finish(result, workdir)
+        except BaseException:  # told to stop
+            if run is not None:
+                with contextlib.suppress(Exception):
+                    run.kill()
+            raise
     return result
 
 
-def _open_run(spec: StepSpec) -> StepRun | None:
+def _open_run(spec: StepSpec, stays: bool) -> StepRun | None:
     if spec.tracking is None:
         return None
     from tfmot_ops.tracking import StepRun
 
-    return StepRun(spec)
+    return StepRun(spec, stays=stays)
 
 
 def _run(spec: StepSpec, run: StepRun | None, workdir: Path, say: Callable[[str], None]) -> StepResult:
     from tfmot_ops import steps
-    from tfmot_ops.store import FsspecStore, Store
+    from tfmot_ops.store import FsspecStore, Store, check_output
 
+    if spec.output_uri is not None and spec.options.kind not in {"open_run", "close_run"}:  # these put nothing
+        check_output(spec.output_uri)
     # The contract holds that one of the two is given.
     store: Store = run.store if run is not None else FsspecStore(str(spec.output_uri))
     local = _with_local_model(spec, workdir)
@@ -208,18 +218,7 @@ def _tell(error: Exception, spec: StepSpec) -> None:
 
 def write_result(result: StepResult, path: Path) -> None:
     """Write the result where it appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the result, as a rename is atomic within one file system only.
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(result.model_dump_json(indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    files.write(path, result.model_dump_json(indent=2) + "\n")
 
 
 def die_with_parent() -> None:

@@ -80,7 +80,8 @@ def fit(
         seed: seeds the order of the samples and whatever the layers draw (dropout).
         callbacks: Keras callbacks. A checkpoint holds what they keep in the model (as the pruning ones do), not what
             they keep in themselves (EarlyStopping).
-        on_epoch: told the progress, of the epochs that run now; Keras itself writes nothing.
+        on_epoch: told the progress, of the epochs that run now and the last one before a kill; Keras itself writes
+            nothing.
         checkpoint: where the state is kept after each epoch, and restored from; None keeps nothing.
 
     Returns:
@@ -108,6 +109,9 @@ def fit(
         settings = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
         keeper = Keeper(checkpoint, model, identity(model, x, y, compile_parameters(model), **settings), epochs)
     done, history = keeper.resume() if keeper else (0, {})
+    if done and on_epoch:
+        # The kill may have come after the epoch was kept and before it was told of.
+        on_epoch(done, epochs, {name: values[-1] for name, values in history.items()})
     if done < epochs:
         model.fit(
             batches(x, y, batch_size, seed, range(done, epochs)),

@@ -19,6 +19,7 @@ from tfmot_ops.contract import CompatResult, Recipe, Stage, Status
 from tfmot_ops.sweep.classes import is_lasting, reclassified
 from tfmot_ops.sweep.limits import POLL_S, SCRATCH, Ended, Limits, death, run_limited
 from tfmot_ops.sweep.plan import Cost, pick
+from tfmot_ops.system import files
 
 _LOG_TAIL = 2000
 
@@ -178,8 +179,8 @@ class Matrix:
             asked.unlink(missing_ok=True)
             result = self._judged(cell, ended, answer, path.with_suffix(".log"))
             if ended.limit != "stopped":
-                answer.write_text(result.model_dump_json(indent=1), encoding="utf-8")
-                answer.replace(path)
+                files.write(path, result.model_dump_json(indent=1))
+                answer.unlink(missing_ok=True)
             return result
 
     def _environment(self) -> dict[str, str]:

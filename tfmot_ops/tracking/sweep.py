@@ -18,7 +18,9 @@ from mlflow.utils.time import get_current_time_millis
 
 from tfmot_ops.contract import CompatResult, Status, SweepResult
 from tfmot_ops.errors import StepFailedError
+from tfmot_ops.tracking.artifacts import put_file, put_json
 from tfmot_ops.tracking.client import connect, download
+from tfmot_ops.tracking.owner import owner_tag
 from tfmot_ops.uri_secrets import address, hide
 
 _KIND, _ID = "tfmot_ops.kind", "tfmot_ops.sweep_id"
@@ -142,7 +144,7 @@ def _log(
     for name, script in sweep.repros.items():
         for each in (script, _fingerprint(script)):
             if each in made and name in children:
-                client.log_artifact(children[name], str(made[each]))
+                put_file(client, children[name], made[each])
     _log_sweep(client, run_id, sweep, made)
     return sweep
 
@@ -181,7 +183,7 @@ def _create(
     name: str,
     tags: dict[str, str],
 ) -> str:
-    tags = {_KIND: "cell" if cell else "sweep", _ID: sweep.sweep_id, _CELL: cell or "-", **tags}
+    tags = {_KIND: "cell" if cell else "sweep", _ID: sweep.sweep_id, _CELL: cell or "-", **owner_tag(), **tags}
     # A sweep may be recorded long after it ran, and behind later ones.
     started = round(sweep.started_at.timestamp() * 1000)
     return str(client.create_run(experiment_id, start_time=started, tags=tags, run_name=name).info.run_id)
@@ -234,11 +236,11 @@ def _log_sweep(client: mlflow.MlflowClient, run_id: str, sweep: SweepResult, fil
     if rows:
         columns = list(dict.fromkeys(name for row in rows for name in row))
         table = {"columns": columns, "data": [[row.get(name) for name in columns] for row in rows]}
-        client.log_dict(run_id, table, _TABLE)
+        put_json(client, run_id, table, _TABLE)
         client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([{"path": _TABLE, "type": "table"}]))
     for name, path in files.items():
-        client.log_artifact(run_id, str(path), str(Path(name).parent) if "/" in name else None)
-    client.log_dict(run_id, sweep.model_dump(mode="json"), _DOCUMENT)
+        put_file(client, run_id, path, str(Path(name).parent) if "/" in name else "")
+    put_json(client, run_id, sweep.model_dump(mode="json"), _DOCUMENT)
     ended = min(now, round((sweep.started_at.timestamp() + sweep.duration_s) * 1000))
     client.set_terminated(run_id, "FINISHED" if sweep.judgement.is_good else "FAILED", ended)
 
