@@ -69,6 +69,7 @@ _SEQUENCE: dict[type, Callable[[], Any]] = {
 }
 #: Layers of two tensors.
 _PAIRS = (L.Add, L.Subtract, L.Multiply, L.Concatenate, L.Maximum, L.Minimum)
+_ARRAY = np.random.default_rng(1).normal(size=(8, 8, 4)).astype(np.float32)
 #: Functions of TensorFlow, on an image [N, 8, 8, 4].
 _SYMBOLS: dict[str, Callable[[Any], Any]] = {
     "reshape": lambda x: tf.reshape(x, [-1, 4, 16, 4]),
@@ -94,6 +95,13 @@ _SYMBOLS: dict[str, Callable[[Any], Any]] = {
     "math.reduce_mean": lambda x: tf.reduce_mean(x, 1),
     "math.reduce_sum": lambda x: tf.reduce_sum(x, 1),
     "linalg.matmul": lambda x: tf.matmul(x, x, transpose_b=True),
+    "math.add": lambda x: tf.add(x, _ARRAY),
+    "__operators__.add": lambda x: x + _ARRAY,
+    "math.multiply": lambda x: _ARRAY * x,
+    "math.subtract": lambda x: _ARRAY - x,
+    "ones_like": lambda x: x + tf.ones_like(x),
+    "zeros_like": lambda x: tf.concat([x, tf.zeros_like(x)], -1),
+    "fill": lambda x: tf.concat([x, tf.fill([tf.shape(x)[0], 8, 8, 1], 9.0)], -1),
 }
 #: Rows that cannot stand alone: a normalisation's root, and a table that is read by integers; tested with their users.
 _ELSEWHERE = {layers.InverseRoot, L.RepeatVector, L.Embedding, L.Dot}

@@ -95,7 +95,16 @@ SYMBOLS: dict[str, Role] = {
     **dict.fromkeys(
         ("concat", "stack", "nn.avg_pool2d", "math.maximum", "math.minimum", "image.resize"), Role.SAME_SCALE
     ),
-    **dict.fromkeys(("math.reduce_mean", "math.reduce_sum", "linalg.matmul"), Role.COMPUTES),
+    **dict.fromkeys(
+        (
+            *("math.reduce_mean", "math.reduce_sum", "linalg.matmul"),
+            # With a constant that is none per channel, or a tensor of another rank; otherwise they become layers.
+            *("math.add", "__operators__.add", "math.multiply", "math.subtract"),
+            # Constants, of which the file has the int8 form.
+            *("ones_like", "zeros_like", "fill"),
+        ),
+        Role.COMPUTES,
+    ),
 }
 FUNCTIONS: dict[str, Role] = {
     "linear": Role.PASS,
