@@ -37,7 +37,8 @@ app = typer.Typer(
     epilog="Exit codes: 0 ok, 1 a bug, 2 the request is wrong, 3 the model is not supported, 4 the step failed.",
 )
 
-_SCHEMAS: dict[str, type[Document]] = {
+_DocumentName = Literal["spec", "result", "recipe", "artifact", "layer", "compat", "sweep"]
+_SCHEMAS: dict[_DocumentName, type[Document]] = {
     "spec": StepSpec,
     "result": StepResult,
     "recipe": Recipe,
@@ -366,9 +367,7 @@ def doctor(
 
 @app.command()
 def schema(
-    document: Annotated[
-        Literal["spec", "result", "recipe", "artifact", "layer", "compat"], typer.Argument(help="Which document.")
-    ] = "spec",
+    document: Annotated[_DocumentName, typer.Argument(help="Which document.")] = "spec",
 ) -> None:
     """Print the JSON Schema of a document that is exchanged between processes."""
     definition: dict[str, Any] = _SCHEMAS[document].model_json_schema()
