@@ -150,7 +150,7 @@ def test_several_outputs_name_no_class():
 
 @pytest.mark.parametrize("is_file", [False, True], ids=["model", "TFLite file"])
 @pytest.mark.parametrize("x", [X[..., :1], X[:, :5], X[:0], X[0], [X, X]], ids=["C", "H", "empty", "rank", "inputs"])
-def test_samples_that_do_not_fit_are_refused(x: Any, is_file: bool):  # noqa: FBT001 - a case
+def test_samples_that_do_not_fit_are_refused(x: Any, is_file: bool):
     model = classifier()
     with pytest.raises(SamplesError, match=f"do not fit the {'TFLite file' if is_file else 'model'}") as refused:
         predict(to_tflite(model) if is_file else model, x)
