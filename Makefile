@@ -9,11 +9,15 @@ RECIPE  ?= sparse50_wi8_ai8
 WORKERS ?= 3
 RECIPES ?= wi8_ai8,sparse50_wi8_ai8
 
+TARGET  ?= cpu
+ENDS    := lower upper
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' tfmot_ops/__init__.py)
+
 .DEFAULT_GOAL := help
-.PHONY: layers sweep matrix help setup demo ui test helm check lock bench clean places
+.PHONY: layers sweep matrix help setup demo ui test helm check lock bench clean places hooks image version airflow-ends
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
 setup: $(STAMP) ## .venv in the checkout with everything in it
 
@@ -37,14 +41,23 @@ sweep: setup ## the compat matrix: every architecture through the whole chain, r
 matrix: RECIPES = $(RECIPE)
 matrix: sweep ## the same with one recipe (ARCHITECTURES=, RECIPE=)
 
-test: setup ## the whole suite, on WORKERS=3 processes
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+test: setup ## the whole suite, on WORKERS=3 processes; FAST=1 without the slow tests, within 4 minutes
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(if $(filter-out 0,$(FAST)),-m "not slow")
 
 helm: setup ## the Helm chart: lint, render, refusals, strict validation; installed where there is a cluster
 	@$(BIN)/python -m pytest -q tests/helm
 
 places: setup ## steps in a real Docker engine and a real cluster, the image included (TFMOT_OPS_LAB= names scripts for both)
 	@TFMOT_OPS_PLACES=1 $(BIN)/python -m pytest tests/places
+
+airflow-ends: $(ENDS:%=.venv-airflow-%/.installed) ## the operators under the lowest and the highest Airflow of pyproject.toml's range
+	@for end in $(ENDS); do .venv-airflow-$$end/bin/python -m pytest -q -m airflow tests/contract tests/orchestration || exit; done
+
+.venv-airflow-%/.installed: requirements/airflow-%.txt pyproject.toml
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r $<
+	@$(@D)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
 
 check: setup ## ruff, mypy --strict, import-linter, hadolint, lean imports
 	@$(BIN)/ruff check .
@@ -53,6 +66,15 @@ check: setup ## ruff, mypy --strict, import-linter, hadolint, lean imports
 	@$(BIN)/lint-imports
 	@$(BIN)/hadolint docker/Dockerfile
 	@$(BIN)/python -m pytest -q tests/contract/test_lean_import.py
+
+hooks: setup ## have git run the quick checks at each commit (pre-commit)
+	@$(BIN)/pre-commit install
+
+version: ## the version, as tfmot_ops/__init__.py has it
+	@echo $(VERSION)
+
+image: ## a Docker image, tfmot-ops:<version>-$(TARGET); TARGET=cpu, gpu, airflow or mlflow
+	@docker build -f docker/Dockerfile --target $(TARGET) --build-arg VERSION=$(VERSION) --build-arg REVISION="$$(git rev-parse HEAD)" -t tfmot-ops:$(VERSION)-$(TARGET) .
 
 layers: setup ## docs/layers.md: what becomes of each layer class of tf_keras
 	@$(BIN)/python -m tfmot_ops.core.layer_table docs/layers.md
@@ -68,6 +90,7 @@ lock: setup ## pin every requirement with hashes, without index URLs
 	@$(COMPILE) --extra worker pyproject.toml docker/gpu.in -o requirements/worker-gpu.txt
 	@$(COMPILE) docker/build.in -o requirements/build.txt
 	@$(COMPILE) docker/mlflow.in -o requirements/mlflow.txt
+	@for end in $(ENDS); do $(COMPILE) --extra airflow --extra docker --extra kubernetes pyproject.toml requirements/airflow-$$end.in -o requirements/airflow-$$end.txt; done
 
 clean: ## remove .venv and what the demo wrote
-	@rm -rf $(VENV) .demo
+	@rm -rf $(VENV) $(ENDS:%=.venv-airflow-%) .demo

@@ -10,7 +10,8 @@ TfmotOpsError                 1   a bug: anything we did not foresee
     ├── ArtifactError             an artifact is missing or its sha256 differs
     │   └── UnsafeModelError  3       a model file that could run code; never retried
     ├── SparsityLostError         a layer no longer holds the sparsity of its recipe
-    ├── CalibrationError          the calibration data does not fit the model
+    ├── SamplesError              samples or labels that do not fit the model
+    │   └── CalibrationError          calibration samples that do not fit the model
     ├── ExportError               the TFLite file is not what the recipe asks for
     └── CompatError               a cell of the compat matrix does not hold what it has to
 
@@ -102,8 +103,12 @@ class SparsityLostError(StepFailedError):
     """A pruned layer no longer holds the sparsity of its recipe."""
 
 
-class CalibrationError(StepFailedError):
-    """The calibration data does not fit the model's inputs."""
+class SamplesError(StepFailedError):
+    """Samples do not fit the inputs of a model or a TFLite file, or labels do not fit the samples."""
+
+
+class CalibrationError(SamplesError):
+    """The calibration samples do not fit the model's inputs."""
 
 
 class ExportError(StepFailedError):

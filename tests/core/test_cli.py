@@ -11,12 +11,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import pytest
 
 from tfmot_ops import core, report, store
-from tfmot_ops.cli import execute, main
+from tfmot_ops.cli import app, execute, main
 from tfmot_ops.contract import (
     Artifact,
     ArtifactFormat,
@@ -343,8 +343,17 @@ def test_help_version_list_and_schema_answer(tmp_path):
     assert "optimize" in _command("--help", folder=tmp_path).stdout
     assert _command("--version", folder=tmp_path).stdout.startswith("tfmot-ops 0.")
     assert "resnet8" in json.loads(_command("list", "models", "--json", folder=tmp_path).stdout)
-    schema = json.loads(_command("schema", "recipe", folder=tmp_path).stdout)
-    assert schema["title"] == "Recipe"
+
+
+def test_every_document_has_a_schema(monkeypatch, capsys):
+    offered = get_args(app._DocumentName)
+    assert list(offered) == list(app._SCHEMAS)
+    for name in offered:
+        monkeypatch.setattr(sys, "argv", ["tfmot-ops", "schema", name])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code in {None, 0}, name
+        assert json.loads(capsys.readouterr().out)["title"] == app._SCHEMAS[name].__name__
 
 
 def test_store_puts_whole_files_and_fetches_what_was_put(tmp_path):

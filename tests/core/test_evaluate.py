@@ -13,7 +13,14 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tfmot_ops.core.evaluate import agreement, evaluate, predict, sqnr_db
 from tfmot_ops.core.legacy_keras import keras
-from tfmot_ops.errors import ArtifactError, CalibrationError, ExportError, StepFailedError, UnsupportedModelError
+from tfmot_ops.errors import (
+    ArtifactError,
+    CalibrationError,
+    ExportError,
+    SamplesError,
+    StepFailedError,
+    UnsupportedModelError,
+)
 
 X = np.random.default_rng(0).random((21, 6, 6, 2), dtype=np.float32)
 layers = keras.layers
@@ -179,10 +186,27 @@ def test_several_outputs_name_no_class():
         evaluate(two_heads(), [X, X.reshape(21, -1)[:, :4]], np.zeros(21))
 
 
+@pytest.mark.parametrize("is_file", [False, True], ids=["model", "TFLite file"])
 @pytest.mark.parametrize("x", [X[..., :1], X[:, :5], X[:0], X[0], [X, X]], ids=["C", "H", "empty", "rank", "inputs"])
-def test_samples_that_do_not_fit_are_refused(x: Any):
-    with pytest.raises(CalibrationError, match="do not fit the TFLite file"):
-        predict(to_tflite(classifier()), x)
+def test_samples_that_do_not_fit_are_refused(x: Any, is_file: bool):
+    model = classifier()
+    with pytest.raises(SamplesError, match=f"do not fit the {'TFLite file' if is_file else 'model'}") as refused:
+        predict(to_tflite(model) if is_file else model, x)
+    assert not isinstance(refused.value, CalibrationError)
+    assert refused.value.exit_code == 4
+    assert "['N', 6, 6, 2]" in refused.value.required
+
+
+@pytest.mark.parametrize("y", [np.zeros(1), np.zeros(20), np.zeros((21, 3))], ids=["one", "one too few", "one-hot"])
+def test_labels_that_do_not_fit_are_refused(y: Any):
+    with pytest.raises(SamplesError, match="labels do not fit the samples"):
+        evaluate(classifier(), X, y)
+
+
+def test_what_keras_takes_is_not_refused():
+    inputs = layers.Input((1,))
+    model = keras.Model(inputs, layers.Dense(2)(inputs))
+    assert np.shape(predict(model, np.zeros(5, np.float32))) == (5, 2)
 
 
 def test_bytes_that_are_no_file_are_refused():

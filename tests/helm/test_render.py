@@ -17,6 +17,7 @@ from rendering import CHART, GLUE, GPU_SPEC, SPEC, deployed_runner, merged, obje
 
 from tfmot_ops.contract import Device
 from tfmot_ops.runners import DockerRunner, KubernetesRunner
+from tfmot_ops.runners.image import GPU_IMAGE, IMAGE
 
 VERSIONS = ("1.36", "1.37")
 #: Kinds whose schemas come with an operator, not with Kubernetes.
@@ -197,13 +198,13 @@ def test_the_gpu_pool_is_the_runners():
     mine = {"runner": {"nodeSelector": {"zone": "a"}, "tolerations": [{"key": "spot", "operator": "Exists"}]}}
     runner, _ = deployed_runner(merged(values_of("values-gpu.yaml"), mine))
     pod = runner.pod(GPU_SPEC)["spec"]
-    assert pod["containers"][0]["image"] == "tfmot-ops:0.1.0-gpu"
+    assert pod["containers"][0]["image"] == GPU_IMAGE
     assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert pod["nodeSelector"] == {"zone": "a", "pool": "gpu", "nvidia.com/gpu.present": "true"}
     assert [t["key"] for t in pod["tolerations"]] == ["spot", "pool", "nvidia.com/gpu"]
     # The device that the step asks for decides, and nothing of the pool is left on what falls back from it.
     for on_cpu in (runner.pod(SPEC)["spec"], runner.on_cpu().pod(GPU_SPEC)["spec"]):
-        assert on_cpu["containers"][0]["image"] == "tfmot-ops:0.1.0-cpu"
+        assert on_cpu["containers"][0]["image"] == IMAGE
         assert "nvidia.com/gpu" not in on_cpu["containers"][0]["resources"]["limits"]
         assert on_cpu["nodeSelector"] == {"zone": "a"}
         assert [t["key"] for t in on_cpu["tolerations"]] == ["spot"]
@@ -211,7 +212,7 @@ def test_the_gpu_pool_is_the_runners():
 
 def test_a_device_of_the_deployment_wins_over_the_steps():
     runner, _ = deployed_runner(merged(values_of("values-gpu.yaml"), {"runner": {"options": {"device": "gpu"}}}))
-    assert runner.pod(SPEC)["spec"]["containers"][0]["image"] == "tfmot-ops:0.1.0-gpu"
+    assert runner.pod(SPEC)["spec"]["containers"][0]["image"] == GPU_IMAGE
 
 
 @pytest.mark.parametrize("version", VERSIONS)

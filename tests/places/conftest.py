@@ -24,11 +24,12 @@ import pytest
 
 from tfmot_ops.demo.bench import Workbench, group
 from tfmot_ops.demo.servers import airflow_environment, airflow_is_healthy, free_port, is_ok, wait_for
+from tfmot_ops.runners.image import IMAGE
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 LAB = os.environ.get("TFMOT_OPS_LAB")
-NAME = "tfmot-ops:0.1.0-cpu"
+NAME = IMAGE
 #: Under which containers and pods reach this machine; of the lab's bridge, else of Docker's.
 ADDRESS = os.environ.get("TFMOT_OPS_HOST_ADDRESS") or ("10.77.0.1" if LAB else "172.17.0.1")
 NAMESPACE = os.environ.get("TFMOT_OPS_NAMESPACE", "tfmot-ops")

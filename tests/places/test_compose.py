@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tfmot_ops import __version__
+
 pytestmark = pytest.mark.timeout(3000)
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,9 +86,9 @@ def images(engine, image, lab, tmp_path_factory):  # noqa: ARG001 - the step's i
     builds = [
         (POSTGRES_IMAGE, STAND_INS / "postgres.Dockerfile", STAND_INS, with_base),
         (AIRFLOW_IMAGE, STAND_INS / "airflow.Dockerfile", airflow, with_base),
-        ("tfmot-ops:0.1.0-mlflow", dockerfile, ".", ("--target", "mlflow", *with_base)),
+        (f"tfmot-ops:{__version__}-mlflow", dockerfile, ".", ("--target", "mlflow", *with_base)),
         (
-            "tfmot-ops:0.1.0-airflow",
+            f"tfmot-ops:{__version__}-airflow",
             dockerfile,
             ".",
             ("--target", "airflow", *with_base, "--build-arg", f"AIRFLOW_IMAGE=localhost/{AIRFLOW_IMAGE}"),

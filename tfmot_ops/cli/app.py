@@ -48,7 +48,8 @@ _WITH_TEMPORARY_FILES = frozenset({"run", "optimize", "sweep", "forecast"})
 #: Commands that end their MLflow run when they are told to stop.
 _WITH_A_RUN = frozenset({"run", "optimize"})
 
-_SCHEMAS: dict[str, type[Document]] = {
+_DocumentName = Literal["spec", "result", "recipe", "artifact", "layer", "compat", "sweep"]
+_SCHEMAS: dict[_DocumentName, type[Document]] = {
     "spec": StepSpec,
     "result": StepResult,
     "recipe": Recipe,
@@ -400,9 +401,7 @@ def doctor(
 
 @app.command()
 def schema(
-    document: Annotated[
-        Literal["spec", "result", "recipe", "artifact", "layer", "compat"], typer.Argument(help="Which document.")
-    ] = "spec",
+    document: Annotated[_DocumentName, typer.Argument(help="Which document.")] = "spec",
 ) -> None:
     """Print the JSON Schema of a document that is exchanged between processes."""
     definition: dict[str, Any] = _SCHEMAS[document].model_json_schema()

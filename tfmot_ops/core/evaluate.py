@@ -8,10 +8,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from tfmot_ops.core.legacy_keras import keras
-from tfmot_ops.errors import ArtifactError, CalibrationError, ExportError, StepFailedError, UnsupportedModelError
+from tfmot_ops.errors import (
+    ArtifactError,
+    ExportError,
+    SamplesError,
+    StepFailedError,
+    UnsupportedModelError,
+)
 
 Array = npt.NDArray[Any]
 #: One array [N, ...], or one for each input, in the model's order.
@@ -36,12 +43,20 @@ def evaluate(
 
     Raises:
         UnsupportedModelError: the model has several outputs, or one without a row of scores per sample.
-        CalibrationError: the inputs do not fit the model.
+        SamplesError: the inputs do not fit the model, or there is not one label for each sample.
         ArtifactError: the bytes are no TFLite file.
         StepFailedError: an output is NaN or infinite; the largest of such outputs is no class.
     """
     outputs = _finite_outputs(model_or_bytes, x, batch_size)
-    return {"accuracy": float(np.mean(_classes(outputs) == np.asarray(y).reshape(-1)))}
+    classes, labels = _classes(outputs), np.asarray(y).reshape(-1)
+    if classes.shape != labels.shape:
+        raise SamplesError(
+            "the labels do not fit the samples",
+            required=f"{len(classes)} labels, one for each sample",
+            received=f"{len(labels)} labels, from an array of shape {list(np.shape(y))}",
+            remedy="give the class number of each sample, not one-hot rows",
+        )
+    return {"accuracy": float(np.mean(classes == labels))}
 
 
 def predict(model_or_bytes: keras.Model | bytes, x: Inputs, batch_size: int = _BATCH_SIZE) -> Array | list[Array]:
@@ -59,13 +74,13 @@ def predict(model_or_bytes: keras.Model | bytes, x: Inputs, batch_size: int = _B
         names, which is the file's.
 
     Raises:
-        CalibrationError: the inputs do not fit the model.
+        SamplesError: the inputs do not fit the model.
         ArtifactError: the bytes are no TFLite file.
     """
     if isinstance(model_or_bytes, bytes):
         outputs = _run_tflite(model_or_bytes, x, batch_size)
     else:
-        result = model_or_bytes.predict(x, batch_size=batch_size, verbose=0)
+        result = _run_keras(model_or_bytes, x, batch_size)
         values = [result[name] for name in sorted(result)] if isinstance(result, dict) else result
         outputs = list(values) if isinstance(values, list | tuple) else [values]
     return outputs[0] if len(outputs) == 1 else outputs
@@ -112,8 +127,7 @@ def agreement(
 
     Raises:
         UnsupportedModelError: the two give outputs of different shapes.
-        CalibrationError: the inputs do not fit a model.
-        StepFailedError: an output is NaN or infinite.
+    outputs = _finite_outputs(model_or_bytes, x, batch_size)
     """
     first, second = (_finite_outputs(each, x, batch_size) for each in (model_or_bytes_a, model_or_bytes_b))
     lists = [outputs if isinstance(outputs, list) else [outputs] for outputs in (first, second)]
@@ -196,9 +210,25 @@ def make_interpreter(data: bytes, threads: int = 1, *, xnnpack: bool = True, kee
         ) from error
 
 
+def _run_keras(model: keras.Model, x: Inputs, batch_size: int) -> Any:
+    """What `model.predict` gives; samples that it refuses because they do not fit are an error of ours."""
+    try:
+        return model.predict(x, batch_size=batch_size, verbose=0)
+    except (ValueError, tf.errors.InvalidArgumentError):
+        # Looked at only now: Keras takes more than this check knows, such as [N] for an input [N, 1].
+        shapes = [[-1 if size is None else size for size in tensor.shape] for tensor in model.inputs or ()]
+        _check_inputs(shapes, _arrays(x), "model")
+        raise
+
+
+def _arrays(x: Inputs) -> list[Array]:
+    return [np.asarray(each) for each in (x if isinstance(x, list | tuple) else [x])]
+
+
 def _run_tflite(data: bytes, x: Inputs, batch_size: int) -> list[Array]:
-    inputs = [np.asarray(each) for each in (x if isinstance(x, list | tuple) else [x])]
-    _check_inputs(make_interpreter(data), inputs)
+    inputs = _arrays(x)
+    details = make_interpreter(data).get_input_details()
+    _check_inputs([detail["shape_signature"] for detail in details], inputs, "TFLite file")
     count = len(inputs[0])
     interpreter = _batched(data, [each[:batch_size] for each in inputs])
     size = batch_size if interpreter else 1
@@ -214,16 +244,17 @@ def _run_tflite(data: bytes, x: Inputs, batch_size: int) -> list[Array]:
     return [np.concatenate(each) for each in zip(*parts, strict=True)]
 
 
-def _check_inputs(interpreter: Interpreter, inputs: list[Array]) -> None:
-    wanted = [[int(size) for size in detail["shape_signature"][1:]] for detail in interpreter.get_input_details()]
+def _check_inputs(shapes: Sequence[Sequence[int]], inputs: list[Array], what: str) -> None:
+    """Refuse inputs [N, ...] that do not fit the shapes [batch, ...] of a model; a size of -1 takes any."""
+    wanted = [[int(size) for size in shape[1:]] for shape in shapes]
     given = [list(each.shape[1:]) for each in inputs]
     fits = len(wanted) == len(given) and all(
         len(one) == len(other) and all(size in (-1, there) for size, there in zip(one, other, strict=True))
         for one, other in zip(wanted, given, strict=True)
     )
     if not fits or not len(inputs[0]) or len({len(each) for each in inputs}) > 1:
-        raise CalibrationError(
-            "the samples do not fit the TFLite file",
+        raise SamplesError(
+            f"the samples do not fit the {what}",
             required=f"inputs of shapes {[['N', *shape] for shape in wanted]}, N >= 1",
             received=f"{[list(each.shape) for each in inputs]}",
             remedy="give the data the model was made for",
