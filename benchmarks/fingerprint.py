@@ -49,7 +49,7 @@ def _makers() -> Iterator[tuple[str, Callable[[], Any]]]:
     users, patterns = _module("test_user_models"), _module("test_user_patterns")
     for name in ("_conv_1d", "_u_net", "_layer_norm", "_arithmetic", "_hard_swish"):
         yield f"user{name}", getattr(users, name)
-    for name, (make, _) in users._KINDS.items():
+    for name, (make, _) in users._KINDS.items():  # noqa: SLF001 - the table of the tests
         yield f"user {name}", make
     for name in ("_siamese", "_shared_layers", "_several_inputs", "_preprocessing", "_multiplier_and_groups"):
         yield f"user{name}", getattr(patterns, name)
