@@ -101,6 +101,8 @@ def judge(folder: Path, file: bytes, counts: Counter[str]) -> None:
 
 
 def main(kills: int, of_a_chain: int, seed: int, folder: Path) -> dict[str, int]:
+    # A shell has the processes that it starts in the background ignore SIGINT, and they hand that on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     draw = random.Random(seed)  # noqa: S311 - no secret
     names = ("kills", "chains", "same_file", "parents", "lost", "doubled", "running", "leftovers", "codes")
     counts: Counter[str] = Counter(dict.fromkeys(names, 0))
