@@ -16,6 +16,8 @@ from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.quantize import unrounded
 from tfmot_ops.errors import UnsupportedModelError
 
+pytestmark = pytest.mark.slow
+
 L = keras.layers
 FLOAT = Recipe(name="float")
 

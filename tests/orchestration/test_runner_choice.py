@@ -14,6 +14,8 @@ from tfmot_ops.runners import (
     choose_runner,
 )
 
+pytestmark = pytest.mark.airflow
+
 
 @pytest.fixture(autouse=True)
 def deployment(monkeypatch):
