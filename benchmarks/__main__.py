@@ -17,6 +17,7 @@ from rich.table import Table
 
 from benchmarks import export, growth, latency, quantize, train_step
 from benchmarks.question import Question, Row, ask
+from tfmot_ops.system import files
 
 QUESTIONS: dict[str, Question] = {
     module.__name__.rpartition(".")[2]: module.QUESTION for module in (quantize, growth, export, train_step, latency)
@@ -36,7 +37,7 @@ def main() -> None:
         }  # fmt: skip
         # After each question, so that one that fails does not take the others' answers along.
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        files.write(options.json, json.dumps(report, indent=1) + "\n")
     console.print(f"every sample: {options.json}")
 
 

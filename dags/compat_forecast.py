@@ -1,4 +1,8 @@
-"""Before a bump of TensorFlow, tf-keras or tfmot: the same cells under the next pins, and a go / no-go table."""
+"""Before a bump of TensorFlow, tf-keras or tfmot: the same cells under the next pins, and a go / no-go table.
+
+The next pins are in an environment or an image that the deployment lists by name, in the variables
+TFMOT_OPS_FORECAST_PYTHONS and TFMOT_OPS_FORECAST_IMAGES.
+"""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -7,17 +11,20 @@ from airflow.sdk import DAG, Param, task
 
 from tfmot_ops.contract import PRESET_RECIPES, RECIPE_NAME
 from tfmot_ops.operators import CompatSweepOperator, ForecastOperator, ListOperator, OpenRunOperator
-from tfmot_ops.operators.sweep import DEFAULT_RECIPES, PlanSweepOperator, Weight, room
+from tfmot_ops.operators.sweep import DEFAULT_RECIPES, PlanSweepOperator, Weight, check_forecast, room
 from tfmot_ops.runners import RUNNERS
 
 PARAMS = {
     "next_python": Param(
         None,
         type=["null", "string"],
-        description="Interpreter of a virtual environment with the next pins, where the cells run: runner local.",
+        description="Environment with the next pins, where the cells run: a name in TFMOT_OPS_FORECAST_PYTHONS.",
     ),
     "next_image": Param(
-        None, type=["null", "string"], description="Image with the next pins: runner docker or kubernetes."
+        None,
+        type=["null", "string"],
+        description="Image with the next pins, for the runners docker and kubernetes: a name in "
+        "TFMOT_OPS_FORECAST_IMAGES.",
     ),
     "architectures": Param(
         [],
@@ -51,17 +58,13 @@ with DAG(
 
     @task
     def check(**context: Any) -> None:
-        """Refuse what names no other versions, or two."""
-        from airflow.sdk.exceptions import AirflowFailException
-
-        params = context["params"]
-        if bool(params["next_python"]) == bool(params["next_image"]):
-            raise AirflowFailException("required: next_python or next_image, one of them\nreceived: both or none")
+        """Refuse what names no other versions, two, or some that the deployment does not list."""
+        check_forecast(context["params"]["next_python"], context["params"]["next_image"])
 
     @task
     def elsewhere(planned: Any, **context: Any) -> list[dict[str, Any]]:
         """The same shards for the other interpreter."""
-        return [{**options, "python": context["params"]["next_python"]} for options in planned]
+        return [{**options, "python": context["params"]["next_python"] or None} for options in planned]
 
     open_run = OpenRunOperator(task_id="open_run", options={"name": "forecast", "parameters": "{{ params }}"})
     listing = ListOperator(task_id="list", options={"what": "architectures"}, parent_run=open_run.output)
@@ -79,9 +82,9 @@ with DAG(
         **room(Weight.HEAVY),
     }
     now = CompatSweepOperator.partial(task_id="now", **settings).expand(options=plan.output)
-    then = CompatSweepOperator.partial(
-        task_id="then", runner="{{ {'image': params.next_image} if params.next_image else None }}", **settings
-    ).expand(options=elsewhere(plan.output))
+    then = CompatSweepOperator.partial(task_id="then", next_image="{{ params.next_image or None }}", **settings).expand(
+        options=elsewhere(plan.output)
+    )
     ForecastOperator(
         task_id="forecast",
         planned=plan.output,

@@ -46,9 +46,19 @@ PARAMS = {
         pattern=r"\.(yaml|yml|json)$",
         description="A recipe of your own, used instead of the preset: path of a file on the workers.",
     ),
-    "epochs": Param(10, type="integer", minimum=0, maximum=1000, description="Epochs of the float training."),
+    "epochs": Param(
+        None,
+        type=["null", "integer"],
+        minimum=0,
+        maximum=1000,
+        description="Epochs of the float training. Empty: 10, or 0 for a saved model, which comes trained.",
+    ),
     "fine_tune_epochs": Param(
-        None, type=["null", "integer"], minimum=0, maximum=1000, description="Empty: as the recipe says."
+        None,
+        type=["null", "integer"],
+        minimum=0,
+        maximum=1000,
+        description="Empty: as the recipe says, or 0 for a recipe that does not prune.",
     ),
     "qat_epochs": Param(
         None, type=["null", "integer"], minimum=0, maximum=1000, description="Empty: as the recipe says."
@@ -72,8 +82,9 @@ DATA = {
     "limit": "{{ params.limit }}",
 }
 RECIPE = {"recipe": "{{ params.recipe_file or params.recipe }}"}
-# The QAT model is an output of another name, so it is given as the fields of its artifact.
+# Outputs of another name than the input, so each is given as the fields of its artifact.
 QAT_MODEL = "{{ ti.xcom_pull(task_ids='quantize')['outputs']['model'] }}"
+TRAINED_MODEL = "{{ ti.xcom_pull(task_ids='train')['outputs']['model'] }}"
 FINE_TUNE_EPOCHS = {"epochs": "{{ params.fine_tune_epochs }}"}
 
 with DAG(
@@ -126,7 +137,12 @@ with DAG(
     )
     evaluate = EvaluateOperator(
         task_id="evaluate",
-        inputs={"tflite": quantize.output, "model": strip.output, "quantized": QAT_MODEL},
+        inputs={
+            "tflite": quantize.output,
+            "model": strip.output,
+            "quantized": QAT_MODEL,
+            "trained": TRAINED_MODEL,
+        },
         options={**RECIPE, **DATA},
         parent_run=open_run.output,
     )

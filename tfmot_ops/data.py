@@ -65,6 +65,8 @@ class Dataset:
         x_calibration: images to read activation ranges from; in none of the other sets.
         digest: sha256 (hex) of all arrays, shapes included.
         class_names: name of each class, by label; empty when the source has none.
+        has_own_test_set: whether the source gave the test set; otherwise it was drawn from all samples, and a model
+            that was trained on the source before may have seen them.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Dataset:
     x_calibration: FloatArray = field(repr=False)
     digest: str
     class_names: tuple[str, ...] = ()
+    has_own_test_set: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -136,16 +139,11 @@ def load_dataset(name: str, seed: int = 0, limit: int | None = None) -> Dataset:
     calibration = _take(pool, order[tenth:calibration_end])
     train = _take(pool, order[calibration_end:][:limit])
     # Scaled last: only what is kept is turned into floats.
-    arrays: dict[str, Any] = {
-        "x_train": _scaled(train[0]),
-        "y_train": train[1],
-        "x_validation": _scaled(validation[0]),
-        "y_validation": validation[1],
-        "x_test": _scaled(test[0]),
-        "y_test": test[1],
-        "x_calibration": _scaled(calibration[0]),
-    }
-    return Dataset(name=name, digest=_digest(arrays), class_names=source.class_names, **arrays)
+    arrays: dict[str, Any] = {"x_calibration": _scaled(calibration[0])}
+    for part, (images, labels) in {"train": train, "validation": validation, "test": test}.items():
+        arrays |= {f"x_{part}": _scaled(images), f"y_{part}": labels}
+    given: dict[str, Any] = {"class_names": source.class_names, "has_own_test_set": source.x_test is not None}
+    return Dataset(name=name, digest=_digest(arrays), **given, **arrays)
 
 
 def available_datasets() -> dict[str, str]:
@@ -271,7 +269,7 @@ def _read_images(location: str) -> _Source:
         raise SpecError(
             f"{folder} does not contain one sub-folder per class",
             required="one sub-folder per class, each with PNG or JPEG files",
-            received="sub-folders without images: " + ", ".join(empty) if empty else f"{len(classes)} sub-folders",
+            received=f"{len(classes)} sub-folders, {len(empty)} of them without images",
             remedy="check the path and put each class's images into its own sub-folder",
         )
     images = _decoded([path for path, _ in files], size)
@@ -333,7 +331,7 @@ def _checked(name: str, part: str, x: Any, y: Any) -> _Pair:
             f"the {part} set of {name} holds no labelled images",
             required=required,
             received=received,
-            remedy="convert the arrays before they are saved or returned",
+            remedy="correct the arrays before they are saved or returned",
         )
     return images, labels.astype(np.int64)
 
@@ -345,8 +343,10 @@ def _image_problem(images: npt.NDArray[Any]) -> tuple[str, str] | None:
         return None
     if not np.issubdtype(images.dtype, np.floating):
         return "images of uint8, or of floats in [0, 1]", f"dtype {images.dtype}"
-    if not np.isfinite(images).all():
-        return "finite images", f"{int((~np.isfinite(images)).sum())} values that are NaN or infinite"
+    wrong = ~np.isfinite(images)
+    if wrong.any():
+        first = [int(place) for place in np.unravel_index(np.argmax(wrong), wrong.shape)]
+        return "finite images", f"{int(wrong.sum())} values that are NaN or infinite, the first at index {first}"
     if images.min() < 0.0 or images.max() > 1.0:
         return "floats in [0, 1], or uint8", f"{images.dtype} from {images.min():g} to {images.max():g}"
     return None

@@ -8,6 +8,7 @@ TfmotOpsError                 1   a bug: anything we did not foresee
 ├── UnsupportedModelError     3   the model cannot be handled; never retried
 └── StepFailedError           4   the step could not do its work; a retry may help
     ├── ArtifactError             an artifact is missing or its sha256 differs
+    │   └── UnsafeModelError  3       a model file that could run code; never retried
     ├── SparsityLostError         a layer no longer holds the sparsity of its recipe
     ├── SamplesError              samples or labels that do not fit the model
     │   └── CalibrationError          calibration samples that do not fit the model
@@ -15,12 +16,17 @@ TfmotOpsError                 1   a bug: anything we did not foresee
     └── CompatError               a cell of the compat matrix does not hold what it has to
 
 Every message says what was required, what was received, and what to do: build it with the three
-keyword arguments, so that none is forgotten.
+keyword arguments, so that none is forgotten. No message holds the secret of a URI, whoever wrote that URI into it.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
+
+from tfmot_ops.uri_secrets import hide
+
+#: Longest part of a message, in characters; what is longer is cut.
+_LONGEST = 8000
 
 
 class TfmotOpsError(Exception):
@@ -36,15 +42,21 @@ class TfmotOpsError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, summary: str, *, required: str = "", received: str = "", remedy: str = "") -> None:
-        self.summary = summary
-        self.required = required
-        self.received = received
-        self.remedy = remedy
-        parts = [summary]
-        parts += [f"  required: {required}"] if required else []
-        parts += [f"  received: {received}"] if received else []
-        parts += [f"  remedy:   {remedy}"] if remedy else []
+        self.summary = _shown(summary)
+        self.required = _shown(required)
+        self.received = _shown(received)
+        self.remedy = _shown(remedy)
+        parts = [self.summary]
+        parts += [f"  required: {self.required}"] if required else []
+        parts += [f"  received: {self.received}"] if received else []
+        parts += [f"  remedy:   {self.remedy}"] if remedy else []
         super().__init__("\n".join(parts))
+
+
+def _shown(text: str) -> str:
+    # Secrets go first: a URI that is cut in the middle is not recognised as one.
+    text = hide(text[: 10 * _LONGEST])
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
 class SpecError(TfmotOpsError):
@@ -79,6 +91,12 @@ class StepFailedError(TfmotOpsError):
 
 class ArtifactError(StepFailedError):
     """An artifact is missing, unreadable, or not the one that was recorded."""
+
+
+class UnsafeModelError(ArtifactError):
+    """A model file whose loading could run code, or reach other files; the same file is refused again."""
+
+    exit_code = 3
 
 
 class SparsityLostError(StepFailedError):

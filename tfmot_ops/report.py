@@ -1,4 +1,4 @@
-"""The table of a chain: one row per step. Figures only, so neither TensorFlow nor MLflow is needed."""
+"""The table of a chain: one row per step, and what the file lost. Figures only: needs no TensorFlow and no MLflow."""
 
 from __future__ import annotations
 
@@ -50,6 +50,9 @@ def summary_table(results: Sequence[StepResult]) -> Table:
         table.add_column(title, justify="left" if title == "step" else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
+    notes = summary_notes(results)
+    if notes:
+        table.caption, table.caption_justify = "\n".join(notes), "left"
     return table
 
 
@@ -58,7 +61,37 @@ def summary_lines(results: Sequence[StepResult]) -> list[str]:
     titles, rows = _cells(results)
     grid = [titles, *rows]
     widths = [max(len(row[column]) for row in grid) for column in range(len(titles))]
-    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in grid]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in grid]
+    return lines + summary_notes(results)
+
+
+def summary_notes(results: Sequence[StepResult]) -> list[str]:
+    """What to know of the figures above, one sentence per line: what the file lost, and what the test samples are."""
+    notes = []
+    for result in results:
+        if "test_split" in result.parameters:
+            notes.append(f"test split: {result.parameters['test_split']}, so its accuracy may be too high for new data")
+        if "accuracy_drop" in result.metrics:
+            notes.append(_loss(result))
+    return notes
+
+
+def _loss(result: StepResult) -> str:
+    metrics = result.metrics
+    drop = metrics["accuracy_drop"]
+    against = "trained float model" if result.parameters.get("float_reference") == "trained" else "float model"
+    text = (
+        f"TFLite file against the {against}: accuracy {_share(metrics['accuracy'])} instead of "
+        f"{_share(metrics['float_accuracy'])}, {_points(abs(drop))} {'lower' if drop >= 0.0 else 'higher'}"
+    )
+    if "pruning_drop" in metrics:
+        parts = (f"{word} {_points(metrics[f'{word}_drop'])}" for word in ("pruning", "quantization"))
+        text += f" (lost by {', by '.join(parts)})"
+    return f"{text}; {metrics['compression']:.1f} times smaller"
+
+
+def _points(share: float) -> str:
+    return f"{100.0 * share:.1f} points"
 
 
 def _cells(results: Sequence[StepResult]) -> tuple[list[str], list[list[str]]]:

@@ -6,6 +6,7 @@ A store is any fsspec folder (a path, `file://`, `s3://`, ...). The store of a t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import uuid
 from pathlib import Path
@@ -15,6 +16,7 @@ import fsspec
 
 from tfmot_ops.contract import Artifact, ArtifactFormat
 from tfmot_ops.errors import ArtifactError
+from tfmot_ops.system import files
 
 #: File name ending of each format; the next reader (Keras, the converter, a browser) goes by it.
 SUFFIXES = {
@@ -100,7 +102,10 @@ def fetch(artifact: Artifact, folder: Path) -> Path:
         ArtifactError: it is missing, unreadable, or not the one that was recorded.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / artifact.uri.rstrip("/").rsplit("/", 1)[-1]
+    name = artifact.uri.rstrip("/").rsplit("/", 1)[-1]
+    if name in {"", ".", ".."}:
+        raise unreadable(artifact, ValueError("the URI ends in no file name"))
+    target = folder / name
     try:
         filesystem, source = fsspec.core.url_to_fs(artifact.uri)
         filesystem.get_file(source, str(target))
@@ -150,14 +155,34 @@ def put(path: Path, output_uri: str, name: str, artifact_format: ArtifactFormat)
     return describe(path, filesystem.unstrip_protocol(target), artifact_format)
 
 
+def check_output(output_uri: str) -> None:
+    """Refuse an output folder of this machine that cannot be written, before the work whose results belong there.
+
+    Raises:
+        StepFailedError: no file can be written there. Other places are not tried: that takes a connection.
+    """
+    with contextlib.suppress(ValueError, ImportError):  # no such protocol: `put` says so
+        filesystem, folder = fsspec.core.url_to_fs(output_uri)
+        if "file" in _protocols(filesystem):
+            files.check_writable(Path(folder))
+
+
 def _upload(path: Path, filesystem: fsspec.AbstractFileSystem, target: str, ending: str) -> None:
     """Copy a local file to `target`, where it appears complete or not at all; `ending` is of its temporary name."""
     folder, _, name = target.rpartition("/")
+    if "file" in _protocols(filesystem):
+        files.copy(path, Path(target))
+        return
     filesystem.makedirs(folder, exist_ok=True)
     if _OBJECT_STORES.isdisjoint(_protocols(filesystem)):
         temporary = f"{folder}/.{name.lstrip('.')}{ending}"
-        filesystem.put_file(str(path), temporary)
-        filesystem.mv(temporary, target)
+        try:
+            filesystem.put_file(str(path), temporary)
+            filesystem.mv(temporary, target)
+        except BaseException:
+            with contextlib.suppress(OSError, ValueError):
+                filesystem.rm_file(temporary)
+            raise
     else:
         filesystem.put_file(str(path), target)
 
@@ -217,5 +242,7 @@ class KeptFile:
     def remove(self) -> None:
         """Delete it if it is there."""
         filesystem, target = fsspec.core.url_to_fs(self.uri)
+        if "file" in _protocols(filesystem):
+            files.remove_leftovers(Path(target))
         if filesystem.exists(target):
             filesystem.rm_file(target)

@@ -14,6 +14,7 @@ from tfmot_ops import core
 from tfmot_ops.contract import Method, Quantization, Recipe
 from tfmot_ops.core import keras
 from tfmot_ops.core.quantizers import LayerQuantizeConfig, RangeQuantizer
+from tfmot_ops.core.safe_files import check_model_file
 
 #: Text that a typical error carries -> its short name; seen with TF 2.21.0 and tfmot 0.8.1.
 TYPICAL_ERRORS = {
@@ -73,9 +74,22 @@ class Quantize:
 
     @staticmethod
     def load_model(path: str, **kwargs: Any) -> keras.Model:
-        """Load a saved model with quantised layers, ours, tfmot's or the original module's."""
+        """Load a saved model with quantised layers, ours, tfmot's or the original module's.
+
+        Args:
+            path: `.h5` or `.keras` file, or SavedModel folder.
+            kwargs: as for `keras.models.load_model`; `safe_mode=False` loads a file that could run code.
+
+        Raises:
+            UnsafeModelError: the file could run code.
+        """
         scope = {cls.__name__: cls for cls in (NoOpQuantizeConfig, DefaultBNQuantizeConfig)}
-        with core.custom_objects(), keras.saving.custom_object_scope(scope):
+        with (
+            core.custom_objects(),
+            keras.saving.custom_object_scope(scope | (kwargs.get("custom_objects") or {})),
+        ):
+            if kwargs.get("safe_mode", True):
+                check_model_file(path)
             return keras.models.load_model(path, **kwargs)
 
 

@@ -182,11 +182,28 @@ class Refused:
     arrays: dict[str, Any]
 
 
+def spoilt(value: float) -> np.ndarray:
+    images = IMAGES / 255.0
+    images[7, 2, 1, 0] = value
+    return images
+
+
 REFUSED = [
     Refused("rank", "shape [60, 4]", {"x": IMAGES[:, :, 0, 0], "y": LABELS}),
     Refused("integers", "dtype int64", {"x": IMAGES.astype(np.int64), "y": LABELS}),
     Refused("range", "from 0 to 255", {"x": IMAGES.astype(np.float32), "y": LABELS}),
     Refused("nan", "2880 values that are NaN", {"x": np.full(IMAGES.shape, np.nan), "y": LABELS}),
+    Refused(
+        "nan, once",
+        "1 values that are NaN or infinite, the first at index [7, 2, 1, 0]",
+        {"x": spoilt(np.nan), "y": LABELS},
+    ),
+    Refused("infinity", "the first at index [7, 2, 1, 0]", {"x": spoilt(np.inf), "y": LABELS}),
+    Refused(
+        "nan in the test set",
+        "the test set of",
+        {"x_train": IMAGES, "y_train": LABELS, "x_test": spoilt(np.nan), "y_test": LABELS},
+    ),
     Refused("length", "shape [59]", {"x": IMAGES, "y": LABELS[1:]}),
     Refused("one_hot", "shape [60, 3]", {"x": IMAGES, "y": np.eye(3)[LABELS]}),
     Refused("float_labels", "dtype float64", {"x": IMAGES, "y": LABELS * 1.0}),
@@ -226,7 +243,7 @@ def test_arrays_that_are_no_data_set_are_refused(tmp_path: Path, case: Refused):
         ("npz:{}/text.npz", "cannot be read"),
         ("npz:", "there is no data set"),
         ("images:{}/none", "0 sub-folders"),
-        ("images:{}/images", "sub-folders without images: empty"),
+        ("images:{}/images", ", 1 of them without images"),
         ("images:{}/images?size=0", "?size=0"),
         ("images:{}/images?width=3", "?width=3"),
         ("images:{}/broken", "0.png cannot be decoded"),

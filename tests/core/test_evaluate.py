@@ -5,13 +5,22 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import flatbuffers
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
 
 from tfmot_ops.core.evaluate import agreement, evaluate, predict, sqnr_db
 from tfmot_ops.core.legacy_keras import keras
-from tfmot_ops.errors import ArtifactError, CalibrationError, SamplesError, UnsupportedModelError
+from tfmot_ops.errors import (
+    ArtifactError,
+    CalibrationError,
+    ExportError,
+    SamplesError,
+    StepFailedError,
+    UnsupportedModelError,
+)
 
 X = np.random.default_rng(0).random((21, 6, 6, 2), dtype=np.float32)
 layers = keras.layers
@@ -136,6 +145,35 @@ def test_agreement_of_a_quantised_file_with_its_model():
 def test_equal_outputs_leave_the_infinite_ratio_out():
     model = classifier()
     assert agreement(model, model, X) == {"top1_agreement": 1.0}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf], ids=["NaN", "infinity"])
+def test_outputs_that_are_no_numbers_make_no_figure(value: float):
+    """The file would give class 0 for a row of NaN, and an accuracy of its share of the labels."""
+    keras.utils.set_random_seed(1)
+    inputs = layers.Input((6, 6, 2))
+    model = keras.Model(inputs, layers.Dense(3)(layers.Flatten()(inputs)))
+    x, labels = X.copy(), np.zeros(21, np.int64)
+    x[4, 0, 0, 0] = value
+    file = to_tflite(model)
+    for each, name in ((model, "the model returned"), (file, "the TFLite file returned")):
+        for measure in (lambda each=each: evaluate(each, x, labels), lambda each=each: agreement(each, each, x)):
+            with pytest.raises(StepFailedError, match=name) as caught:
+                measure()
+            assert caught.value.exit_code == 4
+            assert "1 of 21 samples, the first at index 4" in caught.value.received
+        assert evaluate(each, np.delete(x, 4, axis=0), labels[1:])["accuracy"] >= 0.0
+
+
+def test_a_file_that_does_not_run_is_an_error_of_the_step():
+    file = schema.ModelT.InitFromObj(schema.Model.GetRootAs(to_tflite(classifier(), tf.int8)))
+    bias = next(tensor for tensor in file.subgraphs[0].tensors if tensor.type == schema.TensorType.INT32)
+    bias.type = schema.TensorType.INT16
+    builder = flatbuffers.Builder()
+    builder.Finish(file.Pack(builder), b"TFL3")
+    with pytest.raises(ExportError, match="TFLite does not run the file") as caught:
+        evaluate(bytes(builder.Output()), X, np.zeros(21))
+    assert "failed to prepare" in caught.value.received
 
 
 def test_models_of_different_outputs_are_refused():

@@ -73,6 +73,7 @@ def test_the_form_offers_enums_and_ranges(parsed):
     assert params["runner"]["enum"] == [None, "local", "docker", "kubernetes"]
     assert params["device"]["enum"] == ["cpu", "gpu"]
     assert (params["epochs"]["minimum"], params["epochs"]["maximum"]) == (0, 1000)
+    assert params["epochs"]["type"] == ["null", "integer"], "empty: ten epochs, or none for a saved model"
     assert {"model", "dataset", "recipe", "epochs", "runner", "device"} <= set(params)
 
 

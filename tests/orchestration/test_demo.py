@@ -59,6 +59,15 @@ def test_the_sparsity_reaches_the_int8_file(bench, shown):
     assert results["evaluate"]["metrics"]["int8_mac_fraction"] == 1.0
 
 
+def test_the_drop_is_against_the_trained_model(bench, shown):
+    results = json.loads((bench.home / "demo.json").read_text(encoding="utf-8"))["results"]
+    metrics = results["evaluate"]["metrics"]
+    assert metrics["float_accuracy"] == results["train"]["metrics"]["accuracy"]
+    assert metrics["pruned_accuracy"] == results["strip"]["metrics"]["accuracy"]
+    assert metrics["accuracy_drop"] == pytest.approx(metrics["float_accuracy"] - metrics["accuracy"])
+    assert any("TFLite file against the trained float model" in line for line in shown)
+
+
 def test_a_failed_step_is_told_with_its_reason(bench):
     done = demo(bench, "--dataset", "npz:/nowhere/images.npz")
     assert done.returncode == 2

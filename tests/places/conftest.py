@@ -256,6 +256,8 @@ def airflow(tmp_path_factory, image, has_cluster):
         TFMOT_OPS_TRACKING_URI=uri,
         TFMOT_OPS_RUNNER="kubernetes" if has_cluster else "docker",
         TFMOT_OPS_RUNNER_OPTIONS=json.dumps(kubernetes_options if has_cluster else {"image": image}),
+        TFMOT_OPS_ALLOWED_RUNNERS="docker,kubernetes",
+        TFMOT_OPS_FORECAST_IMAGES='{"next": "localhost/tfmot-ops:next-cpu"}',
         PLACES_IMAGE=image,
         # What a Docker step gets of an Airflow connection; the value must turn up nowhere.
         AIRFLOW_CONN_PLACES_SECRET=json.dumps({"conn_type": "generic", "extra": {"MLFLOW_TRACKING_PASSWORD": SECRET}}),

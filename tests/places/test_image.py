@@ -15,14 +15,14 @@ pytestmark = pytest.mark.timeout(1800)
 LIMIT_BYTES = 2_000_000_000
 DATA = {"dataset": "digits", "limit": 200}
 RECIPE = {"recipe": "sparse50_wi8_ai8"}
-#: Step -> its options and, by name, the steps its inputs come from.
+#: Step -> its options and, by name, the steps its inputs come from, with `:<output>` where that has another name.
 CHAIN = {
     "train": ({"model": "resnet8", "epochs": 1, **DATA}, {}),
     "prune": ({"epochs": 1, **RECIPE, **DATA}, {"model": "train"}),
     "fine_tune": ({"epochs": 1, **RECIPE, **DATA}, {"model": "prune"}),
     "strip": ({**RECIPE, **DATA}, {"model": "fine_tune"}),
     "quantize": ({"epochs": 0, **RECIPE, **DATA}, {"model": "strip"}),
-    "evaluate": ({**RECIPE, **DATA}, {"tflite": "quantize", "model": "strip"}),
+    "evaluate": ({**RECIPE, **DATA}, {"tflite": "quantize", "model": "strip", "trained": "train:model"}),
 }
 HARDENED = {
     "read_only": True,
@@ -79,12 +79,14 @@ def test_the_chain_step_by_step(volume, image, containers):
     runner = DockerRunner(image=image, network="none", mounts=[{"target": "/data", "source": volume, "type": "volume"}])
     made = {}
     for step, (options, sources) in CHAIN.items():
-        inputs = {name: made[source].outputs[name] for name, source in sources.items()}
+        named = {name: source.partition(":")[::2] for name, source in sources.items()}
+        inputs = {name: made[source].outputs[output or name] for name, (source, output) in named.items()}
         document = {"step_id": step, "inputs": inputs, "output_uri": f"/data/{step}"}
         spec = StepSpec.model_validate({**document, "options": {"kind": step, **options}})
         made[step] = runner.start(spec, None, print).wait()
     assert made["strip"].metrics["sparsity"] == pytest.approx(0.5, abs=0.01)
     assert made["evaluate"].metrics["int8_mac_fraction"] == 1.0
+    assert made["evaluate"].metrics["float_accuracy"] == made["train"].metrics["accuracy"]
     assert containers() == []
 
 

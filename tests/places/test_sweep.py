@@ -11,6 +11,8 @@ pytestmark = pytest.mark.timeout(2400)
 EXPERIMENT = "tfmot_ops_sweep"
 #: One of the light weight class, one of the medium.
 NAMES = ["MobileNet", "RegNetY160"]
+#: What the deployment of conftest.py lists as `next`.
+NEXT_IMAGE = "localhost/tfmot-ops:next-cpu"
 #: Under the next pins, MobileNet cannot be built.
 LOST = """
 import functools
@@ -31,8 +33,7 @@ def next_image(engine, image, tmp_path):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tf-keras\nVersion: 99.0\n", encoding="utf-8")
     plant(tmp_path / "next", "tf_keras.src.applications.mobilenet", LOST)
     (tmp_path / "Dockerfile").write_text(f"FROM {image}\nCOPY next /opt/tfmot-ops/code/\n", encoding="utf-8")
-    engine.images.build(path=str(tmp_path), tag="localhost/tfmot-ops:next-cpu", rm=True)
-    return "localhost/tfmot-ops:next-cpu"
+    engine.images.build(path=str(tmp_path), tag=NEXT_IMAGE, rm=True)
 
 
 @pytest.fixture
@@ -71,9 +72,10 @@ def test_a_sweep_of_two_weight_classes(airflow, on, runner, containers, pods):
     assert (containers(), pods()) == ([], [])
 
 
-def test_a_forecast_by_another_image(airflow, on, next_image, containers):
+@pytest.mark.usefixtures("next_image")
+def test_a_forecast_by_another_image(airflow, on, containers):
     conf = {"architectures": ["MobileNet", "MobileNetV2"], "recipes": ["wi8_ai8"], "runner": "docker"}
-    run = on("compat_forecast", {**conf, "next_image": next_image})
+    run = on("compat_forecast", {**conf, "next_image": "next"})
     state = airflow.end_of("compat_forecast", run, 1500)
     states, log = tasks(airflow, "compat_forecast", run)
     by_task = {task: state for task, _, state in states}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ def plugin(tmp_path, monkeypatch):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sweep-plugin\nVersion: 1.0\n", encoding="utf-8")
     entries = "\n".join(f"{name} = sweep_plugin:{function}" for name, function in MODELS.items())
     (info / "entry_points.txt").write_text(f"[tfmot_ops.models]\n{entries}\n", encoding="utf-8")
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
     monkeypatch.syspath_prepend(str(folder))
     yield folder
     sys.modules.pop("sweep_plugin", None)

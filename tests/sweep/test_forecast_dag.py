@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
@@ -16,8 +17,9 @@ def test_a_forecast_tells_what_another_interpreter_would_break(bench, run_dag, t
     other = tmp_path / "python"
     other.write_text(f'#!/bin/sh\nexport TEST_BREAK=yes\nexec {sys.executable} "$@"\n')
     other.chmod(0o755)
-    params = {"architectures": ["fickle", "sound"], "recipes": ["wi8_ai8"], "next_python": str(other)}
-    answer, log = run_dag("compat_forecast", params)
+    params = {"architectures": ["fickle", "sound"], "recipes": ["wi8_ai8"], "next_python": "broken"}
+    listed = json.dumps({"broken": str(other)})
+    answer, log = run_dag("compat_forecast", params, TFMOT_OPS_FORECAST_PYTHONS=listed)
     states = {task["task"]: task["state"] for task in answer["tasks"]}
     assert (answer["state"], states["now"], states["then"], states["forecast"]) == (
         "failed",
@@ -31,3 +33,19 @@ def test_a_forecast_tells_what_another_interpreter_would_break(bench, run_dag, t
     client = MlflowClient(tracking_uri=bench.tracking_uri)
     runs = client.search_runs([client.get_experiment_by_name("tfmot_ops_sweep").experiment_id])
     assert "RUNNING" not in {run.info.status for run in runs}
+
+
+@pytest.mark.parametrize("parameter", ["next_python", "next_image"])
+def test_what_the_deployment_does_not_list_is_refused_before_the_first_step(run_dag, tmp_path, parameter) -> None:
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    program.chmod(0o755)
+    listed = json.dumps({"tf-next": "/opt/next"})
+    variables = {"TFMOT_OPS_FORECAST_PYTHONS": listed, "TFMOT_OPS_FORECAST_IMAGES": listed}
+    answer, log = run_dag("compat_forecast", {parameter: str(program)}, **variables)
+    states = {task["task"]: task["state"] for task in answer["tasks"]}
+    assert (answer["state"], states["check"], states["open_run"]) == ("failed", "failed", "upstream_failed"), log[
+        -4000:
+    ]
+    assert "required: one of 'tf-next'" in log
+    assert not (tmp_path / "ran").exists()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,6 +29,10 @@ from tfmot_ops.contract import (
 )
 from tfmot_ops.errors import StepFailedError, TfmotOpsError
 from tfmot_ops.refusal import refusal
+from tfmot_ops.system import files
+from tfmot_ops.system.processes import exit_on_signals
+from tfmot_ops.system.scratch import temporary_files_in_scratch
+from tfmot_ops.uri_secrets import hide
 
 app = typer.Typer(
     help="Prune, quantise and export tf_keras models to int8 TFLite, tracked in MLflow.",
@@ -36,6 +42,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 ok, 1 a bug, 2 the request is wrong, 3 the model is not supported, 4 the step failed.",
 )
+
+#: Commands that make temporary files: those of a killed one are removed at the next start of any of them.
+_WITH_TEMPORARY_FILES = frozenset({"run", "optimize", "sweep", "forecast"})
+#: Commands that end their MLflow run when they are told to stop.
+_WITH_A_RUN = frozenset({"run", "optimize"})
 
 _DocumentName = Literal["spec", "result", "recipe", "artifact", "layer", "compat", "sweep"]
 _SCHEMAS: dict[_DocumentName, type[Document]] = {
@@ -55,9 +66,17 @@ def main() -> None:
     gc.set_threshold(50_000, 10, 10)
     try:
         app()
-    except TfmotOpsError as error:
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        sys.exit(error.exit_code)
+    except Exception as error:  # noqa: BLE001 - the last one who can tell it
+        known = error if isinstance(error, TfmotOpsError) else files.disk_failure(error)
+        # A bug is told as Python does, but without secrets.
+        text = traceback.format_exc() if known is None else f"{type(known).__name__}: {known}\n"
+        sys.stderr.write(hide(text, *_uris()))
+        sys.exit(TfmotOpsError.exit_code if known is None else known.exit_code)
+
+
+def _uris() -> list[str | None]:
+    """What may hold a secret of this process: its arguments, and the variables that name MLflow."""
+    return [*sys.argv[1:], *map(os.environ.get, TRACKING_VARIABLES)]
 
 
 def _print_version(wanted: bool) -> None:
@@ -68,11 +87,16 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _globals(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     del version  # its callback has done the work
+    if context.invoked_subcommand in _WITH_TEMPORARY_FILES:
+        context.with_resource(temporary_files_in_scratch())
+    if context.invoked_subcommand in _WITH_A_RUN:
+        context.with_resource(exit_on_signals())
 
 
 @app.command()
@@ -108,9 +132,13 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
     ],
     dataset: Annotated[str, typer.Option(help="Built-in name, npz:<path>, images:<folder>, or a registered name.")],
     recipe: Annotated[str, typer.Option(help="Name of a recipe, or a .yaml or .json file.")],
-    epochs: Annotated[int, typer.Option(min=0, help="Epochs of float training.")] = 10,
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=0, help="Epochs of float training.", show_default="10; 0 for a saved model"),
+    ] = None,
     fine_tune_epochs: Annotated[
-        int | None, typer.Option(min=0, help="Epochs of pruning.", show_default="as the recipe says")
+        int | None,
+        typer.Option(min=0, help="Epochs of pruning.", show_default="as the recipe says; 0 if it does not prune"),
     ] = None,
     qat_epochs: Annotated[
         int | None,
@@ -134,11 +162,15 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
     output: Annotated[Path, typer.Option(help="Folder for the TFLite file and local artifacts.", metavar="DIR")] = Path(
         "tfmot-ops-output"
     ),
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over, also where the same command was stopped before its end.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Results as JSON on stdout, progress on stderr.")] = False,
 ) -> None:
     """Train, prune, fine-tune, strip, quantise and evaluate a model, without Airflow.
 
-    The steps are those of the DAG `optimize_model`: the same seed gives the same numbers.
+    The steps are those of the DAG `optimize_model`: the same seed gives the same numbers. After a kill, Ctrl-C or a
+    failure, the same command goes on in the same run, after the steps and epochs that are done.
     """
     from tfmot_ops.cli import execute
     from tfmot_ops.cli.chain import Chain
@@ -159,6 +191,7 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
         epochs={step: count for step, count in asked.items() if count is not None},
         data={"batch_size": batch_size, "limit": limit},
         seed=seed,
+        fresh=fresh,
     )
     try:
         last = chain.run(_say_on_stderr if as_json else execute.say)
@@ -175,7 +208,7 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
 
 
 def _say_on_stderr(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(hide(f"{text}\n"))
     sys.stderr.flush()
 
 
@@ -192,9 +225,10 @@ def _print_summary(results: list[StepResult], tracking_uri: str | None, experime
     typer.echo()
     for result in results:
         for name, artifact in result.outputs.items():
-            typer.echo(f"{result.step_id} {name}: {artifact.uri}")
+            typer.echo(f"{result.step_id} {name}: {hide(artifact.uri)}")
     if tracking_uri:
-        typer.echo(f"MLflow: experiment {experiment}; open it with: mlflow ui --backend-store-uri {tracking_uri}")
+        store = hide(tracking_uri)
+        typer.echo(f"MLflow: experiment {experiment}; open it with: mlflow ui --backend-store-uri {store}")
     if tflite:
         typer.echo(f"TFLite: {tflite}")
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-import shutil
 import tempfile
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tfmot_ops.cli import resume
 from tfmot_ops.cli.execute import execute
 from tfmot_ops.contract import Artifact, ArtifactFormat, Recipe, Status, StepResult, StepSpec, Tracking
 from tfmot_ops.errors import StepFailedError
+from tfmot_ops.system import files
 
 #: Steps between opening and closing the parent run -> step that each input comes from, with `:<output>` where the
 #: output has another name.
@@ -23,7 +23,12 @@ CHAIN: dict[str, dict[str, str]] = {
     "fine_tune": {"model": "prune"},
     "strip": {"model": "fine_tune"},
     "quantize": {"model": "strip"},
-    "evaluate": {"tflite": "quantize", "model": "strip", "quantized": "quantize:model"},
+    "evaluate": {
+        "tflite": "quantize",
+        "model": "strip",
+        "quantized": "quantize:model",
+        "trained": "train:model",
+    },
 }
 
 #: Stands for the output of a step that has not run yet, so that the specs after it can be checked.
@@ -44,6 +49,7 @@ class Chain:
         epochs: step name -> epochs; a step that is not named takes the recipe's budget.
         data: further options of every step: `batch_size`, `limit`.
         seed: of every step.
+        fresh: start from the beginning, whatever an earlier start of the same command has finished.
         results: of the steps that ran, in order.
     """
 
@@ -56,34 +62,67 @@ class Chain:
     epochs: dict[str, int] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
+    fresh: bool = False
     results: list[StepResult] = field(default_factory=list)
-    _run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    _key: str = "unknown until it runs"
     _parent: str | None = None
 
     def run(self, say: Callable[[str], None]) -> StepResult:
         """Run all steps; the parent run is closed whatever happens.
+
+        The same command after a kill, an interruption, or a failure that a retry may cure, takes up its parent run with
+        the steps that are done, and goes on.
 
         Returns:
             The result of the last step that ran: `evaluate`, or the one that failed.
 
         Raises:
             SpecError: a name or an option is wrong; nothing was written.
+            StepFailedError: the output folder or MLflow cannot be used, or the same command runs already.
         """
         self._check()
-        opened = self._step("open_run", self._opening(), say)
-        if opened.status is Status.FAILED:
-            return opened
-        self._parent = opened.tracking_run_id
-        last = opened
-        try:
-            for name in CHAIN:
-                last = self._step(name, self._options(name), say)
-                self.results.append(last)
-                if last.status is Status.FAILED:
-                    break
-        finally:
+        files.check_writable(self.output)
+        tracking = (self.tracking_uri, self.experiment) if self.tracking_uri is not None else None
+        with resume.attempt(self._identity(), self.output.resolve(), tracking, self.fresh, say) as attempt:
+            self._key = attempt.key
+            opened = self._step("open_run", self._opening(), say)
+            if opened.status is Status.FAILED:
+                return opened
+            self._parent = opened.tracking_run_id
+            try:
+                self._take_up(attempt, say)
+                last = self._run_rest(attempt, say)
+            except Exception:
+                self._close(say)
+                raise
+            except BaseException:  # told to stop
+                attempt.interrupted(self._parent)
+                raise
             self._close(say)
+            if last.status is Status.OK:
+                attempt.ended_well()
         return last
+
+    def _take_up(self, attempt: resume.Attempt, say: Callable[[str], None]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            for name in CHAIN:
+                spec = self._spec(name, self._options(name), self._inputs(name))
+                result = attempt.finished(spec, self._fetch, Path(folder))
+                if result is None:
+                    break
+                self.results.append(result)
+        if attempt.parent or self.results:
+            done = ", ".join(result.step_id for result in self.results) or "no step"
+            say(f"continues {f'run {attempt.parent}' if attempt.parent else 'an earlier start'}; done so far: {done}")
+
+    def _run_rest(self, attempt: resume.Attempt, say: Callable[[str], None]) -> StepResult:
+        for name in list(CHAIN)[len(self.results) :]:
+            result = self._step(name, self._options(name), say)
+            self.results.append(result)
+            attempt.keep(result)
+            if result.status is Status.FAILED:
+                break
+        return self.results[-1]
 
     def save_tflite(self) -> Path:
         """Copy the TFLite file of the chain to the output folder, verified.
@@ -102,9 +141,8 @@ class Chain:
             )
         name = self.recipe if isinstance(self.recipe, str) else self.recipe.name
         target = self.output / (re.sub(r"[^\w.-]+", "_", f"{self.model}-{self.dataset}-{name}") + ".tflite")
-        self.output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            shutil.copyfile(self._fetch(artifact, Path(folder)), target)
+            files.copy(self._fetch(artifact, Path(folder)), target)
         return target.resolve()
 
     def _fetch(self, artifact: Artifact, folder: Path) -> Path:
@@ -138,9 +176,15 @@ class Chain:
         return options | ({"epochs": self.epochs[name]} if name in self.epochs else {})
 
     def _step(self, name: str, options: dict[str, Any], say: Callable[[str], None]) -> StepResult:
+        return execute(self._spec(name, options, self._inputs(name)), say, stays=True)
+
+    def _inputs(self, name: str) -> dict[str, Artifact]:
         made = {result.step_id: result.outputs for result in self.results}
-        inputs = {what: _output(made, source, what) for what, source in CHAIN.get(name, {}).items()}
-        return execute(self._spec(name, options, inputs), say)
+        return {what: _output(made, source, what) for what, source in CHAIN.get(name, {}).items()}
+
+    def _identity(self) -> str:
+        place = {"output": str(self.output.resolve()), "uri": self.tracking_uri, "experiment": self.experiment}
+        return resume.identity(self._parameters(), {"model": self.model, "dataset": self.dataset}, place)
 
     def _spec(self, name: str, options: dict[str, Any], inputs: dict[str, Artifact] | None = None) -> StepSpec:
         document = {
@@ -156,7 +200,7 @@ class Chain:
     def _tracking(self, name: str) -> Tracking | None:
         if self.tracking_uri is None:
             return None
-        key = {"dag_id": "tfmot-ops optimize", "run_id": self._run_id, "task_id": name}
+        key = {"dag_id": "tfmot-ops optimize", "run_id": self._key, "task_id": name}
         return Tracking(uri=self.tracking_uri, experiment=self.experiment, parent_run_id=self._parent, key=key)
 
     def _close(self, say: Callable[[str], None]) -> None:

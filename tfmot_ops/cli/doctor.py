@@ -13,6 +13,7 @@ from pathlib import Path
 from tfmot_ops.contract import Device
 from tfmot_ops.contract.document import Document
 from tfmot_ops.errors import StepFailedError, TfmotOpsError
+from tfmot_ops.uri_secrets import address, hide
 
 #: Seconds a tracking server may take to answer: a health check must not hang where a step would retry.
 TIMEOUT_S = 10.0
@@ -75,7 +76,7 @@ def _look(name: str, look: Callable[[], str], remedy: str) -> Finding:
         value = error.summary + (f": {error.received}" if error.received else "")
         return Finding(name=name, ok=False, value=value, remedy=error.remedy)
     except Exception as error:  # noqa: BLE001 - what a broken installation raises is what is looked for
-        return Finding(name=name, ok=False, value=f"{type(error).__name__}: {error}", remedy=remedy)
+        return Finding(name=name, ok=False, value=hide(f"{type(error).__name__}: {error}"), remedy=remedy)
 
 
 def _versions() -> str:
@@ -119,8 +120,7 @@ def _tracking(uri: str | None) -> str:
     if not uri.startswith(("http://", "https://")):
         return f"{uri.partition(':')[0]} store, opened by the step itself"
     # Not through MLflow's client, which retries for minutes; the address is told without what may be a password.
-    scheme, _, rest = uri.partition("://")
-    shown = f"{scheme}://{rest.rpartition('@')[2].rstrip('/')}"
+    shown = address(uri)
     try:
         with urllib.request.urlopen(f"{shown}/health", timeout=TIMEOUT_S) as answer:  # noqa: S310 - http only
             return f"{shown} answers {answer.status}"
@@ -128,6 +128,6 @@ def _tracking(uri: str | None) -> str:
         raise StepFailedError(
             f"{shown} does not answer",
             required=f"HTTP 200 from /health within {TIMEOUT_S:.0f} s",
-            received=str(getattr(error, "reason", error)),
+            received=hide(str(getattr(error, "reason", error)), uri),
             remedy="start the server, correct the address, or let the step reach it (network, --allowed-hosts)",
         ) from error

@@ -20,6 +20,8 @@ from pydantic import ValidationError
 from tfmot_ops.contract import CompatOptions, StepResult, StepSpec, SummarizeOptions, TrainOptions
 from tfmot_ops.errors import SpecError, TfmotOpsError
 from tfmot_ops.refusal import refusal
+from tfmot_ops.system import files
+from tfmot_ops.uri_secrets import hide
 
 if TYPE_CHECKING:
     from tfmot_ops.tracking import StepRun
@@ -59,7 +61,7 @@ class Teller:
 
 def say(text: str) -> None:
     """Print a line of progress at once: a log that is read while the step works must not lag behind."""
-    sys.stdout.write(PREFIX + text + "\n")
+    sys.stdout.write(PREFIX + hide(text) + "\n")
     sys.stdout.flush()
 
 
@@ -100,12 +102,13 @@ def _spec_text(source: str) -> bytes:
     return os.environ[name].encode()
 
 
-def execute(spec: StepSpec, say: Callable[[str], None] = say) -> StepResult:
+def execute(spec: StepSpec, say: Callable[[str], None] = say, *, stays: bool = False) -> StepResult:
     """Run a step in this process, recorded in MLflow when the spec says so.
 
     Args:
         spec: what to do.
         say: takes a line of progress.
+        stays: this process works on until the end of the whole chain, see `StepRun`.
 
     Returns:
         The result, also of a step that failed; its error is told on stderr.
@@ -122,38 +125,46 @@ def execute(spec: StepSpec, say: Callable[[str], None] = say) -> StepResult:
     with tempfile.TemporaryDirectory(prefix="tfmot-ops-") as folder:
         workdir = Path(folder)
         try:
-            run = _open_run(spec)
+            run = _open_run(spec, stays)
             result = _run(spec, run, workdir, say)
         except Exception as error:  # noqa: BLE001 - whatever a step dies of is its answer
-            _tell(error)
+            error = files.disk_failure(error, workdir) or error
+            _tell(error, spec)
             result = steps.failed(spec, error, time.perf_counter() - started)
             if run is not None:
                 # The reason is told already; a second failure while recording it must not hide it.
                 with contextlib.suppress(Exception):
                     result = run.finish(result, workdir)
+        except BaseException:  # told to stop
+            if run is not None:
+                with contextlib.suppress(Exception):
+                    run.kill()
+            raise
     return result
 
 
-def _open_run(spec: StepSpec) -> StepRun | None:
+def _open_run(spec: StepSpec, stays: bool) -> StepRun | None:
     if spec.tracking is None:
         return None
     from tfmot_ops.tracking import StepRun
 
-    return StepRun(spec)
+    return StepRun(spec, stays=stays)
 
 
 def _run(spec: StepSpec, run: StepRun | None, workdir: Path, say: Callable[[str], None]) -> StepResult:
     from tfmot_ops import steps
-    from tfmot_ops.store import FsspecStore, Store
+    from tfmot_ops.store import FsspecStore, Store, check_output
 
+    if spec.output_uri is not None and spec.options.kind not in {"open_run", "close_run"}:  # these put nothing
+        check_output(spec.output_uri)
     # The contract holds that one of the two is given.
     store: Store = run.store if run is not None else FsspecStore(str(spec.output_uri))
     local = _with_local_model(spec, workdir)
-    _bring_earlier_sweeps(spec, workdir)
+    _bring_earlier_sweeps(spec, workdir, say)
     result = steps.run_step(local, store, workdir, Teller(say, run))
     if local is not spec and isinstance(spec.options, TrainOptions):
         # The answer is to the spec that was asked, not to the one with a path of this machine in it.
-        asked = {**result.parameters, "model": spec.options.model}
+        asked = {**result.parameters, "model": hide(spec.options.model)}
         result = result.model_copy(update={"spec_sha256": spec.sha256(), "parameters": asked})
     return run.finish(result, workdir) if run is not None else result
 
@@ -177,7 +188,7 @@ def _with_local_model(spec: StepSpec, workdir: Path) -> StepSpec:
     return spec.model_copy(update={"options": spec.options.model_copy(update={"model": str(path)})})
 
 
-def _bring_earlier_sweeps(spec: StepSpec, workdir: Path) -> None:
+def _bring_earlier_sweeps(spec: StepSpec, workdir: Path, say: Callable[[str], None]) -> None:
     """Give the steps of a sweep what MLflow knows of the sweeps before: steps know files only."""
     if spec.tracking is None or not isinstance(spec.options, CompatOptions | SummarizeOptions):
         return
@@ -186,7 +197,7 @@ def _bring_earlier_sweeps(spec: StepSpec, workdir: Path) -> None:
 
     folder = workdir / EARLIER
     folder.mkdir(parents=True, exist_ok=True)
-    for sweep in earlier_sweeps(spec.tracking.uri, spec.tracking.experiment):
+    for sweep in earlier_sweeps(spec.tracking.uri, spec.tracking.experiment, say=say):
         (folder / f"{sweep.sweep_id}.json").write_text(sweep.model_dump_json(), encoding="utf-8")
 
 
@@ -196,28 +207,18 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _tell(error: Exception) -> None:
+def _tell(error: Exception, spec: StepSpec) -> None:
     if isinstance(error, TfmotOpsError) and error.exit_code != TfmotOpsError.exit_code:
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        text = f"{type(error).__name__}: {error}\n"
     else:
-        traceback.print_exception(error)
+        text = "".join(traceback.format_exception(error))
+    sys.stderr.write(hide(text, *spec.uris().values()))
     sys.stderr.flush()
 
 
 def write_result(result: StepResult, path: Path) -> None:
     """Write the result where it appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the result, as a rename is atomic within one file system only.
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(result.model_dump_json(indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    files.write(path, result.model_dump_json(indent=2) + "\n")
 
 
 def die_with_parent() -> None:

@@ -21,6 +21,7 @@ from tfmot_ops.sweep.matrix import Cell, Watcher, alone
 from tfmot_ops.sweep.page import write_page
 from tfmot_ops.sweep.repro import BUDGET_S, REPROS, write_repros
 from tfmot_ops.sweep.run import Sweep, keep, kept, last_good, latest_by_inputs
+from tfmot_ops.system import files
 
 PAGE = "index.html"
 
@@ -209,7 +210,7 @@ def _earlier(folder: Path, tracking: tuple[str, str] | None, say: Say) -> list[S
 
         say(f"reading earlier sweeps of {tracking[1]} from MLflow")
         try:
-            recorded = earlier_sweeps(*tracking)
+            recorded = earlier_sweeps(*tracking, say=say)
         except StepFailedError as error:
             say(f"MLflow cannot be read, so only {folder} says what is known: {error}")
     by_id = {sweep.sweep_id: sweep for sweep in (*local, *recorded)}
@@ -244,9 +245,7 @@ class _Recorder:
         from tfmot_ops.tracking.sweep import repro_files
 
         for name, path in repro_files(sweep, self.report).items():
-            kept_file = self._pending(sweep.sweep_id) / name
-            kept_file.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, kept_file)
+            files.copy(path, self._pending(sweep.sweep_id) / name)
         self._pending(sweep.sweep_id).mkdir(parents=True, exist_ok=True)
 
     def _pending(self, sweep_id: str) -> Path:
@@ -272,7 +271,7 @@ class _Recorder:
             return None
         keep(recorded, self.folder)
         if page is not None:
-            shutil.copyfile(self._pending(sweep.sweep_id) / PAGE, page)
+            files.copy(self._pending(sweep.sweep_id) / PAGE, page)
         shutil.rmtree(self._pending(sweep.sweep_id))
         return recorded
 

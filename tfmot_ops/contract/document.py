@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final
+from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION: Final = 1
 
 
+#: Name that becomes the name of a file or folder: no slash, and no dot at its start.
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.@+-]*$", max_length=200)]
+#: Path of a file below a folder: none of its parts begins with a dot, so that it cannot lead out of the folder.
+_PART = r"[^/.\\\x00-\x1f][^/\\\x00-\x1f]*"
+PathBelow = Annotated[str, Field(pattern=f"^{_PART}(/{_PART})*$", max_length=400)]
+
+
 class Document(BaseModel):
     """Base of every contract type: immutable, and strict about unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # pydantic's own message would quote values, and with them secrets of URIs; `tfmot_ops.refusal` says what to show.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class ArtifactFormat(StrEnum):

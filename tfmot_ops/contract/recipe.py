@@ -149,7 +149,7 @@ class Budget(Document):
     """How much training the recipe may spend.
 
     Attributes:
-        fine_tune_epochs: epochs with the pruning schedule.
+        fine_tune_epochs: epochs with the pruning schedule; a recipe without sparsity has none, and does not use it.
         qat_epochs: epochs with the quantisers in place.
         fine_tune_learning_rate: None keeps the rate the model was compiled with.
         qat_learning_rate: None takes a tenth of the compiled rate, as the weights only have to settle.

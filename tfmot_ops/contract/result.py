@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue, field_validator
 
-from tfmot_ops.contract.document import SCHEMA_VERSION, Artifact, Document
+from tfmot_ops.contract.document import SCHEMA_VERSION, Artifact, Document, FileName
 
 
 class Outcome(StrEnum):
@@ -16,6 +16,7 @@ class Outcome(StrEnum):
 
     QUANTIZED = "quantized"
     PRUNED = "pruned"
+    NOT_PRUNED = "not_pruned"
     KEPT_FLOAT = "kept_float"
     ABSORBED = "absorbed"
     FAILED = "failed"
@@ -62,7 +63,7 @@ class StepResult(Document):
     kind: str
     spec_sha256: str
     status: Status
-    outputs: dict[str, Artifact] = Field(default_factory=dict)
+    outputs: dict[FileName, Artifact] = Field(default_factory=dict)
     metrics: dict[str, float] = Field(default_factory=dict)
     parameters: dict[str, JsonValue] = Field(default_factory=dict)
     layers: tuple[LayerReport, ...] = ()

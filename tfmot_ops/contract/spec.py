@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
-from tfmot_ops.contract.document import SCHEMA_VERSION, Artifact, Document
+from tfmot_ops.contract.document import SCHEMA_VERSION, Artifact, Document, FileName
 from tfmot_ops.contract.recipe import Recipe
 
 #: Small models that ship by name; `core.models` builds each.
@@ -65,11 +65,16 @@ class _DataOptions(Document):
 
 
 class TrainOptions(_DataOptions):
-    """Build a model by name, size it from the data set, train it."""
+    """Build a model by name, size it from the data set, train it; or load a saved one, and measure it.
+
+    Attributes:
+        epochs: None trains a model that starts from random weights for 10 epochs, and a saved model, which comes
+            trained, not at all.
+    """
 
     kind: Literal["train"] = "train"
     model: str = Field(min_length=1)
-    epochs: int = Field(default=10, ge=0)
+    epochs: int | None = Field(default=None, ge=0, description="None: 10, or 0 for a saved model")
     learning_rate: float = Field(default=1e-3, gt=0.0)
 
 
@@ -82,11 +87,13 @@ class PruneOptions(_DataOptions):
 
 
 class FineTuneOptions(_DataOptions):
-    """Train with the pruning schedule; input `model`."""
+    """Train with the pruning schedule; a model that the recipe does not prune passes through; input `model`."""
 
     kind: Literal["fine_tune"] = "fine_tune"
     recipe: RecipeRef
-    epochs: int | None = Field(default=None, ge=0, description="None takes the recipe's budget")
+    epochs: int | None = Field(
+        default=None, ge=0, description="None: the recipe's budget, or 0 for a recipe without sparsity"
+    )
 
 
 class StripOptions(_DataOptions):
@@ -105,7 +112,12 @@ class QuantizeOptions(_DataOptions):
 
 
 class EvaluateOptions(_DataOptions):
-    """Measure a TFLite file and, when given, the models it came from; inputs `tflite`, `model`, `quantized`."""
+    """Measure a TFLite file and, when given, the models it came from.
+
+    Inputs: `tflite`; `model`, the float model that was quantised (pruned, if the recipe prunes); `quantized`, the QAT
+    model; `trained`, the float model before pruning. The accuracy drop, the compression and the float size are
+    against `trained`, or against `model` where `trained` is not given.
+    """
 
     kind: Literal["evaluate"] = "evaluate"
     recipe: RecipeRef | None = None
@@ -223,7 +235,7 @@ class StepSpec(Document):
 
     schema_version: Literal[1] = SCHEMA_VERSION
     step_id: str = Field(min_length=1)
-    inputs: dict[str, Artifact] = Field(default_factory=dict)
+    inputs: dict[FileName, Artifact] = Field(default_factory=dict)
     output_uri: str | None = None
     seed: int = Field(default=0, ge=0, lt=2**31)
     device: Device = Device.CPU
@@ -235,6 +247,11 @@ class StepSpec(Document):
         if self.output_uri is None and self.tracking is None:
             raise ValueError("give output_uri or tracking: without either the outputs have no place to go")
         return self
+
+    def uris(self) -> dict[str, str]:
+        """Name of a field -> the URI in it, of every place that the step reads or writes."""
+        found = {f"inputs.{name}": artifact.uri for name, artifact in self.inputs.items()}
+        return found | {"output_uri": self.output_uri or "", "tracking_uri": self.tracking.uri if self.tracking else ""}
 
     def sha256(self) -> str:
         """Hex digest of the canonical JSON, recorded in the result."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, Field
 
-from tfmot_ops.contract.document import SCHEMA_VERSION, Document
+from tfmot_ops.contract.document import SCHEMA_VERSION, Document, FileName, PathBelow
 from tfmot_ops.contract.result import CompatResult, Status
 
 
@@ -35,7 +35,7 @@ class SweepResult(Document):
     """One sweep.
 
     Attributes:
-        sweep_id: names it; sorts by time.
+        sweep_id: names it and its files; sorts by time.
         started_at: in UTC.
         duration_s: wall time.
         cells: one for each cell that was asked for and has a result.
@@ -44,13 +44,13 @@ class SweepResult(Document):
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    sweep_id: str
+    sweep_id: FileName
     started_at: AwareDatetime
     duration_s: float = Field(ge=0.0)
     cells: tuple[CompatResult, ...]
     judgement: Judgement = Judgement()
     versions: dict[str, str] = Field(default_factory=dict)
-    repros: dict[str, str] = Field(default_factory=dict)
+    repros: dict[str, PathBelow] = Field(default_factory=dict)
     run_url: str = ""
 
     @property

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import tensorflow as tf
 from tfmot_ops.core.graph.ir import layer_paths
 from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.sparsity import require_sparsity
+from tfmot_ops.system import files
 
 #: Metric name -> one value per epoch.
 History = dict[str, list[float]]
@@ -218,17 +218,9 @@ def _differences(found: dict[str, str], wanted: dict[str, str]) -> str:
 
 
 def _write(path: Path, about: dict[str, Any], values: list[Array]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            entries: dict[str, Any] = {f"variable_{index}": value for index, value in enumerate(values)}
-            np.savez(file, about=np.frombuffer(json.dumps(about).encode(), np.uint8), allow_pickle=False, **entries)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    entries: dict[str, Any] = {f"variable_{index}": value for index, value in enumerate(values)}
+    with files.whole(path) as part, part.open("wb") as file:
+        np.savez(file, about=np.frombuffer(json.dumps(about).encode(), np.uint8), allow_pickle=False, **entries)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[Array]]:

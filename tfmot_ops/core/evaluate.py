@@ -12,7 +12,13 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from tfmot_ops.core.legacy_keras import keras
-from tfmot_ops.errors import ArtifactError, SamplesError, UnsupportedModelError
+from tfmot_ops.errors import (
+    ArtifactError,
+    ExportError,
+    SamplesError,
+    StepFailedError,
+    UnsupportedModelError,
+)
 
 Array = npt.NDArray[Any]
 #: One array [N, ...], or one for each input, in the model's order.
@@ -39,8 +45,9 @@ def evaluate(
         UnsupportedModelError: the model has several outputs, or one without a row of scores per sample.
         SamplesError: the inputs do not fit the model, or there is not one label for each sample.
         ArtifactError: the bytes are no TFLite file.
+        StepFailedError: an output is NaN or infinite; the largest of such outputs is no class.
     """
-    outputs = predict(model_or_bytes, x, batch_size)
+    outputs = _finite_outputs(model_or_bytes, x, batch_size)
     classes, labels = _classes(outputs), np.asarray(y).reshape(-1)
     if classes.shape != labels.shape:
         raise SamplesError(
@@ -120,9 +127,9 @@ def agreement(
 
     Raises:
         UnsupportedModelError: the two give outputs of different shapes.
-        SamplesError: the inputs do not fit a model.
+    outputs = _finite_outputs(model_or_bytes, x, batch_size)
     """
-    first, second = predict(model_or_bytes_a, x, batch_size), predict(model_or_bytes_b, x, batch_size)
+    first, second = (_finite_outputs(each, x, batch_size) for each in (model_or_bytes_a, model_or_bytes_b))
     lists = [outputs if isinstance(outputs, list) else [outputs] for outputs in (first, second)]
     shapes = [[output.shape for output in outputs] for outputs in lists]
     if shapes[0] != shapes[1]:
@@ -138,6 +145,25 @@ def agreement(
     if len(lists[0]) == 1:
         figures["top1_agreement"] = float(np.mean(_classes(first) == _classes(second)))
     return figures
+
+
+def _finite_outputs(model_or_bytes: keras.Model | bytes, x: Inputs, batch_size: int) -> Array | list[Array]:
+    """What `predict` gives, refused where a value of it is NaN or infinite: no figure can be made of such values."""
+    outputs = predict(model_or_bytes, x, batch_size)
+    parts = outputs if isinstance(outputs, list) else [outputs]
+    wrong = [~np.isfinite(part).reshape(len(part), -1).all(axis=1) for part in parts]
+    samples = np.logical_or.reduce(wrong)
+    if samples.any():
+        is_file = isinstance(model_or_bytes, bytes)
+        raise StepFailedError(
+            f"the {'TFLite file' if is_file else 'model'} returned NaN or infinity",
+            required="finite outputs for every sample",
+            received=f"NaN or infinity for {int(samples.sum())} of {len(samples)} samples, "
+            f"the first at index {int(samples.argmax())}",
+            remedy="look for NaN and infinity in the weights and in the samples"
+            + (", and compare the file with its model by layer: core.layer_sqnr" if is_file else ""),
+        )
+    return outputs
 
 
 def _classes(outputs: Array | list[Array]) -> npt.NDArray[np.int64]:
@@ -208,7 +234,7 @@ def _run_tflite(data: bytes, x: Inputs, batch_size: int) -> list[Array]:
     size = batch_size if interpreter else 1
     if interpreter is None:
         interpreter = make_interpreter(data)
-        interpreter.allocate_tensors()
+        _allocate(interpreter)
     parts = []
     for start in range(0, count, size):
         batch = [each[start : start + size] for each in inputs]
@@ -233,6 +259,19 @@ def _check_inputs(shapes: Sequence[Sequence[int]], inputs: list[Array], what: st
             received=f"{[list(each.shape) for each in inputs]}",
             remedy="give the data the model was made for",
         )
+
+
+def _allocate(interpreter: Interpreter) -> None:
+    try:
+        interpreter.allocate_tensors()
+    except RuntimeError as error:
+        raise ExportError(
+            "TFLite does not run the file",
+            required="operations with types, shapes and scales that the interpreter takes",
+            received=str(error),
+            remedy="look for NaN and infinity in the weights and in the calibration samples, and for the layer that "
+            "the operation named above computes",
+        ) from error
 
 
 def _resize(interpreter: Interpreter, batch: list[Array]) -> None:

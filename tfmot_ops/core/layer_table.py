@@ -20,6 +20,7 @@ from tfmot_ops.core.quantize import quantize
 from tfmot_ops.core.recipes import decode
 from tfmot_ops.core.training import set_seed
 from tfmot_ops.errors import UnsupportedModelError
+from tfmot_ops.system import files
 
 _L = keras.layers
 #: Name of the layer that a row is about, in the model around it.
@@ -181,4 +182,4 @@ def _pruned(cls: type, model: keras.Model) -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(page(), encoding="utf-8")
+    files.write(Path(sys.argv[1]), page())

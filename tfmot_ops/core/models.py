@@ -60,7 +60,7 @@ def build_model(name: str, input_shape: tuple[int, int, int], num_classes: int, 
         return _BUILDERS[name](input_shape, num_classes)
     if kind == "application":
         return _build_application(rest, input_shape, num_classes)
-    if Path(name).suffix in _SAVED_SUFFIXES or Path(name).is_dir():
+    if comes_trained(name):
         return _load(name, input_shape, num_classes)
     for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):
         model = entry.load()(input_shape, num_classes)
@@ -72,6 +72,16 @@ def build_model(name: str, input_shape: tuple[int, int, int], num_classes: int, 
         received=repr(name),
         remedy=f"use a name from the list, or register a callable under the entry-point group {ENTRY_POINT_GROUP}",
     )
+
+
+def comes_trained(name: str) -> bool:
+    """Whether a model's name is the path of a saved model, which brings its weights; the others start from random ones.
+
+    A name that `build_model` finds first (a built-in, `application:<Name>`) is none, also beside a folder of that name.
+    """
+    if name in _BUILDERS or name.startswith("application:"):
+        return False
+    return Path(name).suffix in _SAVED_SUFFIXES or Path(name).is_dir()
 
 
 def available_models() -> dict[str, str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import shutil
 import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import h5py
 import tensorflow_model_optimization as tfmot
 from tf_keras.src.saving.serialization_lib import SafeModeScope
 
@@ -18,7 +18,9 @@ from tfmot_ops.core.layers import LAYERS
 from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.prune import PruneLowMagnitude
 from tfmot_ops.core.quantizers import FixedRangeQuantizer, LayerQuantizeConfig, RangeQuantizer, WeightQuantizer
-from tfmot_ops.errors import ArtifactError
+from tfmot_ops.core.safe_files import check_model_file
+from tfmot_ops.errors import ArtifactError, TfmotOpsError
+from tfmot_ops.system import files
 
 #: tfmot's wrappers store what is inside them in Keras' old format, which names a class without its package.
 _CLASSES = (*LAYERS, FixedRangeQuantizer, LayerQuantizeConfig, PruneLowMagnitude, RangeQuantizer, WeightQuantizer)
@@ -64,17 +66,14 @@ def save_model(model: keras.Model, path: str | Path) -> None:
             received=str(path),
             remedy="save under a name that ends with .h5",
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part, old = (path.with_name(f".{path.name}.{word}{path.suffix}") for word in ("part", "old"))
     try:
-        with warnings.catch_warnings():
+        with files.whole(path) as part, warnings.catch_warnings():
             # Keras recommends .keras here, which cannot reload a quantised model.
             warnings.filterwarnings("ignore", message="You are saving your model as an HDF5 file")
-            model.save(part, save_format="h5" if path.suffix in {".h5", ".hdf5"} else "tf", include_optimizer=True)
-        # A folder cannot be renamed onto one that has something in it.
-        if path.is_dir():
-            path.rename(old)
-        part.rename(path)
+            if path.suffix in {".h5", ".hdf5"}:
+                part.write_bytes(_as_hdf5(model))
+            else:
+                model.save(part, save_format="tf", include_optimizer=True)
     except (ValueError, NotImplementedError, TypeError) as error:
         raise ArtifactError(
             "the model cannot be saved",
@@ -82,16 +81,15 @@ def save_model(model: keras.Model, path: str | Path) -> None:
             received=f"{type(error).__name__}: {error}",
             remedy="give its custom layers a get_config, or save under the other format (.h5, a folder)",
         ) from error
-    finally:
-        _remove(part)
-        _remove(old)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _as_hdf5(model: keras.Model) -> bytes:
+    """The bytes of the `.h5` file: the HDF5 library crashes the process when a disk gets full while it writes."""
+    with h5py.File("in memory", "w", driver="core", backing_store=False) as file:
+        model.save(file, save_format="h5", include_optimizer=True)
+        file.flush()
+        image: bytes = file.id.get_file_image()
+    return image
 
 
 def load_model(path: str | Path, allow_unsafe: bool = False) -> keras.Model:
@@ -99,9 +97,11 @@ def load_model(path: str | Path, allow_unsafe: bool = False) -> keras.Model:
 
     Args:
         path: `.h5` or `.keras` file, or SavedModel folder.
-        allow_unsafe: run Python code that the file carries (Lambda layers); only for files you trust.
+        allow_unsafe: run what the file names, whatever it is (Python code of Lambda layers, any function, operations
+            on files); only for files you trust.
 
     Raises:
+        UnsafeModelError: the file names something that is not known to be harmless, and `allow_unsafe` is off.
         ArtifactError: no such file, or one that Keras cannot read.
     """
     if not Path(path).exists():
@@ -114,12 +114,16 @@ def load_model(path: str | Path, allow_unsafe: bool = False) -> keras.Model:
     try:
         # Keras itself looks at its argument `safe_mode` for `.keras` only.
         with SafeModeScope(not allow_unsafe), custom_objects(), without_random_values(), without_traces():
+            if not allow_unsafe:
+                check_model_file(path)
             return keras.models.load_model(str(path), safe_mode=not allow_unsafe)
-    except (ValueError, OSError, TypeError) as error:
+    except TfmotOpsError:
+        raise
+    except Exception as error:  # a damaged file makes Keras raise an error of any class
         raise ArtifactError(
             "the model cannot be loaded",
             required="a tf_keras model; its custom layers registered with register_keras_serializable",
-            received=f"{path}: {error}",
+            received=f"{path}: {type(error).__name__}: {error}",
             remedy="import the package that defines its layers first; allow_unsafe=True runs the Python code that a "
             "Lambda brings, in files you trust",
         ) from error

@@ -23,7 +23,7 @@ from tfmot_ops.core.graph.rebuild import copy_layer, rebuild, without_random_val
 from tfmot_ops.core.kernels import kernels
 from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.roles import is_custom
-from tfmot_ops.core.sparsity import inner_layer, prunable
+from tfmot_ops.core.sparsity import inner_layer, plain_path, prunable
 from tfmot_ops.core.training import compile_like
 from tfmot_ops.errors import RecipeError
 
@@ -88,7 +88,8 @@ def prune(model: keras.Model, recipe: Recipe, end_step: int | None = None) -> tu
     pruned = _wrap_chosen(model, chosen, _pruning_arguments(recipe.sparsity, end_step))
     if end_step is None:
         _apply_masks(pruned)
-    return pruned, [_report(path, layer, recipe, id(layer) in chosen) for path, layer in layer_paths(model)]
+    layers = [(plain_path(path), inner_layer(layer)) for path, layer in layer_paths(model)]
+    return pruned, [_report(path, layer, recipe, id(layer) in chosen) for path, layer in layers]
 
 
 def _with_open_blocks(model: keras.Model) -> keras.Model:
@@ -234,7 +235,7 @@ def _report(path: str, layer: Any, recipe: Recipe, chosen: bool) -> LayerReport:
         reason = "not in the recipe's scope, or its shape does not take the pattern"
     else:
         reason = f"kernels of a {name} are not pruned" if _has_matrix(layer) else "has no kernel"
-    return LayerReport(path=path, class_name=name, outcome=Outcome.KEPT_FLOAT, reason=reason)
+    return LayerReport(path=path, class_name=name, outcome=Outcome.NOT_PRUNED, reason=reason)
 
 
 def _has_matrix(layer: Any) -> bool:

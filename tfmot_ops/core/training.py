@@ -24,6 +24,7 @@ from tfmot_ops.core.sparsity import inner_layer
 from tfmot_ops.errors import SpecError, StepFailedError, UnsupportedModelError
 
 _LOG = logging.getLogger(__name__)
+_SPARSE_LOSS = "sparse_categorical_crossentropy"
 #: What `compile_parameters` gives as values.
 Scalar = str | int | float | bool | None
 #: Called after each epoch with (epoch, counted from 1; epochs; metric name -> value).
@@ -39,11 +40,16 @@ def set_seed(seed: int) -> None:
     tf.config.experimental.enable_op_determinism()
 
 
-def compile_default(model: keras.Model, learning_rate: float) -> None:
-    """Compile `model` in place for class labels [N]: Adam, sparse categorical cross-entropy, accuracy."""
-    model.compile(
-        optimizer=keras.optimizers.Adam(learning_rate), loss="sparse_categorical_crossentropy", metrics=["accuracy"]
-    )
+def compile_default(model: keras.Model, learning_rate: float, *, from_logits: bool = False) -> None:
+    """Compile `model` in place for class labels [N]: Adam, sparse categorical cross-entropy, accuracy.
+
+    Args:
+        model: classifier with one output [N, classes].
+        learning_rate: of Adam.
+        from_logits: whether the outputs are logits, not probabilities (see `classifier_loss.gives_logits`).
+    """
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True) if from_logits else _SPARSE_LOSS
+    model.compile(optimizer=keras.optimizers.Adam(learning_rate), loss=loss, metrics=["accuracy"])
 
 
 def fit(
@@ -74,7 +80,8 @@ def fit(
         seed: seeds the order of the samples and whatever the layers draw (dropout).
         callbacks: Keras callbacks. A checkpoint holds what they keep in the model (as the pruning ones do), not what
             they keep in themselves (EarlyStopping).
-        on_epoch: told the progress, of the epochs that run now; Keras itself writes nothing.
+        on_epoch: told the progress, of the epochs that run now and the last one before a kill; Keras itself writes
+            nothing.
         checkpoint: where the state is kept after each epoch, and restored from; None keeps nothing.
 
     Returns:
@@ -102,6 +109,9 @@ def fit(
         settings = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
         keeper = Keeper(checkpoint, model, identity(model, x, y, compile_parameters(model), **settings), epochs)
     done, history = keeper.resume() if keeper else (0, {})
+    if done and on_epoch:
+        # The kill may have come after the epoch was kept and before it was told of.
+        on_epoch(done, epochs, {name: values[-1] for name, values in history.items()})
     if done < epochs:
         model.fit(
             batches(x, y, batch_size, seed, range(done, epochs)),

@@ -16,6 +16,7 @@ from airflow.sdk import DAG
 from airflow.sdk.exceptions import ParamValidationError
 
 from tfmot_ops.errors import SpecError, TfmotOpsError
+from tfmot_ops.system import files
 
 
 def run_dag(name: str, params: dict[str, Any], answer_file: Path) -> int:
@@ -38,7 +39,7 @@ def run_dag(name: str, params: dict[str, Any], answer_file: Path) -> int:
         run = dag.test(run_conf=params)
     except ParamValidationError as error:
         refused = {"state": "refused", "results": {}, "reasons": {name: str(error)}, "exit_code": SpecError.exit_code}
-        _write(answer_file, refused)
+        files.write(answer_file, json.dumps(refused))
         return 0
     with create_session() as session:
         rows = session.scalars(
@@ -48,7 +49,8 @@ def run_dag(name: str, params: dict[str, Any], answer_file: Path) -> int:
         )
         results = {row.task_id: XComModel.deserialize_value(row) for row in rows}
     code = codes[0] if codes else TfmotOpsError.exit_code
-    _write(answer_file, {"state": str(run.state), "results": results, "reasons": reasons, "exit_code": code})
+    answer = {"state": str(run.state), "results": results, "reasons": reasons, "exit_code": code}
+    files.write(answer_file, json.dumps(answer))
     return 0
 
 
@@ -58,12 +60,6 @@ def _exit_code(error: Any) -> int:
         if isinstance(each, TfmotOpsError):
             return each.exit_code
     return TfmotOpsError.exit_code
-
-
-def _write(path: Path, answer: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(answer), encoding="utf-8")
-    temporary.replace(path)
 
 
 def load_dag(name: str) -> DAG:

@@ -46,6 +46,10 @@ def serve(bench: Workbench, say: Callable[[str], None]) -> int:
         StepFailedError: a server exited unexpectedly, or does not come up.
     """
     bench.prepare(say)
+    from tfmot_ops.tracking.sqlite_store import locked
+
+    with locked(bench.tracking_uri):
+        pass  # the store is made here, as a kill of MLflow's server while it makes one ruins it
     airflow_port, mlflow_port = free_port(_AIRFLOW_PORT), free_port(_MLFLOW_PORT)
     mlflow_url = f"http://{HOST}:{mlflow_port}"
     airflow_log, mlflow_log = bench.new_log("airflow"), bench.new_log("mlflow")

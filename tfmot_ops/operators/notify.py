@@ -7,10 +7,13 @@ import logging
 import os
 import urllib.request
 from collections.abc import Mapping
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError
 
 from airflow.sdk.bases.notifier import BaseNotifier
 
+from tfmot_ops.errors import StepFailedError
 from tfmot_ops.operators.sweep import JUDGEMENT_KEY
 
 if TYPE_CHECKING:
@@ -62,11 +65,22 @@ class WebhookNotifier(_RegressionNotifier):
         """Post `text`, for people, and the whole judgement."""
         worse = {**message["regressions"], **message["missing"]}
         text = f"{message['dag_id']} {message['run_id']}: " + "; ".join(f"{c}: {how}" for c, how in worse.items())
-        request = urllib.request.Request(  # noqa: S310 - the address is the deployment's own
-            self.url, json.dumps({"text": text, **message}).encode(), {"Content-Type": "application/json"}
+        body = json.dumps({"text": text, **message}).encode()
+        try:
+            request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})  # noqa: S310 - the deployment's own address
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_S):  # noqa: S310 - see above
+                return
+        except HTTPError as error:
+            received = f"HTTP {error.code}"
+        except (OSError, HTTPException, ValueError) as error:  # ValueError: no address
+            received = type(error).__name__
+        # Outside of the handlers: a webhook's address is a secret as a whole, and the library's message may hold it.
+        raise StepFailedError(
+            "the webhook for regressions was not reached",
+            required=f"an address that takes JSON, in {WEBHOOK_VARIABLE} or the notifier's `url`",
+            received=received,
+            remedy="correct the address; what got worse is in the log of the task",
         )
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S):  # noqa: S310 - see above
-            pass
 
 
 def notifiers() -> list[BaseNotifier]:

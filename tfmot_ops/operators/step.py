@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseOperator, Connection
 from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
+from airflow.sdk.log import mask_secret
 from pydantic import ValidationError
 
 from tfmot_ops.contract import TRACKING_VARIABLES, Artifact, Options, StepSpec, Tracking
 from tfmot_ops.errors import SpecError, UnsupportedModelError
 from tfmot_ops.operators.links import DEFAULT_UI, UI_VARIABLE, MlflowRunLink, run_url
 from tfmot_ops.recipe_file import is_recipe_file, read_recipe
-from tfmot_ops.refusal import refusal
-from tfmot_ops.runners import ResumableRunner, Runner, RunningStep, choose_runner
+from tfmot_ops.refusal import quoted, refusal
+from tfmot_ops.runners import PYTHONS_VARIABLE, ResumableRunner, Runner, RunningStep, choose_runner, look_up
+from tfmot_ops.uri_secrets import address, secrets_of
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperatorLink, Context
@@ -33,11 +35,12 @@ class StepOperator(BaseOperator):
     Args:
         options: fields of the step's options (see `tfmot_ops.contract`), without `kind` for a named operator. A
             `recipe` may be a preset's name, the fields of a Recipe, or the path of a YAML or JSON file, which is read
-            when the task runs.
+            when the task runs. `python`, of the kind `compat`, is a name that TFMOT_OPS_FORECAST_PYTHONS lists.
         inputs: artifacts by name. A value is the result of another step (`train.output`), whose output of the same name
             is taken, or the fields of an Artifact.
         runner: a Runner, the name of one, or arguments of one (see `choose_runner`). Without it the DAG run's parameter
-            `runner`, then the deployment's (`TFMOT_OPS_RUNNER` with `TFMOT_OPS_RUNNER_OPTIONS`), then `local`.
+            `runner`, then the deployment's (`TFMOT_OPS_RUNNER` with `TFMOT_OPS_RUNNER_OPTIONS`), then `local`. A
+            template may give a name, which is then checked like the parameter, and no arguments.
         tracking_uri: MLflow tracking URI. Without it `TFMOT_OPS_TRACKING_URI`, then `MLFLOW_TRACKING_URI` are read
             where the task runs; without any nothing is recorded, and `output_uri` is required.
         experiment: MLflow experiment.
@@ -86,6 +89,7 @@ class StepOperator(BaseOperator):
         self.options = options
         self.inputs = inputs
         self.runner = runner
+        self._written_runner = runner
         self.tracking_uri = tracking_uri
         self.experiment = experiment
         self.parent_run = parent_run
@@ -96,6 +100,20 @@ class StepOperator(BaseOperator):
         self.mlflow_run_url = ""
         self._running: RunningStep | None = None
         self._killed = False
+
+    def _do_render_template_fields(self, parent: Any, *arguments: Any, **keywords: Any) -> None:
+        """Render the templates; Airflow calls this for mapped tasks, too, and then shows what it has rendered."""
+        super()._do_render_template_fields(parent, *arguments, **keywords)
+        if parent is self:
+            self._mask_secrets()
+
+    def _mask_secrets(self) -> None:
+        """Have Airflow write `***` for the secrets of URIs in its logs, its pages and its database."""
+        inputs = self.inputs.values() if isinstance(self.inputs, Mapping) else ()
+        uris = [each.get("uri") for each in inputs if isinstance(each, Mapping)]
+        uris += [self.tracking_uri, self.output_uri, *map(os.environ.get, TRACKING_VARIABLES)]
+        for secret in secrets_of(*(uri for uri in uris if isinstance(uri, str))):
+            mask_secret(secret)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Build the spec, run it, return the result without its tables."""
@@ -133,7 +151,18 @@ class StepOperator(BaseOperator):
         return answer
 
     def _choose_runner(self, context: Context) -> Runner:
-        return choose_runner(self.runner, context["params"].get("runner"))
+        parameter = context["params"].get("runner")
+        if self.runner is None or self.runner == self._written_runner:
+            return choose_runner(self.runner, parameter)
+        # A template made it, and whoever triggers the run may have written what the template renders.
+        if isinstance(self.runner, str):
+            return choose_runner(None, self.runner)
+        raise SpecError(
+            f"task {self.task_id}: a template gives arguments of a runner",
+            required="a template that gives a runner's name, or arguments without templates",
+            received=quoted(self.runner),
+            remedy="write the arguments in the DAG's file, or in the deployment's TFMOT_OPS_RUNNER_OPTIONS",
+        )
 
     def _inputs(self) -> Mapping[str, Any]:
         """The inputs, for an operator that gathers them from other arguments."""
@@ -175,6 +204,8 @@ class StepOperator(BaseOperator):
         given = self.options or {}
         options = dict(given) if isinstance(given, Mapping) else given.model_dump(mode="json")
         options.setdefault("kind", self.kind)
+        if options["kind"] == "compat" and options.get("python") is not None:
+            options["python"] = look_up(PYTHONS_VARIABLE, options["python"])
         recipe = options.get("recipe")
         if isinstance(recipe, str) and is_recipe_file(recipe):
             options["recipe"] = read_recipe(recipe)
@@ -208,7 +239,8 @@ class StepOperator(BaseOperator):
                 port = f":{connection.port}" if connection.port else ""
                 return f"{connection.schema or 'http'}://{connection.host}{port}"
         uri = self._resolved_tracking_uri()
-        return os.environ.get(UI_VARIABLE) or (uri if uri.startswith(("http://", "https://")) else DEFAULT_UI)
+        ui = os.environ.get(UI_VARIABLE) or (uri if uri.startswith(("http://", "https://")) else DEFAULT_UI)
+        return address(ui)
 
 
 class OpenRunOperator(StepOperator):
@@ -250,7 +282,8 @@ class QuantizeOperator(StepOperator):
 class EvaluateOperator(StepOperator):
     """Measures a TFLite file against the models it came from.
 
-    Inputs `tflite`, `model` (float) and, for the noise of each layer, `quantized`; output `layer_sqnr` (CSV).
+    Inputs `tflite`; `model`, the float model that was quantised; `quantized`, the QAT model, for the noise of each
+    layer; `trained`, the float model before pruning, which `accuracy_drop` is against. Output `layer_sqnr` (CSV).
     """
 
     kind = "evaluate"
@@ -305,7 +338,7 @@ def _artifact(name: str, value: Any) -> Any:
         raise SpecError(
             f"input {name}",
             required="the result of a step that ended well, or the fields of an Artifact",
-            received=repr(value),
+            received=quoted(value),
             remedy="pass `inputs={'" + name + "': task.output}`, with the task upstream of this one",
         )
     if "outputs" not in value:

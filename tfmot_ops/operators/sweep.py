@@ -10,9 +10,16 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
 from tfmot_ops.contract import Tracking
+from tfmot_ops.errors import SpecError
 from tfmot_ops.operators.step import StepOperator
-from tfmot_ops.runners import Runner
-from tfmot_ops.runners.choice import RUNNER_VARIABLE
+from tfmot_ops.runners import (
+    IMAGES_VARIABLE,
+    PYTHONS_VARIABLE,
+    RUNNER_VARIABLE,
+    Runner,
+    choose_runner,
+    look_up,
+)
 from tfmot_ops.sweep.plan import DEFAULT_RECIPES, Weight, machine_bytes, shards
 
 if TYPE_CHECKING:
@@ -27,6 +34,7 @@ __all__ = [
     "PlanSweepOperator",
     "SummarizeSweepOperator",
     "Weight",
+    "check_forecast",
     "room",
 ]
 
@@ -128,17 +136,25 @@ class CompatSweepOperator(StepOperator):
     Args:
         memory_gib: GiB that a container or pod gets for a shard, unless the runner gives it more already. A cell may
             hold 85 % of it.
+        next_image: name of the image that the shards run in, for a forecast; TFMOT_OPS_FORECAST_IMAGES lists it. None
+            is the runner's own image.
         **kwargs: as for StepOperator.
     """
 
     kind = "compat"
+    template_fields: Sequence[str] = (*StepOperator.template_fields, "next_image")
 
-    def __init__(self, *, memory_gib: float | None = None, **kwargs: Any) -> None:
+    def __init__(self, *, memory_gib: float | None = None, next_image: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.memory_gib = memory_gib
+        self.next_image = next_image
 
     def _choose_runner(self, context: Context) -> Runner:
-        runner = super()._choose_runner(context)
+        if self.next_image is None:
+            runner = super()._choose_runner(context)
+        else:
+            image = look_up(IMAGES_VARIABLE, self.next_image)
+            runner = choose_runner({"image": image}, context["params"].get("runner"))
         if self.memory_gib is None or not isinstance(runner, _Sized):
             return runner
         try:
@@ -237,6 +253,27 @@ class ForecastOperator(StepOperator):
             )
         if answer["metrics"]["worse"]:
             raise AirflowFailException(answer["parameters"]["forecast"])
+
+
+def check_forecast(next_python: object, next_image: object) -> None:
+    """Refuse a forecast before its first step.
+
+    Args:
+        next_python: name of an interpreter, empty for none.
+        next_image: name of an image, empty for none.
+
+    Raises:
+        AirflowFailException: both or none are given, or the deployment does not list the name; no retry helps.
+    """
+    asked = {PYTHONS_VARIABLE: next_python, IMAGES_VARIABLE: next_image}
+    named = {variable: name for variable, name in asked.items() if name}
+    if len(named) != 1:
+        raise AirflowFailException("required: next_python or next_image, one of them\nreceived: both or none")
+    for variable, name in named.items():
+        try:
+            look_up(variable, name)
+        except SpecError as error:
+            raise AirflowFailException(str(error)) from error
 
 
 def _listed(catalogue: Any) -> list[str]:

@@ -13,10 +13,14 @@ from tfmot_ops.runners.base import (
 from tfmot_ops.runners.choice import OPTIONS_VARIABLE, RUNNER_VARIABLE, RUNNERS, choose_runner
 from tfmot_ops.runners.docker import DockerRunner
 from tfmot_ops.runners.kubernetes import KubernetesRunner
+from tfmot_ops.runners.listed import ALLOWED_RUNNERS_VARIABLE, IMAGES_VARIABLE, PYTHONS_VARIABLE, listed, look_up
 from tfmot_ops.runners.local import LocalRunner, LocalStep
 
 __all__ = [
+    "ALLOWED_RUNNERS_VARIABLE",
+    "IMAGES_VARIABLE",
     "OPTIONS_VARIABLE",
+    "PYTHONS_VARIABLE",
     "RUNNERS",
     "RUNNER_VARIABLE",
     "DockerRunner",
@@ -31,5 +35,7 @@ __all__ = [
     "choose_runner",
     "fake_result",
     "judge",
+    "listed",
+    "look_up",
     "read_result",
 ]

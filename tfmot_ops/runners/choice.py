@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -10,10 +11,11 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from tfmot_ops.errors import SpecError
-from tfmot_ops.refusal import refusal
+from tfmot_ops.refusal import quoted, refusal
 from tfmot_ops.runners.base import Runner
 from tfmot_ops.runners.docker import DockerRunner
 from tfmot_ops.runners.kubernetes import KubernetesRunner
+from tfmot_ops.runners.listed import check_parameter
 from tfmot_ops.runners.local import LocalRunner
 
 _BY_NAME: dict[str, type[Any]] = {"local": LocalRunner, "docker": DockerRunner, "kubernetes": KubernetesRunner}
@@ -24,7 +26,7 @@ RUNNER_VARIABLE = "TFMOT_OPS_RUNNER"
 OPTIONS_VARIABLE = "TFMOT_OPS_RUNNER_OPTIONS"
 
 
-def choose_runner(argument: Runner | str | Mapping[str, Any] | None = None, parameter: str | None = None) -> Runner:
+def choose_runner(argument: Runner | str | Mapping[str, Any] | None = None, parameter: object = None) -> Runner:
     """The runner of a step, in one order: argument > parameter > environment > local.
 
     A runner that is named gets the arguments of TFMOT_OPS_RUNNER_OPTIONS if it is the deployment's own, and its
@@ -33,10 +35,11 @@ def choose_runner(argument: Runner | str | Mapping[str, Any] | None = None, para
     Args:
         argument: of the operator: a Runner, the name of one, or arguments that differ from those it has otherwise
             (`{"image": "tfmot-ops:next-cpu"}`), with or without its name under `runner`.
-        parameter: of the DAG run.
+        parameter: of the DAG run: the deployment's runner, or one that TFMOT_OPS_ALLOWED_RUNNERS names. Where the
+            deployment has set neither variable, any runner.
 
     Raises:
-        SpecError: no runner has this name, or the options are not arguments of it.
+        SpecError: no runner has this name, the options are not arguments of it, or the parameter is not allowed.
     """
     changed: dict[str, Any] = {}
     if isinstance(argument, Mapping):
@@ -44,13 +47,16 @@ def choose_runner(argument: Runner | str | Mapping[str, Any] | None = None, para
         argument = argument.get("runner")
     elif argument is not None and not isinstance(argument, str):
         return argument
-    deployed = os.environ.get(RUNNER_VARIABLE) or "local"
+    chosen = os.environ.get(RUNNER_VARIABLE) or None
+    if parameter and not argument:
+        check_parameter(parameter, chosen)
+    deployed = chosen or "local"
     name = argument or parameter or deployed
-    if name not in _BY_NAME:
+    if not isinstance(name, str) or name not in _BY_NAME:
         raise SpecError(
-            f"no runner has the name {name!r}",
+            f"no runner has the name {quoted(name)}",
             required=" or ".join(RUNNERS),
-            received=name,
+            received=name if isinstance(name, str) else quoted(name),
             remedy=f"pass one of these names or a Runner object, or correct {RUNNER_VARIABLE}",
         )
     options = os.environ.get(OPTIONS_VARIABLE) or "{}"
@@ -61,11 +67,21 @@ def _make(name: str, options: str, changed: Mapping[str, Any]) -> Runner:
     # Named, so that a typing error in a deployment's values is told instead of ignored.
     strict = with_config(ConfigDict(extra="forbid"))(_BY_NAME[name])
     try:
-        runner: Runner = TypeAdapter(strict).validate_python(json.loads(options) | changed)
-    except json.JSONDecodeError as error:
+        given = json.loads(options)
+    except (ValueError, RecursionError):
+        given = None
+    if not isinstance(given, dict):
         raise SpecError(
-            OPTIONS_VARIABLE, required="a JSON object", received=options, remedy=f"write {{}} for defaults ({error})"
-        ) from error
+            OPTIONS_VARIABLE,
+            required="a JSON object",
+            received=f"a text of {len(options)} characters that is none",
+            remedy="correct the variable; {} takes the defaults",
+        )
+    try:
+        runner: Runner = TypeAdapter(strict).validate_python({**given, **changed})
     except ValidationError as error:
-        raise refusal(OPTIONS_VARIABLE, error, f"give arguments of the runner {name}, see its docstring") from error
+        # From None, as Airflow logs causes too: this one holds values of the deployment, be they of its `env`.
+        remedy = f"give arguments of the runner {name}, see its docstring"
+        fields = [field.name for field in dataclasses.fields(_BY_NAME[name])]
+        raise refusal(OPTIONS_VARIABLE, error, remedy, fields=fields) from None
     return runner

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlsplit
 
 from tfmot_ops import __version__
 from tfmot_ops.contract import REQUIRE_GPU, Device, StepSpec
 from tfmot_ops.errors import SpecError
+from tfmot_ops.uri_secrets import has_secret, hide
 
 #: Images that `docker/Dockerfile` makes, under the names its documentation builds them with.
 IMAGE: Final = f"tfmot-ops:{__version__}-cpu"
@@ -28,7 +27,6 @@ GRACE_S: Final = 3
 DEADLINE_S: Final = 86400
 #: Otherwise TensorFlow takes all memory of a GPU that others may use too, or trains for days on a CPU.
 GPU_ENVIRONMENT: Final = {"TF_FORCE_GPU_ALLOW_GROWTH": "true", REQUIRE_GPU: "1"}
-_SECRET_QUERY: Final = re.compile(r"pass|secret|token|key|sig", re.IGNORECASE)
 
 
 def environment(spec: StepSpec, device: Device, more: Mapping[str, str]) -> dict[str, str]:
@@ -37,24 +35,18 @@ def environment(spec: StepSpec, device: Device, more: Mapping[str, str]) -> dict
     Raises:
         SpecError: a URI of the spec carries a secret, which would be for everybody to read.
     """
-    uris = {f"inputs.{name}": artifact.uri for name, artifact in spec.inputs.items()}
-    uris |= {"output_uri": spec.output_uri or "", "tracking_uri": spec.tracking.uri if spec.tracking else ""}
-    for name, uri in uris.items():
+    for name, uri in spec.uris().items():
         _refuse_secret(name, uri)
     gpu = GPU_ENVIRONMENT if device is Device.GPU else {}
     return {**gpu, **more, SPEC_VARIABLE: spec.model_dump_json()}
 
 
 def _refuse_secret(name: str, uri: str) -> None:
-    parts = urlsplit(uri)
-    # A user alone is a token to a web server, and no more than a name to a database.
-    user = parts.username is not None and parts.scheme in {"http", "https"}
-    named = [key for key, _ in parse_qsl(parts.query, keep_blank_values=True) if _SECRET_QUERY.search(key)]
-    if parts.password is not None or user or named:
+    if has_secret(uri):
         raise SpecError(
             f"{name} carries a secret, and a spec is for everybody to read",
             required="a URI without user, password or key",
-            received=f"a {parts.scheme} URI of host {parts.hostname} with {', '.join(named) or 'a user or a password'}",
+            received=hide(uri),
             remedy="give the step MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or what its store reads: "
             "env_from, or env_conn_id",
         )

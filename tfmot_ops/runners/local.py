@@ -8,7 +8,6 @@ import selectors
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from typing import Any
 from tfmot_ops.contract import Device, StepResult, StepSpec
 from tfmot_ops.runners.base import Log, peek_result, read_result
 from tfmot_ops.runners.image import GPU_ENVIRONMENT, GRACE_S
+from tfmot_ops.system.scratch import ScratchFolder
 
 _DEVICE_ENVIRONMENT: Mapping[Device, Mapping[str, str]] = {
     Device.CPU: {"CUDA_VISIBLE_DEVICES": "-1"},
@@ -50,9 +50,9 @@ class LocalRunner:
     def start(self, spec: StepSpec, context: Mapping[str, Any] | None, log: Log) -> LocalStep:
         """Start `python -m tfmot_ops.cli run` on the spec; see `Runner.start`."""
         del context
-        folder = tempfile.TemporaryDirectory(prefix="tfmot-ops-")  # mode 0700: the spec is nobody else's business
+        folder = ScratchFolder()  # mode 0700: the spec is nobody else's business
         try:
-            spec_file, result_file = Path(folder.name, "spec.json"), Path(folder.name, "result.json")
+            spec_file, result_file = folder.path / "spec.json", folder.path / "result.json"
             spec_file.write_text(spec.model_dump_json(indent=1), encoding="utf-8")
             command = [self.python or sys.executable, "-m", self.module, "run"]
             command += ["--spec", str(spec_file), "--result", str(result_file), "--die-with-parent"]
@@ -80,7 +80,7 @@ class LocalStep:
         self,
         process: subprocess.Popen[bytes],
         spec: StepSpec,
-        folder: tempfile.TemporaryDirectory[str],
+        folder: ScratchFolder,
         result_file: Path,
         log: Log,
     ) -> None:

@@ -21,6 +21,7 @@ from tfmot_ops.errors import SpecError, StepFailedError, TfmotOpsError
 from tfmot_ops.steps.kinds import KINDS, MODEL_KINDS, catalogue
 from tfmot_ops.steps.work import Progress, Work
 from tfmot_ops.store import Store
+from tfmot_ops.uri_secrets import hide, hide_in
 
 __all__ = ["Progress", "catalogue", "check", "failed", "run_step", "versions"]
 
@@ -151,7 +152,7 @@ def run_step(spec: StepSpec, store: Store, workdir: Path, progress: Progress) ->
         status=Status.OK,
         outputs=work.outputs,
         metrics=work.metrics,
-        parameters=work.parameters,
+        parameters=hide_in(work.parameters),
         layers=tuple(work.layers),
         versions=versions(),
         duration_s=duration_s,
@@ -178,7 +179,7 @@ def failed(spec: StepSpec, error: Exception, duration_s: float) -> StepResult:
         kind=spec.options.kind,
         spec_sha256=spec.sha256(),
         status=Status.FAILED,
-        error=StepError(type=type(error).__name__, message=str(error), exit_code=code),
+        error=StepError(type=type(error).__name__, message=hide(str(error), *spec.uris().values()), exit_code=code),
         versions=versions(),
         duration_s=duration_s,
     )

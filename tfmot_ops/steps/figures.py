@@ -1,4 +1,4 @@
-"""What the evaluate step measures beyond accuracy: latency, memory, sparse encoding, and noise by layer."""
+"""What the evaluate step measures beyond accuracy: what the file lost, latency, memory, encoding, noise by layer."""
 
 from __future__ import annotations
 
@@ -7,10 +7,65 @@ import os
 from typing import Any
 
 from tfmot_ops.contract import ArtifactFormat, Method
-from tfmot_ops.steps.work import Work
+from tfmot_ops.steps.work import FLOAT, Work
 
 #: Test samples that the noise of each layer is measured on.
 _SAMPLES = 64
+
+
+def measure_drop(work: Work, tflite: bytes, model: Any) -> None:
+    """What the file lost against the float model that was trained: accuracy in [-1, 1], positive is worse; and size.
+
+    The reference is the input `trained`. Where it is not given, `model` stands in for it, and the parameter
+    `float_reference` and a line of progress say so: for a recipe that prunes, `model` is the pruned one, and what
+    pruning lost does not show. With both, `pruning_drop` (`trained` to `model`) and `quantization_drop` (`model` to
+    file) add up to `accuracy_drop`.
+
+    Args:
+        work: with the file's accuracy measured.
+        tflite: the file's bytes.
+        model: the input `model`, or None where it is not given.
+    """
+    from tfmot_ops import core
+
+    trained = core.load_model(work.path("trained")) if "trained" in work.spec.inputs else None
+    reference = model if trained is None else trained
+    if reference is None:
+        return
+    work.parameters["float_reference"] = "model" if trained is None else "trained"
+    if trained is None:
+        work.progress.message(
+            "evaluate: accuracy_drop and compression are against the input model, as no input trained is given"
+        )
+    float_accuracy = _accuracy(work, reference)
+    float_size = len(core.export_tflite(core.strip(reference), FLOAT))
+    work.measure(
+        {
+            "float_accuracy": float_accuracy,
+            "accuracy_drop": float_accuracy - work.metrics["accuracy"],
+            "float_size_bytes": float_size,
+            "compression": float_size / len(tflite),
+        }
+    )
+    if trained is not None and model is not None and _prunes(work):
+        pruned_accuracy = _accuracy(work, model)
+        work.measure(
+            {
+                "pruned_accuracy": pruned_accuracy,
+                "pruning_drop": float_accuracy - pruned_accuracy,
+                "quantization_drop": pruned_accuracy - work.metrics["accuracy"],
+            }
+        )
+
+
+def _accuracy(work: Work, model: Any) -> float:
+    from tfmot_ops import core
+
+    return core.evaluate(model, work.data.x_test, work.data.y_test)["accuracy"]
+
+
+def _prunes(work: Work) -> bool:
+    return work.options.recipe is not None and work.recipe.sparsity is not None
 
 
 def measure_run(work: Work, tflite: bytes) -> None:

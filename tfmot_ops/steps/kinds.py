@@ -8,25 +8,65 @@ from collections.abc import Callable
 from tfmot_ops.contract import ArtifactFormat, Method, Recipe
 from tfmot_ops.errors import SpecError, StepFailedError
 from tfmot_ops.steps import sweep
-from tfmot_ops.steps.figures import measure_layers, measure_run, measure_sparse_encoding
-from tfmot_ops.steps.work import FLOAT, Work
+from tfmot_ops.steps.figures import measure_drop, measure_layers, measure_run, measure_sparse_encoding
+from tfmot_ops.steps.requirements import (
+    is_being_pruned,
+    require_float,
+    require_int8,
+    require_pruned,
+    require_pruned_layers,
+    require_pruning_wrappers,
+    require_stripped,
+)
+from tfmot_ops.steps.work import Work
 
 # The quantised weights only have to settle (see `Budget.qat_learning_rate`).
 _QAT_RATE = 0.1
+#: Epochs of a model that starts from random weights, when nobody says how many.
+_TRAIN_EPOCHS = 10
+#: What the test samples are, where the data set has none of its own and the model was trained before.
+_DRAWN = "drawn from the data; the model may have seen it"
 
 
 def _train(work: Work) -> None:
-    from tfmot_ops.core import models, training
+    from tfmot_ops import core
+    from tfmot_ops.core import classifier_loss, models, training
 
     options, data = work.options, work.data
     model = models.build_model(options.model, data.input_shape, data.num_classes, work.spec.seed)
-    if not training.is_compiled(model):
-        training.compile_default(model, options.learning_rate)
+    comes_trained = models.comes_trained(options.model)
+    require_float("train", model)
     work.parameters["model"] = options.model
     work.progress.message(f"train {options.model}: {model.count_params()} weights, {len(data.x_train)} samples")
-    work.fit(model, options.epochs)
+    if not training.is_compiled(model):
+        logits = classifier_loss.gives_logits(model, data.x_calibration)
+        training.compile_default(model, options.learning_rate, from_logits=logits)
+        # Keras chooses the metric `accuracy` when it first meets labels; saved before that, it would be the wrong one.
+        work.targets(model)
+        if comes_trained or logits:
+            form = "logits" if logits else "probabilities"
+            work.progress.message(
+                f"train: the model comes without compile configuration; its outputs are taken for {form}, its loss "
+                "is sparse categorical cross-entropy of these"
+            )
+    if comes_trained:
+        _say_of_trained(work)
+    callbacks = core.pruning_callbacks() if is_being_pruned(model) else []
+    work.fit(model, work.epochs(0 if comes_trained else _TRAIN_EPOCHS), callbacks)
     work.measure_float(model)
     work.put_model(model)
+
+
+def _say_of_trained(work: Work) -> None:
+    """Tell what is otherwise with a model that was trained elsewhere, on samples that this step does not know."""
+    if work.options.epochs is None:
+        work.progress.message("train: the model comes trained: measured, not trained; --epochs N trains it")
+    if not work.data.has_own_test_set:
+        work.parameters["test_split"] = _DRAWN
+        work.progress.message(
+            f"train: WARNING: the test split is {_DRAWN} in its training, and then the accuracy is too high for new "
+            "data; give a data set with x_test and y_test, samples that the model was not trained on"
+        )
 
 
 def _pass_through(work: Work) -> None:
@@ -40,6 +80,7 @@ def _prune(work: Work) -> None:
     from tfmot_ops import core
 
     model, recipe = work.load_model(), work.recipe
+    require_float("prune", model)
     if recipe.sparsity is None:
         _pass_through(work)
     else:
@@ -47,6 +88,7 @@ def _prune(work: Work) -> None:
         # Without training there is no schedule to follow: the mask is applied at once.
         end_step = max(1, round(steps * recipe.sparsity.ramp_fraction)) if steps else None
         model, layers = core.prune(model, recipe, end_step=end_step)
+        require_pruned_layers(layers, recipe)
         work.layers += layers
     work.measure_float(model)
     work.put_model(model)
@@ -56,8 +98,14 @@ def _fine_tune(work: Work) -> None:
     from tfmot_ops import core
 
     model, recipe = work.load_model(), work.recipe
-    callbacks = core.pruning_callbacks() if recipe.sparsity else []
-    work.fit(model, work.epochs(recipe.budget.fine_tune_epochs), callbacks, rate=recipe.budget.fine_tune_learning_rate)
+    require_float("fine_tune", model)
+    require_pruning_wrappers("fine_tune", model, recipe)
+    # The budget is for recovering from pruning: without it, only what is asked for is trained.
+    epochs = work.epochs(recipe.budget.fine_tune_epochs if recipe.sparsity else 0)
+    callbacks = core.pruning_callbacks() if is_being_pruned(model) else []
+    if not recipe.sparsity and not epochs:
+        _pass_through(work)
+    work.fit(model, epochs, callbacks, rate=recipe.budget.fine_tune_learning_rate)
     work.measure_float(model)
     work.put_model(model)
 
@@ -66,11 +114,14 @@ def _strip(work: Work) -> None:
     from tfmot_ops import core
 
     model, recipe = work.load_model(), work.recipe
-    if recipe.sparsity is None:
-        _pass_through(work)
-    else:
+    require_float("strip", model)
+    if is_being_pruned(model):
         model = core.strip(model)
         core.assert_sparsity(model, recipe)
+    elif recipe.sparsity is None:
+        _pass_through(work)
+    else:
+        require_pruned("strip", model, recipe)
     work.measure_float(model)
     work.put_model(model)
 
@@ -79,6 +130,9 @@ def _quantize(work: Work) -> None:
     from tfmot_ops import core
 
     model, recipe, data = work.load_model(), work.recipe, work.data
+    require_float("quantize", model)
+    require_stripped("quantize", model)
+    require_pruned("quantize", model, recipe)
     if recipe.quantization and recipe.quantization.method is Method.QAT:
         work.progress.message(f"quantize: inserting quantisers, calibrating with {len(work.calibration)} samples")
         model, layers = core.quantize(model, recipe, work.calibration)
@@ -90,8 +144,9 @@ def _quantize(work: Work) -> None:
     tflite = core.export_tflite(model, recipe, work.calibration)
     if not work.layers:  # without QAT the converter decides, and the file tells
         work.layers += core.report_file(model, tflite)
-    work.measure_tflite(tflite, model)
+    require_int8(recipe, work.layers, core.profile_tflite(tflite))
     work.measure(core.evaluate(tflite, data.x_test, data.y_test))
+    work.measure_tflite(tflite, model)
     work.measure({"validation_accuracy": core.evaluate(tflite, data.x_validation, data.y_validation)["accuracy"]})
     work.put_bytes(tflite, "tflite", ArtifactFormat.TFLITE)
     work.put_model(model)
@@ -107,20 +162,10 @@ def _evaluate(work: Work) -> None:
     if work.options.recipe is not None and work.recipe.sparsity is not None:
         measure_sparse_encoding(work, tflite)
     work.measure(core.evaluate(tflite, data.x_test, data.y_test))
-    if model is None:
-        return
-    measure_layers(work, core.strip(model), tflite)
-    float_accuracy = core.evaluate(model, data.x_test, data.y_test)["accuracy"]
-    float_size = len(core.export_tflite(core.strip(model), FLOAT))
-    work.measure(core.agreement(model, tflite, data.x_test))
-    work.measure(
-        {
-            "float_accuracy": float_accuracy,
-            "accuracy_drop": float_accuracy - work.metrics["accuracy"],
-            "float_size_bytes": float_size,
-            "compression": float_size / len(tflite),
-        }
-    )
+    if model is not None:
+        measure_layers(work, core.strip(model), tflite)
+        work.measure(core.agreement(model, tflite, data.x_test))
+    measure_drop(work, tflite, model)
 
 
 def _register(work: Work) -> None:

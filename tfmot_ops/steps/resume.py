@@ -91,6 +91,6 @@ def _default_folder() -> Path:
 def _sweep(folder: Path) -> None:
     """Delete the checkpoints of steps that were given up."""
     oldest = time.time() - _FORGOTTEN_S
-    for path in folder.glob("*.npz"):
+    for path in folder.glob("*.npz*"):
         if path.stat().st_mtime < oldest:
             path.unlink(missing_ok=True)

@@ -9,7 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from pydantic import TypeAdapter, ValidationError
+
 from tfmot_ops.contract import ArtifactFormat, CompatResult, Status, StepSpec, SweepResult
+from tfmot_ops.contract.document import PathBelow
 from tfmot_ops.errors import ArtifactError
 from tfmot_ops.steps.resume import VARIABLE, checkpoint_uri
 from tfmot_ops.steps.work import Work
@@ -17,6 +20,11 @@ from tfmot_ops.store import KeptFile
 
 #: Folder in the work folder with the sweeps that MLflow has, one JSON file each; whoever runs the step puts them there.
 EARLIER = "earlier"
+#: Kept cells: path below the folder of the matrix -> result. Whoever may write to the place they are kept in may have
+#: put others there.
+_KEPT = TypeAdapter(dict[PathBelow, CompatResult])
+#: So many characters of what is wrong with them are told.
+_SAID = 100
 #: In a tracking key: when the DAG run was due.
 _DUE = "run_after"
 #: What a place for kept cells raises that cannot be reached.
@@ -89,8 +97,11 @@ class _Keeper:
         try:
             if not self._kept.fetch(self._path):
                 return
-            files = json.loads(self._path.read_text(encoding="utf-8"))
-            cells = {name: CompatResult.model_validate(document) for name, document in files.items()}
+            cells = _KEPT.validate_json(self._path.read_text(encoding="utf-8"))
+        except ValidationError as error:
+            wrong = ".".join(map(str, error.errors()[0]["loc"]))[:_SAID]
+            self._tell(f"starts from the first cell: {self._kept.uri} holds no valid cells: {wrong!r}")
+            return
         except _UNREACHABLE as error:
             self._tell(f"starts from the first cell: cannot read {self._kept.uri}: {error}")
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Real
@@ -130,8 +130,12 @@ class Work:
         """
         from tfmot_ops.core import training
 
+        if not epochs:
+            self.parameters["epochs"] = 0
+            return
         kind, data = self.spec.options.kind, self.data
-        self.checkpoint = StepCheckpoint(self.spec, self.workdir, self.progress.message) if epochs else None
+        targets = self.targets(model)
+        self.checkpoint = StepCheckpoint(self.spec, self.workdir, self.progress.message)
         with _learning_rate(model, rate, rate_factor):
             used = model.optimizer.get_config()["learning_rate"]
             used = f"{used:.6g}" if isinstance(used, Real) else str(used)
@@ -139,15 +143,28 @@ class Work:
             training.fit(
                 model,
                 data.x_train,
-                data.y_train,
-                (data.x_validation, data.y_validation),
+                targets(data.y_train),
+                (data.x_validation, targets(data.y_validation)),
                 epochs=epochs,
                 batch_size=self.options.batch_size,
                 seed=self.spec.seed,
                 callbacks=callbacks,
                 on_epoch=lambda epoch, of, metrics: self.progress.epoch(kind, epoch, of, metrics),
-                checkpoint=self.checkpoint.open() if self.checkpoint else None,
+                checkpoint=self.checkpoint.open(),
             )
+
+    def targets(self, model: Any) -> Callable[[Any], Any]:
+        """What makes of the data set's labels the targets that the model is compiled for."""
+        from tfmot_ops.core import classifier_loss
+
+        data = self.data
+        x, labels = data.x_train[:_EXAMPLE_SAMPLES], data.y_train[:_EXAMPLE_SAMPLES]
+        targets = classifier_loss.targets_for(model, x, labels, data.num_classes)
+        if classifier_loss.is_one_hot(targets(labels)):
+            self.progress.message(
+                f"{self.spec.options.kind}: the model's loss takes one-hot vectors, made of the labels"
+            )
+        return targets
 
     def measure(self, metrics: Mapping[str, float]) -> None:
         """Keep the metrics that have a finite value; the others could not be measured."""

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from tfmot_ops.sweep.limits import die_with_parent, imported_for_good
+from tfmot_ops.system import files
 
 
 def main(arguments: list[str]) -> int:
@@ -30,9 +31,7 @@ def main(arguments: list[str]) -> int:
         sys.stderr.flush()
 
     result = check_architecture(architecture(name), recipe, seed=seed, on_stage=on_stage)
-    part = path.with_suffix(".part")
-    part.write_text(result.model_dump_json(indent=1), encoding="utf-8")
-    part.replace(path)
+    files.write(path, result.model_dump_json(indent=1))
     return 0
 
 

@@ -12,6 +12,7 @@ from pydantic import Field
 from tfmot_ops.contract import CompatResult, Judgement, Stage, Status
 from tfmot_ops.contract.document import Document
 from tfmot_ops.sweep.plan import Cost
+from tfmot_ops.system import files
 
 PATH = Path(__file__).with_name("expected.yaml")
 _HEADER = """# What every cell of the compat matrix comes to, and what it needs; `tfmot-ops sweep --accept` writes it.
@@ -62,9 +63,7 @@ def read_expected(path: Path = PATH) -> Expected:
 def write_expected(expected: Expected, path: Path = PATH) -> None:
     """Write the file, complete or not at all."""
     document = {name: entry.model_dump(mode="json", exclude_defaults=True) for name, entry in sorted(expected.items())}
-    part = path.with_suffix(".part")
-    part.write_text(_HEADER + yaml.safe_dump(document, sort_keys=False, width=120), encoding="utf-8")
-    part.replace(path)
+    files.write(path, _HEADER + yaml.safe_dump(document, sort_keys=False, width=120))
 
 
 def costs(expected: Expected) -> dict[str, Cost]:

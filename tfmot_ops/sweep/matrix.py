@@ -19,6 +19,7 @@ from tfmot_ops.contract import CompatResult, Recipe, Stage, Status
 from tfmot_ops.sweep.classes import is_lasting, reclassified
 from tfmot_ops.sweep.limits import POLL_S, SCRATCH, Ended, Limits, death, run_limited
 from tfmot_ops.sweep.plan import Cost, pick
+from tfmot_ops.system import files
 
 _LOG_TAIL = 2000
 
@@ -105,7 +106,7 @@ class Matrix:
         self._remove_what_the_killed_left()
         cells, watcher, results = list(cells), watcher or _Nobody(), {}
         for cell in cells:
-            found = None if self.force else self.found(cell) or (known or {}).get(cell.inputs_sha256)
+            found = None if self.force else self.found(cell) or _of(cell, (known or {}).get(cell.inputs_sha256))
             if found is not None:
                 results[cell.name] = reclassified(found).model_copy(update={"cached": True})
                 watcher.ended(results[cell.name])
@@ -150,7 +151,7 @@ class Matrix:
         path = self._path(cell)
         if not path.exists() or path.stat().st_mtime < newer_than:
             return None
-        result = _read(path)
+        result = _of(cell, _read(path))
         if result is None:
             return None
         result = reclassified(result)
@@ -178,8 +179,8 @@ class Matrix:
             asked.unlink(missing_ok=True)
             result = self._judged(cell, ended, answer, path.with_suffix(".log"))
             if ended.limit != "stopped":
-                answer.write_text(result.model_dump_json(indent=1), encoding="utf-8")
-                answer.replace(path)
+                files.write(path, result.model_dump_json(indent=1))
+                answer.unlink(missing_ok=True)
             return result
 
     def _environment(self) -> dict[str, str]:
@@ -210,6 +211,11 @@ class Matrix:
                 "metrics": {"wall_s": ended.duration_s, "peak_memory_bytes": ended.peak_bytes},
             }
         )
+
+
+def _of(cell: Cell, result: CompatResult | None) -> CompatResult | None:
+    """The result if it says that it is of this cell: others may have written what is found under its digest."""
+    return result if result is not None and result.cell == cell.name else None
 
 
 def _read(path: Path) -> CompatResult | None:

@@ -19,6 +19,7 @@ from tfmot_ops.contract.sweep import SweepResult
 from tfmot_ops.sweep import charts, figures
 from tfmot_ops.sweep.expected import cpu_seconds
 from tfmot_ops.sweep.figures import State
+from tfmot_ops.system import files
 
 #: CPU seconds from which a passed stage is one shade darker: a stage takes 0.1 s to some minutes.
 _SHADES = (1.0, 3.0, 10.0, 30.0)
@@ -99,9 +100,7 @@ def write_page(
     path: Path, sweep: SweepResult, history: Sequence[SweepResult] = (), runs: Mapping[str, str] | None = None
 ) -> Path:
     """Write the page, complete or not at all; returns `path`."""
-    part = path.with_suffix(".part")
-    part.write_text(render_page(sweep, history, runs), encoding="utf-8")
-    part.replace(path)
+    files.write(path, render_page(sweep, history, runs))
     return path
 
 

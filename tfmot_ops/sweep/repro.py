@@ -29,6 +29,7 @@ from tfmot_ops.errors import SpecError
 from tfmot_ops.sweep.limits import Limits, die_with_parent, run_limited
 from tfmot_ops.sweep.probe import INNER_RANGE, Failure, Prober
 from tfmot_ops.sweep.shrink import INPUT, Call, Part, members, smallest
+from tfmot_ops.system import files
 
 #: Lines that a script may have.
 LONGEST_SCRIPT = 40
@@ -370,11 +371,9 @@ def main(arguments: list[str]) -> int:
     if repro is None:
         sys.stderr.write(f"{result.cell}: fails no more, or has not failed\n")
         return 4
-    folder = Path(arguments[1])
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = _stem(result)
-    (folder / f"{stem}.py").write_text(repro.script, encoding="utf-8")
-    (folder / f"{stem}.json").write_text(repro.model_dump_json(indent=1), encoding="utf-8")
+    folder, stem = Path(arguments[1]), _stem(result)
+    files.write(folder / f"{stem}.py", repro.script)
+    files.write(folder / f"{stem}.json", repro.model_dump_json(indent=1))
     sys.stdout.write(f"{folder / stem}.py: {repro.layers} of {repro.of_layers} layers, {repro.fingerprint}\n")
     return 0
 

@@ -17,6 +17,7 @@ from tfmot_ops.sweep.expected import Expected, costs, judge, read_expected
 from tfmot_ops.sweep.limits import Limits
 from tfmot_ops.sweep.matrix import Cell, Matrix, Watcher
 from tfmot_ops.sweep.plan import MEMORY_SHARE, machine_bytes
+from tfmot_ops.system import files
 
 #: Metric of each cell: results of another seed are no baseline.
 _SEED = "seed"
@@ -168,10 +169,7 @@ def _no_cells(received: str) -> SpecError:
 def keep(sweep: SweepResult, folder: Path) -> Path:
     """Write a finished sweep to `<folder>/sweeps/<id>.json`, complete or not at all."""
     path = folder / "sweeps" / f"{sweep.sweep_id}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(sweep.model_dump_json(indent=1), encoding="utf-8")
-    part.replace(path)
+    files.write(path, sweep.model_dump_json(indent=1))
     return path
 
 

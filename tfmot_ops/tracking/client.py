@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import shutil
@@ -28,11 +27,14 @@ from mlflow.exceptions import MlflowException  # noqa: E402
 from tfmot_ops import store as files  # noqa: E402
 from tfmot_ops.contract import Artifact, ArtifactFormat  # noqa: E402
 from tfmot_ops.errors import ArtifactError, StepFailedError  # noqa: E402
+from tfmot_ops.tracking import sqlite_store  # noqa: E402
+from tfmot_ops.tracking.artifacts import put_file  # noqa: E402
+from tfmot_ops.tracking.owner import end_runs_left_behind  # noqa: E402
+from tfmot_ops.uri_secrets import hide  # noqa: E402
 
 #: URI schemes that only MLflow can read.
 MLFLOW_SCHEMES = ("runs:/", "models:/", "mlflow-artifacts:/")
 
-_SQLITE = "sqlite:///"
 _ARTIFACT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"
 
 
@@ -40,6 +42,8 @@ def _quiet() -> None:
     # Import configures these loggers, so they are set after it. Alembic tells each migration of a fresh store.
     for name in ("mlflow", "alembic", "alembic.runtime.migration"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Prints a traceback of each error of the database, which it raises as well.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 _quiet()
@@ -68,50 +72,32 @@ def connect(uri: str, experiment: str) -> tuple[mlflow.MlflowClient, str]:
         StepFailedError: the server or file cannot be used; a server may come back, so a retry may help.
     """
     try:
-        with _sqlite_lock(uri), quiet():
-            if uri.startswith(_SQLITE):
+        with quiet(), sqlite_store.locked(uri):
+            if uri.startswith(sqlite_store.SCHEME):
                 # Otherwise MLflow makes a folder `mlruns` wherever the process happens to be. It has no public switch.
-                os.environ[_ARTIFACT_ROOT] = _sqlite_artifacts(uri)
+                os.environ[_ARTIFACT_ROOT] = sqlite_store.artifact_root(uri)
             mlflow.set_tracking_uri(uri)
             client = mlflow.MlflowClient(tracking_uri=uri)
             experiment_id = _experiment_id(client, uri, experiment)
             # Models are logged into the current experiment, whatever run they are for.
             mlflow.set_experiment(experiment_id=experiment_id)
+            end_runs_left_behind(client)
             return client, experiment_id
     except (MlflowException, OSError) as error:
         raise StepFailedError(
             f"tracking: cannot use {uri}",
             required="an MLflow server that answers, or sqlite:///<path> in a folder that can be written",
-            received=f"{type(error).__name__}: {error}",
+            received=hide(f"{type(error).__name__}: {error}", uri),
             remedy="start the server, or correct tracking.uri",
         ) from error
-
-
-@contextlib.contextmanager
-def _sqlite_lock(uri: str) -> Iterator[None]:
-    """Let one process at a time create the tables: processes that do so at once crash in the migrations."""
-    if not uri.startswith(_SQLITE):
-        yield
-        return
-    path = _sqlite_path(uri)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(path.name + ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _sqlite_path(uri: str) -> Path:
-    return Path(uri.removeprefix(_SQLITE).split("?", 1)[0]).resolve()
-
-
-def _sqlite_artifacts(uri: str) -> str:
-    return (_sqlite_path(uri).parent / "mlflow-artifacts").as_uri()
 
 
 def _experiment_id(client: mlflow.MlflowClient, uri: str, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
-        folder = f"{_sqlite_artifacts(uri)}/{uuid.uuid4().hex[:8]}" if uri.startswith(_SQLITE) else None
+        folder = (
+            f"{sqlite_store.artifact_root(uri)}/{uuid.uuid4().hex[:8]}" if uri.startswith(sqlite_store.SCHEME) else None
+        )
         try:
             return str(client.create_experiment(name, artifact_location=folder))
         except MlflowException:
@@ -152,7 +138,7 @@ class MlflowStore:
         if named != path:
             shutil.copyfile(path, named)
         try:
-            self._client.log_artifact(self._run_id, str(named))
+            put_file(self._client, self._run_id, named)
         except (MlflowException, OSError) as error:
             raise ArtifactError(
                 f"cannot write {named.name} to run {self._run_id}",

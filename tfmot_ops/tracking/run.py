@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,18 @@ from tfmot_ops.contract import (
     Tracking,
 )
 from tfmot_ops.errors import SpecError
+from tfmot_ops.tracking.artifacts import put_json
 from tfmot_ops.tracking.client import MlflowStore, connect
 from tfmot_ops.tracking.models import log_keras_model, register_tflite
+from tfmot_ops.tracking.names import accepted_names
+from tfmot_ops.tracking.owner import owner_tag
 from tfmot_ops.tracking.sweep import log_sweep
+from tfmot_ops.uri_secrets import hide, hide_in
 
-_KEY_TAG = "tfmot_ops.key"
-_PARENT_TAG = "mlflow.parentRunId"
+KEY_TAG = "tfmot_ops.key"
+PARENT_TAG = "mlflow.parentRunId"
+#: Artifact of a step's run that holds its result.
+RESULT = "result.json"
 _LAYER_TABLE = "layers.json"
 # Limits of one MLflow request.
 _PARAMS_A_BATCH = 100
@@ -46,6 +51,10 @@ _FINAL = {
     "accuracy": "int8_accuracy",
     "float_accuracy": "float_accuracy",
     "accuracy_drop": "accuracy_drop",
+    "pruned_accuracy": "pruned_accuracy",
+    "pruning_drop": "pruning_drop",
+    "quantization_drop": "quantization_drop",
+    "compression": "compression",
     "sparsity": "final_sparsity",
     "size_bytes": "tflite_size_bytes",
     "gzip_bytes": "tflite_gzip_bytes",
@@ -59,13 +68,14 @@ class StepRun:
 
     Args:
         spec: the step; `spec.tracking` must be given.
+        stays: this process works on until the end of the whole chain, so that a parent run that it opens ends with it.
 
     Raises:
         SpecError: `spec` has no tracking.
         StepFailedError: MLflow cannot be reached.
     """
 
-    def __init__(self, spec: StepSpec) -> None:
+    def __init__(self, spec: StepSpec, *, stays: bool = False) -> None:
         if spec.tracking is None:
             raise SpecError(
                 "tracking: the spec names no MLflow",
@@ -74,6 +84,9 @@ class StepRun:
                 remedy="add tracking to the spec",
             )
         self._spec = spec
+        self._taken_up = False
+        # The process of a step `open_run` ends long before the run that it opens.
+        self._owner = owner_tag() if stays or spec.options.kind != "open_run" else {}
         self._client, experiment_id = connect(spec.tracking.uri, spec.tracking.experiment)
         self.run_id = self._take_up(spec, spec.tracking, experiment_id)
         self.store = MlflowStore(self._client, self.run_id, spec.output_uri)
@@ -83,20 +96,23 @@ class StepRun:
     def _take_up(self, spec: StepSpec, tracking: Tracking, experiment_id: str) -> str:
         if spec.options.kind in _ON_THE_PARENT and tracking.parent_run_id:
             return tracking.parent_run_id
-        tags = {f"{_KEY_TAG}.{name}": value for name, value in tracking.key.items()}
-        tags |= {"tfmot_ops.step_id": spec.step_id, "tfmot_ops.kind": spec.options.kind}
+        tags = {f"{KEY_TAG}.{name}": value for name, value in tracking.key.items()}
+        tags |= {"tfmot_ops.step_id": spec.step_id, "tfmot_ops.kind": spec.options.kind, **self._owner}
         if tracking.parent_run_id:
-            tags[_PARENT_TAG] = tracking.parent_run_id
+            tags[PARENT_TAG] = tracking.parent_run_id
         if tracking.key:
             # Keys hold whatever a DAG's run id holds; the digest needs no quoting in a query.
             text = json.dumps([tracking.key, spec.options.kind], sort_keys=True)
-            tags[_KEY_TAG] = hashlib.sha256(text.encode()).hexdigest()
-            found = self._client.search_runs([experiment_id], f"tags.`{_KEY_TAG}` = '{tags[_KEY_TAG]}'", max_results=1)
+            tags[KEY_TAG] = hashlib.sha256(text.encode()).hexdigest()
+            found = self._client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{tags[KEY_TAG]}'", max_results=1)
             if found:
+                self._taken_up = True
+                for name, value in self._owner.items():  # before the status, which without its process is mended
+                    self._client.set_tag(found[0].info.run_id, name, value)
                 self._client.update_run(found[0].info.run_id, status="RUNNING")
                 return str(found[0].info.run_id)
         name = getattr(spec.options, "name", spec.step_id) if spec.options.kind == "open_run" else spec.step_id
-        run: Run = self._client.create_run(experiment_id, tags=tags, run_name=name)
+        run: Run = self._client.create_run(experiment_id, tags=tags, run_name=hide(name))
         return str(run.info.run_id)
 
     def message(self, text: str) -> None:
@@ -105,6 +121,10 @@ class StepRun:
     def epoch(self, stage: str, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
         """Log the metrics of an epoch at once, as `epoch.<name>`, so that a chart grows while the step works."""
         del stage, epochs
+        if self._taken_up and metrics:
+            known = self._client.get_metric_history(self.run_id, f"epoch.{next(iter(metrics))}")
+            if epoch in {each.step for each in known}:
+                return  # an earlier attempt logged it, and was killed before the epoch was kept
         self._log_metrics({f"epoch.{name}": value for name, value in metrics.items()}, step=epoch)
 
     def model(self, model: Any, example: Any) -> None:
@@ -139,18 +159,23 @@ class StepRun:
         self._end(result)
         return result
 
+    def kill(self) -> None:
+        """Say that the process was told to stop; a parent run is ended by whoever opened it."""
+        if self._spec.options.kind not in _ON_THE_PARENT:
+            self._client.set_terminated(self.run_id, "KILLED")
+
     def _record(self, result: StepResult) -> None:
         self._log_params({**result.parameters, "seed": self._spec.seed, "versions": dict(result.versions)})
         self._log_metrics(result.metrics)
         if result.layers:
             self._log_layers(result)
-        self._client.log_dict(self.run_id, result.model_dump(mode="json"), "result.json")
+        put_json(self._client, self.run_id, result.model_dump(mode="json"), RESULT)
 
     def _log_layers(self, result: StepResult) -> None:
         # As log_table does, which would append to the table of the attempt before.
         rows = [layer.model_dump(mode="json") for layer in result.layers]
         table = {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}
-        self._client.log_dict(self.run_id, table, _LAYER_TABLE)
+        put_json(self._client, self.run_id, table, _LAYER_TABLE)
         self._client.set_tag(
             self.run_id, "mlflow.loggedArtifacts", json.dumps([{"path": _LAYER_TABLE, "type": "table"}])
         )
@@ -168,20 +193,23 @@ class StepRun:
     def _end_what_was_killed(self) -> None:
         """A step whose process was killed had no chance to end its run, and at the end of a chain nothing runs."""
         experiment = self._client.get_run(self.run_id).info.experiment_id
-        running = f"tags.`{_PARENT_TAG}` = '{self.run_id}' and attributes.status = 'RUNNING'"
+        running = f"tags.`{PARENT_TAG}` = '{self.run_id}' and attributes.status = 'RUNNING'"
         for run in self._client.search_runs([experiment], running):
             self._client.set_terminated(run.info.run_id, "KILLED")
 
     def _log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         now = get_current_time_millis()
-        entities = [Metric(name, float(value), now, step) for name, value in metrics.items()]
+        names = accepted_names(metrics)
+        entities = [Metric(names[name], float(value), now, step) for name, value in metrics.items()]
         for batch in _batches(entities, _METRICS_A_BATCH):
             self._client.log_batch(self.run_id, metrics=batch)
 
     def _log_params(self, parameters: Mapping[str, Any]) -> None:
         """Log parameters flat. MLflow fixes a parameter once it is logged: what a retry has otherwise becomes a tag."""
         known = self._client.get_run(self.run_id).data.params
-        wanted = {_name(name): value[:_LONGEST_PARAM] for name, value in flatten(parameters).items()}
+        flat = flatten(hide_in(parameters))
+        names = accepted_names(flat)
+        wanted = {names[name]: value[:_LONGEST_PARAM] for name, value in flat.items()}
         new = [Param(name, value) for name, value in wanted.items() if name not in known]
         for batch in _batches(new, _PARAMS_A_BATCH):
             self._client.log_batch(self.run_id, params=batch)
@@ -214,11 +242,6 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[prefix + name] = value if isinstance(value, str) else json.dumps(value, default=str)
     return flat
-
-
-def _name(name: str) -> str:
-    """A name MLflow accepts."""
-    return re.sub(r"[^\w.\-/ :]", "_", name)
 
 
 def _batches(entities: Sequence[Any], size: int) -> list[Sequence[Any]]:

@@ -10,17 +10,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
 
 import mlflow
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.time import get_current_time_millis
-from pydantic import ValidationError
 
 from tfmot_ops.contract import CompatResult, Status, SweepResult
 from tfmot_ops.errors import StepFailedError
+from tfmot_ops.tracking.artifacts import put_file, put_json
 from tfmot_ops.tracking.client import connect, download
+from tfmot_ops.tracking.owner import owner_tag
+from tfmot_ops.uri_secrets import address, hide
 
 _KIND, _ID = "tfmot_ops.kind", "tfmot_ops.sweep_id"
 _CELL = "tfmot_ops.cell"
@@ -35,6 +36,8 @@ _UI_VARIABLE = "TFMOT_OPS_MLFLOW_UI"
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 #: Seconds after which no further sweep is read; one takes a fraction of one.
 _READING_S = 60.0
+#: So many runs whose sweep cannot be read are named.
+_TOLD_RUNS = 3
 
 #: The sweep with its run's address, and cell -> address of the cell's run; gives path on the run -> local file.
 Files = Callable[[SweepResult, Mapping[str, str]], Mapping[str, Path]]
@@ -69,7 +72,7 @@ def record_sweep(sweep: SweepResult, files: Files, uri: str, experiment: str) ->
             raise StepFailedError(
                 f"tracking: the sweep {sweep.sweep_id} could not be recorded whole",
                 required=f"an MLflow server at {uri} that answers",
-                received=f"{type(error).__name__}: {error}",
+                received=hide(f"{type(error).__name__}: {error}", uri),
                 remedy="it is kept on disk; the next sweep records it, too",
             ) from error
 
@@ -121,12 +124,10 @@ def _fingerprint(script: str) -> str:
 def run_address(uri: str, experiment_id: str, run_id: str) -> str:
     """Address of a run in MLflow's UI; `runs:/<id>` where nobody knows of one."""
     ui = os.environ.get(_UI_VARIABLE) or uri
-    parts = urlsplit(ui)
-    if parts.scheme not in {"http", "https"}:
+    if not ui.startswith(("http://", "https://")):
         return f"runs:/{run_id}"
     # A page goes to many: a password in the address would, too.
-    base = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl().rstrip("/")
-    return f"{base}/#/experiments/{experiment_id}/runs/{run_id}"
+    return f"{address(ui)}/#/experiments/{experiment_id}/runs/{run_id}"
 
 
 def _log(
@@ -143,7 +144,7 @@ def _log(
     for name, script in sweep.repros.items():
         for each in (script, _fingerprint(script)):
             if each in made and name in children:
-                client.log_artifact(children[name], str(made[each]))
+                put_file(client, children[name], made[each])
     _log_sweep(client, run_id, sweep, made)
     return sweep
 
@@ -182,7 +183,7 @@ def _create(
     name: str,
     tags: dict[str, str],
 ) -> str:
-    tags = {_KIND: "cell" if cell else "sweep", _ID: sweep.sweep_id, _CELL: cell or "-", **tags}
+    tags = {_KIND: "cell" if cell else "sweep", _ID: sweep.sweep_id, _CELL: cell or "-", **owner_tag(), **tags}
     # A sweep may be recorded long after it ran, and behind later ones.
     started = round(sweep.started_at.timestamp() * 1000)
     return str(client.create_run(experiment_id, start_time=started, tags=tags, run_name=name).info.run_id)
@@ -235,11 +236,11 @@ def _log_sweep(client: mlflow.MlflowClient, run_id: str, sweep: SweepResult, fil
     if rows:
         columns = list(dict.fromkeys(name for row in rows for name in row))
         table = {"columns": columns, "data": [[row.get(name) for name in columns] for row in rows]}
-        client.log_dict(run_id, table, _TABLE)
+        put_json(client, run_id, table, _TABLE)
         client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([{"path": _TABLE, "type": "table"}]))
     for name, path in files.items():
-        client.log_artifact(run_id, str(path), str(Path(name).parent) if "/" in name else None)
-    client.log_dict(run_id, sweep.model_dump(mode="json"), _DOCUMENT)
+        put_file(client, run_id, path, str(Path(name).parent) if "/" in name else "")
+    put_json(client, run_id, sweep.model_dump(mode="json"), _DOCUMENT)
     ended = min(now, round((sweep.started_at.timestamp() + sweep.duration_s) * 1000))
     client.set_terminated(run_id, "FINISHED" if sweep.judgement.is_good else "FAILED", ended)
 
@@ -248,8 +249,16 @@ def _row(cell: CompatResult) -> dict[str, Any]:
     return {**cell_tags(cell), "error_type": cell.error_type or "", "message": cell.message[:200], **cell.metrics}
 
 
-def earlier_sweeps(uri: str, experiment: str, limit: int = 30) -> list[SweepResult]:
-    """The last sweeps on MLflow, from the latest on; one that cannot be read (any more) is left out.
+def earlier_sweeps(
+    uri: str, experiment: str, limit: int = 30, say: Callable[[str], None] = lambda _text: None
+) -> list[SweepResult]:
+    """The last sweeps on MLflow, from the latest on.
+
+    Args:
+        uri: of the tracking server.
+        experiment: MLflow experiment.
+        limit: how many.
+        say: takes a line on those that are left out: they cannot be read, or are no sweeps of this version.
 
     Raises:
         StepFailedError: MLflow cannot be reached.
@@ -264,15 +273,20 @@ def earlier_sweeps(uri: str, experiment: str, limit: int = 30) -> list[SweepResu
             raise StepFailedError(
                 "tracking: earlier sweeps cannot be listed",
                 required=f"an MLflow server at {uri} that answers",
-                received=f"{type(error).__name__}: {error}",
+                received=hide(f"{type(error).__name__}: {error}", uri),
                 remedy="look at the server's log; without it, only this machine's sweeps are known",
             ) from error
-        found, deadline = [], time.monotonic() + _READING_S
+        found, left_out, deadline = [], [], time.monotonic() + _READING_S
         for run in runs:
             if time.monotonic() > deadline:
                 break
-            with contextlib.suppress(MlflowException, OSError, ValidationError):
+            try:
                 found.append(_read(run, uri))
+            except (MlflowException, OSError, ValueError, RecursionError):  # ValueError: no UTF-8, no JSON, no sweep
+                left_out.append(str(run.info.run_id))
+    if left_out:
+        told = ", ".join(left_out[:_TOLD_RUNS]) + (", ..." if len(left_out) > _TOLD_RUNS else "")
+        say(f"left out {len(left_out)} of {len(runs)} earlier sweeps: {_DOCUMENT} is no valid sweep in runs {told}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Scaling and standardising: preprocessing, LayerNormalization, GroupNormalization, averages."""
+"""Scaling and standardising: preprocessing, LayerNormalization, GroupNormalization."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 
 from tfmot_ops.core.graph.ir import Node, Tensor
 from tfmot_ops.core.graph.rewrite import Rewriter, channel_constant
-from tfmot_ops.core.graph.rules.arithmetic import all_tensors
 from tfmot_ops.core.layers import AxisMean, InverseRoot, Shift
 from tfmot_ops.core.legacy_keras import keras
 
@@ -34,16 +33,6 @@ def preprocessing(node: Node, out: Rewriter) -> Any:
         deviation = np.maximum(np.sqrt(variance), keras.backend.epsilon())
         return out.affine(node.path, tensor, 1.0, -mean, deviation)
     return None
-
-
-def average(node: Node, out: Rewriter) -> Any:
-    """Average -> Add and a scale: TFLite has no average of several tensors."""
-    if type(node.layer) is not _L.Average or not all_tensors(node.args[0]):
-        return None
-    total = out.once(node.layer, "sum", lambda: _L.Add(name=f"{node.layer.name}_sum"))
-    inputs = node.inputs()
-    return out.affine(node.path, out.call(total, f"{node.path}_sum", inputs, shape=node.output().shape),
-                      1.0, 0.0, len(inputs))  # fmt: skip
 
 
 def normalization(node: Node, out: Rewriter) -> Any:

@@ -1,0 +1,72 @@
+"""Sums, products and averages of many tensors, as operations of two: TFLite has no others, and each needs a range."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from tfmot_ops.core.graph.ir import Node, Tensor
+from tfmot_ops.core.graph.rewrite import Rewriter
+from tfmot_ops.core.legacy_keras import keras
+
+_L = keras.layers
+#: Merges that a chain of pairs computes. Maximum, Minimum and Concatenate are none: they have one range for all.
+_CHAINED = (_L.Add, _L.Multiply)
+_SUMS = {"math.add_n", "math.accumulate_n"}
+
+
+def merge_of_many(node: Node, out: Rewriter) -> Any:
+    """Add and Multiply of three or more -> a chain of pairs, in Keras' own order: the same sums to the last bit."""
+    parts = _parts(node)
+    if type(node.layer) not in _CHAINED or len(parts) <= 2:  # noqa: PLR2004 - a pair
+        return None
+    return _chain(node, out, parts, node.layer, node.path)
+
+
+def average(node: Node, out: Rewriter) -> Any:
+    """Average -> Add and a scale: TFLite has no average of several tensors."""
+    parts = _parts(node)
+    if type(node.layer) is not _L.Average or not parts:
+        return None
+    last = out.once(node.layer, "sum", lambda: _L.Add(name=f"{node.layer.name}_sum"))
+    total = _chain(node, out, parts, last, f"{node.path}_sum")
+    return out.affine(node.path, total, 1.0, 0.0, len(parts))
+
+
+def sum_function(node: Node, out: Rewriter) -> Any:
+    """`tf.add_n`, `tf.math.accumulate_n` -> a chain of Adds."""
+    if getattr(node.layer, "symbol", None) not in _SUMS:
+        return None
+    parts = _parts(node)
+    if not parts or not node.output().is_float:
+        return None
+    if len(parts) == 1:
+        return parts[0]
+    return _chain(node, out, parts, _L.Add(name=node.layer.name), node.path)
+
+
+def _parts(node: Node) -> list[Any]:
+    """What is merged: tensors of the graph in their order, then constants, as a call needs a tensor to read."""
+    parts = node.args[0] if node.args else next(iter(node.kwargs.values()))
+    return sorted(parts, key=lambda part: not isinstance(part, Tensor)) if isinstance(parts, list | tuple) else []
+
+
+def _chain(node: Node, out: Rewriter, parts: list[Any], last: Any, path: str) -> Any:
+    """((a + b) + c) + ..., by calls of layers as `last` is; the last one is of `last`, which stands at `path`."""
+    name = path.rsplit("/", 1)[-1]
+    merge: Callable[..., Any] = type(last)
+    result, *others = parts
+    for count, part in enumerate(others, 2):
+        if count == len(parts):
+            return out.call(last, path, [result, part], shape=node.output().shape)
+        layer = out.once(node.layer, f"of_{count}", partial(merge, name=f"{name}_of_{count}"))
+        shape = merge().compute_output_shape([_shape(result), _shape(part)])
+        result = out.call(layer, f"{path}_of_{count}", [result, part], shape=shape)
+    return result
+
+
+def _shape(part: Any) -> tuple[int | None, ...]:
+    return part.shape if isinstance(part, Tensor) else tuple(np.shape(part))

@@ -1,0 +1,166 @@
+"""What the graph of a SavedModel may compute while `allow_unsafe` is off: values in memory, and nothing else."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.framework import op_def_registry
+from tensorflow.python.util import dispatch
+from tensorflow.python.util.tf_export import get_canonical_name_for_symbol, get_symbol_from_name
+
+#: TensorFlow's own groups of operations (`tensorflow.python.ops.gen_<group>_ops`) that compute or keep values in
+#: memory. Files, data sets, Python, other processes, devices and debuggers have groups of their own, not named here.
+_GROUPS = (
+    *("array", "bitwise", "candidate_sampling", "control_flow", "count", "ctc", "cudnn_rnn", "functional", "image"),
+    *("linalg", "list", "lookup", "manip", "map", "math", "nn", "optional", "parsing", "ragged_array"),
+    *("ragged_conversion", "ragged_math", "random", "random_index_shuffle", "resource_variable", "rnn", "set"),
+    *("sparse", "special_math", "spectral", "state", "stateful_random", "stateless_random", "string"),
+    *("training", "uniform_quant"),
+)
+#: Members of these groups that read a file, end the process or run on another machine.
+_NOT_IN_MEMORY = {
+    *("Abort", "FixedUnigramCandidateSampler", "ImmutableConst", "InitializeTableFromTextFile"),
+    *("InitializeTableFromTextFileV2", "RemoteCall"),
+}
+#: Harmless operations of groups that hold others too: `data_flow` has queues and readers, `logging` has summaries.
+_OTHERS = {"Assert", "DynamicPartition", "DynamicStitch", "ParallelDynamicStitch", "Print", "PrintV2", "Timestamp"}
+_PREFIXES_OF_OTHERS = ("Stack", "TensorArray")
+#: What the functions hold with which a SavedModel saves and restores its own variables.
+_SAVER = {"MergeV2Checkpoints", "RestoreV2", "SaveV2", "ShardedFilename"}
+
+#: Parts of TensorFlow's interface whose functions take tensors and give tensors.
+_NAMESPACES = {
+    *("__operators__", "bitwise", "debugging", "dtypes", "image", "keras.activations", "keras.backend"),
+    *("keras.losses", "keras.metrics", "linalg", "linalg.experimental", "math", "math.special", "nn"),
+    *("nn.experimental", "quantization", "ragged", "random", "random.experimental", "sets", "signal", "sparse"),
+    *("strings",),
+}
+#: The same for functions that belong to no such part: `tf.concat`.
+_FUNCTIONS = {
+    *("arg_max", "arg_min", "argsort", "batch_gather", "batch_to_space", "batch_to_space_nd", "bitcast"),
+    *("boolean_mask", "broadcast_dynamic_shape", "broadcast_static_shape", "broadcast_to", "cast"),
+    *("clip_by_average_norm", "clip_by_global_norm", "clip_by_norm", "clip_by_value", "concat", "conv"),
+    *("convert_to_tensor", "div", "dynamic_partition", "dynamic_stitch", "edit_distance", "einsum", "ensure_shape"),
+    *("expand_dims", "extract_volume_patches", "eye", "fftnd", "fill", "fingerprint", "floor_div", "gather"),
+    *("gather_nd", "histogram_fixed_width", "histogram_fixed_width_bins", "identity", "identity_n", "ifftnd"),
+    *("irfftnd", "linspace", "meshgrid", "no_op", "norm", "one_hot", "ones", "ones_like", "pad", "parallel_stack"),
+    *("range", "rank", "realdiv", "repeat", "reshape", "reverse", "reverse_sequence", "rfftnd", "roll", "scatter_nd"),
+    *("searchsorted", "sequence_mask", "setdiff1d", "shape", "shape_n", "size", "slice", "sort", "space_to_batch"),
+    *("space_to_batch_nd", "sparse_to_dense", "split", "squeeze", "stack", "stop_gradient", "strided_slice"),
+    *("tensor_scatter_nd_add", "tensor_scatter_nd_max", "tensor_scatter_nd_min", "tensor_scatter_nd_sub"),
+    *("tensor_scatter_nd_update", "tensordot", "tile", "to_bfloat16", "to_complex128", "to_complex64", "to_double"),
+    *("to_float", "to_int32", "to_int64", "transpose", "truncatediv", "truncatemod", "tuple", "unique"),
+    *("unique_with_counts", "unravel_index", "unstack", "where", "zeros", "zeros_like"),
+}
+#: Members of these parts that read a file, call a function that is handed to them, or find an object by its name.
+_NOT_OF_TENSORS = {
+    *("keras.activations.deserialize", "keras.activations.get", "keras.activations.serialize"),
+    *("keras.backend.batch_get_value", "keras.backend.batch_set_value", "keras.backend.rnn"),
+    *("nn.fixed_unigram_candidate_sampler", "ragged.map_flat_values", "random.fixed_unigram_candidate_sampler"),
+    *("sparse.map_values",),
+}
+
+
+def _members(module: str) -> Iterator[str]:
+    yield from vars(importlib.import_module(f"tensorflow.python.ops.{module}"))
+
+
+@cache
+def _operations_in_memory() -> frozenset[str]:
+    modules = ["gen_stateless_random_ops_v2", *(f"gen_{group}_ops" for group in _GROUPS)]
+    names = {name for module in modules for name in _members(module)} | _OTHERS
+    names |= {name for name in _members("gen_data_flow_ops") if name.startswith(_PREFIXES_OF_OTHERS)}
+    return frozenset(name for name in names - _NOT_IN_MEMORY if op_def_registry.get(name) is not None)
+
+
+def is_function_of_tensors(function: Any) -> bool:
+    """Whether a public function of TensorFlow only computes tensors from tensors.
+
+    Keras writes only functions with dispatch into a model: those that can be called on the tensors of a graph.
+    """
+    if not hasattr(function, dispatch.FALLBACK_DISPATCH_ATTR):
+        return False
+    name = get_canonical_name_for_symbol(function, add_prefix_to_v1_names=True)
+    name = name or get_canonical_name_for_symbol(function, api_name="keras", add_prefix_to_v1_names=True) or ""
+    name = name.removeprefix("compat.v1.")
+    namespace = name.rpartition(".")[0]
+    return name not in _NOT_OF_TENSORS and (namespace in _NAMESPACES or name in _FUNCTIONS)
+
+
+def is_symbol_of_tensors(symbol: Any) -> bool:
+    """The same, for the name under which a `TFOpLambda` layer keeps its function: `math.add`."""
+    return isinstance(symbol, str) and is_function_of_tensors(get_symbol_from_name(symbol))
+
+
+def unsafe_operation(node: Any, functions: Iterable[str] = ()) -> str | None:
+    """What a node of a graph would do besides computing, None for nothing.
+
+    Args:
+        node: a NodeDef.
+        functions: names of the functions that come with the graph, which a node may call by their names.
+    """
+    if node.op in _operations_in_memory():
+        # tf.print can append to a file.
+        stream = node.attr["output_stream"].s if node.op == "PrintV2" else b""
+        return None if not stream.startswith(b"file:") else f"operation {node.op} to {stream.decode(errors='replace')}"
+    if node.op in functions and op_def_registry.get(node.op) is None:
+        return None
+    return f"operation {node.op}"
+
+
+def unsafe_parts(meta_graph: Any) -> Iterator[tuple[str, str]]:
+    """What a SavedModel's graph would do besides computing.
+
+    Each SavedModel has functions that save and restore its variables, hence hold operations on files. They are passed
+    over if nothing calls them: neither another function nor an object of the model. Only the outer graph does, which
+    TensorFlow 2 does not run.
+
+    Args:
+        meta_graph: a MetaGraphDef of the file.
+
+    Yields:
+        The part of the graph, and the operation it holds.
+    """
+    library = meta_graph.graph_def.library.function
+    names = {function.signature.name for function in library}
+    called = set(_called(meta_graph, names))
+    for node in meta_graph.graph_def.node:
+        unsafe = unsafe_operation(node, names)
+        if unsafe:
+            yield f"node {node.name}", f"{unsafe} (node {node.name})"
+    for function in library:
+        name = function.signature.name
+        saver = name not in called and "api_implements" not in function.attr
+        for node in function.node_def:
+            unsafe = None if saver and node.op in _SAVER else unsafe_operation(node, names)
+            if unsafe:
+                yield f"function {name}", f"{unsafe} (node {node.name})"
+
+
+def _called(meta_graph: Any, names: set[str]) -> Iterator[str]:
+    """Names of the functions that a function or an object of a SavedModel can call."""
+    objects = meta_graph.object_graph_def
+    yield from objects.concrete_functions
+    for item in objects.nodes:
+        yield from item.function.concrete_functions
+        yield item.bare_concrete_function.concrete_function_name
+        yield item.captured_tensor.concrete_function
+    library = meta_graph.graph_def.library
+    for gradient in library.gradient:
+        yield from (gradient.function_name, gradient.gradient_func)
+    for function in library.function:
+        for node in function.node_def:
+            yield node.op
+            for value in node.attr.values():
+                yield from _functions_of(value, names)
+
+
+def _functions_of(value: tf.compat.v1.AttrValue, names: set[str]) -> Iterator[str]:
+    yield from (value.func.name, *(function.name for function in value.list.func))
+    # Some operations name a function in a text.
+    texts = (text.decode(errors="replace") for text in (value.s, *value.list.s))
+    yield from (text for text in texts if text in names)

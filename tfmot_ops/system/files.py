@@ -1,0 +1,217 @@
+"""Files that appear under their name whole or not at all, and locks that end with their holder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import sqlite3
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from tfmot_ops.errors import StepFailedError, TfmotOpsError
+from tfmot_ops.system import processes
+
+#: Free bytes under which a file system is taken to be full: some writers report a full disk without an error number.
+_FULL_BYTES = 1 << 16
+# Age in seconds at which the temporary file of a process on another machine, of which nothing can be known, is removed.
+_FORGOTTEN_S = 24 * 3600.0
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES})
+_SQLITE_CODES = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN})
+_PART = re.compile(r"\.(?P<place>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)-[0-9a-f]{8}\.part(\.\w+)?$")
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Write a file, or a folder, that appears under its name only once it is complete and on the disk.
+
+    Yields a free name beside `path`, with the same suffix, for the block to write to. When the block ends, that file
+    replaces what is at `path`; after an exception it is removed, and what was at `path` stays. What a killed process
+    left beside `path` is removed, too.
+
+    Args:
+        path: the final name; its folder is created when missing.
+
+    Raises:
+        OSError: the file cannot be written; with the number ENOSPC when the disk is full, whatever the block raised.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
+    part = path.with_name(f".{path.name}.{_mark()}.part{path.suffix}")
+    try:
+        yield part
+        _sync(part)
+        _replace(part, path)
+    except Exception as error:
+        if getattr(error, "errno", None) is None and is_full(path.parent):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
+    finally:
+        remove(part)
+
+
+def write(path: Path, data: bytes | str) -> None:
+    """Write a file at once, see `whole`; a text is written as UTF-8."""
+    with whole(path) as part:
+        part.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file, see `whole`."""
+    with whole(target) as part:
+        shutil.copyfile(source, part)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def is_full(folder: Path) -> bool:
+    """Whether the file system of a folder has no space left."""
+    try:
+        return shutil.disk_usage(folder).free < _FULL_BYTES
+    except OSError:
+        return False
+
+
+def disk_failure(error: BaseException, *folders: Path) -> StepFailedError | None:
+    """What to tell a user of an error whose cause is that a disk cannot be written; None for any other error.
+
+    Args:
+        error: what was raised, with its causes.
+        folders: where the work writes: some libraries report a full disk as an error of their own without a number, so
+            any error while one of these is full is taken for that.
+    """
+    if isinstance(error, TfmotOpsError):
+        return None
+    cause = next(filter(_is_of_disk, _causes(error)), None)
+    full = [folder for folder in folders if is_full(folder)]
+    if cause is None and not full:
+        return None
+    return StepFailedError(
+        "a file could not be written",
+        required="a disk with free space that this user may write to, also for temporary files (TMPDIR)",
+        received=f"{type(error).__name__}: {cause or error}" + "".join(f"; no space left in {each}" for each in full),
+        remedy="free some space or name another folder, then start the same command again",
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        # SQLAlchemy keeps what the database raised in `orig`.
+        error = getattr(error, "orig", None) or error.__cause__ or error.__context__
+
+
+def _is_of_disk(error: BaseException) -> bool:
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", 0) & 0xFF in _SQLITE_CODES  # the low byte is the class of the error
+    return isinstance(error, OSError) and error.errno in _DISK_ERRORS
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written, before the work whose results belong there.
+
+    Raises:
+        StepFailedError: it cannot be created, or no file can be written in it.
+    """
+    try:
+        write(folder / ".tfmot-ops-can-write", bytes(_FULL_BYTES))
+        (folder / ".tfmot-ops-can-write").unlink(missing_ok=True)
+    except OSError as error:
+        raise StepFailedError(
+            f"the output folder {folder} cannot be written",
+            required="a folder on a disk with free space, in which this user may create files",
+            received=f"{type(error).__name__}: {error.strerror or error}",
+            remedy="name another folder, free some space, or change the folder's permissions",
+        ) from error
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[bool]:
+    """Hold a lock that the kernel releases however its holder ends; do not wait for it.
+
+    Yields whether this process holds the lock. The file is deleted by the holder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        held = False
+        while not held:
+            file = stack.enter_context(path.open("a", encoding="utf-8"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                break
+            # The holder before may have deleted this file after it was opened here: then another one can be locked.
+            held = _is_at(path, file.fileno())
+        try:
+            yield held
+        finally:
+            if held:
+                path.unlink(missing_ok=True)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _mark() -> str:
+    """Says in a file's name which process writes it."""
+    owner = processes.current()
+    return f"{_place(owner)}-{owner.pid}-{owner.start}-{uuid.uuid4().hex[:8]}"
+
+
+def _place(owner: processes.Owner) -> str:
+    return hashlib.sha256(f"{owner.boot} {owner.pids}".encode()).hexdigest()[:8]
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed processes left of this file; what a living process writes stays."""
+    here = processes.current()
+    for left in path.parent.glob(f".{_escaped(path.name)}.*.part*"):
+        found = _PART.search(left.name)
+        if found is None or left.name[: found.start()] != f".{path.name}":
+            continue
+        owner = processes.Owner(here.host, here.machine, here.boot, here.pids, int(found["pid"]), int(found["start"]))
+        with contextlib.suppress(OSError):
+            old = time.time() - left.stat().st_mtime > _FORGOTTEN_S
+            if owner.is_dead() if found["place"] == _place(here) else old:
+                remove(left)
+
+
+def _escaped(name: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold what was written, before the rename makes it the file that readers find."""
+    for each in [path, *path.rglob("*")] if path.is_dir() else [path]:
+        descriptor = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _replace(part: Path, path: Path) -> None:
+    old = path.with_name(f".{path.name}.{_mark()}.part")
+    try:
+        # A folder cannot be renamed onto one that has something in it.
+        if path.is_dir() and part.is_dir():
+            path.rename(old)
+        part.replace(path)
+    finally:
+        remove(old)

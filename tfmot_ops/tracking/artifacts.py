@@ -1,0 +1,45 @@
+"""Files among the artifacts of an MLflow run, each whole or not there at all."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from tfmot_ops.system import files
+
+if TYPE_CHECKING:
+    import mlflow
+
+
+def put_file(client: mlflow.MlflowClient, run_id: str, path: Path, folder: str = "") -> None:
+    """Put a local file among the artifacts of a run.
+
+    MLflow itself copies a file to its final name at once, so that a kill or a full disk leaves a part of it there.
+    A server, or an object store, shows a file only once it has all of it.
+
+    Args:
+        client: connected to the tracking server.
+        run_id: run that gets the file.
+        path: the file; it keeps its name.
+        folder: folder among the artifacts, the top one when empty.
+
+    Raises:
+        MlflowException, OSError: the artifacts cannot be written.
+    """
+    root = urlsplit(client.get_run(run_id).info.artifact_uri)
+    if root.scheme in {"", "file"}:
+        files.copy(path, Path(url2pathname(root.path)) / folder / path.name)
+    else:
+        client.log_artifact(run_id, str(path), folder or None)
+
+
+def put_json(client: mlflow.MlflowClient, run_id: str, document: Any, name: str) -> None:
+    """Put a JSON document among the artifacts of a run, see `put_file`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_text(json.dumps(document, indent=2), encoding="utf-8")
+        put_file(client, run_id, path)
