@@ -42,7 +42,7 @@ matrix: RECIPES = $(RECIPE)
 matrix: sweep ## the same with one recipe (ARCHITECTURES=, RECIPE=)
 
 test: setup ## the whole suite, on WORKERS=3 processes; FAST=1 without the slow tests, within 4 minutes
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(if $(filter-out 0,$(FAST)),-m "not slow")
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(if $(filter-out 0,$(FAST)),-m "not slow" --durations=10)
 
 helm: setup ## the Helm chart: lint, render, refusals, strict validation; installed where there is a cluster
 	@$(BIN)/python -m pytest -q tests/helm

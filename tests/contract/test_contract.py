@@ -43,6 +43,8 @@ from tfmot_ops.contract import (
     TrainOptions,
 )
 
+pytestmark = pytest.mark.airflow
+
 MODEL = Artifact(uri="runs:/0123/model.h5", sha256="ab" * 32, size_bytes=1234, format=ArtifactFormat.KERAS_H5)
 TFLITE = Artifact(uri="s3://bucket/tflite.tflite", sha256="cd" * 32, size_bytes=567, format=ArtifactFormat.TFLITE)
 RECIPE = Recipe(

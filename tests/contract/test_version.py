@@ -18,6 +18,7 @@ REPEATED = {
     "docker/compose.yaml": rf"tfmot-ops:{NUMBER}-\w+",
     "helm/tfmot-ops/Chart.yaml": rf"(?m)^(?:version|appVersion): {NUMBER}$",
     "helm/tfmot-ops/values.yaml": rf"tfmot-ops:{NUMBER}-\w+",
+    "helm/tfmot-ops/README.md": rf"tfmot-ops:{NUMBER}-\w+",
     "CHANGELOG.md": rf"\A# Changelog\n\n## {NUMBER} ",
 }
 

@@ -15,6 +15,8 @@ from tfmot_ops.data import load_dataset
 from tfmot_ops.store import describe
 from tfmot_ops.tracking.run import summary
 
+pytestmark = pytest.mark.slow
+
 DATA: dict[str, Any] = {"limit": 400, "batch_size": 32}
 RECIPE = "sparse80_wi8_ai8"
 L = keras.layers

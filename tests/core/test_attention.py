@@ -12,6 +12,8 @@ from tfmot_ops import core
 from tfmot_ops.contract import Outcome
 from tfmot_ops.core import keras
 
+pytestmark = pytest.mark.slow
+
 L = keras.layers
 QAT = core.recipes.decode("wi8_ai8")
 

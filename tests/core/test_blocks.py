@@ -11,6 +11,8 @@ from tfmot_ops import core
 from tfmot_ops.core import keras
 from tfmot_ops.errors import ScopeError
 
+pytestmark = pytest.mark.slow
+
 L = keras.layers
 
 

@@ -13,6 +13,8 @@ from tfmot_ops.contract import Stage, Status
 from tfmot_ops.core import compat, keras
 from tfmot_ops.sweep.classes import classify
 
+pytestmark = pytest.mark.slow
+
 L = keras.layers
 QAT = core.recipes.decode("sparse50_wi8_ai8")
 

@@ -75,7 +75,13 @@ def test_normalize_keeps_outputs_weights_and_names(model):
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
 
 
-@pytest.mark.parametrize("name", ["wi8_ai8", "sparse50_wi8_ai8", "sparse80_wi8_ai8", "sparse2of4_wi8_ai8"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sparse50_wi8_ai8",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("wi8_ai8", "sparse80_wi8_ai8", "sparse2of4_wi8_ai8")),
+    ],
+)
 def test_chain_is_fully_int8_and_keeps_sparsity(model, name, tmp_path):
     recipe = core.recipes.decode(name)
     x, y = _data()

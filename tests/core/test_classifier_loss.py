@@ -16,6 +16,8 @@ from tfmot_ops.core.classifier_loss import gives_logits, targets_for
 from tfmot_ops.data import load_dataset
 from tfmot_ops.errors import UnsupportedModelError
 
+pytestmark = pytest.mark.slow
+
 L = keras.layers
 DATA: dict[str, Any] = {"dataset": "digits", "limit": 200, "batch_size": 32}
 X = np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32)

@@ -112,6 +112,7 @@ def test_optimize_leaves_one_run_a_step_under_one_parent(optimized):
     assert not (optimized.folder / "mlruns").exists()
 
 
+@pytest.mark.slow
 def test_a_step_of_its_own_process_gives_the_same_numbers(optimized, tmp_path):
     """Nothing leaks between the steps of one process: fine_tune and quantize alone repeat what the chain got."""
     done = {result.step_id: result for result in _results(optimized)}
@@ -307,6 +308,7 @@ for line in child.stdout:
 """
 
 
+@pytest.mark.slow
 def test_a_killed_parent_takes_the_step_with_it(tmp_path):
     options = TrainOptions(model="mobilenet_like", **DATA, epochs=100_000)
     spec = StepSpec(step_id="train", output_uri=str(tmp_path / "out"), options=options)

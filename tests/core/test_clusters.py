@@ -15,6 +15,8 @@ from tfmot_ops.contract import Method, Quantization, Recipe, Sparsity
 from tfmot_ops.core import keras
 from tfmot_ops.core.evaluate import make_interpreter
 
+pytestmark = pytest.mark.slow
+
 L = keras.layers
 CLUSTERS = 8
 

@@ -19,6 +19,8 @@ from tfmot_ops.core.models import comes_trained
 from tfmot_ops.data import load_dataset
 from tfmot_ops.tracking.client import connect
 
+pytestmark = pytest.mark.slow
+
 DATA: dict[str, Any] = {"limit": 100, "batch_size": 32}
 L = keras.layers
 

@@ -59,6 +59,7 @@ def test_what_is_missing_is_named_with_a_remedy():
     assert "ok   keras" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_look_that_fails_unforeseen_has_a_remedy_of_its_own():
     done = run("doctor", "--tracking-uri", "http://[no-address")
     assert done.returncode == 4
@@ -66,6 +67,7 @@ def test_a_look_that_fails_unforeseen_has_a_remedy_of_its_own():
     assert "remedy: correct the tracking URI" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_spec_may_come_in_a_variable(tmp_path):
     spec = {"step_id": "list", "output_uri": str(tmp_path), "options": {"kind": "list", "what": "recipes"}}
     done = run("run", "--spec", "env:SPEC", "--result", str(tmp_path / "r.json"), SPEC=json.dumps(spec))

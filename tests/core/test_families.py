@@ -40,6 +40,8 @@ from tfmot_ops.core.quantizers import FixedRangeQuantizer
 from tfmot_ops.core.sparsity import inner_layer
 from tfmot_ops.core.training import set_seed
 
+pytestmark = pytest.mark.slow
+
 L = keras.layers
 RECIPE = core.recipes.decode("sparse50_wi8_ai8")
 

@@ -11,6 +11,8 @@ import pytest
 from tfmot_ops.cli.chain import Chain
 from tfmot_ops.contract import ArtifactFormat, Status, StepResult
 
+pytestmark = pytest.mark.slow
+
 
 def evaluated(recipe: str, folder: Path) -> tuple[StepResult, list[dict[str, str]]]:
     chain = Chain(

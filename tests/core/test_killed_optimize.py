@@ -34,6 +34,8 @@ from tfmot_ops.tracking.chain import find_unfinished
 from tfmot_ops.tracking.client import connect
 from tfmot_ops.tracking.owner import OWNER, _looked_through
 
+pytestmark = pytest.mark.slow
+
 KILLS = os.environ.get("TFMOT_OPS_OPTIMIZE_KILLS", "3")
 
 

@@ -15,6 +15,8 @@ from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.profile import profile_tflite
 from tfmot_ops.core.recipes import decode
 
+pytestmark = pytest.mark.slow
+
 IMAGES = np.random.default_rng(0).uniform(-1.0, 1.0, (8, 16, 16, 64)).astype(np.float32)
 
 

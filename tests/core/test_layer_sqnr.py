@@ -16,6 +16,8 @@ from tfmot_ops.core import keras
 from tfmot_ops.core.layer_sqnr import layer_sqnr, layer_sqnr_csv
 from tfmot_ops.errors import ArtifactError
 
+pytestmark = pytest.mark.slow
+
 L = keras.layers
 X = np.random.default_rng(0).random((24, 12, 12, 3), dtype=np.float32)
 FLOAT = Recipe(name="float32")

@@ -18,6 +18,8 @@ from tfmot_ops.core.prune import wrap_low_magnitude
 from tfmot_ops.core.quantize import unrounded
 from tfmot_ops.errors import UnsupportedModelError
 
+pytestmark = pytest.mark.slow
+
 L = keras.layers
 FLOAT = Recipe(name="float")
 

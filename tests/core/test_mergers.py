@@ -14,6 +14,8 @@ from tfmot_ops.contract import Outcome
 from tfmot_ops.core import keras
 from tfmot_ops.core.quantize import unrounded
 
+pytestmark = pytest.mark.slow
+
 L = keras.layers
 #: (a [N, 8, 8, 4], a function that gives another tensor of as many channels as asked for) -> the merged tensor.
 Merge = Callable[[Any, Callable[..., Any]], Any]

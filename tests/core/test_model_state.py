@@ -14,6 +14,8 @@ from tfmot_ops.core import keras
 from tfmot_ops.core.graph.rebuild import copy_layer
 from tfmot_ops.errors import UnsupportedModelError
 
+pytestmark = pytest.mark.slow
+
 L = keras.layers
 INT8 = core.recipes.decode("wi8_ai8")
 RNG = np.random.default_rng(0)

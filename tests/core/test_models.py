@@ -55,6 +55,7 @@ def test_the_seed_decides_the_weights(name: str):
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUILTIN_MODELS)
 def test_built_ins_learn_the_digits(name: str):
     from tfmot_ops.core.training import compile_default, fit

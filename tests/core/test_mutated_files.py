@@ -13,7 +13,7 @@ from untrusted import changed_h5, changed_keras, changed_saved_model, load_in_a_
 
 from tfmot_ops import core
 
-pytestmark = pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+pytestmark = [pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file"), pytest.mark.slow]
 SEED = 20
 COUNTS = {"plain.h5": 60, "quantized.h5": 30, "plain.keras": 90, "plain": 20}
 MODULES = ["stranger", "os", "subprocess", "builtins", "shutil", "wave", "ctypes", "tf_keras.src.saving.saving_lib"]

@@ -14,6 +14,8 @@ from tfmot_ops.core import models, training
 from tfmot_ops.data import Dataset, load_dataset
 from tfmot_ops.errors import ExportError, RecipeError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def digits() -> Dataset:

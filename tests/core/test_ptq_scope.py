@@ -15,6 +15,8 @@ from tfmot_ops.contract import Outcome, Quantization, Recipe, Scope
 from tfmot_ops.core import keras
 from tfmot_ops.errors import RecipeError, ScopeError, UnsupportedModelError
 
+pytestmark = pytest.mark.slow
+
 L = keras.layers
 X = np.random.default_rng(0).normal(size=(16, 8, 8, 4)).astype(np.float32)
 

@@ -20,6 +20,8 @@ from tfmot_ops.core.checkpoint import Checkpoint, assert_masks_hold
 from tfmot_ops.core.seeding import batches
 from tfmot_ops.errors import SparsityLostError
 
+pytestmark = pytest.mark.slow
+
 L = keras.layers
 RECIPE = "sparse50_wi8_ai8"
 RNG = np.random.default_rng(0)

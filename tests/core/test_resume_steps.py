@@ -18,6 +18,8 @@ from tfmot_ops.core import keras, training
 from tfmot_ops.steps.resume import VARIABLE, StepCheckpoint, checkpoint_uri
 from tfmot_ops.store import describe
 
+pytestmark = pytest.mark.slow
+
 L = keras.layers
 RECIPE = "sparse50_wi8_ai8"
 

@@ -12,6 +12,8 @@ import tensorflow as tf
 from tfmot_ops import core
 from tfmot_ops.core import keras
 
+pytestmark = pytest.mark.slow
+
 L = keras.layers
 #: Gives a layer, or a function of a tensor.
 Make = Callable[[], Callable[[Any], Any]]

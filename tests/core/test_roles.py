@@ -14,6 +14,8 @@ from tfmot_ops import core
 from tfmot_ops.contract import Outcome
 from tfmot_ops.core import keras, layers, roles
 
+pytestmark = pytest.mark.slow
+
 L = keras.layers
 
 #: Layers on an image [N, 8, 8, 4].

@@ -16,6 +16,8 @@ from core.kill_store import OLD_SCHEMA, RUN, make_old
 from tfmot_ops.errors import StepFailedError
 from tfmot_ops.tracking.client import connect
 
+pytestmark = pytest.mark.slow
+
 KILLS = int(os.environ.get("TFMOT_OPS_STORE_KILLS", "8"))
 
 

@@ -29,6 +29,8 @@ from tfmot_ops.errors import ExportError
 from tfmot_ops.steps.requirements import require_int8
 from tfmot_ops.store import describe
 
+pytestmark = pytest.mark.slow
+
 DATA: dict[str, Any] = {"dataset": "digits", "limit": 60, "batch_size": 32}
 SPARSE = "sparse50_wi8_ai8"
 L = keras.layers

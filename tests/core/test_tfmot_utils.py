@@ -13,6 +13,8 @@ import tensorflow_model_optimization as tfmot
 from tfmot_ops import core, tfmot_utils
 from tfmot_ops.core import keras
 
+pytestmark = pytest.mark.slow
+
 L = keras.layers
 
 

@@ -144,6 +144,7 @@ def trained():
     return model, x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["wi8_ai8", "sparse50_wi8_ai8"])
 def test_a_qat_model_logged_and_loaded_gives_the_same_outputs(uri, trained, name):
     model, x = trained
@@ -205,6 +206,7 @@ StepRun(StepSpec(step_id="list", tracking=tracking, options=ListOptions())).epoc
 """
 
 
+@pytest.mark.slow
 def test_two_writers_on_a_fresh_store_do_not_collide(uri):
     writers = [
         subprocess.Popen([sys.executable, "-c", WRITER, uri, name], stderr=subprocess.PIPE, text=True)

@@ -13,6 +13,8 @@ from tfmot_ops.core import keras
 from tfmot_ops.core.training import set_seed
 from tfmot_ops.data import Dataset, load_dataset
 
+pytestmark = pytest.mark.slow
+
 L = keras.layers
 
 

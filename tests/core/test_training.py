@@ -14,6 +14,8 @@ from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.training import compile_default, compile_like, compile_parameters, fit, is_compiled, set_seed
 from tfmot_ops.errors import SpecError, StepFailedError, UnsupportedModelError
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(0)
 X = RNG.random((40, 6), dtype=np.float32)
 Y = np.arange(40) % 3

@@ -10,6 +10,8 @@ import pytest
 from tfmot_ops import core
 from tfmot_ops.core import keras
 
+pytestmark = pytest.mark.slow
+
 L = keras.layers
 
 

@@ -17,6 +17,8 @@ from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.quantize import calibration_batches
 from tfmot_ops.errors import CalibrationError, UnsupportedModelError
 
+pytestmark = pytest.mark.slow
+
 L = keras.layers
 QAT = core.recipes.decode("wi8_ai8")
 RNG = np.random.default_rng(0)

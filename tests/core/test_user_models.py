@@ -14,6 +14,8 @@ from tfmot_ops.contract import Outcome
 from tfmot_ops.core import keras
 from tfmot_ops.core.quantize import unrounded
 
+pytestmark = pytest.mark.slow
+
 L = keras.layers
 
 

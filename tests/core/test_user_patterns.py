@@ -18,6 +18,8 @@ from tfmot_ops.core import keras
 from tfmot_ops.core.quantize import unrounded
 from tfmot_ops.errors import UnsupportedModelError
 
+pytestmark = pytest.mark.slow
+
 L = keras.layers
 SPARSE = core.recipes.decode("sparse50_wi8_ai8")
 

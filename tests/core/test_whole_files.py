@@ -17,6 +17,8 @@ import pytest
 from tfmot_ops.errors import StepFailedError
 from tfmot_ops.system import files, processes, scratch
 
+pytestmark = pytest.mark.slow
+
 WRITER = """
 import sys, time
 from pathlib import Path

@@ -105,6 +105,7 @@ def test_the_smallest_pool_has_room_for_the_largest_shard():
     assert _told({"jobs": {"quota": {"pods": str(Weight.HEAVY.pool_slots)}}})[SLOTS] == str(Weight.HEAVY.pool_slots)
 
 
+@pytest.mark.slow
 def test_a_migration_gives_airflows_pool_its_slots(environment):
     """The job's own command, on a fresh database and, as after an upgrade of the release, on the one that is there."""
     arguments = values_of("values.yaml")["airflow"]["migrateDatabaseJob"]["args"]

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+pytestmark = pytest.mark.airflow
+
 _PARSE = """
 import json, sys, time
 import airflow.sdk

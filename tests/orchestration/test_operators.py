@@ -4,6 +4,8 @@ import pytest
 
 from tfmot_ops.contract import StepResult
 
+pytestmark = pytest.mark.airflow
+
 
 def specs(run, step_id=None):
     return [spec for spec in run["specs"] if step_id in (None, spec["step_id"])]

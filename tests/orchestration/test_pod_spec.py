@@ -5,6 +5,8 @@ import json
 import kubernetes_validate
 import pytest
 
+pytestmark = pytest.mark.airflow
+
 VERSIONS = ("1.36", "1.37")
 
 # In a process of its own: Airflow makes its home where its environment says at import.

@@ -19,6 +19,8 @@ from tfmot_ops.contract import Device, StepSpec
 from tfmot_ops.errors import TfmotOpsError
 from tfmot_ops.runners import KubernetesRunner
 
+pytestmark = pytest.mark.airflow
+
 #: Pods that a namespace takes, one after the other: an endless fallback ends here.
 QUOTA = 4
 

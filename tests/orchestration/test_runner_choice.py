@@ -19,6 +19,8 @@ from tfmot_ops.runners import (
     look_up,
 )
 
+pytestmark = pytest.mark.airflow
+
 
 @pytest.fixture(autouse=True)
 def deployment(monkeypatch):

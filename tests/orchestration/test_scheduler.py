@@ -27,7 +27,7 @@ RUN_S = 600.0
 # A task process and its step have to be gone well within Airflow's own patience.
 GONE_S = 15.0
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.timeout(1200), pytest.mark.slow]
 
 
 @dataclass(frozen=True)

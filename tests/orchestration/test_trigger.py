@@ -13,6 +13,8 @@ from tfmot_ops.demo.bench import Workbench
 from tfmot_ops.operators import CompatSweepOperator, TrainOperator
 from tfmot_ops.runners import IMAGES_VARIABLE, OPTIONS_VARIABLE, RUNNER_VARIABLE
 
+pytestmark = [pytest.mark.airflow, pytest.mark.slow]
+
 FOLDER = Path(__file__).with_name("trigger_dags")
 SECRET = "hunter2secret"  # noqa: S105 - made up
 #: Files that somebody who may trigger a run, and not read this machine's files, names as a recipe.

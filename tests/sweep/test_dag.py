@@ -12,7 +12,7 @@ import pytest
 from tfmot_ops.contract import Status
 from tfmot_ops.tracking import earlier_sweeps
 
-pytestmark = pytest.mark.usefixtures("plugin")
+pytestmark = [pytest.mark.usefixtures("plugin"), pytest.mark.slow]
 
 NAMES = ["sound", "sound_1", "sound_2", "sound_3", "sound_4", "fickle"]
 PARAMS = {"architectures": NAMES, "recipes": ["wi8_ai8"]}

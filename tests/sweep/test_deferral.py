@@ -20,6 +20,8 @@ import pytest
 from tfmot_ops.contract import Artifact, ArtifactFormat, Status, StepResult, StepSpec
 from tfmot_ops.runners import FakeRunner, Runner
 
+pytestmark = pytest.mark.slow
+
 RECIPE = "wi8_ai8"
 WORSE = {"regressions": {"A/wi8_ai8": "conversion at export: no"}, "improvements": {}, "new": {}, "missing": {}}
 GOOD = {kind: {} for kind in WORSE}

@@ -61,7 +61,7 @@ plan = Sweep(Path(sys.argv[1]), ("sound", "sleeps"), (recipes.decode(sys.argv[2]
 plan.run(watcher=Watcher())
 """
 
-pytestmark = pytest.mark.usefixtures("plugin")
+pytestmark = [pytest.mark.usefixtures("plugin"), pytest.mark.slow]
 
 
 def test_a_killed_sweep_leaves_no_process_and_resumes(tmp_path) -> None:

@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 
 from tfmot_ops.tracking import earlier_sweeps
 
-pytestmark = pytest.mark.usefixtures("plugin")
+pytestmark = [pytest.mark.usefixtures("plugin"), pytest.mark.slow]
 
 
 def test_a_forecast_tells_what_another_interpreter_would_break(bench, run_dag, tmp_path) -> None:

@@ -22,6 +22,8 @@ from tfmot_ops.tracking import earlier_sweeps
 from tfmot_ops.tracking.client import connect
 from tfmot_ops.tracking.sweep import log_sweep, run_address
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENT = "sweeps"
 UI = "http://mlflow.test:5000"
 AWAY = ("--tracking-uri", "http://127.0.0.1:9")

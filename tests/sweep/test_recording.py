@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from tfmot_ops.cli.app import app
 from tfmot_ops.tracking import earlier_sweeps
 
-pytestmark = pytest.mark.usefixtures("plugin")
+pytestmark = [pytest.mark.usefixtures("plugin"), pytest.mark.slow]
 
 EXPERIMENT = "sweeps"
 

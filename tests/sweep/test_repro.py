@@ -18,6 +18,8 @@ from tfmot_ops.sweep.probe import _lines
 from tfmot_ops.sweep.repro import LONGEST_SCRIPT, make_repro, normalised, write_repros
 from tfmot_ops.sweep.shrink import INPUT, Call, Part, gates, members, smallest
 
+pytestmark = pytest.mark.slow
+
 
 def break_config(folder, layer, deed):
     """What a regression of tf_keras would do: a layer's config cannot be had any more."""
