@@ -236,7 +236,8 @@ def test_the_hint_is_a_command_that_accepts_just_that(here, monkeypatch) -> None
 
 
 def test_accepting_into_a_package_that_cannot_be_written(here, monkeypatch) -> None:
-    monkeypatch.setattr(expected, "PATH", here / "none" / "expected.yaml")
+    (here / "file").touch()
+    monkeypatch.setattr(expected, "PATH", here / "file" / "expected.yaml")
     refused = invoke("--accept")
     assert isinstance(refused.exception, StepFailedError)
     assert "in a checkout" in refused.exception.remedy
