@@ -116,7 +116,7 @@ def check_acceptable() -> None:
     Raises:
         StepFailedError: the file is in a folder that cannot be written, as in an image.
     """
-    if not os.access(expected.PATH.parent, os.W_OK):
+    if not (expected.PATH.parent.is_dir() and os.access(expected.PATH.parent, os.W_OK)):
         raise _not_acceptable("a folder that cannot be written")
 
 
