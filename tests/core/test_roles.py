@@ -67,9 +67,24 @@ _SEQUENCE: dict[type, Callable[[], Any]] = {
     L.GaussianDropout: lambda: L.GaussianDropout(0.1),
     L.ActivityRegularization: lambda: L.ActivityRegularization(0.1),
 }
+#: Layers on a volume [N, 4, 4, 4, 4].
+_VOLUME: dict[type, Callable[[], Any]] = {
+    L.ZeroPadding3D: L.ZeroPadding3D,
+    L.Cropping3D: L.Cropping3D,
+    L.UpSampling3D: L.UpSampling3D,
+    L.SpatialDropout3D: lambda: L.SpatialDropout3D(0.1),
+    L.GlobalMaxPooling3D: L.GlobalMaxPooling3D,
+    L.GlobalAveragePooling3D: L.GlobalAveragePooling3D,
+}
 #: Layers of two tensors.
 _PAIRS = (L.Add, L.Subtract, L.Multiply, L.Concatenate, L.Maximum, L.Minimum)
 _ARRAY = np.random.default_rng(1).normal(size=(8, 8, 4)).astype(np.float32)
+
+
+def _over_the_batch(x: Any) -> Any:
+    return tf.batch_to_space(tf.space_to_batch(x, [2, 2], [[0, 0], [0, 0]]), [2, 2], [[0, 0], [0, 0]])
+
+
 #: Functions of TensorFlow, on an image [N, 8, 8, 4].
 _SYMBOLS: dict[str, Callable[[Any], Any]] = {
     "reshape": lambda x: tf.reshape(x, [-1, 4, 16, 4]),
@@ -95,6 +110,37 @@ _SYMBOLS: dict[str, Callable[[Any], Any]] = {
     "math.reduce_mean": lambda x: tf.reduce_mean(x, 1),
     "math.reduce_sum": lambda x: tf.reduce_sum(x, 1),
     "linalg.matmul": lambda x: tf.matmul(x, x, transpose_b=True),
+    "nn.avg_pool": lambda x: tf.nn.avg_pool(x, 2, 2, "SAME"),
+    "compat.v1.nn.avg_pool": lambda x: tf.nn.relu(tf.compat.v1.nn.avg_pool(x, 2, 2, "SAME")),
+    "compat.v1.nn.max_pool": lambda x: tf.compat.v1.nn.max_pool(x, 2, 2, "SAME"),
+    "broadcast_to": lambda x: tf.broadcast_to(x[:, :1], [tf.shape(x)[0], 8, 8, 4]),
+    "roll": lambda x: tf.roll(x, 1, 1),
+    "slice": lambda x: tf.slice(x, [0, 1, 1, 0], [-1, 4, 4, 4]),
+    "strided_slice": lambda x: tf.strided_slice(x, [0, 0, 0, 0], [1000, 8, 8, 4], [1, 2, 2, 1]),
+    "linalg.matrix_transpose": tf.linalg.matrix_transpose,
+    "space_to_batch_nd": _over_the_batch,
+    "compat.v1.batch_to_space_nd": _over_the_batch,
+    "image.transpose": tf.image.transpose,
+    "image.crop_to_bounding_box": lambda x: tf.image.crop_to_bounding_box(x, 1, 1, 6, 6),
+    "image.central_crop": lambda x: tf.image.central_crop(x, 0.5),
+    "image.pad_to_bounding_box": lambda x: tf.image.pad_to_bounding_box(x, 1, 1, 10, 10),
+    "image.resize_with_crop_or_pad": lambda x: tf.image.resize_with_crop_or_pad(x, 10, 6),
+    "math.reduce_min": lambda x: tf.reduce_min(x, 1),
+    "math.top_k": lambda x: tf.math.top_k(x, 2)[0],
+    "where": lambda x: tf.where(x > 0.0, x, 0.1 * x),
+    "clip_by_value": lambda x: tf.clip_by_value(x, -0.3, 0.4),
+    "image.resize_with_pad": lambda x: tf.image.resize_with_pad(x, 12, 10),
+    "compat.v1.image.resize_images": lambda x: tf.compat.v1.image.resize_images(x, [16, 16]),
+    "compat.v1.image.resize_bilinear": lambda x: tf.compat.v1.image.resize_bilinear(x, [16, 16]),
+    "compat.v1.image.resize_nearest_neighbor": lambda x: tf.compat.v1.image.resize_nearest_neighbor(x, [16, 16]),
+    "reverse": lambda x: tf.reverse(x, [1]),
+    "image.flip_left_right": tf.image.flip_left_right,
+    "image.flip_up_down": tf.image.flip_up_down,
+    "image.rot90": tf.image.rot90,
+    "math.reduce_prod": lambda x: tf.reduce_prod(tf.reshape(x, [-1, 8, 4, 8])[:, :2], 1),
+    "einsum": lambda x: tf.einsum("bijc,bijd->bicd", x, x),
+    "math.abs": tf.abs,
+    "math.squared_difference": lambda x: tf.math.squared_difference(x, x[:, ::-1]),
     "math.add": lambda x: tf.add(x, _ARRAY),
     "__operators__.add": lambda x: x + _ARRAY,
     "math.multiply": lambda x: _ARRAY * x,
@@ -138,6 +184,12 @@ def test_layer_on_an_image(make: Callable[[], Any]) -> None:
 def test_layer_on_a_sequence(make: Callable[[], Any]) -> None:
     keras.utils.set_random_seed(0)
     _check(_sequence(make()))
+
+
+@pytest.mark.parametrize("make", _VOLUME.values(), ids=[cls.__name__ for cls in _VOLUME])
+def test_layer_on_a_volume(make: Callable[[], Any]) -> None:
+    keras.utils.set_random_seed(0)
+    _check(_image(lambda x: make()(L.Reshape((4, 4, 4, 4))(x))))
 
 
 @pytest.mark.parametrize("merge", _PAIRS, ids=[cls.__name__ for cls in _PAIRS])
@@ -198,7 +250,7 @@ def test_a_limit_of_tflite_is_told_from_one_of_ours() -> None:
 
 
 def test_every_row_is_checked() -> None:
-    assert set(roles.CLASSES) == {*_IMAGE, *_SEQUENCE, *_PAIRS, *_ELSEWHERE}
+    assert set(roles.CLASSES) == {*_IMAGE, *_SEQUENCE, *_VOLUME, *_PAIRS, *_ELSEWHERE}
     # These become layers before they get a role.
     rewritten = {"concat", "math.maximum", "math.minimum"}
     assert set(roles.SYMBOLS) - rewritten == set(_SYMBOLS)

@@ -93,9 +93,12 @@ class _Emitter:
     def _compute(self, node: Node, layer: Any, args: Any, kwargs: Any) -> Any:
         if isinstance(node.layer, QuantizeLayer) or id(node) in self.folded:
             return args[0]
-        if getattr(getattr(node.layer, "quantize_config", None), "keep_float", False):
-            args = tf.nest.map_structure(_float_barrier, args)
         kind = role(layer)
+        keep_float = getattr(getattr(node.layer, "quantize_config", None), "keep_float", False)
+        if (kind is Role.FLOAT and self.ranges) or (keep_float and kind in {Role.PASS, Role.SAME_SCALE}):
+            return _float_call(layer, args, kwargs)
+        if keep_float:
+            args = tf.nest.map_structure(_float_barrier, args)
         if kind is Role.CONVOLUTION:
             return self._convolution(node, layer, args[0])
         if kind is Role.AFFINE:
@@ -163,12 +166,58 @@ class _Emitter:
         return fixed(value, False, {}) if isinstance(fixed, FixedRangeQuantizer) else value
 
 
+#: Operations whose input and output the converter ties to one range, also where it knows two.
+_TYING = {
+    *("Reshape", "Transpose", "Squeeze", "ExpandDims", "Identity", "StopGradient", "BroadcastTo", "Tile", "Roll"),
+    *(
+        "Pad",
+        "PadV2",
+        "MirrorPad",
+        "Slice",
+        "StridedSlice",
+        "Split",
+        "SplitV",
+        "Pack",
+        "Unpack",
+        "ConcatV2",
+        "ReverseV2",
+    ),
+    *("Gather", "GatherV2", "GatherNd", "TopKV2", "Select", "SelectV2", "ReverseSequence", "ScatterNd"),
+    *("ResizeBilinear", "ResizeNearestNeighbor", "MaxPool", "AvgPool", "Max", "Min", "Maximum", "Minimum"),
+    *("DepthToSpace", "SpaceToDepth", "BatchToSpaceND", "SpaceToBatchND", "ClipByValue"),
+    # No input of floats: the converter would give its two values the type of the range after it, which it cannot have.
+    "OneHot",
+}
+
+
+def _float_call(layer: Any, args: Any, kwargs: Any) -> Any:
+    """A call that is to stay in float: kept from the converter where that would give its input and output one range."""
+    graph = tf.compat.v1.get_default_graph()
+    before = len(graph.get_operations())
+    result = _call(layer, args, kwargs)
+    made = [op for op in graph.get_operations()[before:] if op.type != "Const" and _gives_floats(op)]
+    if not made or any(op.type not in _TYING for op in made):
+        return result
+    # The operations of the first call are read by nothing, and so no part of the file.
+    return _in_float(layer, args, kwargs)
+
+
+def _gives_floats(op: Any) -> bool:
+    return any(tensor.dtype.is_floating for tensor in op.outputs)
+
+
+def _in_float(layer: Any, args: Any, kwargs: Any) -> Any:
+    """A call between barriers: the converter gives its input and output no range of the other's."""
+    args, kwargs = tf.nest.map_structure(_float_barrier, (args, kwargs))
+    return tf.nest.map_structure(_float_barrier, _call(layer, args, kwargs))
+
+
 def _float_barrier(value: Any) -> Any:
     """The same value behind an operation that TFLite has in float only, and that no pass folds away.
 
     The converter quantises whatever stands between two ranges; a sign times a magnitude keeps it out.
     """
-    return tf.sign(value) * tf.abs(value) if tf.is_tensor(value) else value
+    return tf.sign(value) * tf.abs(value) if tf.is_tensor(value) and value.dtype.is_floating else value
 
 
 def _along_outputs(kernel: Kernel, value: np.ndarray, scale: np.ndarray) -> np.ndarray:

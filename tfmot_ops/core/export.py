@@ -20,9 +20,13 @@ from tfmot_ops.core.graph.ir import Graph, Node, tensors, unique_names
 from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import rebuild
+from tfmot_ops.core.graph.rewrite import rewrite
+from tfmot_ops.core.graph.rules.padding import pad_by_sum
+from tfmot_ops.core.graph.run import infer
 from tfmot_ops.core.kernels import kernels
 from tfmot_ops.core.late_weights import LateWeights, LateWeightsError
 from tfmot_ops.core.legacy_keras import keras
+from tfmot_ops.core.new_values import reads_rounded, refuse_far_constants, refuse_pads_out_of_range
 from tfmot_ops.core.profile import weight_zeros
 from tfmot_ops.core.ptq_ai_edge import quantize_file
 from tfmot_ops.core.quantize import calibration_batches
@@ -66,8 +70,9 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Any = None) -
         normal = normalize_graph(graph)
         required = _required_of_float(normal, model, recipe)
         kept = _kept_float(graph, normal, recipe)
+        _refuse_far_constants(normal, recipe, calibration, kept)
         # Rebuilt, as a layer that a rule made is built only by its call.
-        graph = read_graph(rebuild(normal))
+        graph = read_graph(rebuild(_for_integers(normal, recipe)))
     try:
         data = _convert(graph, recipe, calibration, LateWeights(floats=_takes_floats_late(recipe, quantized)), kept)
     except LateWeightsError as error:
@@ -112,6 +117,28 @@ def _kept_float(source: Graph, normal: Graph, recipe: Recipe) -> tuple[str, ...]
     names = unique_names(dict.fromkeys(node.path for node in normal.nodes), normal.input_names.values())
     kept = [node for node in normal.nodes if node.origin in excluded or _stays_float(node)]
     return tuple(dict.fromkeys(f"{scope_name(names[node.path])}/" for node in kept))
+
+
+def _for_integers(graph: Graph, recipe: Recipe) -> Graph:
+    """A normalised graph with what TFLite computes on the recipe's activations."""
+    quantization = recipe.quantization
+    is_int16 = quantization is not None and quantization.activations is Activations.INT16
+    return rewrite(graph, [pad_by_sum]) if is_int16 else graph
+
+
+def _refuse_far_constants(graph: Graph, recipe: Recipe, calibration: Any, kept: tuple[str, ...]) -> None:
+    """Refuse constants that leave nothing of the values beside them, where ranges are found after training."""
+    quantization = recipe.quantization
+    if quantization is not None and quantization.weights is Weights.FLOAT16:
+        refuse_pads_out_of_range(graph)
+    if quantization is None or calibration is None or not _is_calibrated(recipe):
+        return
+    bits = 16 if quantization.activations is Activations.INT16 else 8
+    names = unique_names(dict.fromkeys(node.path for node in graph.nodes), graph.input_names.values())
+    rounds = reads_rounded(graph, lambda node: f"{scope_name(names[node.path])}/" not in kept)
+    batches = calibration_batches(graph, calibration, quantization.calibration_samples)
+    compute = lambda node, args, kwargs: infer(node.layer, args, kwargs)  # noqa: E731 - as short as a name for it
+    refuse_far_constants(graph, batches, compute, rounds, bits=bits)
 
 
 def _stays_float(node: Node) -> bool:

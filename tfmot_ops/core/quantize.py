@@ -19,6 +19,7 @@ from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import OnTensor, rebuild
 from tfmot_ops.core.graph.run import infer, run_graph
 from tfmot_ops.core.legacy_keras import keras
+from tfmot_ops.core.new_values import reads_rounded, refuse_far_constants, refuse_pads_out_of_range
 from tfmot_ops.core.quantizers import FixedRangeQuantizer, QuantizedLayer, RangeQuantizer
 from tfmot_ops.core.scheme import Plan, RequiredSparsity, make_plan, output_quantizer, tied_groups
 from tfmot_ops.core.sparsity import give_masks, prunable, required_ratio
@@ -72,7 +73,9 @@ def quantize(model: keras.Model, recipe: Recipe, calibration: Any = None) -> tup
     with _without_collections():
         quantized, reports = _with_quantisers(model, recipe, recipe.quantization)
     if calibration is not None:
-        calibrate(quantized, calibration, samples=recipe.quantization.calibration_samples)
+        samples = recipe.quantization.calibration_samples
+        _refuse_far_constants(read_graph(quantized), calibration, samples)
+        calibrate(quantized, calibration, samples=samples)
     compile_like(quantized, model)
     return quantized, reports
 
@@ -98,6 +101,7 @@ def _with_quantisers(
     source = read_graph(model)
     _refuse(source)
     graph = normalize_graph(source)
+    refuse_pads_out_of_range(graph)
     plan = make_plan(graph, source, quantization, _required_sparsity(model, recipe))
 
     def wrap(layer: Any, node: Node) -> Any:
@@ -107,6 +111,11 @@ def _with_quantisers(
     quantized = rebuild(graph, wrap, _on_tensor(graph, plan))
     give_masks(quantized)
     return quantized, plan.reports
+
+
+def _refuse_far_constants(graph: Graph, calibration: Any, samples: int) -> None:
+    rounds = reads_rounded(graph, lambda node: output_quantizer(node.layer) is not None)
+    refuse_far_constants(graph, calibration_batches(graph, calibration, samples), _call_unrounded, rounds)
 
 
 def _on_tensor(graph: Graph, plan: Plan) -> OnTensor:

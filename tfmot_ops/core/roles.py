@@ -46,6 +46,7 @@ CLASSES: dict[type, Role] = {
         (
             *(_L.MaxPooling1D, _L.MaxPooling2D, _L.GlobalMaxPooling1D, _L.GlobalMaxPooling2D),
             *(_L.ZeroPadding1D, _L.ZeroPadding2D, _L.Cropping1D, _L.Cropping2D, _L.CenterCrop),
+            *(_L.ZeroPadding3D, _L.Cropping3D, _L.UpSampling3D, _L.GlobalMaxPooling3D, _L.SpatialDropout3D),
             *(_L.UpSampling1D, _L.Reshape, _L.Flatten, _L.Permute, _L.RepeatVector, _L.Identity),
             *(_L.Dropout, _L.SpatialDropout1D, _L.SpatialDropout2D, _L.AlphaDropout),
             *(_L.GaussianNoise, _L.GaussianDropout, _L.ActivityRegularization),
@@ -69,7 +70,7 @@ CLASSES: dict[type, Role] = {
     **dict.fromkeys(
         (
             *(_L.Add, _L.Subtract, _L.Multiply, _L.Dot, _L.GlobalAveragePooling1D, _L.GlobalAveragePooling2D),
-            *(_L.LeakyReLU, _L.PReLU, HardSwish, InverseRoot, AxisMean, Shift),
+            *(_L.GlobalAveragePooling3D, _L.LeakyReLU, _L.PReLU, HardSwish, InverseRoot, AxisMean, Shift),
         ),
         Role.COMPUTES,
     ),
@@ -82,22 +83,29 @@ SYMBOLS: dict[str, Role] = {
         (
             *("reshape", "compat.v1.transpose", "compat.v1.squeeze", "__operators__.getitem", "expand_dims"),
             *("compat.v1.pad", "split", "unstack", "nn.depth_to_space", "nn.space_to_depth", "identity"),
-            *(
-                "stop_gradient",
-                "tile",
-                "compat.v1.gather",
-                "repeat",
-            ),
-            *("math.reduce_max", "nn.max_pool2d"),
+            *("stop_gradient", "tile", "compat.v1.gather", "repeat", "broadcast_to", "roll"),
+            *("slice", "strided_slice", "linalg.matrix_transpose", "space_to_batch_nd", "compat.v1.batch_to_space_nd"),
+            *("image.transpose", "image.crop_to_bounding_box", "image.central_crop", "image.pad_to_bounding_box"),
+            *("image.resize_with_crop_or_pad", "math.reduce_max", "math.reduce_min", "math.top_k"),
+            *("nn.max_pool2d", "compat.v1.nn.max_pool"),
         ),
         Role.PASS,
     ),
     **dict.fromkeys(
-        ("concat", "stack", "nn.avg_pool2d", "math.maximum", "math.minimum", "image.resize"), Role.SAME_SCALE
+        (
+            *("concat", "stack", "math.maximum", "math.minimum", "where", "clip_by_value"),
+            *("nn.avg_pool2d", "nn.avg_pool", "compat.v1.nn.avg_pool"),
+            *("image.resize", "image.resize_with_pad", "compat.v1.image.resize_images"),
+            *("compat.v1.image.resize_bilinear", "compat.v1.image.resize_nearest_neighbor"),
+            # Of REVERSE_V2, which these are, the converter does not take the range on to the output.
+            *("reverse", "image.flip_left_right", "image.flip_up_down", "image.rot90"),
+        ),
+        Role.SAME_SCALE,
     ),
     **dict.fromkeys(
         (
-            *("math.reduce_mean", "math.reduce_sum", "linalg.matmul"),
+            *("math.reduce_mean", "math.reduce_sum", "math.reduce_prod", "linalg.matmul", "einsum"),
+            *("math.abs", "math.squared_difference"),
             # With a constant that is none per channel, or a tensor of another rank; otherwise they become layers.
             *("math.add", "__operators__.add", "math.multiply", "math.subtract"),
             # Constants, of which the file has the int8 form.

@@ -13,6 +13,7 @@ from tfmot_ops.contract import LayerReport, Outcome, Quantization
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
 from tfmot_ops.core.kernels import Kernel, kernels
 from tfmot_ops.core.legacy_keras import keras
+from tfmot_ops.core.new_values import constants
 from tfmot_ops.core.quantizers import (
     FixedRangeQuantizer,
     LayerQuantizeConfig,
@@ -31,7 +32,10 @@ RequiredSparsity = Callable[[Node, Kernel], float]
 #: Merges that TFLite computes as one operation with the relu after them.
 _FUSES_RELU = (_L.Add, _L.Subtract, _L.Multiply)
 #: Pools that TFLite computes as one operation with the relu after them, as layers and as functions of TensorFlow.
-_CLIPPED_POOLS = (_L.MaxPooling2D, _L.AveragePooling2D, "nn.max_pool2d", "nn.avg_pool2d")
+_CLIPPED_POOLS = (
+    *(_L.MaxPooling2D, _L.AveragePooling2D, "nn.max_pool2d", "compat.v1.nn.max_pool"),
+    *("nn.avg_pool2d", "nn.avg_pool", "compat.v1.nn.avg_pool"),
+)
 
 
 @dataclass
@@ -118,8 +122,8 @@ class _Placer:
         fixed = [tensor.producer for tensor, kind in origins if kind is Role.FIXED_RANGE and tensor.producer]
         names = {activation_name(node.layer) or "" for node in fixed}
         keys = [id(tensor) for tensor in group]
-        if fixed and len(fixed) == len(origins):
-            widest = max(names, key=lambda name: FIXED_RANGES[name][1] - FIXED_RANGES[name][0])
+        widest = max(names, key=lambda name: FIXED_RANGES[name][1] - FIXED_RANGES[name][0], default="")
+        if fixed and len(fixed) == len(origins) and not _leave(group, *FIXED_RANGES[widest]):
             self.fixed |= dict.fromkeys(keys, FIXED_RANGES[widest])
             names = {name for name in names if FIXED_RANGES[name] != FIXED_RANGES[widest]}
         self.requantized |= dict.fromkeys(keys, sorted(names))
@@ -137,7 +141,9 @@ class _Placer:
     def _role(self, node: Node) -> Role:
         # Where a mask decides, the same operation is made of others, which TFLite has in float.
         masked = isinstance(node.kwargs.get("mask"), Tensor)
-        return Role.FLOAT if masked or node.origin in self.excluded else role(node.layer)
+        kind = Role.FLOAT if masked or node.origin in self.excluded else role(node.layer)
+        # What puts a constant among the values has a range for both.
+        return Role.SAME_SCALE if kind is Role.PASS and constants(node) else kind
 
     def place(self, node: Node) -> tuple[LayerQuantizeConfig | None, dict[int, Any], LayerReport]:
         """(what a wrapper puts on the layer, what follows tensors of a call without wrapper, report)."""
@@ -226,6 +232,13 @@ class _Placer:
         if kind is Role.AFFINE and before is not None and _is_transposed(before):
             return False
         return next_kind is Role.RELU and (kind is Role.AFFINE or type(node.layer) in _FUSES_RELU)
+
+
+def _leave(group: list[Tensor], low: float, high: float) -> bool:
+    """Whether constants that calls put among the values of a group are a step or more outside of a range."""
+    step = (high - low) / 255
+    calls = [tensor.producer for tensor in group if tensor.producer is not None]
+    return any(array.min() < low - step or array.max() > high + step for node in calls for array in constants(node))
 
 
 def _is_transposed(node: Node) -> bool:

@@ -11,6 +11,7 @@ from tfmot_ops.core.graph.rules.convolutions import (
     transposed_over_one_axis,
 )
 from tfmot_ops.core.graph.rules.merges import average, merge_of_many, sum_function
+from tfmot_ops.core.graph.rules.padding import pad_below_all
 from tfmot_ops.core.graph.rules.standardization import normalization, preprocessing
 
 #: In the order they are offered a call.
@@ -19,6 +20,7 @@ RULES = (
     function,
     sum_function,
     merge_of_many,
+    pad_below_all,
     preprocessing,
     separable,
     transposed_over_one_axis,

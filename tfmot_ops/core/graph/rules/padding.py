@@ -1,0 +1,103 @@
+"""Padding with a number: the forms of it that TFLite computes on integers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
+
+from tfmot_ops.core.graph.ir import Node, Tensor
+from tfmot_ops.core.graph.rewrite import Rewriter
+from tfmot_ops.core.legacy_keras import keras
+from tfmot_ops.core.new_values import pad_constant
+
+_L = keras.layers
+#: A number that is below every activation: the lowest of float16, or lower.
+_BELOW_ALL = float(np.finfo(np.float16).min)
+_POOLS = (_L.MaxPooling1D, _L.MaxPooling2D)
+_GLOBAL_POOLS = (_L.GlobalMaxPooling1D, _L.GlobalMaxPooling2D)
+
+
+def pad_below_all(node: Node, out: Rewriter) -> Any:
+    """`tf.pad(x, ..., constant_values=-1e9)` that maxima alone read -> x with its edges mirrored.
+
+    A window's maximum is then one of x's values, and each mirrored value stands in the window that it is mirrored into:
+    the results are equal. Between -1e9 and the values, no integer range would say anything of these.
+    """
+    paddings = _paddings(node)
+    if paddings is None:
+        return None
+    (tensor,) = node.inputs()
+    constant = pad_constant(node)
+    if isinstance(constant, Tensor) or np.ndim(constant) or not float(constant) <= _BELOW_ALL:
+        return None
+    readers = out.graph.consumers().get(id(node.output()), [])
+    fits = all(size is None or max(pair) <= size for size, pair in zip(tensor.shape, paddings, strict=True))
+    if not (fits and readers) or not all(_is_maximum(reader, paddings) for reader in readers):
+        return None
+    if any(leaf is node.output() for leaf in tf.nest.flatten(out.graph.outputs)):
+        return None
+    return _function(node, out, tf.compat.v1.pad, (tensor, paddings, "SYMMETRIC"), node.path)
+
+
+def pad_by_sum(node: Node, out: Rewriter) -> Any:
+    """`tf.pad` with a number -> with zeros, and the number added there: what TFLite can do with int16."""
+    paddings, constant = _paddings(node), pad_constant(node)
+    if paddings is None or isinstance(constant, Tensor) or np.ndim(constant) or not np.any(constant):
+        return None
+    (tensor,) = node.inputs()
+    padded = [any(pair) for pair in paddings]
+    sizes = [(size or 0) if is_padded else 1 for size, is_padded in zip(tensor.shape, padded, strict=True)]
+    if not all(sizes):
+        return None
+    border = np.pad(np.zeros(sizes, np.float32), paddings, constant_values=float(constant))
+    zeros = _function(node, out, tf.compat.v1.pad, (tensor, paddings), f"{node.path}_zeros")
+    return _function(node, out, tf.add, (zeros, border), node.path)
+
+
+def _paddings(node: Node) -> list[list[int]] | None:
+    """How much a call of `tf.pad` adds to each axis; None for another call, or where it is no constant."""
+    if getattr(node.layer, "symbol", "") != "compat.v1.pad" or not node.output().is_float:
+        return None
+    value = node.args[1] if len(node.args) > 1 else node.kwargs.get("paddings")
+    leaves = tf.nest.flatten(value)
+    if value is None or any(isinstance(leaf, Tensor) for leaf in leaves):
+        return None
+    found: list[list[int]] = np.asarray(value).tolist()
+    return found
+
+
+def _is_maximum(reader: Node, paddings: list[list[int]]) -> bool:
+    """Whether a call takes maxima, of windows each of which has the mirror image of what it has of the padding."""
+    window, (batch, *sides, channels) = _window(reader), paddings
+    if window is None or any((*batch, *channels)):
+        return False
+    return all(2 * max(pair) <= size for pair, size in zip(sides, np.broadcast_to(window, len(sides)), strict=True))
+
+
+def _window(reader: Node) -> Any:
+    """Sizes of the windows, each wholly within its input, of whose values a call takes the maximum; None for others."""
+    layer = reader.layer
+    if isinstance(layer, _GLOBAL_POOLS) and layer.data_format == "channels_last":
+        return np.inf
+    if type(layer) in _POOLS and (layer.padding, layer.data_format) == ("valid", "channels_last"):
+        return layer.pool_size
+    if getattr(layer, "symbol", "") != "nn.max_pool2d":
+        return None
+    given = (
+        dict(zip(("input", "ksize", "strides", "padding", "data_format"), reader.args, strict=False)) | reader.kwargs
+    )
+    sizes = np.ravel(given["ksize"])
+    plain = given.get("padding") == "VALID" and given.get("data_format", "NHWC") == "NHWC"
+    return sizes[1:3] if plain and len(sizes) == 4 else sizes if plain else None  # noqa: PLR2004 - [N, H, W, C]
+
+
+def _function(node: Node, out: Rewriter, function: Any, args: Any, path: str) -> Tensor:
+    """A call of a function of TensorFlow that gives the shape of `node`'s result."""
+    layer = out.once(node.layer, path, lambda: TFOpLambda(function, name=path.rsplit("/", 1)[-1]))
+    result = out.call(layer, path, args[0], shape=node.output().shape)
+    if result.producer is not None:
+        result.producer.args = args
+    return result
