@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow_model_optimization.python.core.sparsity.keras.pruning_schedule import ConstantSparsity
 
 from tfmot_ops import core
 from tfmot_ops.contract import Recipe
 from tfmot_ops.core import keras
 from tfmot_ops.core.graph.read import read_graph
+from tfmot_ops.core.prune import wrap_low_magnitude
 from tfmot_ops.core.quantize import unrounded
 from tfmot_ops.errors import UnsupportedModelError
 
@@ -109,6 +111,77 @@ def test_a_pruned_model_keeps_its_masks() -> None:
     recipe = core.recipes.decode("sparse1")
     stripped = core.strip(core.prune(model, recipe)[0])
     assert core.sqnr_db(outputs(model, x), outputs(stripped, x)) > 20.0
+
+
+def masked(body: Callable[[Any], Any]) -> Callable[[], Any]:
+    def build() -> Any:
+        inputs = keras.Input((10, 3))
+        return keras.Model(inputs, L.Dense(4)(body(L.Masking()(inputs))))
+
+    return build
+
+
+def with_state(x: Any) -> Any:
+    line, *state = L.LSTM(4, return_sequences=True, return_state=True)(x)
+    return L.LSTM(4)(L.Dense(3)(line), initial_state=state)
+
+
+#: What a mask goes through, of an embedding or of `Masking`: layers that read it, hand it on, or take none.
+CHAINS: dict[str, Callable[[], Any]] = {
+    **{name: MODELS[name] for name in ("lstm", "pooled", "layer_norm", "both_ways", "merged", "self_attention")},
+    "a dense layer after an embedding": of_embedded(lambda x: L.GlobalAveragePooling1D()(L.Dense(5)(x))),
+    "a convolution": of_embedded(lambda x: L.GlobalAveragePooling1D()(L.Conv1D(5, 3, padding="same")(x))),
+    "attention of dense layers": of_embedded(lambda x: L.GRU(4)(L.Attention()([L.Dense(8)(x), L.Dense(8)(x)]))),
+    "a dense layer": masked(lambda x: L.LSTM(4)(L.Dense(5)(x))),
+    "two recurrent layers": masked(lambda x: L.GRU(4)(L.LSTM(4, return_sequences=True)(x))),
+    "a layer for each step": masked(lambda x: L.GRU(4)(L.TimeDistributed(L.Dense(5))(x))),
+    "a cell": masked(lambda x: L.GlobalAveragePooling1D()(L.RNN(L.LSTMCell(4), return_sequences=True)(L.Dense(3)(x)))),
+    "a normalised dense layer": masked(lambda x: L.GRU(4)(L.Dropout(0.1)(L.BatchNormalization()(L.Dense(4)(x))))),
+    "a state": masked(with_state),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_model_is_the_same_in_every_stage_of_pruning(name: str, tmp_path: Any) -> None:
+    keras.utils.set_random_seed(0)
+    model = CHAINS[name]()
+    x = ids() if model.input.dtype == tf.int32 else steps()
+    expected = outputs(model, x)
+    pruned, _ = core.prune(model, core.recipes.decode("sparse50"), end_step=10)
+    stages = [pruned, core.strip(pruned), core.normalize(core.strip(pruned))]
+    wrapped = wrap_low_magnitude(model, pruning_schedule=ConstantSparsity(0.5, 1))
+    core.save_model(wrapped, tmp_path / "wrapped.h5")
+    stages += [wrapped, core.strip(wrapped), core.load_model(tmp_path / "wrapped.h5")]
+    for stage in stages:
+        np.testing.assert_allclose(outputs(stage, x), expected, rtol=0, atol=1e-6)
+
+
+def test_a_wrapped_layer_keeps_its_state_and_its_regulariser() -> None:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input(batch_shape=(4, 5, 3))
+    line = L.LSTM(4, stateful=True)(inputs)
+    model = keras.Model(inputs, L.Dense(2, activity_regularizer="l2")(line))
+    wrapped = wrap_low_magnitude(model, pruning_schedule=ConstantSparsity(0.5, 1))
+    x = np.random.default_rng(0).normal(size=(4, 5, 3)).astype(np.float32)
+    for _ in range(2):
+        pairs = [(outputs(model, x), outputs(wrapped, x)) for _ in range(2)]
+        assert np.abs(pairs[0][0] - pairs[1][0]).max() > 0.01
+        for one, other in pairs:
+            np.testing.assert_allclose(other, one, atol=1e-6)
+        np.testing.assert_allclose(wrapped.losses, model.losses, rtol=1e-6)
+        assert len(wrapped.losses) == 1
+        model.reset_states()
+        wrapped.reset_states()
+
+
+def test_a_pruned_model_trains_under_its_masks() -> None:
+    keras.utils.set_random_seed(0)
+    model, x = CHAINS["a dense layer"](), steps()
+    pruned, _ = core.prune(model, core.recipes.decode("sparse50"), end_step=4)
+    pruned.compile("sgd", "mse")
+    pruned.fit(x, np.zeros((16, 4), np.float32), epochs=6, batch_size=8, verbose=0, callbacks=core.pruning_callbacks())
+    expected = outputs(pruned, x)
+    np.testing.assert_allclose(outputs(core.strip(pruned), x), expected, atol=1e-6)
 
 
 def test_masks_are_read_only_where_there_are_any() -> None:

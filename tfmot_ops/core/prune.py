@@ -30,9 +30,10 @@ from tfmot_ops.errors import RecipeError
 
 @keras.saving.register_keras_serializable("tfmot_ops")
 class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
-    """tfmot's wrapper, for every layer with kernels, and with its pattern kept by save and load.
+    """tfmot's wrapper, for every layer with kernels, with its pattern kept by save and load, and all the layer offers.
 
-    tfmot 0.8.1 leaves `sparsity_m_by_n` out of the configuration and knows no depthwise kernels.
+    tfmot 0.8.1 leaves `sparsity_m_by_n` out of the configuration and knows no depthwise kernels. It hands no mask on,
+    gives one to layers that take none, and hides a layer's state and the regulariser of its result from Keras.
 
     Args:
         kernel_names: attributes of the layer that are pruned; None takes tfmot's choice.
@@ -43,6 +44,25 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
             layer.get_prunable_weights = lambda: [getattr(layer, name) for name in kernel_names]
         super().__init__(layer, *args, **kwargs)
         self.kernel_names = kernel_names
+        self.supports_masking = layer.supports_masking
+        # tfmot calls the layer past Keras' `__call__`, which is where Keras adds what this regulariser gives.
+        self._activity_regularizer = layer.activity_regularizer
+        # As Keras does for a layer: whether `reset_states` of the model concerns it.
+        self.stateful = layer.stateful
+
+    def call(self, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
+        """The layer's result; a mask goes to a layer that takes one, and round any other."""
+        if not self.layer._call_spec.expects_mask_arg:  # noqa: SLF001 - Keras' own record of the signature
+            kwargs.pop("mask", None)
+        return super().call(inputs, training=training, **kwargs)
+
+    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
+        """The layer's own."""
+        return self.layer.compute_mask(inputs, mask)
+
+    def reset_states(self) -> None:
+        """The layer's own, of a recurrent layer."""
+        self.layer.reset_states()
 
     def add_weight(self, name: str | None = None, *args: Any, **kwargs: Any) -> Any:
         """The variable; the masks of a second kernel get a name of their own, without which a .h5 cannot be written."""
