@@ -21,6 +21,7 @@ from tfmot_ops.contract import CompatOptions, StepResult, StepSpec, SummarizeOpt
 from tfmot_ops.errors import SpecError, TfmotOpsError
 from tfmot_ops.refusal import refusal
 from tfmot_ops.system import files
+from tfmot_ops.system.processes import stop_arrived
 
 if TYPE_CHECKING:
     from tfmot_ops.tracking import StepRun
@@ -135,6 +136,7 @@ def execute(spec: StepSpec, say: Callable[[str], None] = say, *, stays: bool = F
                 with contextlib.suppress(Exception):
                     result = run.finish(result, workdir)
         except BaseException:  # told to stop
+            stop_arrived()
             if run is not None:
                 with contextlib.suppress(Exception):
                     run.kill()
