@@ -288,20 +288,37 @@ def test_an_output_that_cannot_be_written_is_found_before_the_training(tmp_path)
 
 
 LISTENER = """
-import time
-from tfmot_ops.system.processes import exit_on_signals
+import sys, time
+from tfmot_ops.system.processes import exit_on_signals, stop_arrived
+class Finalised:
+    def __del__(self):
+        print("ready", flush=True)
+        time.sleep(0.5)
+        print("finalised", flush=True)
 try:
     with exit_on_signals():
-        print("ready", flush=True)
-        time.sleep(600)
+        try:
+            if sys.argv[1] == "finalising":
+                Finalised()
+            else:
+                print("ready", flush=True)
+            time.sleep(600)
+        except BaseException:
+            stop_arrived()
+            time.sleep(2)
+            raise
 finally:
     print("closed", flush=True)
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_signal_closes_what_is_open_and_gives_the_code_of_a_shell(number, code):
-    process = subprocess.Popen([sys.executable, "-c", LISTENER], stdout=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("how", ["working", "finalising"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, -2), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_closes_what_is_open_and_gives_the_code_of_a_shell(number, code, how):
+    """Also one that comes while an object is finalised, where Python drops the exception."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", LISTENER, how], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     assert process.stdout is not None
     process.stdout.readline()
     process.send_signal(number)

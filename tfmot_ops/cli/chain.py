@@ -14,6 +14,7 @@ from tfmot_ops.cli.execute import execute
 from tfmot_ops.contract import Artifact, ArtifactFormat, Recipe, Status, StepResult, StepSpec, Tracking
 from tfmot_ops.errors import StepFailedError
 from tfmot_ops.system import files
+from tfmot_ops.system.processes import stop_arrived
 
 #: Steps between opening and closing the parent run -> step that each input comes from, with `:<output>` where the
 #: output has another name.
@@ -96,6 +97,7 @@ class Chain:
                 self._close(say)
                 raise
             except BaseException:  # told to stop
+                stop_arrived()
                 attempt.interrupted(self._parent)
                 raise
             self._close(say)

@@ -21,6 +21,7 @@ from tfmot_ops.contract import CompatOptions, StepResult, StepSpec, SummarizeOpt
 from tfmot_ops.errors import SpecError, TfmotOpsError
 from tfmot_ops.refusal import refusal
 from tfmot_ops.system import files
+from tfmot_ops.system.processes import stop_arrived
 from tfmot_ops.uri_secrets import hide
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ def execute(spec: StepSpec, say: Callable[[str], None] = say, *, stays: bool = F
                 with contextlib.suppress(Exception):
                     result = run.finish(result, workdir)
         except BaseException:  # told to stop
+            stop_arrived()
             if run is not None:
                 with contextlib.suppress(Exception):
                     run.kill()

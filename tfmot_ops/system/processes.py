@@ -17,6 +17,9 @@ from typing import Any
 # The kernel's constant for the first PID namespace: a process in it sees every process of the machine.
 _FIRST_PID_NAMESPACE = "4026531836"
 _START_TIME_FIELD = 19  # of /proc/<pid>/stat, counted from the field after the command's name
+_AGAIN_S = 1.0
+# Signals whose exception is raised again and again.
+_stopping: list[int] = []
 _FORM = re.compile(
     r"(?P<host>[^|]*)\|(?P<machine>[^|]*)\|(?P<boot>[^|]*)\|(?P<pids>[^|]*)\|(?P<pid>\d+)\|(?P<start>\d+)"
 )
@@ -67,25 +70,44 @@ class Owner:
 
 @contextlib.contextmanager
 def exit_on_signals() -> Iterator[None]:
-    """Raise SystemExit in the main thread on SIGTERM and SIGHUP, with the exit code that a shell gives: 128 + number.
+    """Raise KeyboardInterrupt on SIGINT, and SystemExit with a shell's exit code, 128 + number, on SIGTERM and SIGHUP.
 
-    What is open is then closed, as it is on Ctrl-C. A second signal ends the process at once.
+    Python drops an exception that is raised while an object is finalised, and TensorFlow finalises objects all the
+    time: so it is raised again each second until `stop_arrived` is called. A second signal ends the process at once.
     """
 
     def leave(number: int, _: Any) -> None:
         signal.signal(number, signal.SIG_DFL)
-        raise SystemExit(128 + number)
+        signal.signal(signal.SIGALRM, lambda *_: _raise(number))
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_S, _AGAIN_S)
+        _stopping.append(number)
+        _raise(number)
 
     before: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is signal.SIG_DFL:  # a process started by nohup ignores SIGHUP, and goes on to
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # What the process was started to ignore (nohup, a shell's background), or handles already, stays so.
+            if signal.getsignal(number) in {signal.SIG_DFL, signal.default_int_handler}:
                 before[number] = signal.signal(number, leave)
     try:
         yield
     finally:
+        stop_arrived()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def stop_arrived() -> None:
+    """Say that the exception of a signal has arrived where it is handled; harmless without one."""
+    if _stopping:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        _stopping.clear()
+
+
+def _raise(number: int) -> None:
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)
 
 
 def current() -> Owner:
