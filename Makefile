@@ -50,9 +50,13 @@ helm: setup ## the Helm chart: lint, render, refusals, strict validation; instal
 places: setup ## steps in a real Docker engine and a real cluster, the image included (TFMOT_OPS_LAB= names scripts for both)
 	@TFMOT_OPS_PLACES=1 $(BIN)/python -m pytest tests/places
 
-airflow-ends: $(ENDS:%=.venv-airflow-%/.installed) ## the operators under the lowest and the highest Airflow of pyproject.toml's range
-	@for end in $(ENDS); do .venv-airflow-$$end/bin/python -m pytest -q -m airflow tests/contract tests/orchestration || exit; done
+airflow-ends: $(ENDS:%=airflow-%) ## the operators under the lowest and the highest Airflow of pyproject.toml's range (-j2: both at once)
 
+airflow-%: .venv-airflow-%/.installed
+	@.venv-airflow-$*/bin/python -m pytest -q -m airflow tests/contract tests/orchestration
+
+# One after the other, also with -j2: both write the metadata of this package into the checkout.
+.venv-airflow-upper/.installed: | .venv-airflow-lower/.installed
 .venv-airflow-%/.installed: requirements/airflow-%.txt pyproject.toml
 	@$(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r $<

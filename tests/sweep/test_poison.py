@@ -15,6 +15,8 @@ from tfmot_ops.sweep.matrix import Cell, Matrix
 from tfmot_ops.tracking import StepRun, earlier_sweeps
 from tfmot_ops.tracking.client import connect
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENT = "sweeps"
 GOOD = {"sweep_id": "20260101T000000-1", "started_at": "2026-01-01T00:00:00Z", "duration_s": 0.0, "cells": []}
 ARTIFACT = {"uri": "none", "sha256": "0" * 64, "size_bytes": 1, "format": "json"}
