@@ -9,9 +9,11 @@ from threading import RLock
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.lite.python.convert import mlir_quantize
 from tensorflow.lite.python.lite import TFLiteFrozenGraphConverterV2
+from tensorflow.lite.python.optimize.calibrator import Calibrator
 from tensorflow.python.framework.func_graph import dismantle_func_graph, func_graph_from_py_func
 from tf_keras.src import backend
 
@@ -46,27 +48,41 @@ def converter_of(
     return converter
 
 
-def keep_float(converter: Any, names_in: Callable[[bytes], list[str]]) -> None:
-    """Let a converter leave operations in float that it would quantise after calibration, to int8.
+def change_calibrated(
+    converter: Any, change: Callable[[bytes], bytes], floats_in: Callable[[bytes], list[str]] | None = None
+) -> None:
+    """Have a say between a converter's calibration and what it quantises with the ranges found.
 
     Args:
         converter: what `converter_of` made.
-        names_in: gives for the float file the names of the tensors that these operations write.
+        change: gives for the float file with the ranges another one.
+        floats_in: gives for the float file the names of the tensors whose operations stay in float, which int8 alone
+            can have; None lets it quantise all it can.
     """
     quantize = converter._quantize  # noqa: SLF001 - what calibrates and quantises
 
-    def quantize_others(data: bytes, in_type: Any, out_type: Any, *rest: Any) -> Any:
+    def quantize_changed(data: bytes, *types: Any) -> bytes:
         converter._experimental_calibrate_only = True  # noqa: SLF001 - from here on it is not asked for more
-        calibrated = quantize(data, in_type, out_type, *rest)
-        return mlir_quantize(
-            calibrated,
-            input_data_type=in_type,
-            output_data_type=out_type,
-            denylisted_nodes=names_in(data),
-            debug_options_str=rest[-1].SerializeToString(),
+        calibrated = change(quantize(data, *types))
+        in_type, out_type, activations, biases, allow_float, variables, debug = types
+        if activations is tf.int16 and floats_in is None:
+            # The way of TensorFlow's own class, which knows of int16 only together with the calibration.
+            numbers = [np.dtype(each.as_numpy_dtype).num for each in (in_type, out_type, activations, biases)]
+            quantizer = Calibrator(calibrated, [], [])._calibrator  # noqa: SLF001 - see above
+            result: bytes = quantizer.QuantizeModel(*numbers[:2], allow_float, *numbers[2:], False, False)
+            return result
+        return bytes(
+            mlir_quantize(
+                calibrated,
+                input_data_type=in_type,
+                output_data_type=out_type,
+                denylisted_nodes=None if floats_in is None else floats_in(data),
+                enable_variable_quantization=variables,
+                debug_options_str=debug.SerializeToString(),
+            )
         )
 
-    converter._quantize = quantize_others  # noqa: SLF001 - see above
+    converter._quantize = quantize_changed  # noqa: SLF001 - see above
 
 
 @contextmanager

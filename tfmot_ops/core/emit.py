@@ -22,9 +22,10 @@ from tfmot_ops.core.graph.run import run_graph
 from tfmot_ops.core.kernels import Kernel, kernels
 from tfmot_ops.core.late_weights import LateWeights
 from tfmot_ops.core.layers import Affine, scale_and_offset
-from tfmot_ops.core.quantize import tied_ranges
 from tfmot_ops.core.quantizers import FixedRangeQuantizer, WeightQuantizer, round_within, symmetric_limits
+from tfmot_ops.core.ranges import Ranges, tied_ranges
 from tfmot_ops.core.roles import Role, role
+from tfmot_ops.core.scales import smallest_limits
 from tfmot_ops.core.sparsity import inner_layer
 
 
@@ -56,7 +57,7 @@ class _Emitter:
     def __init__(self, graph: Graph, late: LateWeights | None) -> None:
         self.graph = graph
         self.late = late
-        self.ranges = tied_ranges(graph)
+        ranged = tied_ranges(graph)
         self.calls = Counter(id(inner_layer(node.layer)) for node in graph.nodes)
         consumers = graph.consumers()
         results = {id(tensor) for tensor in tensors(graph.outputs)}
@@ -69,7 +70,7 @@ class _Emitter:
         for node in graph.nodes:
             outputs = tensors(node.outputs)
             readers = consumers.get(id(outputs[0]), []) if len(outputs) == 1 else []
-            if len(readers) != 1 or id(outputs[0]) in results or id(node.layer) in self.ranges:
+            if len(readers) != 1 or id(outputs[0]) in results or id(node.layer) in ranged:
                 continue
             kind, next_kind = (role(inner_layer(each.layer)) for each in (node, readers[0]))
             if kind is Role.CONVOLUTION and next_kind is Role.AFFINE:
@@ -77,6 +78,8 @@ class _Emitter:
                 self.folded.add(id(readers[0]))
             if kind in {Role.CONVOLUTION, Role.AFFINE} and next_kind in {Role.AFFINE, Role.RELU}:
                 self.fused.add(id(node))
+        self.scales = Ranges(graph, self._largest_weight)
+        self.ranges = self.scales.of_layer
 
     def __call__(self, node: Node, args: Any, kwargs: Any) -> Any:
         layer = inner_layer(node.layer)
@@ -102,12 +105,25 @@ class _Emitter:
         if kind is Role.CONVOLUTION:
             return self._convolution(node, layer, args[0])
         if kind is Role.AFFINE:
-            return _affine(layer, self.graph, args[0], rounded=bool(self.ranges))
+            return self._affine(node, layer, args[0])
         if kind is Role.GATHER:
             return self._gather(node, layer, args[0])
         return _call(layer, args, kwargs)
 
     def _convolution(self, node: Node, layer: Any, value: Any) -> Any:
+        kernel, bias, quantizer, limits = self._folded(node, layer)
+        if bias is not None:
+            limits = self._for_bias(node, layer, kernel, bias, limits)
+        if type(layer) in ONE_AXIS:
+            kernel = kernel[np.newaxis]
+        result = linear(layer, self._kernel(layer, kernel, quantizer, limits), value)
+        return result if bias is None else _add_bias(result, bias)
+
+    def _folded(self, node: Node, layer: Any) -> tuple[np.ndarray, Any, WeightQuantizer | None, Any]:
+        """(kernel, bias, quantiser, limits) of a convolution, with the affine that is folded into it.
+
+        The bias is None where there is none; limits are those of a kernel whose clusters are kept.
+        """
         kernel_name = kernels(layer)[0].attribute
         weights = dict(zip((kernel_name, "bias"), _constants(self.graph, layer), strict=False))
         kernel, bias = weights[kernel_name], weights.get("bias")
@@ -122,10 +138,61 @@ class _Emitter:
             kernel = kernel * _along_outputs(kernels(layer)[0], kernel, scale)
             bias = offset if bias is None else bias * scale + offset
             limits = None if limits is None else limits * np.abs(scale)
-        if type(layer) in ONE_AXIS:
-            kernel = kernel[np.newaxis]
-        result = linear(layer, self._kernel(layer, kernel, quantizer, limits), value)
-        return result if bias is None else _add_bias(result, bias)
+        return kernel, bias, quantizer, limits
+
+    def _largest_weight(self, node: Node) -> float:
+        layer = inner_layer(node.layer)
+        if role(layer) is Role.AFFINE:
+            return float(np.max(np.abs(affine_constants(layer, self.graph)[0])))
+        return float(np.max(np.abs(self._folded(node, layer)[0])))
+
+    def _for_bias(self, node: Node, layer: Any, kernel: np.ndarray, bias: np.ndarray, limits: Any) -> Any:
+        """The limits of a kernel, larger where the bias would be more steps of them than an int32 holds."""
+        axes, quantizer = kernels(layer)[0], _weight_quantizer(node.layer)[0]
+        # In the kernel of a transposed convolution, which has no limits here, the converter makes room by itself.
+        if quantizer is None or axes.swap_channels:
+            return limits
+        present = limits
+        if present is None:
+            channels = kernel.reshape(*kernel.shape[: kernel.ndim - axes.channels_axes], -1)
+            with tf.init_scope():
+                present = symmetric_limits(tf.constant(channels), per_channel=quantizer.per_channel).numpy()
+        larger = self._with_room(node, bias, present)
+        return limits if larger is None else larger
+
+    def _with_room(self, node: Node, bias: np.ndarray, limits: Any) -> Any:
+        """Limits, of each channel or a scalar, on whose steps the bias fits int32; None where those given do."""
+        scale = self.scales.scale(node.inputs()[0])
+        if scale is None:
+            return None
+        smallest: Any = smallest_limits(bias, scale)
+        smallest = smallest if np.ndim(limits) else np.max(smallest)
+        return np.maximum(limits, smallest) if np.any(smallest > limits) else None
+
+    def _affine(self, node: Node, layer: Any, value: Any) -> Any:
+        """A free-standing affine as a 1x1 depthwise convolution, its input reshaped to [N, H, W, C] where needed."""
+        scale, offset = affine_constants(layer, self.graph)
+        shape = value.shape.as_list()
+        batch, *sizes, channels = shape
+        scale, offset = np.broadcast_to(scale, (channels,)), np.broadcast_to(offset, (channels,))
+        is_image = len(sizes) == 2  # noqa: PLR2004 - height and width
+        image = value if is_image else tf.reshape(value, [batch, 1, int(np.prod(sizes, dtype=int)), channels])
+        kernel = scale.reshape(1, 1, channels, 1)
+        result = tf.nn.depthwise_conv2d(image, self._affine_kernel(node, kernel, offset), [1, 1, 1, 1], "VALID")
+        result = _add_bias(result, offset)
+        return result if is_image else tf.reshape(result, shape)
+
+    def _affine_kernel(self, node: Node, kernel: np.ndarray, offset: np.ndarray) -> Any:
+        constant = tf.constant(kernel, name="kernel")
+        if not self.ranges:
+            return constant
+        # Only in a QAT graph: one fake-quant operation, and the converter quantises nothing else by itself.
+        with tf.init_scope():
+            limits = symmetric_limits(tf.reshape(kernel, [1, -1]), per_channel=True).numpy()
+        limits = self._with_room(node, offset, limits)
+        if limits is None:
+            return WeightQuantizer(per_channel=True, channels_axes=2).round(constant)
+        return tf.reshape(round_within(tf.reshape(constant, [1, 1, 1, -1]), tf.constant(limits)), kernel.shape)
 
     def _kernel(self, layer: Any, kernel: np.ndarray, quantizer: WeightQuantizer | None, limits: Any) -> Any:
         """A kernel as the graph has it, rounded; `limits` are those of a kernel whose clusters are kept."""
@@ -142,7 +209,10 @@ class _Emitter:
         if quantizer is None:
             return tf.constant(kernel, name="kernel")
         if limits is not None:
-            return round_within(tf.constant(kernel, name="kernel"), tf.constant(limits, tf.float32))
+            # One channel axis, as TFLite stores a depthwise kernel: [1, height, width, channels * multiplier].
+            flat = kernel.reshape(1, *kernel.shape[:-2], -1) if axes.channels_axes > 1 else kernel
+            rounded = round_within(tf.constant(flat, name="kernel"), tf.constant(limits, tf.float32))
+            return rounded if flat is kernel else tf.reshape(rounded, kernel.shape)
         if quantizer.swap_channels:
             # The converter cannot move a per-channel range along with the transposition it makes of this kernel; it
             # finds the same scales by itself in weights that are rounded already.
@@ -252,23 +322,6 @@ def _add_bias(value: Any, bias: np.ndarray) -> Any:
     if bias[0] and np.all(bias == bias[0]):
         bias[0] = np.nextafter(bias[0], np.float32(np.inf))
     return tf.nn.bias_add(value, tf.constant(bias, name="bias"))
-
-
-def _affine(layer: Any, graph: Graph, value: Any, *, rounded: bool) -> Any:
-    """A free-standing affine as a 1x1 depthwise convolution, its input reshaped to [N, H, W, C] where needed."""
-    scale, offset = affine_constants(layer, graph)
-    shape = value.shape.as_list()
-    batch, *sizes, channels = shape
-    scale, offset = np.broadcast_to(scale, (channels,)), np.broadcast_to(offset, (channels,))
-    is_image = len(sizes) == 2  # noqa: PLR2004 - height and width
-    image = value if is_image else tf.reshape(value, [batch, 1, int(np.prod(sizes, dtype=int)), channels])
-    kernel = tf.constant(scale.reshape(1, 1, channels, 1), name="kernel")
-    if rounded:
-        # Only in a QAT graph: one fake-quant operation, and the converter quantises nothing else by itself.
-        kernel = WeightQuantizer(per_channel=True, channels_axes=2).round(kernel)
-    result = tf.nn.depthwise_conv2d(image, kernel, [1, 1, 1, 1], "VALID")
-    result = _add_bias(result, offset)
-    return result if is_image else tf.reshape(result, shape)
 
 
 def _call(layer: Any, args: Any, kwargs: Any) -> Any:

@@ -14,8 +14,9 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapper
 
 from tfmot_ops.contract import Activations, Backend, Method, Recipe, Weights
-from tfmot_ops.core.convert import converter_of, keep_float
+from tfmot_ops.core.convert import change_calibrated, converter_of
 from tfmot_ops.core.emit import inference_of, scope_name
+from tfmot_ops.core.file_ranges import widen_calibrated
 from tfmot_ops.core.graph.ir import Graph, Node, tensors, unique_names
 from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.read import read_graph
@@ -175,8 +176,9 @@ def _convert(graph: Graph, recipe: Recipe, calibration: Any, late: LateWeights |
     finish = {} if late is None else {"finish": late.fill}
     calibrated = _is_calibrated(recipe)
     converter = converter_of(inference_of(graph, late), _signature(graph, calibration), **finish, calibrated=calibrated)
-    if kept and calibrated:
-        keep_float(converter, lambda data: _results(data, graph, kept))
+    if calibrated:
+        floats_in = (lambda data: _results(data, graph, kept)) if kept else None
+        change_calibrated(converter, widen_calibrated, floats_in)
     _configure(converter, recipe, graph, calibration)
     try:
         with warnings.catch_warnings():

@@ -18,6 +18,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from tfmot_ops.contract import Activations, Recipe
+from tfmot_ops.core.file_ranges import make_computable, make_room_for_biases
 from tfmot_ops.errors import ExportError, RecipeError
 
 #: The signature that the quantiser feeds a file through; a file traced from one function comes without.
@@ -73,7 +74,8 @@ def quantize_file(
             received=f"{type(error).__name__}: {error}",
             remedy="use quantization.backend: converter",
         ) from error
-    return bytes(result.quantized_model)
+    quantized = bytes(result.quantized_model)
+    return quantized if ranges is None else make_room_for_biases(quantized, signed)
 
 
 def _left_out(name: str) -> dict[str, Any]:
@@ -111,7 +113,12 @@ def _ranges(package: Any, data: bytes, recipe: Any, rows: Iterable[list[np.ndarr
     )
     samples = [{_input_name(place): part for place, part in enumerate(row)} for row in rows]
     calibrator.calibrate({_SIGNATURE: samples}, manager)
-    return calibrator.get_model_qsvs()
+    found = calibrator.get_model_qsvs()
+    extremes = {name: (float(np.min(entry["min"])), float(np.max(entry["max"]))) for name, entry in found.items()}
+    for name, wanted in make_computable(data, extremes).items():
+        for extreme, value in zip(("min", "max"), wanted, strict=True):
+            found[name][extreme] = np.full_like(found[name][extreme], value)
+    return found
 
 
 def _input_name(place: int) -> str:

@@ -20,14 +20,17 @@ from tfmot_ops.core.graph.rebuild import OnTensor, rebuild
 from tfmot_ops.core.graph.run import infer, run_graph
 from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.new_values import reads_rounded, refuse_far_constants, refuse_pads_out_of_range
-from tfmot_ops.core.quantizers import FixedRangeQuantizer, QuantizedLayer, RangeQuantizer
-from tfmot_ops.core.scheme import Plan, RequiredSparsity, make_plan, output_quantizer, tied_groups
+from tfmot_ops.core.quantizers import QuantizedLayer
+from tfmot_ops.core.ranges import range_variables, tied_ranges
+from tfmot_ops.core.scheme import Plan, RequiredSparsity, make_plan, output_quantizer
 from tfmot_ops.core.sparsity import give_masks, prunable, required_ratio
 from tfmot_ops.core.training import compile_like
 from tfmot_ops.errors import CalibrationError, RecipeError, UnsupportedModelError
 
 #: Samples an observer step reads at once; a memory bound, without effect on the ranges.
 _BATCH = 64
+#: The smallest width of a calibrated range.
+_SMALLEST_WIDTH = 1e-6
 
 
 def normalize(model: keras.Model) -> keras.Model:
@@ -180,16 +183,6 @@ def _refuse(graph: Graph) -> None:
             )
 
 
-def range_variables(layer: Any) -> tuple[Any, Any] | None:
-    """(min, max) variables of the range that follows a layer's output, None when there is none."""
-    variables = None
-    if isinstance(layer, QuantizeWrapper) and layer._output_quantizers:  # noqa: SLF001 - tfmot has no accessor
-        variables = layer._output_quantizer_vars  # noqa: SLF001
-    elif isinstance(layer, QuantizeLayer) and isinstance(layer.quantizer, RangeQuantizer):
-        variables = layer.quantizer_vars
-    return (variables["min_var"], variables["max_var"]) if variables else None
-
-
 def calibrate(model: keras.Model, calibration: Any, samples: int) -> None:
     """Set the activation ranges of a QAT model to the extremes seen with the quantisers off, in place.
 
@@ -237,12 +230,12 @@ def calibrate(model: keras.Model, calibration: Any, samples: int) -> None:
         before = extremes_of.get(id(node.layer), (0.0, 0.0))
         extremes_of[id(node.layer)] = min(float(lowest), before[0]), max(float(highest), before[1])
     for node in observed:
-        low, high = extremes_of[id(node.layer)]
-        # A tensor that is zero for every sample still needs a scale.
-        _assign(node, low, max(high, low + 1e-6))
+        _assign(node, *extremes_of[id(node.layer)])
     tied = tied_ranges(graph)
     for node in observed:
-        _assign(node, *tied[id(node.layer)])
+        low, high = tied[id(node.layer)]
+        # int8 levels of a smaller range are below what float32 tells apart in the tensors around it.
+        _assign(node, low, max(high, low + _SMALLEST_WIDTH))
 
 
 def _assign(node: Node, low: float, high: float) -> None:
@@ -267,25 +260,6 @@ def _call_unrounded(node: Node, args: Any, kwargs: Any) -> Any:
     variables = [variable for variable, _, _ in layer._weight_vars]  # noqa: SLF001 - tfmot has no accessor
     layer.quantize_config.set_quantize_weights(layer.layer, variables)
     return infer(layer.layer, args, kwargs)
-
-
-def tied_ranges(graph: Graph) -> dict[int, tuple[float, float]]:
-    """The id of each layer of a QAT graph that a range follows, with its (low, high), 0 included.
-
-    Tensors that TFLite needs on one range have the widest of theirs: training moves each on its own. Fixed ranges stay.
-    """
-    ranges = {
-        id(node.layer): (min(float(pair[0]), 0.0), max(float(pair[1]), 0.0))
-        for node in graph.nodes
-        if (pair := range_variables(node.layer)) is not None
-    }
-    for group in tied_groups(graph):
-        members = [id(t.producer.layer) for t in group if t.producer is not None and id(t.producer.layer) in ranges]
-        if members:
-            widest = min(ranges[m][0] for m in members), max(ranges[m][1] for m in members)
-            ranges |= dict.fromkeys(members, widest)
-    quantizers = {id(node.layer): output_quantizer(node.layer) for node in graph.nodes}
-    return ranges | {key: (q.low, q.high) for key, q in quantizers.items() if isinstance(q, FixedRangeQuantizer)}
 
 
 def calibration_batches(graph: Graph, calibration: Any, samples: int) -> Iterator[list[np.ndarray]]:
