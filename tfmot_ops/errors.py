@@ -10,6 +10,7 @@ TfmotOpsError                 1   a bug: anything we did not foresee
     ├── ArtifactError             an artifact is missing or its sha256 differs
     ├── SparsityLostError         a layer no longer holds the sparsity of its recipe
     ├── CalibrationError          the calibration data does not fit the model
+    ├── NotFiniteError            a weight, or the range of a quantiser, is NaN or infinite
     ├── ExportError               the TFLite file is not what the recipe asks for
     └── CompatError               a cell of the compat matrix does not hold what it has to
 
@@ -86,6 +87,10 @@ class SparsityLostError(StepFailedError):
 
 class CalibrationError(StepFailedError):
     """The calibration data does not fit the model's inputs."""
+
+
+class NotFiniteError(StepFailedError):
+    """A weight of a model, or the range of a quantiser, is NaN or infinite; the layer is named."""
 
 
 class ExportError(StepFailedError):
