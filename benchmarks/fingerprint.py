@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).resolve().parents[1] / "tests"
 #: Recipes of the core's part: QAT with sparsity, and the converter's PTQ.
 RECIPES = ("sparse50_wi8_ai8", "wi8_ai8_ptq")
 #: Recipes of the chain's part.

@@ -12,6 +12,7 @@ TfmotOpsError                 1   a bug: anything we did not foresee
     ├── SparsityLostError         a layer no longer holds the sparsity of its recipe
     ├── SamplesError              samples or labels that do not fit the model
     │   └── CalibrationError          calibration samples that do not fit the model
+    ├── NotFiniteError            a weight, or the range of a quantiser, is NaN or infinite
     ├── ExportError               the TFLite file is not what the recipe asks for
     └── CompatError               a cell of the compat matrix does not hold what it has to
 
@@ -109,6 +110,10 @@ class SamplesError(StepFailedError):
 
 class CalibrationError(SamplesError):
     """The calibration samples do not fit the model's inputs."""
+
+
+class NotFiniteError(StepFailedError):
+    """A weight of a model, or the range of a quantiser, is NaN or infinite; the layer is named."""
 
 
 class ExportError(StepFailedError):

@@ -49,13 +49,13 @@ def converter_of(
 
 
 def change_calibrated(
-    converter: Any, change: Callable[[bytes], bytes], floats_in: Callable[[bytes], list[str]] | None = None
+    converter: Any, change: Callable[[bytes, list[str]], bytes], floats_in: Callable[[bytes], list[str]] | None = None
 ) -> None:
     """Have a say between a converter's calibration and what it quantises with the ranges found.
 
     Args:
         converter: what `converter_of` made.
-        change: gives for the float file with the ranges another one.
+        change: gives for the float file with the ranges, and what stays in float of it, another one.
         floats_in: gives for the float file the names of the tensors whose operations stay in float, which int8 alone
             can have; None lets it quantise all it can.
     """
@@ -63,7 +63,8 @@ def change_calibrated(
 
     def quantize_changed(data: bytes, *types: Any) -> bytes:
         converter._experimental_calibrate_only = True  # noqa: SLF001 - from here on it is not asked for more
-        calibrated = change(quantize(data, *types))
+        kept = [] if floats_in is None else floats_in(data)
+        calibrated = change(quantize(data, *types), kept)
         in_type, out_type, activations, biases, allow_float, variables, debug = types
         if activations is tf.int16 and floats_in is None:
             # The way of TensorFlow's own class, which knows of int16 only together with the calibration.
@@ -76,7 +77,7 @@ def change_calibrated(
                 calibrated,
                 input_data_type=in_type,
                 output_data_type=out_type,
-                denylisted_nodes=None if floats_in is None else floats_in(data),
+                denylisted_nodes=None if floats_in is None else kept,
                 enable_variable_quantization=variables,
                 debug_options_str=debug.SerializeToString(),
             )

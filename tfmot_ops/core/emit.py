@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
 
-from tfmot_ops.core.graph.ir import Graph, Node, tensors
+from tfmot_ops.core.finite import require_finite_folded
+from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
 from tfmot_ops.core.graph.linear import ONE_AXIS, linear
 from tfmot_ops.core.graph.run import run_graph
 from tfmot_ops.core.kernels import Kernel, kernels
@@ -29,14 +31,17 @@ from tfmot_ops.core.scales import smallest_limits
 from tfmot_ops.core.sparsity import inner_layer
 
 
-def inference_of(graph: Graph, late: LateWeights | None) -> Callable[..., Any]:
+def inference_of(
+    graph: Graph, late: LateWeights | None, unrounded: AbstractSet[int] = frozenset()
+) -> Callable[..., Any]:
     """The graph as a function of its inputs to the list of its outputs, to be traced.
 
     Args:
         graph: normalised, quantised or float.
         late: takes the kernels that are written into the file afterwards; None for none.
+        unrounded: ids of the calls that stay apart from those around them, and in float.
     """
-    emit = _Emitter(graph, late)
+    emit = _Emitter(graph, late, unrounded)
 
     def inference(*inputs: Any) -> Any:
         if late is not None:
@@ -54,8 +59,9 @@ class _Emitter:
     whose values are rounded, as a reshape between them would keep the converter from computing them as one.
     """
 
-    def __init__(self, graph: Graph, late: LateWeights | None) -> None:
+    def __init__(self, graph: Graph, late: LateWeights | None, unrounded: AbstractSet[int]) -> None:
         self.graph = graph
+        self.unrounded = unrounded
         self.late = late
         ranged = tied_ranges(graph)
         self.calls = Counter(id(inner_layer(node.layer)) for node in graph.nodes)
@@ -71,6 +77,8 @@ class _Emitter:
             outputs = tensors(node.outputs)
             readers = consumers.get(id(outputs[0]), []) if len(outputs) == 1 else []
             if len(readers) != 1 or id(outputs[0]) in results or id(node.layer) in ranged:
+                continue
+            if id(node) in unrounded or id(readers[0]) in unrounded:
                 continue
             kind, next_kind = (role(inner_layer(each.layer)) for each in (node, readers[0]))
             if kind is Role.CONVOLUTION and next_kind is Role.AFFINE:
@@ -96,6 +104,8 @@ class _Emitter:
     def _compute(self, node: Node, layer: Any, args: Any, kwargs: Any) -> Any:
         if isinstance(node.layer, QuantizeLayer) or id(node) in self.folded:
             return args[0]
+        if id(node) in self.unrounded:
+            return self._in_float(node, layer, args, kwargs)
         kind = role(layer)
         keep_float = getattr(getattr(node.layer, "quantize_config", None), "keep_float", False)
         if (kind is Role.FLOAT and self.ranges) or (keep_float and kind in {Role.PASS, Role.SAME_SCALE}):
@@ -110,8 +120,23 @@ class _Emitter:
             return self._gather(node, layer, args[0])
         return _call(layer, args, kwargs)
 
+    def _in_float(self, node: Node, layer: Any, args: Any, kwargs: Any) -> Any:
+        """A call that the converter shall not quantise by itself."""
+        if self.ranges:
+            args, kwargs = tf.nest.map_structure(self._at_entrance, (node.args, node.kwargs), (args, kwargs))
+        if role(layer) is Role.AFFINE:
+            scale, offset = affine_constants(layer, self.graph)
+            return args[0] * tf.constant(scale) + tf.constant(offset)
+        return _call(layer, args, kwargs)
+
+    def _at_entrance(self, tensor: Any, value: Any) -> Any:
+        is_inside = isinstance(tensor, Tensor) and id(tensor.producer) in self.unrounded
+        return value if is_inside else _float_barrier(value)
+
     def _convolution(self, node: Node, layer: Any, value: Any) -> Any:
         kernel, bias, quantizer, limits = self._folded(node, layer)
+        if quantizer is not None:
+            require_finite_folded(layer.name, kernel, bias)
         if bias is not None:
             limits = self._for_bias(node, layer, kernel, bias, limits)
         if type(layer) in ONE_AXIS:
@@ -186,6 +211,7 @@ class _Emitter:
         constant = tf.constant(kernel, name="kernel")
         if not self.ranges:
             return constant
+        require_finite_folded(inner_layer(node.layer).name, kernel, offset)
         # Only in a QAT graph: one fake-quant operation, and the converter quantises nothing else by itself.
         with tf.init_scope():
             limits = symmetric_limits(tf.reshape(kernel, [1, -1]), per_channel=True).numpy()

@@ -17,6 +17,7 @@ from tfmot_ops.contract import Activations, Backend, Method, Recipe, Weights
 from tfmot_ops.core.convert import change_calibrated, converter_of
 from tfmot_ops.core.emit import inference_of, scope_name
 from tfmot_ops.core.file_ranges import widen_calibrated
+from tfmot_ops.core.finite import require_finite_weights
 from tfmot_ops.core.graph.ir import Graph, Node, tensors, unique_names
 from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.read import read_graph
@@ -28,6 +29,7 @@ from tfmot_ops.core.kernels import kernels
 from tfmot_ops.core.late_weights import LateWeights, LateWeightsError
 from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.new_values import reads_rounded, refuse_far_constants, refuse_pads_out_of_range
+from tfmot_ops.core.poles import reads_any, unrounded_calls
 from tfmot_ops.core.profile import weight_zeros
 from tfmot_ops.core.ptq_ai_edge import quantize_file
 from tfmot_ops.core.quantize import calibration_batches
@@ -59,11 +61,14 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Any = None) -
 
     Raises:
         ExportError: the converter refuses the model, PTQ has no calibration data, or a size stays unknown.
+        NotFiniteError: a weight or the range of a quantiser is NaN or infinite; the layer is named.
+        CalibrationError: the calibration data, or what a layer makes of it, is NaN or infinite.
         SparsityLostError: an int8 kernel has fewer zeros than the recipe's sparsity; the layer is named.
     """
     quantized = any(isinstance(layer, QuantizeWrapper | QuantizeLayer) for layer in model.layers)
     graph = read_graph(model)
     _check_kind(recipe, quantized)
+    require_finite_weights(model)
     kept: tuple[str, ...] = ()
     if quantized:
         required = _required_of_quantized(graph)
@@ -116,7 +121,12 @@ def _kept_float(source: Graph, normal: Graph, recipe: Recipe) -> tuple[str, ...]
             remedy="remove the scope, use activations: int8, or (int8 weights) backend: ai_edge_quantizer",
         )
     names = unique_names(dict.fromkeys(node.path for node in normal.nodes), normal.input_names.values())
-    kept = [node for node in normal.nodes if node.origin in excluded or _stays_float(node)]
+    unrounded = unrounded_calls(normal) if _rounds(recipe) else set()
+    kept = [
+        node
+        for node in normal.nodes
+        if node.origin in excluded or _stays_float(node) or id(node) in unrounded or reads_any(node, unrounded)
+    ]
     return tuple(dict.fromkeys(f"{scope_name(names[node.path])}/" for node in kept))
 
 
@@ -140,6 +150,11 @@ def _refuse_far_constants(graph: Graph, recipe: Recipe, calibration: Any, kept: 
     batches = calibration_batches(graph, calibration, quantization.calibration_samples)
     compute = lambda node, args, kwargs: infer(node.layer, args, kwargs)  # noqa: E731 - as short as a name for it
     refuse_far_constants(graph, batches, compute, rounds, bits=bits)
+
+
+def _rounds(recipe: Recipe) -> bool:
+    """Whether activations become int8."""
+    return recipe.quantization is not None and recipe.quantization.activations is Activations.INT8
 
 
 def _stays_float(node: Node) -> bool:
@@ -175,7 +190,9 @@ def _results(data: bytes, graph: Graph, scopes: tuple[str, ...]) -> list[str]:
 def _convert(graph: Graph, recipe: Recipe, calibration: Any, late: LateWeights | None, kept: tuple[str, ...]) -> bytes:
     finish = {} if late is None else {"finish": late.fill}
     calibrated = _is_calibrated(recipe)
-    converter = converter_of(inference_of(graph, late), _signature(graph, calibration), **finish, calibrated=calibrated)
+    unrounded = unrounded_calls(graph) if _rounds(recipe) else set()
+    inference, signature = inference_of(graph, late, unrounded), _signature(graph, calibration)
+    converter = converter_of(inference, signature, **finish, calibrated=calibrated)
     if calibrated:
         floats_in = (lambda data: _results(data, graph, kept)) if kept else None
         change_calibrated(converter, widen_calibrated, floats_in)
@@ -306,16 +323,13 @@ def _check_sparsity(data: bytes, required: dict[str, tuple[float, int]]) -> None
     if not required:
         return
     weights = weight_zeros(data)
-    sparsity = {tensor: zeros / size for tensor, (zeros, size) in weights.items()}
-    # The converter takes the name from a kernel that several calls share: each such layer takes one of its size.
-    unnamed = sorted((zeros, tensor) for tensor, zeros in sparsity.items() if "L." not in tensor)
+    named = {name: [w for tensor, w in weights.items() if f"{scope_name(name)}/" in tensor] for name in required}
+    # Of equal kernels the file has one, under the name of one of their layers; a kernel that several calls share has
+    # lost its name.
+    shared = [w for tensor, w in weights.items() if "L." not in tensor] + [w for own in named.values() for w in own]
     for name, (ratio, size) in required.items():
-        found = [zeros for tensor, zeros in sparsity.items() if f"{scope_name(name)}/" in tensor]
-        if not found:
-            entry = next((entry for entry in reversed(unnamed) if weights[entry[1]][1] == size), None)
-            if entry is not None:
-                unnamed.remove(entry)
-                found = [entry[0]]
+        same = max((zeros / size for zeros, count in shared if count == size), default=None)
+        found = [zeros / count for zeros, count in named[name]] or ([] if same is None else [same])
         if not found or min(found) < ratio - tolerance(size):
             raise SparsityLostError(
                 f"layer {name!r} lost its sparsity in the TFLite file",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import flatbuffers
@@ -32,28 +31,24 @@ _ONE_RANGE = {
     *("SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND", "REVERSE_V2"),
 }
 _FLOAT = schema.TensorType.FLOAT32
+#: From here on a value counts as infinite: the converter writes the largest float32, 3.4e38, for infinity.
+_INFINITE = 1e38
 
 
-def make_computable(data: bytes, ranges: Mapping[str, Range]) -> dict[str, Range]:
+def make_computable(data: bytes, ranges: Mapping[str, Range], kept: Iterable[str] = ()) -> dict[str, Range]:
     """The ranges that have to change, by the name of the tensor, with what they become.
 
     Args:
         data: a float TFLite file.
         ranges: name of a tensor -> (low, high) over all calibration samples.
+        kept: names of the tensors whose operations stay in float.
 
     Raises:
         CalibrationError: a range is not finite; the tensor is named.
     """
-    for name, extremes in ranges.items():
-        if not all(map(math.isfinite, extremes)):
-            raise CalibrationError(
-                f"tensor {name!r} of the float file is not finite for the calibration data",
-                required="finite values in every tensor that becomes int8",
-                received=f"values from {extremes[0]} to {extremes[1]}",
-                remedy="keep the layer that computes it in float by the recipe's quantization.scope, or bound its "
-                "input (a logarithm of 0, a division by 0, an infinite constant)",
-            )
     file = _File(schema.ModelT.InitFromPackedBuf(data))
+    _require_finite(file, ranges, set(kept))
+    ranges = {name: found for name, found in ranges.items() if _is_finite(found)}
     group, each = file.groups(), {index: index for index in file.names}
     own: dict[Hashable, Range] = {
         index: ranges[name] for index, name in file.names.items() if name in ranges and index not in file.constants
@@ -73,27 +68,53 @@ def make_computable(data: bytes, ranges: Mapping[str, Range]) -> dict[str, Range
     }
 
 
-def widen_calibrated(data: bytes) -> bytes:
+def _require_finite(file: _File, ranges: Mapping[str, Range], kept: set[str]) -> None:
+    bad = {name: found for name, found in ranges.items() if not _is_finite(found)}
+    # Google's quantiser takes no infinity for an extreme, so constants are looked at too.
+    for index, values in file.constants.items():
+        if not np.all(np.abs(values) < _INFINITE):
+            bad[file.names[index]] = float(np.nanmin(values)), float(np.nanmax(values))
+    for name in sorted(bad.keys() & file.read_in_integers(kept)):
+        low, high = bad[name]
+        raise CalibrationError(
+            f"tensor {name!r} of the float file is not finite for the calibration data",
+            required="finite values in every tensor that an integer operation computes or reads",
+            received=f"values from {low} to {high}",
+            remedy="keep the layer that computes it in float by the recipe's quantization.scope, or bound its "
+            "input (a logarithm of 0, a division by 0, an infinite constant)",
+        )
+
+
+def widen_calibrated(data: bytes, kept: Iterable[str] = ()) -> bytes:
     """A float file that carries the ranges the converter's calibration found, with those that have to change changed.
 
     Args:
         data: what the converter's calibration made.
+        kept: see `make_computable`.
 
     Raises:
         CalibrationError: see `make_computable`.
     """
-    # Changed in place, as its ranges are of one number each: what is read from a bytearray can be written.
-    changed = bytearray(data)
+    model = schema.ModelT.InitFromPackedBuf(data)
     entries = {
-        _text(tensor.name): tensor.quantization
-        for tensor in schema.ModelT.InitFromPackedBuf(changed).subgraphs[0].tensors
+        _text(tensor.name): tensor
+        for tensor in model.subgraphs[0].tensors
         if tensor.type == _FLOAT and getattr(tensor.quantization, "min", None) is not None
     }
-    seen = {name: (float(entry.min[0]), float(entry.max[0])) for name, entry in entries.items()}
-    wanted = make_computable(data, seen)
+    seen = {
+        name: (float(tensor.quantization.min[0]), float(tensor.quantization.max[0])) for name, tensor in entries.items()
+    }
+    wanted = make_computable(data, seen, kept)
+    endless = [name for name, extremes in seen.items() if not _is_finite(extremes)]
+    if not (wanted or endless):
+        return data
     for name, (low, high) in wanted.items():
-        entries[name].min[:], entries[name].max[:] = low, high
-    return bytes(changed) if wanted else data
+        entries[name].quantization.min = np.array([low], np.float32)
+        entries[name].quantization.max = np.array([high], np.float32)
+    for name in endless:
+        # In float it needs none, and the converter would give it to an int8 tensor before.
+        entries[name].quantization = None
+    return _packed(model, len(data))
 
 
 def make_room_for_biases(quantized: bytes, source: bytes) -> bytes:
@@ -125,9 +146,17 @@ def make_room_for_biases(quantized: bytes, source: bytes) -> bytes:
             file.store_bias(bias, biases[file.names[bias]], file.scales(data)[0] * changed[weights])
     for weights, steps in changed.items():
         file.rescale(weights, steps)
-    builder = flatbuffers.Builder(len(quantized))
+    return _packed(model, len(quantized))
+
+
+def _packed(model: Any, size: int) -> bytes:
+    builder = flatbuffers.Builder(size)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
+
+
+def _is_finite(extremes: Range) -> bool:
+    return all(abs(extreme) < _INFINITE for extreme in extremes)
 
 
 def _steps(bias: Any, input_scales: Any) -> Any:
@@ -160,6 +189,16 @@ class _File:
             (_OP_NAMES.get(codes[op.opcodeIndex], ""), [int(i) for i in op.inputs], [int(i) for i in op.outputs])
             for op in self.graph.operators
         ]
+
+    def read_in_integers(self, kept: set[str]) -> set[str]:
+        """Names of the tensors that operations write or read which do not stay in float."""
+        return {
+            self.names[index]
+            for _, inputs, outputs in self._ops()
+            if not kept.intersection(self.names[index] for index in outputs)
+            for index in (*inputs, *outputs)
+            if index >= 0
+        }
 
     def groups(self) -> dict[int, int]:
         """Tensor index -> the first tensor of those it has one range with."""

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tensorflow_model_optimization.python.core.sparsity.keras import pruning_schedule, pruning_wrapper
+import tensorflow as tf
+from tensorflow_model_optimization.python.core.sparsity.keras import pruning_impl, pruning_schedule, pruning_wrapper
 from tensorflow_model_optimization.python.core.sparsity.keras.prunable_layer import PrunableLayer
 from tensorflow_model_optimization.python.core.sparsity.keras.prune_registry import PruneRegistry
 from tensorflow_model_optimization.python.core.sparsity.keras.pruning_callbacks import (
@@ -16,6 +17,7 @@ from tensorflow_model_optimization.python.core.sparsity.keras.pruning_callbacks 
 )
 
 from tfmot_ops.contract import LayerReport, Outcome, Recipe, Schedule, Sparsity
+from tfmot_ops.core.finite import require_finite_weights
 from tfmot_ops.core.graph.custom import open_custom_layers
 from tfmot_ops.core.graph.ir import layer_paths
 from tfmot_ops.core.graph.read import read_graph
@@ -26,6 +28,20 @@ from tfmot_ops.core.roles import is_custom
 from tfmot_ops.core.sparsity import inner_layer, plain_path, prunable
 from tfmot_ops.core.training import compile_like
 from tfmot_ops.errors import RecipeError
+
+
+class _Pruning(pruning_impl.Pruning):
+    """tfmot's, which keeps all weights of a kernel whose magnitudes are equal: none is below its threshold."""
+
+    def _update_mask(self, weights: Any) -> tuple[Any, Any]:
+        """(threshold, mask) of weights of any shape: the largest stay, of equal ones the first."""
+        magnitudes = tf.reshape(tf.abs(weights), [-1])
+        share = 1.0 - tf.cast(self._pruning_schedule(self._step_fn())[1], tf.float32)
+        number = tf.cast(tf.maximum(tf.round(tf.cast(tf.size(magnitudes), tf.float32) * share), 1.0), tf.int32)
+        values, places = tf.math.top_k(magnitudes, k=tf.size(magnitudes))
+        stays = tf.cast(tf.range(tf.size(magnitudes)) < number, weights.dtype)
+        mask = tf.scatter_nd(places[:, tf.newaxis], stays, tf.shape(magnitudes))
+        return values[number - 1], tf.reshape(mask, tf.shape(weights))
 
 
 @keras.saving.register_keras_serializable("tfmot_ops")
@@ -69,6 +85,13 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
         taken = sum(1 for weight in self.weights if weight.name.split("/")[-1].split(":")[0].startswith(str(name)))
         return super().add_weight(f"{name}_{taken}" if taken and name else name, *args, **kwargs)
 
+    def build(self, input_shape: Any) -> None:
+        """tfmot's, with masks in which of equal weights the first stay."""
+        super().build(input_shape)
+        own = vars(self)["pruning_obj"]
+        arguments = (own._step_fn, own._pruning_vars, own._pruning_schedule)  # noqa: SLF001 - tfmot has no other way in
+        self.pruning_obj = _Pruning(*arguments, self.block_size, self.block_pooling_type, self.sparsity_m_by_n)
+
     def get_config(self) -> dict[str, Any]:
         """tfmot's, with the pattern and the kernels' names."""
         names = None if self.kernel_names is None else list(self.kernel_names)
@@ -93,6 +116,7 @@ def prune(model: keras.Model, recipe: Recipe, end_step: int | None = None) -> tu
     Raises:
         RecipeError: the recipe has no sparsity.
         ScopeError: a selector of its scope matches no layer.
+        NotFiniteError: a weight is NaN or infinite; the layer is named.
     """
     if recipe.sparsity is None:
         raise RecipeError(
@@ -101,6 +125,7 @@ def prune(model: keras.Model, recipe: Recipe, end_step: int | None = None) -> tu
             received=f"recipe {recipe.name!r} without",
             remedy="leave the prune step out, or add a sparsity to the recipe",
         )
+    require_finite_weights(model)
     model = _with_open_blocks(model)
     chosen = {
         id(layer): tuple(kernel.attribute for kernel in found) for layer, found in prunable(model, recipe).values()
@@ -227,9 +252,9 @@ def _apply_masks(model: keras.Model) -> None:
         else:
             for weight, mask, threshold in layer.pruning_vars:
                 magnitudes = np.abs(weight.numpy())
-                limit = smallest_kept(magnitudes, float(layer.pruning_schedule(1)[1]))
-                mask.assign((magnitudes >= limit).astype(magnitudes.dtype))
-                threshold.assign(limit)
+                ratio = float(layer.pruning_schedule(1)[1])
+                mask.assign(kept(magnitudes, ratio).astype(magnitudes.dtype))
+                threshold.assign(smallest_kept(magnitudes, ratio))
         layer.pruning_obj.weight_mask_op()
 
 
@@ -240,8 +265,27 @@ def smallest_kept(magnitudes: npt.NDArray[Any], ratio: float) -> float:
         magnitudes: of a kernel's weights, any shape.
         ratio: fraction of them that becomes zero.
     """
-    kept = max(round(float(np.float32(magnitudes.size) * np.float32(1 - ratio))), 1)
-    return float(np.partition(magnitudes, magnitudes.size - kept, axis=None)[magnitudes.size - kept])
+    pruned = magnitudes.size - _number_kept(magnitudes.size, ratio)
+    return float(np.partition(magnitudes, pruned, axis=None)[pruned])
+
+
+def kept(magnitudes: npt.NDArray[Any], ratio: float) -> npt.NDArray[np.bool_]:
+    """Which weights stay: the largest; of equal ones the first, so that the ratio is reached.
+
+    Args:
+        magnitudes: of a kernel's weights, any shape.
+        ratio: fraction of them that becomes zero.
+    """
+    limit = smallest_kept(magnitudes, ratio)
+    mask = magnitudes >= limit
+    surplus = int(np.count_nonzero(mask)) - _number_kept(magnitudes.size, ratio)
+    if surplus > 0:
+        mask.flat[np.flatnonzero(magnitudes == limit)[-surplus:]] = False
+    return np.asarray(mask, np.bool_)
+
+
+def _number_kept(size: int, ratio: float) -> int:
+    return max(round(float(np.float32(size) * np.float32(1 - ratio))), 1)
 
 
 def _report(path: str, layer: Any, recipe: Recipe, chosen: bool) -> LayerReport:
@@ -253,6 +297,10 @@ def _report(path: str, layer: Any, recipe: Recipe, chosen: bool) -> LayerReport:
         return LayerReport(path=path, class_name=name, outcome=Outcome.PRUNED, reason=f"{pattern} zeros by magnitude")
     if kernels(layer):
         reason = "not in the recipe's scope, or its shape does not take the pattern"
+        if not layer.trainable:
+            reason = (
+                "frozen: it could not adapt to its zeros; name it in sparsity.scope.include to prune it all the same"
+            )
     else:
         reason = f"kernels of a {name} are not pruned" if _has_matrix(layer) else "has no kernel"
     return LayerReport(path=path, class_name=name, outcome=Outcome.NOT_PRUNED, reason=reason)

@@ -58,6 +58,7 @@ def quantize_file(
             remedy="export the float file as it is",
         )
     package = _package()
+    kept = list(kept)
     wanted = [*getattr(package.recipe, _RECIPES[recipe.quantization.activations])(), *map(_left_out, kept)]
     signed = _with_signature(data)
     try:
@@ -65,7 +66,7 @@ def quantize_file(
             # It warns of the memory that reading every tensor takes, and draws a progress bar.
             warnings.simplefilter("ignore")
             quantizer = package.Quantizer(signed, wanted)
-            ranges = _ranges(package, signed, wanted, rows()) if quantizer.need_calibration else None
+            ranges = _ranges(package, signed, wanted, rows(), kept) if quantizer.need_calibration else None
             result = quantizer.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
     except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
         raise ExportError(
@@ -99,7 +100,7 @@ def _package() -> Any:
     return litert_quantizer
 
 
-def _ranges(package: Any, data: bytes, recipe: Any, rows: Iterable[list[np.ndarray]]) -> Any:
+def _ranges(package: Any, data: bytes, recipe: Any, rows: Iterable[list[np.ndarray]], kept: Iterable[str]) -> Any:
     """Range of each tensor over all samples.
 
     The extremes, as the TFLite converter takes them. The quantiser's default is a moving average, which clips: on the
@@ -115,7 +116,7 @@ def _ranges(package: Any, data: bytes, recipe: Any, rows: Iterable[list[np.ndarr
     calibrator.calibrate({_SIGNATURE: samples}, manager)
     found = calibrator.get_model_qsvs()
     extremes = {name: (float(np.min(entry["min"])), float(np.max(entry["max"]))) for name, entry in found.items()}
-    for name, wanted in make_computable(data, extremes).items():
+    for name, wanted in make_computable(data, extremes, kept).items():
         for extreme, value in zip(("min", "max"), wanted, strict=True):
             found[name][extreme] = np.full_like(found[name][extreme], value)
     return found

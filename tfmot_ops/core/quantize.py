@@ -13,6 +13,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapper
 
 from tfmot_ops.contract import LayerReport, Method, Quantization, Recipe
+from tfmot_ops.core.finite import require_finite_samples, require_finite_weights
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors, unique_names
 from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.read import read_graph
@@ -64,7 +65,8 @@ def quantize(model: keras.Model, recipe: Recipe, calibration: Any = None) -> tup
         RecipeError: the recipe has no QAT quantisation.
         UnsupportedModelError: the model is quantised already, has pruning wrappers or a Lambda layer, or has no layer
             graph.
-        CalibrationError: the data does not fit the model's inputs.
+        CalibrationError: the data does not fit the model's inputs, or is not finite.
+        NotFiniteError: a weight is NaN or infinite; the layer is named.
     """
     if recipe.quantization is None or recipe.quantization.method is not Method.QAT:
         raise RecipeError(
@@ -73,6 +75,7 @@ def quantize(model: keras.Model, recipe: Recipe, calibration: Any = None) -> tup
             received=f"recipe {recipe.name!r} with quantization {recipe.quantization}",
             remedy="call export_tflite directly for a PTQ or float recipe",
         )
+    require_finite_weights(model)
     with _without_collections():
         quantized, reports = _with_quantisers(model, recipe, recipe.quantization)
     if calibration is not None:
@@ -192,7 +195,7 @@ def calibrate(model: keras.Model, calibration: Any, samples: int) -> None:
         samples: how many samples are read at most.
 
     Raises:
-        CalibrationError: no sample, or shapes that do not fit.
+        CalibrationError: no sample, shapes that do not fit, or a layer's result is NaN or infinite.
     """
     graph = read_graph(model)
     observed = [node for node in graph.nodes if range_variables(node.layer) is not None]
@@ -224,6 +227,7 @@ def calibrate(model: keras.Model, calibration: Any, samples: int) -> None:
         raise CalibrationError(
             "no calibration data", required="at least one sample", received="none", remedy="give calibration samples"
         )
+    _require_finite_extremes(observed, lows, highs)
     extremes_of: dict[int, tuple[float, float]] = {}
     for node, lowest, highest in zip(observed, lows, highs, strict=True):
         # A shared layer has one range for all its calls.
@@ -236,6 +240,18 @@ def calibrate(model: keras.Model, calibration: Any, samples: int) -> None:
         low, high = tied[id(node.layer)]
         # int8 levels of a smaller range are below what float32 tells apart in the tensors around it.
         _assign(node, low, max(high, low + _SMALLEST_WIDTH))
+
+
+def _require_finite_extremes(observed: list[Node], lows: np.ndarray, highs: np.ndarray) -> None:
+    for node, low, high in zip(observed, lows, highs, strict=True):
+        if not np.isfinite([low, high]).all():
+            raise CalibrationError(
+                f"layer {node.path!r} has no finite range",
+                required="finite results of every layer that becomes int8, for all calibration samples",
+                received=f"values from {low} to {high}",
+                remedy="look for a division by 0, a logarithm of 0, an overflow or an infinite constant before this "
+                "layer, or keep it in float by the recipe's quantization.scope",
+            )
 
 
 def _assign(node: Node, low: float, high: float) -> None:
@@ -266,16 +282,23 @@ def calibration_batches(graph: Graph, calibration: Any, samples: int) -> Iterato
     """Batches as one array per graph input, in the graph's order and of its types, `samples` at most.
 
     Raises:
-        CalibrationError: the data does not fit the inputs, in structure, shape, number or type.
+        CalibrationError: the data does not fit the inputs, in structure, shape, number or type, or is not finite.
     """
     dtypes = [tf.as_dtype(tensor.dtype).as_numpy_dtype for tensor in graph.inputs()]
-    left = samples
+    names = [graph.input_names[id(tensor)] for tensor in graph.inputs()]
+    left, first = samples, 0
     for structure in calibration if isinstance(calibration, tf.data.Dataset) else [calibration]:
         parts = _parts(structure, graph)
         for start in range(0, min(len(parts[0]), left), _BATCH):
             stop = min(start + _BATCH, left, len(parts[0]))
-            yield [part[start:stop].astype(dtype) for part, dtype in zip(parts, dtypes, strict=True)]
-        left -= min(len(parts[0]), left)
+            batch = []
+            for part, dtype, name in zip(parts, dtypes, names, strict=True):
+                # A number may be too large for the input's type.
+                batch.append(part[start:stop].astype(dtype))
+                require_finite_samples(part[start:stop], name, first + start)
+                require_finite_samples(batch[-1], name, first + start)
+            yield batch
+        left, first = left - min(len(parts[0]), left), first + len(parts[0])
         if not left:
             return
 

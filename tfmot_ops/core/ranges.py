@@ -92,7 +92,9 @@ class Ranges:
             outputs = tensors(node.outputs)
             if not floats or len(outputs) != 1:
                 continue
-            sums = before.get(id(floats[0])) or self._computed(node, floats, largest_weight)
+            kind = role(getattr(node.layer, "layer", node.layer))
+            sums = before.get(id(floats[0])) if kind in {Role.AFFINE, Role.RELU} else None
+            sums = sums or self._computed(node, floats, largest_weight)
             if sums is None:
                 continue
             key = self._key(outputs[0])

@@ -14,6 +14,7 @@ from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
 from tfmot_ops.core.kernels import Kernel, kernels
 from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.new_values import constants
+from tfmot_ops.core.poles import unrounded_calls
 from tfmot_ops.core.quantizers import (
     FixedRangeQuantizer,
     LayerQuantizeConfig,
@@ -105,6 +106,8 @@ class _Placer:
         self.excluded = excluded
         self.required = required
         self.keep_clusters = keep_clusters
+        #: id(call) of those that a function without bound near 0 reads from.
+        self.unrounded = unrounded_calls(graph)
         self.roles = {id(node): self._role(node) for node in graph.nodes}
         #: id(tensor) -> the range that all of its group have, where TFLite fixes the range of each call they come from.
         self.fixed: dict[int, tuple[float, float]] = {}
@@ -141,7 +144,8 @@ class _Placer:
     def _role(self, node: Node) -> Role:
         # Where a mask decides, the same operation is made of others, which TFLite has in float.
         masked = isinstance(node.kwargs.get("mask"), Tensor)
-        kind = Role.FLOAT if masked or node.origin in self.excluded else role(node.layer)
+        is_float = masked or node.origin in self.excluded or id(node) in self.unrounded
+        kind = Role.FLOAT if is_float else role(node.layer)
         # What puts a constant among the values has a range for both.
         return Role.SAME_SCALE if kind is Role.PASS and constants(node) else kind
 
@@ -152,8 +156,8 @@ class _Placer:
             return None, {}, _report(node, Outcome.ABSORBED, "computes no floating-point values")
         if kind is Role.FLOAT:
             # What the converter could quantise by itself is told to stay.
-            excluded = node.origin in self.excluded and not hasattr(node.layer, "symbol")
-            marked = excluded and role(node.layer) is not Role.FLOAT
+            told = node.origin in self.excluded or id(node) in self.unrounded
+            marked = told and not hasattr(node.layer, "symbol") and role(node.layer) is not Role.FLOAT
             config = LayerQuantizeConfig(keep_float=True) if marked else None
             return config, self._around(outputs), _report(node, Outcome.KEPT_FLOAT, self._why(node))
         if len(outputs) > 1 or hasattr(node.layer, "symbol"):
@@ -192,6 +196,8 @@ class _Placer:
             return "excluded by the recipe's scope"
         if isinstance(node.kwargs.get("mask"), Tensor):
             return "reads a mask, which TFLite does in float"
+        if id(node) in self.unrounded:
+            return "a function without bound near 0 reads its result, whose small values int8 would round to 0"
         return float_reason(node.layer)
 
     def _around(self, outputs: list[Tensor]) -> dict[int, Any]:

@@ -29,10 +29,15 @@ def inner_layer(layer: Any) -> Any:
 
 
 def prunable(model: keras.Model, recipe: Recipe) -> dict[str, tuple[Any, tuple[Kernel, ...]]]:
-    """Paths with (layer, kernels) that a recipe's sparsity concerns, by its scope and the defaults."""
+    """Paths with (layer, kernels) that a recipe's sparsity concerns, by its scope and the defaults.
+
+    A frozen layer among others that train is concerned only where the scope includes it: it cannot adapt to zeros.
+    """
     if recipe.sparsity is None:
         return {}
     layers = [(path, inner_layer(layer)) for path, layer in layer_paths(model)]
+    # A model that is frozen as a whole says nothing of single layers.
+    some_train = any(layer.trainable for _, layer in layers if kernels(layer))
     named = select(recipe.sparsity.scope, [(plain_path(path), type(layer).__name__) for path, layer in layers])
     chosen: dict[str, tuple[Any, tuple[Kernel, ...]]] = {}
     for path, layer in layers:
@@ -40,7 +45,8 @@ def prunable(model: keras.Model, recipe: Recipe) -> dict[str, tuple[Any, tuple[K
         found = tuple(
             kernel
             for kernel in kernels(layer)
-            if (decision or (decision is None and kernel.pruned_by_default)) and _pattern_fits(layer, kernel, recipe)
+            if (decision or (kernel.pruned_by_default and (layer.trainable or not some_train)))
+            and _pattern_fits(layer, kernel, recipe)
         )
         if found and decision is not False:
             chosen[plain_path(path)] = (layer, found)
