@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
+import typer
+from rich.console import Console
 from rich.table import Table
 
 from tfmot_ops.contract import Status, StepResult
+from tfmot_ops.uri_secrets import hide
 
 
 def _share(value: float) -> str:
@@ -108,3 +113,30 @@ def _cells(results: Sequence[StepResult]) -> tuple[list[str], list[list[str]]]:
 
 def _cell(metrics: Mapping[str, float], name: str, write: Callable[[float], str]) -> str:
     return write(metrics[name]) if name in metrics else _MISSING
+
+
+def print_summary(
+    results: Sequence[StepResult], tracking_uri: str | None, experiment: str, tflite: Path | None
+) -> None:
+    """Print the table of a chain, where its outputs are, and how the runs are looked at.
+
+    Args:
+        results: of the steps, in order.
+        tracking_uri: MLflow's, None without tracking.
+        experiment: in MLflow.
+        tflite: the file, None where there is none.
+    """
+    typer.echo()
+    if sys.stdout.isatty():
+        Console().print(summary_table(results))
+    else:
+        typer.echo("\n".join(summary_lines(results)))
+    typer.echo()
+    for result in results:
+        for name, artifact in result.outputs.items():
+            typer.echo(f"{result.step_id} {name}: {hide(artifact.uri)}")
+    if tracking_uri:
+        store = hide(tracking_uri)
+        typer.echo(f"MLflow: experiment {experiment}; open it with: mlflow ui --backend-store-uri {store}")
+    if tflite:
+        typer.echo(f"TFLite: {tflite}")

@@ -175,6 +175,7 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
     from tfmot_ops.cli import execute
     from tfmot_ops.cli.chain import Chain
     from tfmot_ops.recipe_file import is_recipe_file, read_recipe
+    from tfmot_ops.report import print_summary
 
     if no_tracking:
         tracking_uri = None
@@ -202,7 +203,7 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
         results = [result.model_dump(mode="json") for result in chain.results]
         typer.echo(json.dumps({"results": results, "tflite": str(tflite) if tflite else None}, indent=2))
     else:
-        _print_summary(chain.results, tracking_uri, experiment, tflite)
+        print_summary(chain.results, tracking_uri, experiment, tflite)
     if last.error is not None:
         raise typer.Exit(last.error.exit_code)
 
@@ -210,27 +211,6 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
 def _say_on_stderr(text: str) -> None:
     sys.stderr.write(hide(f"{text}\n"))
     sys.stderr.flush()
-
-
-def _print_summary(results: list[StepResult], tracking_uri: str | None, experiment: str, tflite: Path | None) -> None:
-    from tfmot_ops.report import summary_lines, summary_table
-
-    typer.echo()
-    if sys.stdout.isatty():
-        from rich.console import Console
-
-        Console().print(summary_table(results))
-    else:
-        typer.echo("\n".join(summary_lines(results)))
-    typer.echo()
-    for result in results:
-        for name, artifact in result.outputs.items():
-            typer.echo(f"{result.step_id} {name}: {hide(artifact.uri)}")
-    if tracking_uri:
-        store = hide(tracking_uri)
-        typer.echo(f"MLflow: experiment {experiment}; open it with: mlflow ui --backend-store-uri {store}")
-    if tflite:
-        typer.echo(f"TFLite: {tflite}")
 
 
 @app.command("list")

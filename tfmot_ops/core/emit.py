@@ -112,13 +112,8 @@ class _Emitter:
             return _float_call(layer, args, kwargs)
         if keep_float:
             args = tf.nest.map_structure(_float_barrier, args)
-        if kind is Role.CONVOLUTION:
-            return self._convolution(node, layer, args[0])
-        if kind is Role.AFFINE:
-            return self._affine(node, layer, args[0])
-        if kind is Role.GATHER:
-            return self._gather(node, layer, args[0])
-        return _call(layer, args, kwargs)
+        own = {Role.CONVOLUTION: self._convolution, Role.AFFINE: self._affine, Role.GATHER: self._gather}.get(kind)
+        return _call(layer, args, kwargs) if own is None else own(node, layer, args[0])
 
     def _in_float(self, node: Node, layer: Any, args: Any, kwargs: Any) -> Any:
         """A call that the converter shall not quantise by itself."""
