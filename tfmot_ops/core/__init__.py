@@ -7,7 +7,7 @@ from tfmot_ops.core.catalog import Architecture, architecture, catalogue
 from tfmot_ops.core.compat import check_architecture
 from tfmot_ops.core.evaluate import agreement, evaluate, predict, sqnr_db
 from tfmot_ops.core.export import export_tflite
-from tfmot_ops.core.file_report import report_file
+from tfmot_ops.core.file_report import report_file, require_recipe
 from tfmot_ops.core.layer_sqnr import LayerSqnr, layer_sqnr, layer_sqnr_csv
 from tfmot_ops.core.memory import arena_bytes
 from tfmot_ops.core.models import application_constructors
@@ -50,6 +50,7 @@ __all__ = [
     "quantize",
     "recipes",
     "report_file",
+    "require_recipe",
     "save_model",
     "sqnr_db",
     "strip",
