@@ -26,7 +26,6 @@ from tfmot_ops.contract import (
 from tfmot_ops.core import keras, training
 from tfmot_ops.data import load_dataset
 from tfmot_ops.errors import ExportError
-from tfmot_ops.steps.requirements import require_int8
 from tfmot_ops.store import describe
 
 pytestmark = pytest.mark.slow
@@ -166,12 +165,11 @@ def test_weights_that_are_nan_make_no_file(spoilt, recipe, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-class Profile:
-    """What is asked of a `core.TFLiteProfile`."""
-
-    def __init__(self, macs: int, int8_mac_fraction: float) -> None:
-        self.macs = macs
-        self.int8_mac_fraction = int8_mac_fraction
+def _profile(macs: int, int8_mac_fraction: float, types: tuple[str, ...] = ("int8",)) -> core.TFLiteProfile:
+    counts: dict[str, Any] = dict.fromkeys(("float_ops", "requantize_ops", "size_bytes", "gzip_bytes"), 0)
+    tables: dict[str, Any] = {name: {} for name in ("sparsity", "weight_sizes", "op_counts")}
+    ends: dict[str, Any] = {"input_dtypes": types, "output_dtypes": types}
+    return core.TFLiteProfile(macs=macs, int8_mac_fraction=int8_mac_fraction, **counts, **tables, **ends)
 
 
 def _reports(**outcomes: str) -> list[LayerReport]:
@@ -191,26 +189,30 @@ WRONG = {
     "one of two excluded": (_recipe(exclude=("dense",)), _reports(Conv2D="kept_float", Dense="kept_float")),
 }
 RIGHT = {
-    "int8": (_recipe(), _reports(Conv2D="quantized"), Profile(100, 0.01)),
-    "no multiplication": (_recipe(), _reports(Flatten="quantized"), Profile(0, 0.0)),
-    "no int8 form": (_recipe(), _reports(LSTM="kept_float", Conv3D="kept_float", Flatten="quantized"), Profile(9, 0.0)),
-    "excluded": (_recipe(exclude=("conv2d",)), _reports(Conv2D="kept_float", LSTM="kept_float"), Profile(9, 0.0)),
-    "kept by qat": (_recipe(Method.QAT), _reports(Conv2D="kept_float", Flatten="quantized"), Profile(9, 0.0)),
-    "float16": (core.recipes.decode("wi16f"), _reports(Conv2D="quantized"), Profile(9, 0.0)),
-    "int16": (core.recipes.decode("wi8_ai16"), _reports(Conv2D="quantized"), Profile(9, 0.0)),
-    "dynamic range": (core.recipes.decode("wi8_afp32"), _reports(Conv2D="quantized"), Profile(9, 0.0)),
-    "float": (Recipe(name="f"), _reports(Conv2D="kept_float"), Profile(9, 0.0)),
+    "int8": (_recipe(), _reports(Conv2D="quantized"), _profile(100, 0.01)),
+    "no multiplication": (_recipe(), _reports(Flatten="quantized"), _profile(0, 0.0)),
+    "no int8 form": (
+        _recipe(),
+        _reports(LSTM="kept_float", Conv3D="kept_float", Flatten="quantized"),
+        _profile(9, 0.0),
+    ),
+    "excluded": (_recipe(exclude=("conv2d",)), _reports(Conv2D="kept_float", LSTM="kept_float"), _profile(9, 0.0)),
+    "kept by qat": (_recipe(Method.QAT), _reports(Conv2D="kept_float", Flatten="quantized"), _profile(9, 0.0)),
+    "float16": (core.recipes.decode("wi16f"), _reports(Conv2D="quantized"), _profile(9, 0.0, ("float32",))),
+    "int16": (core.recipes.decode("wi8_ai16"), _reports(Conv2D="quantized"), _profile(9, 0.0, ("int16",))),
+    "dynamic range": (core.recipes.decode("wi8_afp32"), _reports(Conv2D="quantized"), _profile(9, 0.0, ("float32",))),
+    "float": (Recipe(name="f"), _reports(Conv2D="kept_float"), _profile(9, 0.0)),
 }
 
 
 @pytest.mark.parametrize(("recipe", "layers"), WRONG.values(), ids=WRONG.keys())
 def test_a_file_without_int8_is_refused(recipe, layers):
-    with pytest.raises(ExportError, match="not what recipe r says") as caught:
-        require_int8(recipe, layers, Profile(100, 0.0))
+    with pytest.raises(ExportError, match="not what recipe 'r' says") as caught:
+        core.require_recipe(_profile(100, 0.0), recipe, layers)
     assert caught.value.exit_code == 4
     assert "conv2d" in caught.value.required
 
 
 @pytest.mark.parametrize(("recipe", "layers", "profile"), RIGHT.values(), ids=RIGHT.keys())
 def test_a_file_that_is_as_its_recipe_says_passes(recipe, layers, profile):
-    require_int8(recipe, layers, profile)
+    core.require_recipe(profile, recipe, layers)

@@ -25,7 +25,7 @@ from tfmot_ops.core.graph.rebuild import copy_layer, rebuild, without_random_val
 from tfmot_ops.core.kernels import kernels
 from tfmot_ops.core.legacy_keras import keras
 from tfmot_ops.core.roles import is_custom
-from tfmot_ops.core.sparsity import inner_layer, plain_path, prunable
+from tfmot_ops.core.sparsity import inner_layer, prunable
 from tfmot_ops.core.training import compile_like
 from tfmot_ops.errors import RecipeError
 
@@ -133,7 +133,7 @@ def prune(model: keras.Model, recipe: Recipe, end_step: int | None = None) -> tu
     pruned = _wrap_chosen(model, chosen, _pruning_arguments(recipe.sparsity, end_step))
     if end_step is None:
         _apply_masks(pruned)
-    layers = [(plain_path(path), inner_layer(layer)) for path, layer in layer_paths(model)]
+    layers = [(path, inner_layer(layer)) for path, layer in layer_paths(model)]
     return pruned, [_report(path, layer, recipe, id(layer) in chosen) for path, layer in layers]
 
 

@@ -38,10 +38,10 @@ def prunable(model: keras.Model, recipe: Recipe) -> dict[str, tuple[Any, tuple[K
     layers = [(path, inner_layer(layer)) for path, layer in layer_paths(model)]
     # A model that is frozen as a whole says nothing of single layers.
     some_train = any(layer.trainable for _, layer in layers if kernels(layer))
-    named = select(recipe.sparsity.scope, [(plain_path(path), type(layer).__name__) for path, layer in layers])
+    named = select(recipe.sparsity.scope, [(_plain(path), type(layer).__name__) for path, layer in layers])
     chosen: dict[str, tuple[Any, tuple[Kernel, ...]]] = {}
     for path, layer in layers:
-        decision = named[plain_path(path)]
+        decision = named[_plain(path)]
         found = tuple(
             kernel
             for kernel in kernels(layer)
@@ -49,7 +49,7 @@ def prunable(model: keras.Model, recipe: Recipe) -> dict[str, tuple[Any, tuple[K
             and _pattern_fits(layer, kernel, recipe)
         )
         if found and decision is not False:
-            chosen[plain_path(path)] = (layer, found)
+            chosen[_plain(path)] = (layer, found)
     return chosen
 
 
@@ -69,7 +69,7 @@ def required_ratio(
     return ratio if (node.source_kernel or kernel.attribute) in names else 0.0
 
 
-def plain_path(path: str) -> str:
+def _plain(path: str) -> str:
     """The path without the prefixes that wrappers put before a layer's name."""
     folder, _, name = path.rpartition("/")
     for prefix in ("prune_low_magnitude_", "quant_"):
@@ -103,7 +103,7 @@ def layer_sparsity(model: keras.Model) -> dict[str, float]:
         values = [_value(layer, inner, kernel.attribute) for kernel in kernels(inner)]
         size = sum(value.size for value in values)
         if size:
-            result[plain_path(path)] = float(sum(int((value == 0).sum()) for value in values) / size)
+            result[_plain(path)] = float(sum(int((value == 0).sum()) for value in values) / size)
     return result
 
 
@@ -145,7 +145,7 @@ def assert_sparsity(model: keras.Model, recipe: Recipe) -> dict[str, float]:
         return {}
     measured = {}
     for path, (layer, found) in prunable(model, recipe).items():
-        wrapped = next(outer for p, outer in layer_paths(model) if plain_path(p) == path)
+        wrapped = next(outer for p, outer in layer_paths(model) if _plain(p) == path)
         values = [_value(wrapped, layer, kernel.attribute) for kernel in found]
         require_sparsity(path, values, recipe.sparsity.ratio)
         measured[path] = float(sum((v == 0).sum() for v in values) / sum(v.size for v in values))

@@ -12,7 +12,6 @@ from tfmot_ops.steps.figures import measure_drop, measure_layers, measure_run, m
 from tfmot_ops.steps.requirements import (
     is_being_pruned,
     require_float,
-    require_int8,
     require_pruned,
     require_pruned_layers,
     require_pruning_wrappers,
@@ -144,7 +143,7 @@ def _quantize(work: Work) -> None:
     tflite = core.export_tflite(model, recipe, work.calibration)
     if not work.layers:  # without QAT the converter decides, and the file tells
         work.layers += core.report_file(model, tflite)
-    require_int8(recipe, work.layers, core.profile_tflite(tflite))
+    core.require_recipe(core.profile_tflite(tflite), recipe, work.layers)
     work.measure(core.evaluate(tflite, data.x_test, data.y_test))
     work.measure_tflite(tflite, model)
     work.measure({"validation_accuracy": core.evaluate(tflite, data.x_validation, data.y_validation)["accuracy"]})

@@ -1,19 +1,11 @@
-"""What a step requires of the model it is given and of the file it made; refused by name before more work is done."""
+"""What a step requires of the model it is given; refused before more work is done, by the step that was left out."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tfmot_ops.contract import Activations, LayerReport, Method, Outcome, Recipe, Weights
-from tfmot_ops.errors import ExportError, SparsityLostError, SpecError
-
-#: Layer classes that multiply and accumulate, and that TFLite computes in int8.
-_INT8_CLASSES = frozenset(
-    {
-        *("Conv1D", "Conv1DTranspose", "Conv2D", "Conv2DTranspose", "Dense", "EinsumDense", "MultiHeadAttention"),
-        *("DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv1D", "SeparableConv2D"),
-    }
-)
+from tfmot_ops.contract import LayerReport, Outcome, Recipe
+from tfmot_ops.errors import SparsityLostError, SpecError
 
 
 def is_being_pruned(model: Any) -> bool:
@@ -104,45 +96,6 @@ def require_pruned_layers(layers: list[LayerReport], recipe: Recipe) -> None:
             received=f"{len(layers)} layers: {'; '.join(reasons)}",
             remedy="name layers in the recipe's sparsity.scope, change its pattern, or use a recipe without sparsity",
         )
-
-
-def require_int8(recipe: Recipe, layers: list[LayerReport], profile: Any) -> None:
-    """Refuse a file in which nothing is int8 although its recipe asks for int8 weights and activations.
-
-    A file is right to be in float where no layer has an int8 form (an LSTM has none), where the recipe's scope leaves
-    all of those out, or where quantisation-aware training kept them in float and reports why.
-
-    Args:
-        recipe: the recipe.
-        layers: what became of each layer.
-        profile: `core.TFLiteProfile` of the file.
-
-    Raises:
-        ExportError: no multiply-accumulate of the file is int8.
-    """
-    types = recipe.quantization and (recipe.quantization.weights, recipe.quantization.activations)
-    if types != (Weights.INT8, Activations.INT8) or not profile.macs or profile.int8_mac_fraction > 0.0:
-        return
-    expected = [layer.path for layer in layers if _is_to_be_int8(layer, recipe, layers)]
-    if expected:
-        raise ExportError(
-            f"the TFLite file is not what recipe {recipe.name} says: nothing in it is computed in int8",
-            required=f"int8 in {len(expected)} layers, the first {expected[0]}",
-            received=f"{profile.macs} multiply-accumulates, all in float",
-            remedy="check the model's weights and the calibration samples for NaN and infinity",
-        )
-
-
-def _is_to_be_int8(layer: LayerReport, recipe: Recipe, layers: list[LayerReport]) -> bool:
-    from tfmot_ops.core.scope import select
-
-    quantization = recipe.quantization
-    if quantization is None or layer.class_name not in _INT8_CLASSES:
-        return False
-    if quantization.method is Method.QAT:
-        return layer.outcome is Outcome.QUANTIZED
-    # After training the converter quantises what the scope does not exclude; the report only says what it did.
-    return select(quantization.scope, [(each.path, each.class_name) for each in layers])[layer.path] is not False
 
 
 def _wrapped(model: Any) -> list[str]:
