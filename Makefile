@@ -30,10 +30,10 @@ $(STAMP): requirements/dev.txt pyproject.toml
 	@touch $@
 
 demo: setup ## train -> prune -> fine-tune -> strip -> quantize -> evaluate on real data (DATASET=, MODEL=, RECIPE=)
-	@$(BIN)/python -m tfmot_ops.demo --dataset $(DATASET) --model $(MODEL) --recipe $(RECIPE)
+	@$(BIN)/python -m tools.demo --dataset $(DATASET) --model $(MODEL) --recipe $(RECIPE)
 
 ui: setup ## Airflow and MLflow on loopback, Ctrl-C stops both
-	@$(BIN)/python -m tfmot_ops.demo ui
+	@$(BIN)/python -m tools.demo ui
 
 sweep: setup ## the compat matrix: every architecture through the whole chain, resumable (ARCHITECTURES=, RECIPES=)
 	@$(BIN)/tfmot-ops sweep --architectures "$(ARCHITECTURES)" --recipes "$(RECIPES)"
@@ -81,7 +81,7 @@ image: ## a Docker image, tfmot-ops:<version>-$(TARGET); TARGET=cpu, gpu, airflo
 	@docker build -f docker/Dockerfile --target $(TARGET) --build-arg VERSION=$(VERSION) --build-arg REVISION="$$(git rev-parse HEAD)" -t tfmot-ops:$(VERSION)-$(TARGET) .
 
 layers: setup ## docs/layers.md: what becomes of each layer class of tf_keras
-	@$(BIN)/python -m tfmot_ops.core.layer_table docs/layers.md
+	@$(BIN)/python -m tools.layer_table docs/layers.md
 
 bench: setup ## what quantising, exporting, training and inference cost, as ratios (QUESTIONS="quantize growth")
 	@$(BIN)/python -m benchmarks $(QUESTIONS)

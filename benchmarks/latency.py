@@ -54,7 +54,7 @@ def _convert(net: Any, calibration: Any) -> bytes:
 
 
 def _inference(data: bytes) -> Callable[[], Any]:
-    from tfmot_ops.core.evaluate import make_interpreter
+    from tfmot_ops.core.tflite.interpreter import make_interpreter
 
     interpreter = make_interpreter(data, 1)
     interpreter.allocate_tensors()

@@ -13,7 +13,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.default_8bit i
 
 from tfmot_ops import core
 from tfmot_ops.core import keras
-from tfmot_ops.core.models import smallest_side
+from tfmot_ops.models.applications import smallest_side
 from tfmot_ops.tfmot_utils import NoOpQuantizeConfig
 
 #: Height and width, in pixels, where the architecture allows it: what handling a graph costs does not depend on them.

@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files whose tests wait for servers and processes first: on several workers, the short ones fill the gaps."""
-    long = ("orchestration", "sweep", "places")
+    long = ("orchestration", "sweep", "places", "cli", "tools")
     items.sort(key=lambda item: item.path.parent.name not in long)
 
 

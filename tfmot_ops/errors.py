@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tfmot_ops.uri_secrets import hide
+from tfmot_ops.system.uri_secrets import hide
 
 #: Longest part of a message, in characters; what is longer is cut.
 _LONGEST = 8000

@@ -13,8 +13,8 @@ from rich.text import Text
 from tfmot_ops import core
 from tfmot_ops.contract import Method, Quantization, Recipe
 from tfmot_ops.core import keras
-from tfmot_ops.core.quantizers import LayerQuantizeConfig, RangeQuantizer
-from tfmot_ops.core.safe_files import check_model_file
+from tfmot_ops.core.quantization.quantizers import LayerQuantizeConfig, RangeQuantizer
+from tfmot_ops.core.saving.safe_files import check_model_file
 
 #: Text that a typical error carries -> its short name; seen with TF 2.21.0 and tfmot 0.8.1.
 TYPICAL_ERRORS = {

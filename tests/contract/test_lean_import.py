@@ -23,9 +23,9 @@ CASES = {
     "operators and runners": Lean("tfmot_ops.operators, tfmot_ops.runners", HEAVY | {"tfmot_ops.core"}),
     "contract": Lean("tfmot_ops.contract", HEAVY | {"tfmot_ops.core", "airflow", "numpy", "yaml"}),
     "errors": Lean("tfmot_ops.errors", HEAVY | {"tfmot_ops.core", "airflow", "pydantic"}),
-    "report": Lean("tfmot_ops.report", HEAVY | {"tfmot_ops.core", "airflow"}),
+    "report": Lean("tfmot_ops.cli.chain_table", HEAVY | {"tfmot_ops.core", "airflow"}),
     "the plan of a sweep": Lean(
-        "tfmot_ops.sweep.plan, tfmot_ops.sweep.expected", HEAVY | {"tfmot_ops.core", "airflow"}
+        "tfmot_ops.sweep.plan.cells, tfmot_ops.sweep.judge.expected", HEAVY | {"tfmot_ops.core", "airflow"}
     ),
     "command": Lean("tfmot_ops.cli", HEAVY | {"tfmot_ops.core", "airflow"}),
 }

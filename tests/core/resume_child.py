@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from tfmot_ops import core
-from tfmot_ops.core import keras, training
-from tfmot_ops.core.checkpoint import Checkpoint
-from tfmot_ops.data import load_dataset
+from tfmot_ops.core import keras
+from tfmot_ops.core.keras.seeds import set_seed
+from tfmot_ops.core.training.checkpoint import Checkpoint
+from tfmot_ops.core.training.loop import fit
+from tfmot_ops.data.splits import load_dataset
 
 EPOCHS, BATCH = 4, 32
 L = keras.layers
@@ -78,11 +80,11 @@ class WaitInEpoch(keras.callbacks.Callback):
 def main(folder: Path, cases: list[str], how: str) -> None:
     data = load_dataset("digits", seed=0, limit=200)
     for case in cases:
-        training.set_seed(0)
+        set_seed(0)
         model, callbacks = {"pruned": pruned, "quantized": quantized}[case](data)
         if how.isdecimal() and case == cases[-1]:
             callbacks.append(WaitInEpoch(int(how)))
-        history = training.fit(
+        history = fit(
             model,
             data.x_train,
             data.y_train,

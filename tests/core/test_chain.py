@@ -10,8 +10,8 @@ import pytest
 from tfmot_ops import core
 from tfmot_ops.contract import Outcome, Quantization, Recipe, Scope, Sparsity
 from tfmot_ops.core import keras
-from tfmot_ops.core.evaluate import make_interpreter
 from tfmot_ops.core.graph.ir import layer_paths
+from tfmot_ops.core.tflite.interpreter import make_interpreter
 from tfmot_ops.errors import (
     CalibrationError,
     ExportError,

@@ -13,7 +13,7 @@ from tensorflow_model_optimization.python.core.clustering.keras.experimental imp
 from tfmot_ops import core
 from tfmot_ops.contract import Method, Quantization, Recipe, Sparsity
 from tfmot_ops.core import keras
-from tfmot_ops.core.evaluate import make_interpreter
+from tfmot_ops.core.tflite.interpreter import make_interpreter
 
 pytestmark = pytest.mark.slow
 

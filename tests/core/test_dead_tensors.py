@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfmot_ops import core
 from tfmot_ops.core import keras
-from tfmot_ops.core.ranges import range_variables
+from tfmot_ops.core.quantization.ranges import range_variables
 
 L = keras.layers
 Case = tuple[Any, Any]

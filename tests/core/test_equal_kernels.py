@@ -155,7 +155,7 @@ def test_of_equal_magnitudes_as_many_go_as_the_ratio_says(end_step: int | None) 
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.75])
 @pytest.mark.parametrize("values", ["equal", "few", "distinct"])
 def test_the_masks_are_those_of_tfmot_but_for_ties(values: str, ratio: float) -> None:
-    from tfmot_ops.core.prune import kept
+    from tfmot_ops.core.pruning.wrappers import kept
 
     random = np.random.default_rng(0)
     magnitudes = {

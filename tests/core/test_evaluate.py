@@ -11,8 +11,11 @@ import pytest
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 
-from tfmot_ops.core.evaluate import agreement, evaluate, predict, sqnr_db
-from tfmot_ops.core.legacy_keras import keras
+from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.measure.accuracy import evaluate
+from tfmot_ops.core.measure.agreement import agreement
+from tfmot_ops.core.measure.noise import sqnr_db
+from tfmot_ops.core.measure.predictions import predict
 from tfmot_ops.errors import (
     ArtifactError,
     CalibrationError,

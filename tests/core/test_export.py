@@ -7,7 +7,7 @@ import pytest
 
 from tfmot_ops import core
 from tfmot_ops.core import keras
-from tfmot_ops.core.evaluate import make_interpreter
+from tfmot_ops.core.tflite.interpreter import make_interpreter
 
 L = keras.layers
 

@@ -36,9 +36,9 @@ from tfmot_ops.contract import Status
 from tfmot_ops.core import keras
 from tfmot_ops.core.graph.ir import Node, Tensor, tensors
 from tfmot_ops.core.graph.read import read_graph
-from tfmot_ops.core.quantizers import FixedRangeQuantizer
-from tfmot_ops.core.sparsity import inner_layer
-from tfmot_ops.core.training import set_seed
+from tfmot_ops.core.keras.seeds import set_seed
+from tfmot_ops.core.keras.wrapped import inner_layer
+from tfmot_ops.core.quantization.quantizers import FixedRangeQuantizer
 
 pytestmark = pytest.mark.slow
 

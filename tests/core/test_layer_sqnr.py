@@ -13,7 +13,7 @@ import pytest
 from tfmot_ops import core
 from tfmot_ops.contract import Recipe
 from tfmot_ops.core import keras
-from tfmot_ops.core.layer_sqnr import layer_sqnr, layer_sqnr_csv
+from tfmot_ops.core.measure.sqnr_by_layer import layer_sqnr, layer_sqnr_csv
 from tfmot_ops.errors import ArtifactError
 
 pytestmark = pytest.mark.slow

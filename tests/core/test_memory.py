@@ -13,7 +13,7 @@ import pytest
 from tfmot_ops import core
 from tfmot_ops.contract import Recipe
 from tfmot_ops.core import keras
-from tfmot_ops.core.memory import arena_bytes
+from tfmot_ops.core.measure.memory import arena_bytes
 from tfmot_ops.errors import ArtifactError
 
 L = keras.layers

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfmot_ops import core
 from tfmot_ops.core import keras
-from tfmot_ops.core.ranges import range_variables
+from tfmot_ops.core.quantization.ranges import range_variables
 from tfmot_ops.errors import CalibrationError, NotFiniteError, TfmotOpsError
 
 L = keras.layers

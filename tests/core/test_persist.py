@@ -11,7 +11,8 @@ import pytest
 from tf_keras.src.applications import convnext, inception_resnet_v2
 
 from tfmot_ops import core
-from tfmot_ops.core import keras, persist
+from tfmot_ops.core import keras
+from tfmot_ops.core.saving import files as persist
 from tfmot_ops.errors import ArtifactError
 
 L = keras.layers

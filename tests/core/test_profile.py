@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmot_ops.core.legacy_keras import keras
-from tfmot_ops.core.profile import latency_ms, profile_tflite
+from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.measure.latency import latency_ms
+from tfmot_ops.core.tflite.profile import profile_tflite
 from tfmot_ops.errors import ArtifactError
 
 layers = keras.layers

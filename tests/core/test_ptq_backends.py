@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tfmot_ops import core
+from tfmot_ops import core, models
 from tfmot_ops.contract import Backend, Method, Outcome, Quantization, Recipe, Sparsity
-from tfmot_ops.core import models, training
-from tfmot_ops.data import Dataset, load_dataset
+from tfmot_ops.core.training.loop import fit
+from tfmot_ops.data.splits import Dataset, load_dataset
 from tfmot_ops.errors import ExportError, RecipeError
+from tfmot_ops.tasks.classification import compile_default
 
 pytestmark = pytest.mark.slow
 
@@ -25,9 +26,9 @@ def digits() -> Dataset:
 @pytest.fixture(scope="module", params=["resnet8", "mobilenet_like"])
 def trained(request, digits) -> Any:
     model = models.build_model(request.param, digits.input_shape, digits.num_classes, seed=0)
-    training.compile_default(model, 1e-3)
+    compile_default(model, 1e-3)
     validation = (digits.x_validation, digits.y_validation)
-    training.fit(model, digits.x_train, digits.y_train, validation, epochs=6, batch_size=64, seed=0)
+    fit(model, digits.x_train, digits.y_train, validation, epochs=6, batch_size=64, seed=0)
     return model
 
 

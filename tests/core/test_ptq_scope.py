@@ -78,7 +78,7 @@ def test_a_scope_that_the_converter_cannot_apply_is_refused(model: Any, activati
 RECURRENT = """
 import sys
 import numpy as np
-from tfmot_ops.sweep.limits import imported_for_good
+from tfmot_ops.sweep.run.limits import imported_for_good
 with imported_for_good():
     from tfmot_ops import core
     from tfmot_ops.core import keras

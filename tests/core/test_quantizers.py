@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmot_ops.core.quantizers import WeightQuantizer
+from tfmot_ops.core.quantization.quantizers import WeightQuantizer
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 
 from tfmot_ops import core
-from tfmot_ops.core import keras, training
-from tfmot_ops.core.checkpoint import Checkpoint, assert_masks_hold
-from tfmot_ops.core.seeding import batches
+from tfmot_ops.core import keras
+from tfmot_ops.core.keras.seeds import set_seed
+from tfmot_ops.core.training.checkpoint import Checkpoint, assert_masks_hold
+from tfmot_ops.core.training.loop import fit
+from tfmot_ops.core.training.seeding import batches
 from tfmot_ops.errors import SparsityLostError
 
 pytestmark = pytest.mark.slow
@@ -74,7 +76,7 @@ class Stop(Exception):  # noqa: N818 - ends a training as a kill would, for a te
 
 
 def _model(optimizer: Any, dropout: float, eager: bool) -> Any:
-    training.set_seed(0)
+    set_seed(0)
     inputs = L.Input((6,))
     x = L.Dense(8, activation="relu")(inputs)
     x = L.Dropout(dropout)(x) if dropout else x
@@ -101,7 +103,7 @@ def _train(
 
     arguments = {"epochs": 4, "batch_size": 16, "seed": 1, "on_epoch": on_epoch, "checkpoint": checkpoint} | changes
     try:
-        training.fit(model, X, Y, None, **arguments)
+        fit(model, X, Y, None, **arguments)
     except Stop:
         assert stop_after
     return model.get_weights()
@@ -178,7 +180,7 @@ def test_other_data_weights_and_layers_are_another_training(stopped, tmp_path):
     checkpoint = Checkpoint(shutil.copy(stopped, tmp_path / "state.npz"), told.append)
     model = keras.Sequential([L.Input((6,)), L.Dense(3)])
     model.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
-    training.fit(model, X + 1, Y, None, epochs=4, batch_size=16, seed=1, checkpoint=checkpoint)
+    fit(model, X + 1, Y, None, epochs=4, batch_size=16, seed=1, checkpoint=checkpoint)
     assert re.search(r"\(other data, other model, other initial weights\)$", told[0])
 
 
@@ -284,7 +286,7 @@ def test_lost_sparsity_is_noticed_at_the_save_and_not_kept(layer, made, tmp_path
     callbacks = [*core.pruning_callbacks(), Lose(layer, epoch=2)]
     seen: list[int] = []
     with pytest.raises(SparsityLostError, match="hidden"):
-        training.fit(
+        fit(
             model,
             X,
             Y,
@@ -303,7 +305,7 @@ def test_lost_sparsity_is_noticed_at_the_save_and_not_kept(layer, made, tmp_path
 
 def test_masks_are_held_to_what_the_schedule_asked_for_so_far():
     model = _dense("sparse80", end_step=100)
-    training.fit(model, X, Y, None, epochs=3, batch_size=16, seed=0, callbacks=core.pruning_callbacks())
+    fit(model, X, Y, None, epochs=3, batch_size=16, seed=0, callbacks=core.pruning_callbacks())
     assert_masks_hold(model)  # far from 80 % after 9 of 100 steps
     model.get_layer("prune_low_magnitude_hidden").pruning_step.assign(100)
     with pytest.raises(SparsityLostError, match=r"at least 0\.800"):

@@ -12,7 +12,8 @@ import tensorflow as tf
 
 from tfmot_ops import core
 from tfmot_ops.contract import Outcome
-from tfmot_ops.core import keras, layers, roles
+from tfmot_ops.core import keras
+from tfmot_ops.core.graph import layers, roles
 
 pytestmark = pytest.mark.slow
 

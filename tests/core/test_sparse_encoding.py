@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfmot_ops import core
+from tfmot_ops import core, models
 from tfmot_ops.contract import Recipe
-from tfmot_ops.core import models
-from tfmot_ops.core.evaluate import make_interpreter
-from tfmot_ops.core.sparse_encoding import compare_sparse_encoding, encode_sparse
+from tfmot_ops.core.measure.sparse_encoding import compare_sparse_encoding, encode_sparse
+from tfmot_ops.core.tflite.interpreter import make_interpreter
 from tfmot_ops.errors import ArtifactError, ExportError
 
 X = np.random.default_rng(0).random((8, 8, 8, 1), dtype=np.float32)

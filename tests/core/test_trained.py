@@ -10,8 +10,8 @@ import pytest
 
 from tfmot_ops import core
 from tfmot_ops.core import keras
-from tfmot_ops.core.training import set_seed
-from tfmot_ops.data import Dataset, load_dataset
+from tfmot_ops.core.keras.seeds import set_seed
+from tfmot_ops.data.splits import Dataset, load_dataset
 
 pytestmark = pytest.mark.slow
 

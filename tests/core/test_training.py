@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfmot_ops.core.legacy_keras import keras
-from tfmot_ops.core.training import compile_default, compile_like, compile_parameters, fit, is_compiled, set_seed
+from tfmot_ops.core.keras.compiling import compile_like, compile_parameters, is_compiled
+from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.seeds import set_seed
+from tfmot_ops.core.training.loop import fit
 from tfmot_ops.errors import SpecError, StepFailedError, UnsupportedModelError
+from tfmot_ops.tasks.classification import compile_default
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,8 @@ from untrusted import small_model
 from tfmot_ops import core
 from tfmot_ops.core import keras
 from tfmot_ops.core.graph.rules.arithmetic import _ACTIVATIONS, _MERGES
-from tfmot_ops.core.safe_configs import unsafe_names
-from tfmot_ops.core.safe_graphs import is_symbol_of_tensors
+from tfmot_ops.core.saving.safe_configs import unsafe_names
+from tfmot_ops.core.saving.safe_graphs import is_symbol_of_tensors
 from tfmot_ops.errors import ArtifactError
 
 L = keras.layers

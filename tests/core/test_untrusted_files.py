@@ -18,7 +18,7 @@ from untrusted import changed_h5, changed_keras, changed_saved_model, load_in_a_
 
 from tfmot_ops import core, tfmot_utils
 from tfmot_ops.core import keras
-from tfmot_ops.core.safe_configs import unsafe_names
+from tfmot_ops.core.saving.safe_configs import unsafe_names
 from tfmot_ops.errors import ArtifactError, UnsafeModelError
 
 L = keras.layers

@@ -14,7 +14,7 @@ from tfmot_ops.contract import Outcome
 from tfmot_ops.core import keras
 from tfmot_ops.core.graph.ir import tensors
 from tfmot_ops.core.graph.read import read_graph
-from tfmot_ops.core.quantize import calibration_batches
+from tfmot_ops.core.graph.samples import calibration_batches
 from tfmot_ops.errors import CalibrationError, UnsupportedModelError
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ import pytest
 from kubernetes.utils.quantity import parse_quantity
 from rendering import SPEC, merged, one, render, values_of
 
-from tfmot_ops.sweep.plan import Weight
+from tfmot_ops.sweep.plan.cells import Weight
 
 SLOTS = "AIRFLOW__CORE__DEFAULT_POOL_TASK_SLOT_COUNT"
 FILES = {

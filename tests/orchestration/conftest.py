@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tfmot_ops.demo.bench import Workbench
+from tools.demo.workbench import Workbench
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tfmot_ops.demo.bench import Workbench
-from tfmot_ops.demo.servers import HOST
+from tools.demo.servers import HOST
+from tools.demo.workbench import Workbench
 
 DAG = "optimize_model"
 STEPS = ("train", "prune", "fine_tune", "strip", "quantize", "evaluate")
@@ -141,7 +141,7 @@ def airflow(bench):
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
     }
-    command = [sys.executable, "-m", "tfmot_ops.demo", "--home", str(bench.home), "ui"]
+    command = [sys.executable, "-m", "tools.demo", "--home", str(bench.home), "ui"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | settings) as ui:
         try:
             said = []

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tfmot_ops.demo.bench import Workbench
 from tfmot_ops.operators import CompatSweepOperator, TrainOperator
 from tfmot_ops.runners import IMAGES_VARIABLE, OPTIONS_VARIABLE, RUNNER_VARIABLE
+from tools.demo.workbench import Workbench
 
 pytestmark = [pytest.mark.airflow, pytest.mark.slow]
 

@@ -22,9 +22,9 @@ import docker
 import kubernetes
 import pytest
 
-from tfmot_ops.demo.bench import Workbench, group
-from tfmot_ops.demo.servers import airflow_environment, airflow_is_healthy, free_port, is_ok, wait_for
 from tfmot_ops.runners.image import IMAGE
+from tools.demo.servers import airflow_environment, airflow_is_healthy, free_port, is_ok, wait_for
+from tools.demo.workbench import Workbench, group
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent

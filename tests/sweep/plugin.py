@@ -60,7 +60,7 @@ def dies(shape: tuple[int, int, int], classes: int) -> Any:
 
 def raises(shape: tuple[int, int, int], classes: int) -> Any:
     """Raises in the stage that the variable names: the function that does its work is replaced."""
-    from tfmot_ops.core import compat
+    from tfmot_ops.sweep.run import check as compat
 
     work = {
         "normalize": "normalize",

@@ -5,7 +5,7 @@ import resource
 import sys
 from pathlib import Path
 
-from tfmot_ops.demo.dag import load_dag
+from tools.demo.dag import load_dag
 
 
 def main(name: str, params: str, answer: str) -> None:

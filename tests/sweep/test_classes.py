@@ -7,10 +7,10 @@ import sys
 import pytest
 
 from tfmot_ops.contract import CompatResult, Stage, Status
-from tfmot_ops.sweep import classes
+from tfmot_ops.sweep.run import error_classes as classes
 
 PACKAGE = """
-from tfmot_ops.sweep.classes import ErrorClass
+from tfmot_ops.sweep.run.error_classes import ErrorClass
 ERROR_CLASSES = [
     ErrorClass("licence", "No licence.", "Buy one.", patterns=(("licence .+ expired", "made up 1.0"),)),
     ErrorClass("conversion", "Ours says more.", "Ask us.", exceptions=("OurError", "ConverterError")),

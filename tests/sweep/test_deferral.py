@@ -162,7 +162,7 @@ if __name__ == "__main__":
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """What came of each DAG, and the log of all of them."""
-    from tfmot_ops.demo.bench import Workbench
+    from tools.demo.workbench import Workbench
 
     folder = tmp_path_factory.mktemp("deferral")
     bench = Workbench(home=folder / "bench", dags=folder / "dags")
@@ -192,7 +192,7 @@ def test_a_deferred_summary_judges(runs) -> None:
 
 
 def test_a_whole_catalogue_is_asked_with_all_that_is_expected(runs) -> None:
-    from tfmot_ops.sweep.expected import read_expected
+    from tfmot_ops.sweep.judge.expected import read_expected
 
     asked = runs["good"]["specs"][0][0]["options"]["architectures"]
     assert asked == sorted({"A", "B", *read_expected()})
@@ -200,7 +200,7 @@ def test_a_whole_catalogue_is_asked_with_all_that_is_expected(runs) -> None:
 
 
 def test_a_listing_that_failed_leaves_everything_missing(runs) -> None:
-    from tfmot_ops.sweep.expected import read_expected
+    from tfmot_ops.sweep.judge.expected import read_expected
 
     run = runs["unlisted"]
     assert (run["tasks"]["list"], run["tasks"]["summarize"]) == ("failed", "failed")
@@ -273,7 +273,7 @@ class RunStore:
 
 def test_cells_are_kept_on_the_run_where_nothing_else_lasts(tmp_path, monkeypatch) -> None:
     from tfmot_ops.contract import CompatResult
-    from tfmot_ops.steps.sweep import _Keeper
+    from tfmot_ops.steps.compat import _Keeper
     from tfmot_ops.steps.work import Work
 
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -313,7 +313,7 @@ def test_a_retried_summary_takes_up_its_runs(tmp_path) -> None:
 
     from tfmot_ops.cli.execute import execute
     from tfmot_ops.contract import CompatResult
-    from tfmot_ops.steps.sweep import as_json
+    from tfmot_ops.steps.compat import as_json
     from tfmot_ops.store import describe
     from tfmot_ops.tracking import earlier_sweeps
 

@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tfmot_ops import recipes
 from tfmot_ops.contract import Stage, Status
-from tfmot_ops.core import recipes
-from tfmot_ops.sweep.limits import Limits
-from tfmot_ops.sweep.run import Sweep, latest_by_inputs
+from tfmot_ops.sweep.run.limits import Limits
+from tfmot_ops.sweep.whole import Sweep, latest_by_inputs
 
 RECIPE = "sparse50_wi8_ai8"
 
@@ -53,7 +53,7 @@ import sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs the tests in the background
 from pathlib import Path
 from tfmot_ops.core import recipes
-from tfmot_ops.sweep.run import Sweep
+from tfmot_ops.sweep.whole import Sweep
 class Watcher:
     def started(self, cell): print("started", cell, flush=True)
     def ended(self, result): print("ended", result.cell, result.cached, flush=True)
@@ -81,7 +81,7 @@ def test_a_killed_sweep_leaves_no_process_and_resumes(tmp_path) -> None:
 
 def _cells_of(folder) -> list[str]:
     listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    return [line for line in listed.splitlines() if "tfmot_ops.sweep.cell" in line and str(folder) in line]
+    return [line for line in listed.splitlines() if "tfmot_ops.sweep.run.cell" in line and str(folder) in line]
 
 
 def test_two_sweeps_at_once_run_each_cell_once(tmp_path) -> None:

@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 import pytest
 from typer.testing import CliRunner
 
+from tfmot_ops import recipes
 from tfmot_ops.cli.app import app
 from tfmot_ops.contract import CompatResult, Stage, Status, SweepResult
-from tfmot_ops.core import recipes
 from tfmot_ops.errors import SpecError
 from tfmot_ops.sweep.forecast import Verdict, forecast, packages, run_with
-from tfmot_ops.sweep.limits import Limits
-from tfmot_ops.sweep.run import Sweep
+from tfmot_ops.sweep.run.limits import Limits
+from tfmot_ops.sweep.whole import Sweep
 
 
 def cell(name, stage=None, error_class=None):
@@ -126,7 +126,7 @@ def test_cells_run_with_the_other_interpreter(tmp_path) -> None:
     done = run_with(asked, str(other))
     (result,) = done.cells
     assert result.status is Status.OK, result.message
-    assert "-m tfmot_ops.sweep.cell sound" in trace.read_text()
+    assert "-m tfmot_ops.sweep.run.cell sound" in trace.read_text()
     assert done.versions["tensorflow"]
     # Never taken for a result of this environment.
     assert result.inputs_sha256 == ""

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tfmot_ops import recipes
 from tfmot_ops.contract import Stage, Status
-from tfmot_ops.core import recipes
-from tfmot_ops.core.catalog import architecture
-from tfmot_ops.sweep import inputs
-from tfmot_ops.sweep.run import Sweep
+from tfmot_ops.models.architectures import architecture
+from tfmot_ops.sweep.plan import inputs
+from tfmot_ops.sweep.whole import Sweep
 
 RECIPE = recipes.decode("wi8_ai8")
 
@@ -55,7 +55,7 @@ def test_our_errors_decide_too(monkeypatch) -> None:
     seen = []
     monkeypatch.setattr(inputs, "_digest", lambda _, files: seen.extend(files) or "0" * 64)
     inputs.core_sha256.__wrapped__()
-    root = Path(inputs.__file__).parents[1]
+    root = Path(inputs.__file__).parents[2]
     assert {root / "errors.py", root / "core" / "compat.py", root / "contract" / "result.py"} <= set(seen)
 
 

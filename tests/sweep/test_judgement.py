@@ -10,11 +10,11 @@ import pytest
 
 from tfmot_ops.contract import CompatResult, Judgement, Recipe, Stage, Status, SweepResult
 from tfmot_ops.errors import SpecError
-from tfmot_ops.sweep.classes import ERROR_CLASSES, classify
-from tfmot_ops.sweep.expected import Expectation, Failure, accept, costs, judge, read_expected, write_expected
-from tfmot_ops.sweep.matrix import Cell
-from tfmot_ops.sweep.plan import Cost, pick
-from tfmot_ops.sweep.run import Sweep, last_good, with_seed
+from tfmot_ops.sweep.judge.expected import Expectation, Failure, accept, costs, judge, read_expected, write_expected
+from tfmot_ops.sweep.plan.cells import Cost, pick
+from tfmot_ops.sweep.run.error_classes import ERROR_CLASSES, classify
+from tfmot_ops.sweep.run.matrix import Cell
+from tfmot_ops.sweep.whole import Sweep, last_good, with_seed
 
 GIB = 2**30
 
@@ -189,7 +189,7 @@ def test_a_sweep_of_nothing_is_refused(tmp_path) -> None:
 
 
 def test_the_packaged_expectations_name_architectures_of_the_catalogue() -> None:
-    from tfmot_ops.core.catalog import catalogue
+    from tfmot_ops.models.architectures import catalogue
 
     expected = read_expected()
     assert expected

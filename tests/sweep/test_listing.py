@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from tfmot_ops.contract import CompatResult, Judgement, Stage, Status, SweepResult
-from tfmot_ops.sweep.listing import print_listing
-from tfmot_ops.sweep.progress import Progress
+from tfmot_ops.sweep.report.listing import print_listing
+from tfmot_ops.sweep.report.progress import Progress
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 BOXES = set("\u2500\u2502\u250f\u2501\u2503\u2513\u2521\u2514\u2518\u253c")

@@ -1,7 +1,7 @@
 """The agreement over several seeds is judged by the median of three."""
 
 from tfmot_ops.contract import CompatResult, Status
-from tfmot_ops.sweep.margins import main, margins
+from tfmot_ops.sweep.judge.margins import main, margins
 
 
 def a_result(name: str, margin: float, status: Status = Status.OK) -> CompatResult:

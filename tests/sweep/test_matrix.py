@@ -14,13 +14,13 @@ from threading import Event, Thread
 import pytest
 
 from tfmot_ops.contract import CompatResult, Recipe, Stage, Status
-from tfmot_ops.sweep.classes import is_lasting
-from tfmot_ops.sweep.limits import Limits, resident_bytes, run_limited
-from tfmot_ops.sweep.matrix import Cell, Matrix, StoppedError, alone
+from tfmot_ops.sweep.run.error_classes import is_lasting
+from tfmot_ops.sweep.run.limits import Limits, resident_bytes, run_limited
+from tfmot_ops.sweep.run.matrix import Cell, Matrix, StoppedError, alone
 
 RECIPE = Recipe(name="wi8_ai8")
 
-# It is called as the interpreter is: -m tfmot_ops.sweep.cell ARCHITECTURE RECIPE ANSWER SEED.
+# It is called as the interpreter is: -m tfmot_ops.sweep.run.cell ARCHITECTURE RECIPE ANSWER SEED.
 PROGRAM = f"""#!{sys.executable}
 import os, pathlib, signal, sys, tempfile, time
 name, answer = sys.argv[3], pathlib.Path(sys.argv[5])
@@ -117,7 +117,7 @@ def test_what_a_killed_process_leaves_in_its_temporary_folder_goes(run, tmp_path
 def test_kept_cells_have_the_class_of_the_table_as_it_is_now(run, monkeypatch) -> None:
     first, _ = run("raises")
     assert first.error_class == "unknown"
-    monkeypatch.setattr("tfmot_ops.sweep.classes.classify", lambda _result: "conversion")
+    monkeypatch.setattr("tfmot_ops.sweep.run.error_classes.classify", lambda _result: "conversion")
     second, count = run("raises")
     assert (second.error_class, second.cached, count) == ("conversion", True, 1)
 
@@ -146,7 +146,7 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from tfmot_ops.contract import Recipe
-from tfmot_ops.sweep.matrix import Cell, Matrix
+from tfmot_ops.sweep.run.matrix import Cell, Matrix
 class Watcher:
     def started(self, cell): print(cell, flush=True)
     def ended(self, result): pass
@@ -183,7 +183,7 @@ def gone(pids: list[int]) -> bool:
 
 STARTS = """
 import subprocess, sys
-process = subprocess.Popen([sys.executable, "-m", "tfmot_ops.sweep.limits", "sh", "-c", "echo up; exec sleep 300"],
+process = subprocess.Popen([sys.executable, "-m", "tfmot_ops.sweep.run.limits", "sh", "-c", "echo up; exec sleep 300"],
                            stdout=subprocess.PIPE)
 process.stdout.readline()
 print(process.pid, flush=True)
@@ -202,7 +202,7 @@ def test_a_program_started_by_limits_does_not_outlive_its_parent() -> None:
 
 def test_a_parent_that_is_gone_already_is_noticed(tmp_path) -> None:
     """Its end of the pipe is closed before the kernel is asked to tell of its death."""
-    ends = [sys.executable, "-m", "tfmot_ops.sweep.limits", "true"]
+    ends = [sys.executable, "-m", "tfmot_ops.sweep.run.limits", "true"]
     environment = {**os.environ, "_TFMOT_OPS_TETHERED": "yes"}
     done = subprocess.run(ends, input=b"", env=environment, check=False)
     assert done.returncode == -signal.SIGKILL

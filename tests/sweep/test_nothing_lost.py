@@ -12,15 +12,17 @@ import mlflow
 import pytest
 from typer.testing import CliRunner
 
-from tfmot_ops.cli import sweep as command
+from tfmot_ops.cli import sweep_command as command
 from tfmot_ops.cli.app import app
 from tfmot_ops.contract import CompatResult, Recipe, Stage, Status
 from tfmot_ops.errors import SpecError, StepFailedError
-from tfmot_ops.sweep import expected, matrix, repro
-from tfmot_ops.sweep.limits import Ended
+from tfmot_ops.sweep.judge import expected
+from tfmot_ops.sweep.repro import script as repro
+from tfmot_ops.sweep.run import matrix
+from tfmot_ops.sweep.run.limits import Ended
 from tfmot_ops.tracking import earlier_sweeps
 from tfmot_ops.tracking.client import connect
-from tfmot_ops.tracking.sweep import log_sweep, run_address
+from tfmot_ops.tracking.sweep_runs import log_sweep, run_address
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +42,7 @@ def here(tmp_path, monkeypatch):
     path = tmp_path / "expected.yaml"
     path.write_text("VGG16: {cpu_s: 1.0, memory_gib: 1.0, passes: [wi8_ai8]}\n", encoding="utf-8")
     entry = expected.read_expected(path)
-    monkeypatch.setattr("tfmot_ops.sweep.run.read_expected", lambda: entry)
+    monkeypatch.setattr("tfmot_ops.sweep.whole.read_expected", lambda: entry)
     monkeypatch.setattr(command.Sweep, "__init__", _with_expected(command.Sweep.__init__, entry))
 
     def cell(commands, log, *_) -> Ended:
@@ -188,7 +190,7 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(monkeypatch) -> None:
 
 @pytest.mark.usefixtures("here")
 def test_a_server_that_is_away_is_given_up_soon(monkeypatch) -> None:
-    from tfmot_ops.tracking import sweep as tracked
+    from tfmot_ops.tracking import sweep_runs as tracked
 
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES")
     seen = []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tfmot_ops.contract import CompatResult, Judgement, Stage, Status, SweepResult
-from tfmot_ops.sweep.page import render_page, write_page
+from tfmot_ops.sweep.report.page import render_page, write_page
 
 NOW = datetime.now(UTC)
 STAGES = list(Stage)

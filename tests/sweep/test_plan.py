@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 
 from tfmot_ops.runners import DockerRunner, KubernetesRunner
-from tfmot_ops.sweep.expected import costs, read_expected
-from tfmot_ops.sweep.plan import MEMORY_SHARE, Cost, Weight, shards, weight
+from tfmot_ops.sweep.judge.expected import costs, read_expected
+from tfmot_ops.sweep.plan.cells import MEMORY_SHARE, Cost, Weight, shards, weight
 
 GIB = 2**30
 

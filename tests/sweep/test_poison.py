@@ -11,7 +11,7 @@ from tfmot_ops.cli import execute
 from tfmot_ops.contract import Artifact, CompatResult, Recipe, Status, StepResult, StepSpec, SweepResult
 from tfmot_ops.errors import ArtifactError
 from tfmot_ops.store import fetch
-from tfmot_ops.sweep.matrix import Cell, Matrix
+from tfmot_ops.sweep.run.matrix import Cell, Matrix
 from tfmot_ops.tracking import StepRun, earlier_sweeps
 from tfmot_ops.tracking.client import connect
 

@@ -12,11 +12,11 @@ import pytest
 from planting import plant
 
 from tfmot_ops.contract import CompatResult, Recipe, Stage, Status
-from tfmot_ops.sweep import repro as module
-from tfmot_ops.sweep.limits import Ended
-from tfmot_ops.sweep.probe import _lines
-from tfmot_ops.sweep.repro import LONGEST_SCRIPT, make_repro, normalised, write_repros
-from tfmot_ops.sweep.shrink import INPUT, Call, Part, gates, members, smallest
+from tfmot_ops.sweep.repro import script as module
+from tfmot_ops.sweep.repro.probe import _lines
+from tfmot_ops.sweep.repro.script import LONGEST_SCRIPT, make_repro, normalised, write_repros
+from tfmot_ops.sweep.repro.shrink import INPUT, Call, Part, gates, members, smallest
+from tfmot_ops.sweep.run.limits import Ended
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +51,7 @@ def test_a_planted_regression_of_a_layer(tmp_path, monkeypatch) -> None:
     break_config(folder, "ReLU", "raise RuntimeError(f'planted: {self.name!r} has no config')")
     monkeypatch.setenv("PYTHONPATH", str(folder))
     path = tmp_path / "cell.json"
-    done = run("-m", "tfmot_ops.sweep.cell", "MobileNet", "wi8_ai8", path, path=str(folder))
+    done = run("-m", "tfmot_ops.sweep.run.cell", "MobileNet", "wi8_ai8", path, path=str(folder))
     assert done.returncode == 0, done.stderr
     cell = CompatResult.model_validate_json(path.read_text())
     assert (cell.failed_stage, cell.error_type) == (Stage.NORMALIZE, "RuntimeError")
@@ -249,7 +249,7 @@ MAKES = """
 import sys
 from pathlib import Path
 from tfmot_ops.contract import CompatResult
-from tfmot_ops.sweep.repro import write_repros
+from tfmot_ops.sweep.repro.script import write_repros
 write_repros([CompatResult.model_validate_json(sys.argv[1])], Path(sys.argv[2]))
 """
 

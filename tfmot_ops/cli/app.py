@@ -27,12 +27,12 @@ from tfmot_ops.contract import (
     StepSpec,
     SweepResult,
 )
+from tfmot_ops.contract.refusal import refusal
 from tfmot_ops.errors import StepFailedError, TfmotOpsError
-from tfmot_ops.refusal import refusal
 from tfmot_ops.system import files
 from tfmot_ops.system.processes import exit_on_signals
 from tfmot_ops.system.scratch import temporary_files_in_scratch
-from tfmot_ops.uri_secrets import hide
+from tfmot_ops.system.uri_secrets import hide
 
 app = typer.Typer(
     help="Prune, quantise and export tf_keras models to int8 TFLite, tracked in MLflow.",
@@ -174,8 +174,8 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
     """
     from tfmot_ops.cli import execute
     from tfmot_ops.cli.chain import Chain
-    from tfmot_ops.recipe_file import is_recipe_file, read_recipe
-    from tfmot_ops.report import print_summary
+    from tfmot_ops.cli.chain_table import print_summary
+    from tfmot_ops.recipes.files import is_recipe_file, read_recipe
 
     if no_tracking:
         tracking_uri = None
@@ -279,11 +279,11 @@ def sweep(  # noqa: PLR0917 - typer reads the options from the signature, nobody
     """
     from rich.console import Console
 
-    from tfmot_ops.cli import sweep as command
-    from tfmot_ops.sweep.limits import Limits
-    from tfmot_ops.sweep.listing import print_listing
-    from tfmot_ops.sweep.progress import Progress
-    from tfmot_ops.sweep.run import Sweep
+    from tfmot_ops.cli import sweep_command as command
+    from tfmot_ops.sweep.report.listing import print_listing
+    from tfmot_ops.sweep.report.progress import Progress
+    from tfmot_ops.sweep.run.limits import Limits
+    from tfmot_ops.sweep.whole import Sweep
 
     plan = Sweep(
         folder=folder,
@@ -333,11 +333,11 @@ def forecast(  # noqa: PLR0917 - typer reads the options from the signature, nob
     """Say which cells would break under other versions: the same sweep with another environment's interpreter."""
     from rich.console import Console
 
-    from tfmot_ops.cli import sweep as command
+    from tfmot_ops.cli import sweep_command as command
     from tfmot_ops.sweep.forecast import compare, packages
-    from tfmot_ops.sweep.limits import Limits
-    from tfmot_ops.sweep.progress import Progress
-    from tfmot_ops.sweep.run import Sweep
+    from tfmot_ops.sweep.report.progress import Progress
+    from tfmot_ops.sweep.run.limits import Limits
+    from tfmot_ops.sweep.whole import Sweep
 
     plan = Sweep(
         folder=folder,

@@ -13,7 +13,7 @@ from pathlib import Path
 from tfmot_ops.contract import Device
 from tfmot_ops.contract.document import Document
 from tfmot_ops.errors import StepFailedError, TfmotOpsError
-from tfmot_ops.uri_secrets import address, hide
+from tfmot_ops.system.uri_secrets import address, hide
 
 #: Seconds a tracking server may take to answer: a health check must not hang where a step would retry.
 TIMEOUT_S = 10.0
@@ -86,7 +86,7 @@ def _versions() -> str:
 
 
 def _keras() -> str:
-    from tfmot_ops.core.legacy_keras import keras
+    from tfmot_ops.core.keras.pinned import keras
 
     return f"tf.keras is tf_keras {keras.__version__}"
 
@@ -94,7 +94,7 @@ def _keras() -> str:
 def _devices(device: Device) -> str:
     import tensorflow as tf
 
-    from tfmot_ops.core import legacy_keras  # noqa: F401 - the pin has to come before the first use of TensorFlow
+    from tfmot_ops.core.keras import pinned as legacy_keras  # noqa: F401 - the pin has to come before the first use of TensorFlow
 
     found = [each.name.removeprefix("/physical_device:") for each in tf.config.list_physical_devices()]
     if device is Device.GPU and not any(name.startswith("GPU") for name in found):

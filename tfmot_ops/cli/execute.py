@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from tfmot_ops.contract import CompatOptions, StepResult, StepSpec, SummarizeOptions, TrainOptions
+from tfmot_ops.contract.refusal import refusal
 from tfmot_ops.errors import SpecError, TfmotOpsError
-from tfmot_ops.refusal import refusal
 from tfmot_ops.system import files
 from tfmot_ops.system.processes import stop_arrived
-from tfmot_ops.uri_secrets import hide
+from tfmot_ops.system.uri_secrets import hide
 
 if TYPE_CHECKING:
     from tfmot_ops.tracking import StepRun
@@ -194,7 +194,7 @@ def _bring_earlier_sweeps(spec: StepSpec, workdir: Path, say: Callable[[str], No
     """Give the steps of a sweep what MLflow knows of the sweeps before: steps know files only."""
     if spec.tracking is None or not isinstance(spec.options, CompatOptions | SummarizeOptions):
         return
-    from tfmot_ops.steps.sweep import EARLIER
+    from tfmot_ops.steps.compat import EARLIER
     from tfmot_ops.tracking import earlier_sweeps
 
     folder = workdir / EARLIER

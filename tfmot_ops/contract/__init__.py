@@ -4,6 +4,7 @@ Frozen pydantic models, `extra="forbid"`, a `schema_version` in each document. O
 library and pydantic are imported, so a DAG can be parsed without TensorFlow.
 """
 
+from tfmot_ops.contract.compat import Judgement, SweepResult
 from tfmot_ops.contract.document import (
     SCHEMA_VERSION,
     Artifact,
@@ -57,7 +58,6 @@ from tfmot_ops.contract.spec import (
     Tracking,
     TrainOptions,
 )
-from tfmot_ops.contract.sweep import Judgement, SweepResult
 
 __all__ = [
     "BUILTIN_DATASETS",

@@ -20,7 +20,7 @@ PathBelow = Annotated[str, Field(pattern=f"^{_PART}(/{_PART})*$", max_length=400
 class Document(BaseModel):
     """Base of every contract type: immutable, and strict about unknown fields."""
 
-    # pydantic's own message would quote values, and with them secrets of URIs; `tfmot_ops.refusal` says what to show.
+    # pydantic's own message would quote values, and with them secrets of URIs; `refusal` says what to show.
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 

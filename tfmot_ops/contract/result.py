@@ -103,7 +103,7 @@ class CompatResult(Document):
     Attributes:
         family: module that defines the architecture (`mobilenet_v3`).
         failed_stage: the first that failed; None when all passed, and when the cell's process ended without saying.
-        error_class: name in the table of error classes (`tfmot_ops.sweep.classes`).
+        error_class: name in the table of error classes (`tfmot_ops.sweep.run.error_classes`).
         error_type: class of the exception.
         metrics: see `tfmot_ops.core.check_architecture`.
         inputs_sha256: digest of all that decides the result: architecture, recipe, versions, our own core.

@@ -11,7 +11,7 @@ from pydantic import Field, JsonValue, model_validator
 from tfmot_ops.contract.document import SCHEMA_VERSION, Artifact, Document, FileName
 from tfmot_ops.contract.recipe import Recipe
 
-#: Small models that ship by name; `core.models` builds each.
+#: Small models that ship by name; `models` builds each.
 BUILTIN_MODELS = ("resnet8", "mobilenet_like")
 #: Data sets that ship by name; `data` loads each. `npz:<path>` and `images:<folder>` exist beside them.
 BUILTIN_DATASETS = ("digits", "fashion_mnist")

@@ -12,12 +12,12 @@ from airflow.sdk.log import mask_secret
 from pydantic import ValidationError
 
 from tfmot_ops.contract import TRACKING_VARIABLES, Artifact, Options, StepSpec, Tracking
+from tfmot_ops.contract.refusal import quoted, refusal
 from tfmot_ops.errors import SpecError, UnsupportedModelError
 from tfmot_ops.operators.links import DEFAULT_UI, UI_VARIABLE, MlflowRunLink, run_url
-from tfmot_ops.recipe_file import is_recipe_file, read_recipe
-from tfmot_ops.refusal import quoted, refusal
+from tfmot_ops.recipes.files import is_recipe_file, read_recipe
 from tfmot_ops.runners import PYTHONS_VARIABLE, ResumableRunner, Runner, RunningStep, choose_runner, look_up
-from tfmot_ops.uri_secrets import address, secrets_of
+from tfmot_ops.system.uri_secrets import address, secrets_of
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperatorLink, Context

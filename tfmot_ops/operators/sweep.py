@@ -20,7 +20,7 @@ from tfmot_ops.runners import (
     choose_runner,
     look_up,
 )
-from tfmot_ops.sweep.plan import DEFAULT_RECIPES, Weight, machine_bytes, shards
+from tfmot_ops.sweep.plan.cells import DEFAULT_RECIPES, Weight, machine_bytes, shards
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -107,7 +107,7 @@ class PlanSweepOperator(BaseOperator):
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Options by shard."""
-        from tfmot_ops.sweep.expected import costs, read_expected
+        from tfmot_ops.sweep.judge.expected import costs, read_expected
 
         del context
         names = self.architectures or _listed(self.catalogue)
@@ -187,7 +187,7 @@ class SummarizeSweepOperator(StepOperator):
         return _cells("cells", self.shards)
 
     def _options(self, context: Context) -> dict[str, Any]:
-        from tfmot_ops.sweep.expected import read_expected
+        from tfmot_ops.sweep.judge.expected import read_expected
 
         options = super()._options(context)
         if not options.get("architectures"):

@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
+from tfmot_ops.contract.refusal import quoted, refusal
 from tfmot_ops.errors import SpecError
-from tfmot_ops.refusal import quoted, refusal
 from tfmot_ops.runners.base import Runner
 from tfmot_ops.runners.docker import DockerRunner
 from tfmot_ops.runners.kubernetes import KubernetesRunner

@@ -8,7 +8,7 @@ from typing import Any, Final
 from tfmot_ops import __version__
 from tfmot_ops.contract import REQUIRE_GPU, Device, StepSpec
 from tfmot_ops.errors import SpecError
-from tfmot_ops.uri_secrets import has_secret, hide
+from tfmot_ops.system.uri_secrets import has_secret, hide
 
 #: Images that `docker/Dockerfile` makes, under the names its documentation builds them with.
 IMAGE: Final = f"tfmot-ops:{__version__}-cpu"

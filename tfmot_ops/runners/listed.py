@@ -11,8 +11,8 @@ import os
 import re
 from collections.abc import Mapping
 
+from tfmot_ops.contract.refusal import quoted
 from tfmot_ops.errors import SpecError
-from tfmot_ops.refusal import quoted
 
 #: JSON object: name -> path of an interpreter, for the parameter `next_python` of the DAG `compat_forecast`.
 PYTHONS_VARIABLE = "TFMOT_OPS_FORECAST_PYTHONS"

@@ -21,7 +21,7 @@ from tfmot_ops.errors import SpecError, StepFailedError, TfmotOpsError
 from tfmot_ops.steps.kinds import KINDS, MODEL_KINDS, catalogue
 from tfmot_ops.steps.work import Progress, Work
 from tfmot_ops.store import Store
-from tfmot_ops.uri_secrets import hide, hide_in
+from tfmot_ops.system.uri_secrets import hide, hide_in
 
 __all__ = ["Progress", "catalogue", "check", "failed", "run_step", "versions"]
 
@@ -86,15 +86,15 @@ def _check_names(spec: StepSpec) -> None:
     dataset, model = getattr(spec.options, "dataset", None), getattr(spec.options, "model", None)
     # Another name with a colon carries its own source (`npz:<path>`, `models:/...`); who resolves it judges it.
     if dataset is not None and ":" not in dataset:
-        from tfmot_ops.data import available_datasets
+        from tfmot_ops.data.sources.by_name import available_datasets
 
         _check_name("dataset", "data set", dataset, available_datasets())
     if model is not None and model.startswith("application:"):
-        from tfmot_ops.core.models import application_constructor
+        from tfmot_ops.models.applications import application_constructor
 
         application_constructor(model.partition(":")[2])
     elif model is not None and ":" not in model and not Path(model).exists():
-        from tfmot_ops.core.models import available_models
+        from tfmot_ops.models.by_name import available_models
 
         _check_name("model", "model", model, available_models())
 
@@ -131,11 +131,11 @@ def run_step(spec: StepSpec, store: Store, workdir: Path, progress: Progress) ->
     workdir.mkdir(parents=True, exist_ok=True)
     if spec.options.kind in MODEL_KINDS:
         from tfmot_ops import core
-        from tfmot_ops.core import training
+        from tfmot_ops.core.keras.seeds import set_seed
 
         _check_device()
         core.keras.backend.clear_session()
-        training.set_seed(spec.seed)
+        set_seed(spec.seed)
     work = Work(spec, store, workdir, progress)
     KINDS[spec.options.kind](work)
     duration_s = time.perf_counter() - started

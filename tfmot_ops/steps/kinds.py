@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from tfmot_ops.contract import ArtifactFormat, Method, Recipe
 from tfmot_ops.errors import SpecError, StepFailedError
-from tfmot_ops.steps import sweep
+from tfmot_ops.steps import compat as sweep
 from tfmot_ops.steps.figures import measure_drop, measure_layers, measure_run, measure_sparse_encoding
 from tfmot_ops.steps.requirements import (
     is_being_pruned,
@@ -28,8 +28,10 @@ _DRAWN = "drawn from the data; the model may have seen it"
 
 
 def _train(work: Work) -> None:
-    from tfmot_ops import core
-    from tfmot_ops.core import classifier_loss, models, training
+    from tfmot_ops import core, models
+    from tfmot_ops.core.keras.compiling import is_compiled
+    from tfmot_ops.tasks import classifier_loss
+    from tfmot_ops.tasks.classification import compile_default
 
     options, data = work.options, work.data
     model = models.build_model(options.model, data.input_shape, data.num_classes, work.spec.seed)
@@ -37,9 +39,9 @@ def _train(work: Work) -> None:
     require_float("train", model)
     work.parameters["model"] = options.model
     work.progress.message(f"train {options.model}: {model.count_params()} weights, {len(data.x_train)} samples")
-    if not training.is_compiled(model):
+    if not is_compiled(model):
         logits = classifier_loss.gives_logits(model, data.x_calibration)
-        training.compile_default(model, options.learning_rate, from_logits=logits)
+        compile_default(model, options.learning_rate, from_logits=logits)
         # Keras chooses the metric `accuracy` when it first meets labels; saved before that, it would be the wrong one.
         work.targets(model)
         if comes_trained or logits:
@@ -195,8 +197,8 @@ def catalogue(what: str) -> dict[str, str]:
     Raises:
         SpecError: there is no such catalogue.
     """
-    from tfmot_ops import core, data
-    from tfmot_ops.core import catalog, models
+    from tfmot_ops import core, data, models
+    from tfmot_ops.models import architectures as catalog
 
     catalogues: dict[str, Callable[[], dict[str, str]]] = {
         "architectures": lambda: {name: each.family for name, each in catalog.catalogue().items()},

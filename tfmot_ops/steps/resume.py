@@ -53,7 +53,7 @@ class StepCheckpoint:
 
     def open(self) -> Any:
         """The `core` checkpoint to train with; fetches what an earlier attempt left."""
-        from tfmot_ops.core.checkpoint import Checkpoint
+        from tfmot_ops.core.training.checkpoint import Checkpoint
 
         self._path.unlink(missing_ok=True)
         try:

@@ -57,7 +57,7 @@ class Work:
     @cached_property
     def data(self) -> Any:
         """The data set, split by the seed of the spec."""
-        from tfmot_ops.data import load_dataset
+        from tfmot_ops.data.splits import load_dataset
 
         data = load_dataset(self.options.dataset, seed=self.spec.seed, limit=self.options.limit)
         self.parameters |= {"dataset": self.options.dataset, "dataset_digest": data.digest}
@@ -92,12 +92,12 @@ class Work:
     def put_model(self, model: Any) -> None:
         """Save the output `model` and say how it is compiled."""
         from tfmot_ops import core
-        from tfmot_ops.core import training
+        from tfmot_ops.core.keras.compiling import compile_parameters
 
         path = self.workdir / "model.h5"
         core.save_model(model, path)
         self.outputs["model"] = self.store.put(path, "model", ArtifactFormat.KERAS_H5)
-        self.parameters["compile"] = dict(training.compile_parameters(model))
+        self.parameters["compile"] = dict(compile_parameters(model))
         self.progress.model(model, self.data.x_calibration[:_EXAMPLE_SAMPLES])
 
     def put_bytes(self, data: bytes, name: str, artifact_format: ArtifactFormat) -> None:
@@ -128,7 +128,7 @@ class Work:
             rate: learning rate; None takes the compiled one times `rate_factor`.
             rate_factor: see `rate`; a compiled schedule is kept as it is.
         """
-        from tfmot_ops.core import training
+        from tfmot_ops.core.training.loop import fit
 
         if not epochs:
             self.parameters["epochs"] = 0
@@ -140,7 +140,7 @@ class Work:
             used = model.optimizer.get_config()["learning_rate"]
             used = f"{used:.6g}" if isinstance(used, Real) else str(used)
             self.parameters |= {"epochs": epochs, "learning_rate": used}
-            training.fit(
+            fit(
                 model,
                 data.x_train,
                 targets(data.y_train),
@@ -155,7 +155,7 @@ class Work:
 
     def targets(self, model: Any) -> Callable[[Any], Any]:
         """What makes of the data set's labels the targets that the model is compiled for."""
-        from tfmot_ops.core import classifier_loss
+        from tfmot_ops.tasks import classifier_loss
 
         data = self.data
         x, labels = data.x_train[:_EXAMPLE_SAMPLES], data.y_train[:_EXAMPLE_SAMPLES]
@@ -204,7 +204,7 @@ class Work:
 
     def _sparsity(self, profile: Any, model: Any) -> dict[str, float]:
         """Zeros in the file's own weight tensors: of those the recipe prunes, of all when it prunes none."""
-        from tfmot_ops.core.sparsity import prunable
+        from tfmot_ops.core.pruning.sparsity import prunable
 
         if model is None or getattr(self.options, "recipe", None) is None or self.recipe.sparsity is None:
             return {"sparsity": profile.weight_sparsity}

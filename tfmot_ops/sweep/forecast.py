@@ -13,8 +13,8 @@ from enum import StrEnum
 
 from tfmot_ops.contract import CompatResult, Stage, Status, SweepResult
 from tfmot_ops.errors import SpecError
-from tfmot_ops.sweep.matrix import Watcher
-from tfmot_ops.sweep.run import Sweep
+from tfmot_ops.sweep.run.matrix import Watcher
+from tfmot_ops.sweep.whole import Sweep
 
 _ORDER = list(Stage)
 #: Asks an interpreter which packages it has; a name that stands twice on its path counts as Python finds it.

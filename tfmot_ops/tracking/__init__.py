@@ -7,7 +7,7 @@ A pipeline is a parent run, each of its steps a child run. A step is known over 
 from tfmot_ops.tracking.client import MlflowStore, fetch_artifact
 from tfmot_ops.tracking.models import fetch_model, is_model_uri, load_logged_model
 from tfmot_ops.tracking.run import StepRun
-from tfmot_ops.tracking.sweep import earlier_sweeps, record_sweep
+from tfmot_ops.tracking.sweep_runs import earlier_sweeps, record_sweep
 
 __all__ = [
     "MlflowStore",

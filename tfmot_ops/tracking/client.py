@@ -27,10 +27,10 @@ from mlflow.exceptions import MlflowException  # noqa: E402
 from tfmot_ops import store as files  # noqa: E402
 from tfmot_ops.contract import Artifact, ArtifactFormat  # noqa: E402
 from tfmot_ops.errors import ArtifactError, StepFailedError  # noqa: E402
+from tfmot_ops.system.uri_secrets import hide  # noqa: E402
 from tfmot_ops.tracking import sqlite_store  # noqa: E402
 from tfmot_ops.tracking.artifacts import put_file  # noqa: E402
 from tfmot_ops.tracking.owner import end_runs_left_behind  # noqa: E402
-from tfmot_ops.uri_secrets import hide  # noqa: E402
 
 #: URI schemes that only MLflow can read.
 MLFLOW_SCHEMES = ("runs:/", "models:/", "mlflow-artifacts:/")

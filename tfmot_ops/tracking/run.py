@@ -21,13 +21,13 @@ from tfmot_ops.contract import (
     Tracking,
 )
 from tfmot_ops.errors import SpecError
+from tfmot_ops.system.uri_secrets import hide, hide_in
 from tfmot_ops.tracking.artifacts import put_json
 from tfmot_ops.tracking.client import MlflowStore, connect
 from tfmot_ops.tracking.models import log_keras_model, register_tflite
 from tfmot_ops.tracking.names import accepted_names
 from tfmot_ops.tracking.owner import owner_tag
-from tfmot_ops.tracking.sweep import log_sweep
-from tfmot_ops.uri_secrets import hide, hide_in
+from tfmot_ops.tracking.sweep_runs import log_sweep
 
 KEY_TAG = "tfmot_ops.key"
 PARENT_TAG = "mlflow.parentRunId"

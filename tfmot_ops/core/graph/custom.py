@@ -16,8 +16,8 @@ import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors
 from tfmot_ops.core.graph.read import read_graph, tell_training
-from tfmot_ops.core.legacy_keras import keras
-from tfmot_ops.core.roles import is_custom
+from tfmot_ops.core.graph.roles import is_custom
+from tfmot_ops.core.keras.pinned import keras
 
 
 def open_custom_layers(graph: Graph, *, masked: bool = False) -> Graph:

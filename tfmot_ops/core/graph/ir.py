@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfmot_ops.core.legacy_keras import keras
+from tfmot_ops.core.keras.pinned import keras
 
 
 @dataclass(eq=False)

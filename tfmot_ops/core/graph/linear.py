@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfmot_ops.core.legacy_keras import keras
+from tfmot_ops.core.keras.pinned import keras
 
 _L = keras.layers
 #: Convolutions over [N, T, C]; TFLite computes them over [N, 1, T, C].

@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, is_graph_model, map_tensors, tensors
-from tfmot_ops.core.legacy_keras import keras
+from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.errors import UnsupportedModelError
 
 #: Layers that make a mask of inputs without one: themselves, or the layer in them. Of the layers of Keras; a custom

@@ -11,12 +11,12 @@ from typing import Any
 
 import tensorflow as tf
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapperV2
 from tf_keras.__internal__ import KerasTensor
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors, unique_names
-from tfmot_ops.core.layers import LAYERS
-from tfmot_ops.core.legacy_keras import keras
-from tfmot_ops.core.quantizers import QuantizedLayer
+from tfmot_ops.core.graph.layers import LAYERS
+from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.errors import UnsupportedModelError
 
 #: (new layer, the call it stands for) -> the layer that is called in its place.
@@ -212,7 +212,7 @@ def without_traces() -> Iterator[None]:
 
 def _formula(layer: Any) -> Callable[[Any], Any] | None:
     """Shape of the inputs -> shape of the one output, None for a layer that has to be traced for it."""
-    inner = layer.layer if type(layer) is QuantizedLayer else layer
+    inner = layer.layer if isinstance(layer, QuantizeWrapperV2) else layer
     if not _is_pure(layer) or layer.compute_dtype != "float32" or inner.compute_dtype != "float32":
         return None
     if type(layer) is QuantizeLayer:
@@ -230,7 +230,7 @@ def _build(layer: Any, inputs: Any, args: Any, kwargs: Any) -> None:
 
 def _is_pure(layer: Any) -> bool:
     """Whether a call of the layer only computes: no state is made in it, no loss added."""
-    inner = layer.layer if type(layer) is QuantizedLayer else layer
+    inner = layer.layer if isinstance(layer, QuantizeWrapperV2) else layer
     package = type(inner).__module__.removeprefix("tf_keras.src.layers.").split(".")[0]
     if isinstance(inner, keras.layers.Wrapper) or inner.activity_regularizer is not None:
         return False

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors
-from tfmot_ops.core.layers import Affine
+from tfmot_ops.core.graph.layers import Affine
 
 
 class Rewriter:

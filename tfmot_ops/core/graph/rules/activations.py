@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from tfmot_ops.core.graph.ir import Node, Tensor
+from tfmot_ops.core.graph.layers import Affine, HardSwish, scale_and_offset
 from tfmot_ops.core.graph.rebuild import copy_layer, is_public
 from tfmot_ops.core.graph.rewrite import Rewriter
-from tfmot_ops.core.layers import Affine, HardSwish, scale_and_offset
-from tfmot_ops.core.legacy_keras import keras
+from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.errors import UnsupportedModelError
 
 _LOG = logging.getLogger(__name__)

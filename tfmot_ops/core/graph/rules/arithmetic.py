@@ -8,10 +8,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Node, Tensor, tensors
+from tfmot_ops.core.graph.layers import AxisMean
 from tfmot_ops.core.graph.rewrite import Rewriter, channel_constant
 from tfmot_ops.core.graph.rules.activations import emit_activation
-from tfmot_ops.core.layers import AxisMean
-from tfmot_ops.core.legacy_keras import keras
+from tfmot_ops.core.keras.pinned import keras
 
 _L = keras.layers
 _MERGES = {

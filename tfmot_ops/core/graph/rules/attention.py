@@ -14,10 +14,10 @@ import tensorflow as tf
 from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
 from tfmot_ops.core.graph.ir import Node, Tensor, tensors
+from tfmot_ops.core.graph.layers import Affine
 from tfmot_ops.core.graph.rewrite import Rewriter
 from tfmot_ops.core.graph.rules.activations import after
-from tfmot_ops.core.layers import Affine
-from tfmot_ops.core.legacy_keras import keras
+from tfmot_ops.core.keras.pinned import keras
 
 _L = keras.layers
 #: [N, T, channels]

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfmot_ops.core.graph.ir import Node
 from tfmot_ops.core.graph.rewrite import Rewriter
 from tfmot_ops.core.graph.rules.activations import after, own_weights
-from tfmot_ops.core.legacy_keras import keras
+from tfmot_ops.core.keras.pinned import keras
 
 _L = keras.layers
 _R = keras.regularizers

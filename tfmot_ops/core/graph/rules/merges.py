@@ -10,7 +10,7 @@ import numpy as np
 
 from tfmot_ops.core.graph.ir import Node, Tensor
 from tfmot_ops.core.graph.rewrite import Rewriter
-from tfmot_ops.core.legacy_keras import keras
+from tfmot_ops.core.keras.pinned import keras
 
 _L = keras.layers
 #: Merges that a chain of pairs computes. Maximum, Minimum and Concatenate are none: they have one range for all.

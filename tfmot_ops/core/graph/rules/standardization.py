@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from tfmot_ops.core.graph.ir import Node, Tensor
+from tfmot_ops.core.graph.layers import AxisMean, InverseRoot, Shift
 from tfmot_ops.core.graph.rewrite import Rewriter, channel_constant
-from tfmot_ops.core.layers import AxisMean, InverseRoot, Shift
-from tfmot_ops.core.legacy_keras import keras
+from tfmot_ops.core.keras.pinned import keras
 
 _L = keras.layers
 

@@ -1,0 +1,142 @@
+"""The table of a chain: one row per step, and what the file lost. Figures only: needs no TensorFlow and no MLflow."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tfmot_ops.contract import Status, StepResult
+from tfmot_ops.system.uri_secrets import hide
+
+
+def _share(value: float) -> str:
+    return f"{value:.1%}"
+
+
+def _kilobytes(value: float) -> str:
+    return f"{value / 1000:.1f} kB"
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.3f} ms"
+
+
+#: Column title, metric, how it is written.
+_COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("accuracy", "accuracy", _share),
+    ("sparsity", "sparsity", _share),
+    ("size", "size_bytes", _kilobytes),
+    ("gzip", "gzip_bytes", _kilobytes),
+    ("int8 MACs", "int8_mac_fraction", _share),
+    ("latency", "latency_ms", _milliseconds),
+)
+# Steps that measure no model have no row.
+_WITH_A_ROW = ("accuracy", "size_bytes")
+_MISSING = "-"
+
+
+def summary_table(results: Sequence[StepResult]) -> Table:
+    """A table for a terminal.
+
+    Args:
+        results: of the steps, in order. Accuracy and sparsity are shares, sizes are of the step's model as a
+            TFLite file, latency is the median of one thread.
+    """
+    table = Table(
+        title="float32 TFLite until quantize, int8 from there on; latency of one thread", title_justify="left"
+    )
+    titles, rows = _cells(results)
+    for title in titles:
+        table.add_column(title, justify="left" if title == "step" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    notes = summary_notes(results)
+    if notes:
+        table.caption, table.caption_justify = "\n".join(notes), "left"
+    return table
+
+
+def summary_lines(results: Sequence[StepResult]) -> list[str]:
+    """The same table in plain text, one string per line, for a log or a file."""
+    titles, rows = _cells(results)
+    grid = [titles, *rows]
+    widths = [max(len(row[column]) for row in grid) for column in range(len(titles))]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in grid]
+    return lines + summary_notes(results)
+
+
+def summary_notes(results: Sequence[StepResult]) -> list[str]:
+    """What to know of the figures above, one sentence per line: what the file lost, and what the test samples are."""
+    notes = []
+    for result in results:
+        if "test_split" in result.parameters:
+            notes.append(f"test split: {result.parameters['test_split']}, so its accuracy may be too high for new data")
+        if "accuracy_drop" in result.metrics:
+            notes.append(_loss(result))
+    return notes
+
+
+def _loss(result: StepResult) -> str:
+    metrics = result.metrics
+    drop = metrics["accuracy_drop"]
+    against = "trained float model" if result.parameters.get("float_reference") == "trained" else "float model"
+    text = (
+        f"TFLite file against the {against}: accuracy {_share(metrics['accuracy'])} instead of "
+        f"{_share(metrics['float_accuracy'])}, {_points(abs(drop))} {'lower' if drop >= 0.0 else 'higher'}"
+    )
+    if "pruning_drop" in metrics:
+        parts = (f"{word} {_points(metrics[f'{word}_drop'])}" for word in ("pruning", "quantization"))
+        text += f" (lost by {', by '.join(parts)})"
+    return f"{text}; {metrics['compression']:.1f} times smaller"
+
+
+def _points(share: float) -> str:
+    return f"{100.0 * share:.1f} points"
+
+
+def _cells(results: Sequence[StepResult]) -> tuple[list[str], list[list[str]]]:
+    titles = ["step", *(title for title, _, _ in _COLUMNS), "wall time"]
+    rows = []
+    for result in results:
+        if result.status is Status.FAILED:
+            rows.append([result.step_id, "failed", *[_MISSING] * (len(_COLUMNS) - 1), f"{result.duration_s:.1f} s"])
+        elif all(name in result.metrics for name in _WITH_A_ROW):
+            cells = [_cell(result.metrics, name, write) for _, name, write in _COLUMNS]
+            rows.append([result.step_id, *cells, f"{result.duration_s:.1f} s"])
+    return titles, rows
+
+
+def _cell(metrics: Mapping[str, float], name: str, write: Callable[[float], str]) -> str:
+    return write(metrics[name]) if name in metrics else _MISSING
+
+
+def print_summary(
+    results: Sequence[StepResult], tracking_uri: str | None, experiment: str, tflite: Path | None
+) -> None:
+    """Print the table of a chain, where its outputs are, and how the runs are looked at.
+
+    Args:
+        results: of the steps, in order.
+        tracking_uri: MLflow's, None without tracking.
+        experiment: in MLflow.
+        tflite: the file, None where there is none.
+    """
+    typer.echo()
+    if sys.stdout.isatty():
+        Console().print(summary_table(results))
+    else:
+        typer.echo("\n".join(summary_lines(results)))
+    typer.echo()
+    for result in results:
+        for name, artifact in result.outputs.items():
+            typer.echo(f"{result.step_id} {name}: {hide(artifact.uri)}")
+    if tracking_uri:
+        store = hide(tracking_uri)
+        typer.echo(f"MLflow: experiment {experiment}; open it with: mlflow ui --backend-store-uri {store}")
+    if tflite:
+        typer.echo(f"TFLite: {tflite}")

@@ -1,0 +1,285 @@
+"""`tfmot-ops sweep`: a sweep with its MLflow record around it, as a person or a nightly job runs it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tfmot_ops.contract import CompatResult, Recipe, SweepResult
+from tfmot_ops.errors import RecipeError, SpecError, StepFailedError
+from tfmot_ops.recipes.files import is_recipe_file, read_recipe
+from tfmot_ops.sweep.judge import expected
+from tfmot_ops.sweep.report.page import write_page
+from tfmot_ops.sweep.repro.script import BUDGET_S, REPROS, write_repros
+from tfmot_ops.sweep.run.matrix import Cell, Watcher, alone
+from tfmot_ops.sweep.whole import Sweep, keep, kept, last_good, latest_by_inputs
+from tfmot_ops.system import files
+
+PAGE = "index.html"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What came of a sweep: its result, and the folder of its page, its JSON and its repros."""
+
+    sweep: SweepResult
+    folder: Path
+
+
+def run_sweep(
+    plan: Sweep,
+    report: Path,
+    tracking: tuple[str, str] | None,
+    watcher: Watcher | None = None,
+    say: Say = lambda text: print(text, file=sys.stderr),  # noqa: T201 - a message for people
+) -> Reported:
+    """Sweep, judge, write the page, record; then make repros of what got worse, and record them, too.
+
+    MLflow may be away: results stay on disk, and the next sweep records what is not recorded yet.
+
+    Args:
+        plan: what to sweep.
+        report: folder for the page and what belongs to it.
+        tracking: (URI, experiment) of MLflow; None records nothing.
+        watcher: told how it goes.
+        say: takes what a person should know.
+
+    Raises:
+        SpecError: an architecture is not in the catalogue, or a folder cannot be written.
+    """
+    cells = plan.cells()
+    for folder in (report, plan.folder):
+        _check_writable(folder)
+    begun = time.time()
+    earlier = _earlier(plan.folder, tracking, say)
+    known = {} if plan.force else latest_by_inputs(earlier)
+    with telling(say, lambda: _how_to_resume(plan, cells, begun)):
+        sweep = plan.run(known, last_good(earlier, plan.seed), watcher, cells)
+    recorder = _Recorder(plan.folder, report, tracking, earlier, say)
+    with telling(say, lambda: f"stopped: the sweep is kept in {plan.folder}, its page is {report / PAGE}"):
+        sweep = recorder.record(sweep)
+        repros = _repros(sweep, plan, report, say)
+        if repros:
+            sweep = recorder.record(sweep.model_copy(update={"repros": repros}))
+    return Reported(sweep, report)
+
+
+@contextmanager
+def telling(say: Say, what: Callable[[], str]) -> Iterator[None]:
+    """On Ctrl-C, say what there is; typer exits with 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(what())
+        raise
+
+
+def names(text: str) -> tuple[str, ...]:
+    """What a list with commas names, each once."""
+    return tuple(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
+
+
+def read_recipes(text: str) -> tuple[Recipe, ...]:
+    """The recipes that a list with commas names, by name or file.
+
+    Raises:
+        RecipeError: one cannot be read, or two of one name differ: their cells would have one name, too.
+    """
+    from tfmot_ops import recipes
+
+    found: dict[str, Recipe] = {}
+    for name in names(text):
+        recipe = read_recipe(name) if is_recipe_file(name) else recipes.decode(name)
+        if found.setdefault(recipe.name, recipe) != recipe:
+            raise RecipeError(
+                f"two recipes of the name {recipe.name}",
+                required="recipes with names of their own, as cells are known by them",
+                received=text,
+                remedy="change `name` in one of the files",
+            )
+    return tuple(found.values())
+
+
+def check_acceptable() -> None:
+    """Refuse to accept where it cannot be written down, before the hour of work.
+
+    Raises:
+        StepFailedError: the file is in a folder that cannot be written, as in an image.
+    """
+    if not (expected.PATH.parent.is_dir() and os.access(expected.PATH.parent, os.W_OK)):
+        raise _not_acceptable("a folder that cannot be written")
+
+
+def accept_sweep(sweep: SweepResult) -> Path:
+    """Take what a sweep found as expected from now on.
+
+    Raises:
+        StepFailedError: the file cannot be written.
+    """
+    try:
+        path = expected.PATH
+        expected.write_expected(expected.accept(expected.read_expected(path), sweep.cells), path)
+    except OSError as error:
+        raise _not_acceptable(f"{type(error).__name__}: {error}") from error
+    return expected.PATH
+
+
+def _not_acceptable(received: str) -> StepFailedError:
+    return StepFailedError(
+        "what is expected cannot be saved",
+        required=f"{expected.PATH} in a folder that can be written",
+        received=received,
+        remedy="use --accept in a checkout (pip install -e .), where the file is committed; here, leave it out",
+    )
+
+
+def accept_command(plan: Sweep, recipes: str) -> str:
+    """The command that accepts just what this sweep was about: its results are there, so it runs nothing."""
+    options = {
+        "--architectures": ",".join(plan.architectures),
+        "--recipes": recipes,
+        "--folder": str(plan.folder),
+        "--seed": str(plan.seed) if plan.seed else "",
+    }
+    given = [each for name, value in options.items() if value for each in (name, value)]
+    return shlex.join(["tfmot-ops", "sweep", *given, "--accept"])
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SpecError(
+            f"{folder} cannot be used",
+            required="a folder that can be written, for what a sweep finds",
+            received=f"{type(error).__name__}: {error}",
+            remedy="name another one with --report (page and repros) or --folder (finished cells)",
+        ) from error
+
+
+def _how_to_resume(plan: Sweep, cells: Sequence[Cell], begun: float) -> str:
+    matrix = plan.matrix()
+    done = sum(matrix.found(cell, begun if plan.force else 0.0) is not None for cell in cells)
+    again = "the same command without --force" if plan.force else "the same command"
+    return f"stopped: {done} of {len(cells)} cells are kept in {plan.folder}; {again} runs the rest"
+
+
+def _repros(sweep: SweepResult, plan: Sweep, report: Path, say: Say) -> dict[str, str]:
+    failed = [cell for cell in sweep.cells if cell.cell in sweep.judgement.regressions or _is_new_failure(sweep, cell)]
+    if not failed:
+        return {}
+    say(f"making repros of {len(failed)} failed cells, {BUDGET_S / 60:.0f} min at most; the sweep itself is kept")
+    own = {recipe.name: recipe for recipe in plan.recipes if not _is_named(recipe)}
+    repros = write_repros(failed, report, seed=plan.seed, recipes=own, say=say)
+    if without := [cell.cell for cell in failed if cell.cell not in repros]:
+        say(f"no repro of {', '.join(without)}: the logs in {report / REPROS} say why")
+    return repros
+
+
+def _is_named(recipe: Recipe) -> bool:
+    """Whether the recipe's name alone says all of it, so that a script need not."""
+    from tfmot_ops import recipes
+
+    try:
+        return recipes.decode(recipe.name) == recipe
+    except RecipeError:
+        return False
+
+
+def _is_new_failure(sweep: SweepResult, cell: CompatResult) -> bool:
+    return cell.error_class is not None and cell.cell in sweep.judgement.new
+
+
+def _earlier(folder: Path, tracking: tuple[str, str] | None, say: Say) -> list[SweepResult]:
+    local = kept(folder)
+    recorded: list[SweepResult] = []
+    if tracking is not None:
+        from tfmot_ops.tracking import earlier_sweeps
+
+        say(f"reading earlier sweeps of {tracking[1]} from MLflow")
+        try:
+            recorded = earlier_sweeps(*tracking, say=say)
+        except StepFailedError as error:
+            say(f"MLflow cannot be read, so only {folder} says what is known: {error}")
+    by_id = {sweep.sweep_id: sweep for sweep in (*local, *recorded)}
+    return [by_id[name] for name in sorted(by_id, reverse=True)]
+
+
+@dataclass(frozen=True)
+class _Recorder:
+    """Keeps a sweep on disk and on MLflow; what fails there waits in `<folder>/pending/<id>` with all its files."""
+
+    folder: Path
+    report: Path
+    tracking: tuple[str, str] | None
+    earlier: Sequence[SweepResult]
+    say: Say
+
+    def record(self, sweep: SweepResult) -> SweepResult:
+        """Keep a sweep and write its page, then record it and those that wait; returns it with its run's address."""
+        keep(sweep, self.folder)
+        write_page(self.report / PAGE, sweep, self.earlier)
+        if self.tracking is None:
+            return sweep
+        self._wait(sweep)
+        self.say(f"recording in MLflow, experiment {self.tracking[1]}")
+        # Two sweeps at once would give what waits two runs.
+        with alone(self.folder / "recording.lock"):
+            self._wait(sweep)  # again: who had the lock may have recorded this one, too
+            return self._record_all(sweep)
+
+    def _wait(self, sweep: SweepResult) -> None:
+        """Put the files beside the results: the report's folder is the next sweep's."""
+        from tfmot_ops.tracking.sweep_runs import repro_files
+
+        for name, path in repro_files(sweep, self.report).items():
+            files.copy(path, self._pending(sweep.sweep_id) / name)
+        self._pending(sweep.sweep_id).mkdir(parents=True, exist_ok=True)
+
+    def _pending(self, sweep_id: str) -> Path:
+        return self.folder / "pending" / sweep_id
+
+    def _record_all(self, sweep: SweepResult) -> SweepResult:
+        recorded = self._record_one(sweep, self.report / PAGE)
+        if recorded is None:
+            return sweep
+        waiting = {path.name for path in (self.folder / "pending").iterdir()}
+        for old in reversed(kept(self.folder)):
+            if old.sweep_id in waiting:
+                self._record_one(old)
+        return recorded
+
+    def _record_one(self, sweep: SweepResult, page: Path | None = None) -> SweepResult | None:
+        from tfmot_ops.tracking import record_sweep
+
+        try:
+            recorded = record_sweep(sweep, self._files, *(self.tracking or ("", "")))
+        except StepFailedError as error:
+            self.say(f"{sweep.sweep_id} is kept in {self.folder}, to be recorded by the next sweep: {error}")
+            return None
+        keep(recorded, self.folder)
+        if page is not None:
+            files.copy(self._pending(sweep.sweep_id) / PAGE, page)
+        shutil.rmtree(self._pending(sweep.sweep_id))
+        return recorded
+
+    def _files(self, sweep: SweepResult, runs: Mapping[str, str]) -> dict[str, Path]:
+        """What goes on the sweep's run; its page leads to the runs of its cells."""
+        from tfmot_ops.tracking.sweep_runs import repro_files
+
+        folder = self._pending(sweep.sweep_id)
+        before = [each for each in self.earlier if each.sweep_id < sweep.sweep_id]
+        page = write_page(folder / PAGE, sweep, before, runs)
+        return {PAGE: page, **repro_files(sweep, folder)}

@@ -1,0 +1,99 @@
+"""Numbers that are none: weights, ranges and data with NaN or infinity are refused before they reach a converter.
+
+The TFLite converter makes a file of NaN weights without a word, and ends the process (SIGSEGV) on a range without end.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfmot_ops.core.graph.ir import layer_paths
+from tfmot_ops.core.graph.roles import is_custom
+from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.errors import CalibrationError, NotFiniteError
+
+
+def require_finite_weights(model: keras.Model) -> None:
+    """Refuse a model whose weights, or ranges of its quantisers, are not all finite numbers.
+
+    An infinite constant in a custom layer's weight that never trains, as a mask is one, passes.
+
+    Raises:
+        NotFiniteError: the first layer with such a weight is named, and the weight.
+    """
+    found = [
+        (path, weight, wrong)
+        for path, layer in layer_paths(model)
+        for weight in getattr(layer, "weights", ())
+        if (wrong := _wrong(layer, weight))
+    ]
+    if not found:
+        return
+    path, weight, wrong = found[0]
+    is_range = weight.name.split(":")[0].endswith(("_min", "_max"))
+    more = f"; {len(found) - 1} more weights of the model are like it" if len(found) > 1 else ""
+    raise NotFiniteError(
+        f"layer {path!r}: {'the range' if is_range else 'the weight'} {weight.name!r} is not finite",
+        required="finite numbers in all weights and ranges",
+        received=f"{wrong} of {int(weight.shape.num_elements() or 1)} values are NaN or infinite{more}",
+        remedy="the training diverged: go back to an earlier checkpoint, or train again with a lower learning rate and "
+        "without NaN in the data",
+    )
+
+
+def _wrong(layer: Any, weight: Any) -> int:
+    """How many values of a weight are none that int8 or a device can compute with."""
+    dtype = getattr(weight, "dtype", None)
+    if dtype is None or not tf.as_dtype(dtype).is_floating:
+        return 0
+    values = np.asarray(weight)
+    may_be_infinite = is_custom(layer) and not getattr(weight, "trainable", True)
+    good = ~np.isnan(values) if may_be_infinite else np.isfinite(values)
+    return 0 if good.all() else int(good.size - np.count_nonzero(good))
+
+
+def require_finite_samples(values: np.ndarray, name: str, first: int) -> None:
+    """Refuse calibration data with NaN or infinity.
+
+    Args:
+        values: samples [N, ...] of one input.
+        name: of the input.
+        first: number of the first of these samples.
+
+    Raises:
+        CalibrationError: the input and the first such sample are named.
+    """
+    if np.issubdtype(values.dtype, np.integer) or values.dtype == bool:
+        return
+    good = np.isfinite(values).reshape(len(values), -1)
+    if good.all():
+        return
+    samples = np.flatnonzero(~good.all(axis=1))
+    sample = int(samples[0])
+    raise CalibrationError(
+        f"calibration data is not finite: input {name!r}, sample {first + sample}",
+        required="finite numbers",
+        received=f"{int(np.count_nonzero(~good[sample]))} of {good.shape[1]} values are NaN or infinite"
+        + (f"; {len(samples) - 1} more samples near it have such values" if len(samples) > 1 else ""),
+        remedy="leave these samples out, or replace the missing values as before the training",
+    )
+
+
+def require_finite_folded(layer: str, *values: np.ndarray | None) -> None:
+    """Refuse constants that are to be rounded to int8 and are not finite, which finite weights may make together.
+
+    Raises:
+        NotFiniteError: the layer is named.
+    """
+    for each in values:
+        if each is not None and not np.isfinite(each).all():
+            raise NotFiniteError(
+                f"layer {layer!r}: its weights, with the normalisation after it folded in, are not finite",
+                required="finite numbers to be rounded to int8",
+                received=f"{int(np.count_nonzero(~np.isfinite(each)))} of {each.size} values are NaN or infinite",
+                remedy="look for a negative variance, an infinite constant or very large weights in this layer and the "
+                "one after it, or keep it in float by the recipe's quantization.scope",
+            )

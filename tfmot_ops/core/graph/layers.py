@@ -1,0 +1,103 @@
+"""The layers that normalisation brings in: what no standard layer says, in forms that have an int8 operation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from tfmot_ops.core.keras.pinned import keras
+
+
+@keras.saving.register_keras_serializable("tfmot_ops")
+class Affine(keras.layers.Layer):
+    """y = (x * scale + offset) / divisor, each of shape [channels] (last axis).
+
+    Frozen where the numbers come from preprocessing, trained where they were weights of a layer; the divisor never is.
+    It is there to compute a standardisation to the last bit as Keras does, which a deep network amplifies. An axis
+    of unknown size takes shape [1].
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"trainable": False, **kwargs})
+
+    def build(self, input_shape: Any) -> None:
+        """Create `scale`, `offset` and `divisor`."""
+        channels = (input_shape[-1] if len(input_shape) else None) or 1
+        # A frozen variable is one that no gradient is computed for: not every augmentation before it has one.
+        self.scale = self.add_weight("scale", (channels,), initializer="ones", trainable=self.trainable)
+        self.offset = self.add_weight("offset", (channels,), initializer="zeros", trainable=self.trainable)
+        self.divisor = self.add_weight("divisor", (channels,), initializer="ones", trainable=False)
+        super().build(input_shape)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Inputs [..., channels] to outputs of the same shape."""
+        scale, offset, divisor = (tf.cast(each, inputs.dtype) for each in (self.scale, self.offset, self.divisor))
+        return (inputs * scale + offset) / divisor
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Same as the input's."""
+        return input_shape
+
+
+def scale_and_offset(weights: list[Any]) -> tuple[Any, Any]:
+    """The weights of an Affine as what multiplies and what is added, each [channels]."""
+    scale, offset, divisor = weights
+    return scale / divisor, offset / divisor
+
+
+@keras.saving.register_keras_serializable("tfmot_ops")
+class AxisMean(keras.layers.Layer):
+    """Mean over `axes`, which stay with size 1."""
+
+    def __init__(self, axes: list[int], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.axes = list(axes)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Inputs of any shape; the sizes of `axes` become 1."""
+        return tf.reduce_mean(inputs, self.axes, keepdims=True)
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {**super().get_config(), "axes": self.axes}
+
+
+@keras.saving.register_keras_serializable("tfmot_ops")
+class Shift(keras.layers.Layer):
+    """y = x + value, one number for all."""
+
+    def __init__(self, value: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.value = float(value)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Inputs of any shape to outputs of the same."""
+        return inputs + tf.constant(self.value, inputs.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {**super().get_config(), "value": self.value}
+
+
+@keras.saving.register_keras_serializable("tfmot_ops")
+class InverseRoot(keras.layers.Layer):
+    """y = 1 / sqrt(x), of positive inputs."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Inputs of any shape to outputs of the same."""
+        # Rounding to int8 may give 0, whose root has no gradient.
+        return tf.math.rsqrt(tf.maximum(inputs, keras.backend.epsilon()))
+
+
+@keras.saving.register_keras_serializable("tfmot_ops")
+class HardSwish(keras.layers.Layer):
+    """y = x * relu6(x + 3) / 6 (Howard et al. 2019, arXiv:1905.02244), one operation in TFLite."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Inputs of any shape to outputs of the same."""
+        return inputs * tf.nn.relu6(inputs + 3.0) * (1.0 / 6.0)
+
+
+#: Every class above: for the scope in which files that hold them are read, and as layers that only compute.
+LAYERS = (Affine, HardSwish, InverseRoot, AxisMean, Shift)

@@ -1,0 +1,133 @@
+"""Constants that a call puts among the values it passes on: they need room in the range of these values.
+
+Padding with a number, a concatenation with a constant and the like have one range for input and output in TFLite. A
+constant outside of it widens that range; one that is far outside leaves too few int8 levels for the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
+from tfmot_ops.core.graph.run import run_graph
+from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.wrapped import inner_layer
+from tfmot_ops.errors import UnsupportedModelError
+
+_L = keras.layers
+_PAD = "compat.v1.pad"
+#: Calls that join the tensors and constants of a list, their first argument.
+_JOINS = {"concat", "stack", _L.Concatenate}
+#: Calls each of whose operands may be what they give.
+_CHOICES = {"math.maximum", "math.minimum", "where", "clip_by_value", _L.Maximum, _L.Minimum}
+#: Levels that a constant has to leave for the values beside it.
+_FEWEST_LEVELS = 8
+
+
+def constants(node: Node) -> list[np.ndarray]:
+    """The constants that a call puts among the values it passes on; zeros are in every range and not among them."""
+    layer = inner_layer(node.layer)
+    kind = getattr(layer, "symbol", type(layer))
+    first = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
+    found: Any = []
+    if kind == _PAD:
+        found = pad_constant(node)
+    elif kind in _JOINS:
+        found = first
+    elif kind in _CHOICES:
+        found = (node.args, {key: value for key, value in node.kwargs.items() if key != "name"})
+    arrays = [np.asarray(leaf) for leaf in tf.nest.flatten(found) if not isinstance(leaf, Tensor | str | type(None))]
+    return [array for array in arrays if array.dtype != bool and np.any(array)]
+
+
+def pad_constant(node: Node) -> Any:
+    """What a call of `tf.pad` puts around a tensor; 0 where it repeats values of the tensor."""
+    given = dict(zip(("tensor", "paddings", "mode", "name", "constant_values"), node.args, strict=False)) | node.kwargs
+    return given.get("constant_values", 0) if str(given.get("mode", "CONSTANT")).upper() == "CONSTANT" else 0
+
+
+def refuse_far_constants(
+    graph: Graph,
+    batches: Iterable[list[np.ndarray]],
+    compute: Callable[[Node, Any, Any], Any],
+    is_rounded: Callable[[Node], bool],
+    *,
+    bits: int = 8,
+) -> None:
+    """Refuse a model with a constant so far from the values beside it that a common range says nothing of these.
+
+    Args:
+        graph: normalised or quantised.
+        batches: one array for each graph input, in order.
+        compute: `(call, args, kwargs) -> result` without rounding.
+        is_rounded: whether a call, or one that reads it, is quantised.
+        bits: of the activations.
+
+    Raises:
+        UnsupportedModelError: the call and its constant are named.
+    """
+    watched = {id(node): node for node in graph.nodes if constants(node) and is_rounded(node)}
+    if not watched:
+        return
+    widths = {key: np.zeros(4) for key in watched}
+
+    def watch(node: Node, args: Any, kwargs: Any) -> Any:
+        result = compute(node, args, kwargs)
+        if id(node) in watched:
+            leaves = zip(tf.nest.flatten((node.args, node.kwargs)), tf.nest.flatten((args, kwargs)), strict=True)
+            read = [value for leaf, value in leaves if isinstance(leaf, Tensor) and leaf.is_float]
+            seen = widths[id(node)]
+            widths[id(node)] = np.array([*_extremes(read, *seen[:2]), *_extremes(tf.nest.flatten(result), *seen[2:])])
+        return result
+
+    for batch in batches:
+        run_graph(graph, [tf.convert_to_tensor(part) for part in batch], watch)
+    for key, (low, high, lowest, highest) in widths.items():
+        levels = 2**bits * (high - low) / (highest - lowest) if highest > lowest else np.inf
+        if high > low and not levels >= _FEWEST_LEVELS:
+            raise _too_far(watched[key], (low, high), (lowest, highest))
+
+
+def _extremes(values: list[Any], low: float, high: float) -> tuple[float, float]:
+    """The extremes of values and those seen before; 0 is in every range."""
+    arrays = [np.asarray(value) for value in values]
+    return min([low, *(float(array.min()) for array in arrays)]), max([high, *(float(array.max()) for array in arrays)])
+
+
+def refuse_pads_out_of_range(graph: Graph) -> None:
+    """Refuse padding with a number that float16 does not hold, nor any range of activations.
+
+    Raises:
+        UnsupportedModelError: the call and its constant are named.
+    """
+    for node in graph.nodes:
+        is_pad = getattr(inner_layer(node.layer), "symbol", "") == _PAD
+        if is_pad and any(not np.all(np.abs(array) <= np.finfo(np.float16).max) for array in constants(node)):
+            raise _too_far(node, None, None)
+
+
+def _too_far(node: Node, values: Any, result: Any) -> UnsupportedModelError:
+    numbers = ", ".join(f"{number:g}" for array in constants(node) for number in {array.min(), array.max()})
+    kind = getattr(inner_layer(node.layer), "symbol", type(inner_layer(node.layer)).__name__)
+    of_values = f"{values[0]:.3g} to {values[1]:.3g}" if values else "of an activation"
+    more = f", and the range of both {result[0]:.3g} to {result[1]:.3g}" if result else ""
+    return UnsupportedModelError(
+        f"layer {node.path!r} ({kind}): its constant {numbers} is too far from the values beside it",
+        required=f"a number that float16 holds, and that leaves the values {_FEWEST_LEVELS} integer levels or more",
+        received=f"values {of_values}{more}",
+        remedy="use a constant next to the values (for a maximum: their lowest), or exclude the layer and those that "
+        "read it in the recipe's quantization.scope",
+    )
+
+
+def reads_rounded(graph: Graph, is_rounded: Callable[[Node], bool]) -> Callable[[Node], bool]:
+    """A test of whether a call, or one that reads its result, is rounded, by a test of a call alone."""
+    readers = graph.consumers()
+    return lambda node: (
+        is_rounded(node)
+        or any(is_rounded(reader) for tensor in tensors(node.outputs) for reader in readers.get(id(tensor), []))
+    )

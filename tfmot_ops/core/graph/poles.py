@@ -1,0 +1,88 @@
+"""Functions without bound near 0, such as a logarithm: what they read must not be rounded, as int8 makes 0 of it.
+
+A model guards such a function by a small constant: `log(maximum(x, 1e-5))`, `n / (d + 1e-7)`. Rounded to one of 256
+levels the constant is 0, and the result NaN or infinite. So the calls between the last int8 tensor and the function
+are computed in float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+import numpy as np
+
+from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
+from tfmot_ops.core.graph.layers import Affine, AxisMean, Shift
+from tfmot_ops.core.graph.roles import activation_name
+from tfmot_ops.core.keras.pinned import keras
+
+_L = keras.layers
+#: Function of TensorFlow -> place of the operand near whose 0 its value, or its slope, has no bound.
+_POLES = {
+    **dict.fromkeys(("math.log", "math.log1p", "math.reciprocal", "math.reciprocal_no_nan", "math.rsqrt"), 0),
+    **dict.fromkeys(("math.sqrt", "math.pow", "math.digamma", "math.lgamma"), 0),
+    **dict.fromkeys(("math.truediv", "math.divide", "math.divide_no_nan", "math.xdivy", "math.xlogy"), 1),
+}
+_POLE_ACTIVATIONS = {"log", "log1p", "reciprocal", "rsqrt", "sqrt"}
+#: Calls that only prepare an operand: a floor, a sum, a square, another shape. A call with a kernel is none.
+_PREPARES = (
+    *(Affine, AxisMean, Shift, _L.Maximum, _L.Minimum, _L.Reshape, _L.Flatten, _L.Permute, _L.RepeatVector),
+    *("math.maximum", "math.minimum", "clip_by_value", "math.add", "__operators__.add", "math.subtract"),
+    *("math.reduce_sum", "math.reduce_mean", "math.reduce_max", "math.reduce_min", "math.square", "math.abs"),
+    *("math.reduce_std", "math.reduce_variance", "math.reduce_euclidean_norm", "norm", "linalg.norm"),
+    *("math.exp", "math.multiply", "reshape", "expand_dims", "identity", "stop_gradient", "compat.v1.squeeze"),
+    *("compat.v1.transpose", "__operators__.getitem", "broadcast_to", "tile", "repeat"),
+)
+
+
+def has_pole(layer: Any) -> bool:
+    """Whether a call of this layer (the inner one, without wrappers) has no bound near 0 of something it reads."""
+    return getattr(layer, "symbol", None) in _POLES or activation_name(layer) in _POLE_ACTIVATIONS
+
+
+def unrounded_calls(graph: Graph) -> set[int]:
+    """The ids of the calls that a function with a pole reads its operand from, and that have to stay in float.
+
+    Args:
+        graph: normalised or quantised.
+    """
+    chosen: set[int] = set()
+    waiting = [tensor for node in graph.nodes for tensor in _operand(node)]
+    while waiting:
+        node = waiting.pop().producer
+        if node is None or id(node) in chosen or not _prepares(node):
+            continue
+        chosen.add(id(node))
+        waiting += node.inputs()
+    return chosen
+
+
+def reads_any(node: Node, unrounded: AbstractSet[int]) -> bool:
+    """Whether a call has a pole at what one of these calls gives."""
+    return any(tensor.producer is not None and id(tensor.producer) in unrounded for tensor in _operand(node))
+
+
+def _inner(node: Node) -> Any:
+    return getattr(node.layer, "layer", node.layer)
+
+
+def _operand(node: Node) -> list[Tensor]:
+    layer = _inner(node)
+    if not has_pole(layer):
+        return []
+    place = _POLES.get(getattr(layer, "symbol", ""), 0)
+    given = [*node.args, *(value for name, value in node.kwargs.items() if name != "name")]
+    # x ** 2 has no pole.
+    power = given[1] if getattr(layer, "symbol", None) == "math.pow" and len(given) > 1 else None
+    if power is not None and not isinstance(power, Tensor) and np.all(np.asarray(power) >= 1):
+        return []
+    return tensors(given[place]) if len(given) > place else []
+
+
+def _prepares(node: Node) -> bool:
+    layer = _inner(node)
+    if type(layer) is _L.Multiply:
+        # A square; a product of two tensors may be a large one, and has a range of its own.
+        return len({id(tensor) for tensor in node.inputs()}) == 1
+    return getattr(layer, "symbol", type(layer)) in _PREPARES or has_pole(layer)

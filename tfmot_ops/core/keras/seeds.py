@@ -1,0 +1,16 @@
+"""Seeds of the whole process."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tfmot_ops.core.keras.pinned import keras
+
+
+def set_seed(seed: int) -> None:
+    """Seed Python, NumPy and TensorFlow, and make TensorFlow's ops deterministic, for the whole process.
+
+    Deterministic ops cannot be switched off again; from then on TensorFlow refuses random ops without a seed.
+    """
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()

@@ -1,0 +1,10 @@
+"""Layers inside the wrappers of tfmot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def inner_layer(layer: Any) -> Any:
+    """The layer inside a pruning or quantisation wrapper, or the layer itself."""
+    return layer.layer if hasattr(layer, "pruning_vars") or hasattr(layer, "quantize_config") else layer

@@ -1,0 +1,1 @@
+"""Accuracy, agreement, noise by layer, latency and memory of models and TFLite files."""

@@ -1,0 +1,80 @@
+"""Memory that a TFLite file needs for its activations: the interpreter's arena, as it is laid out in this process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter
+
+from tfmot_ops.core.tflite.interpreter import make_interpreter
+from tfmot_ops.errors import ArtifactError
+
+#: Alignment of a tensor in the arena, in bytes (`kDefaultTensorAlignment` of TFLite's arena planner).
+_ALIGNMENT = 64
+
+
+def arena_bytes(data: bytes) -> int:
+    """Peak size of the arena that TFLite's planner lays out for a file, in bytes, with a batch of 1.
+
+    Inputs, outputs, everything between and the scratch space of TFLite's own kernels share it, each only while it is
+    needed. The Python interpreter has no figure for it, but its tensors have addresses: the arena is the stretch of
+    memory that begins with the graph's inputs and has no gap wider than the alignment. Read without XNNPACK, which
+    keeps a workspace of its own that cannot be seen from outside; weights, and tensors whose size is only known at run
+    time, do not count.
+
+    Args:
+        data: the file's bytes.
+
+    Raises:
+        ArtifactError: the bytes are no TFLite file, or its tensors cannot be allocated.
+    """
+    interpreter = make_interpreter(data, xnnpack=False)
+    try:
+        interpreter.allocate_tensors()
+    except RuntimeError as error:
+        raise ArtifactError(
+            "the TFLite file's tensors cannot be allocated",
+            required="operations that TFLite has kernels for",
+            received=str(error),
+            remedy="export the model without custom operations",
+        ) from error
+    stored = _stored(data)
+    places = [
+        place
+        for detail in interpreter.get_tensor_details()
+        if detail["index"] not in stored and (place := _place(interpreter, detail["index"])) is not None
+    ]
+    starts = {place[0] for d in interpreter.get_input_details() if (place := _place(interpreter, d["index"]))}
+    return sum(high - low for low, high in _stretches(places) if any(low <= start < high for start in starts))
+
+
+def _stored(data: bytes) -> set[int]:
+    """Tensors of the main graph whose values are in the file."""
+    model = schema.Model.GetRootAs(data, 0)
+    graph = model.Subgraphs(0)
+    buffers = {index: model.Buffers(graph.Tensors(index).Buffer()) for index in range(graph.TensorsLength())}
+    # Files over 2 GB keep their buffers behind the flatbuffer; offsets 0 and 1 mean: not there.
+    return {index for index, buffer in buffers.items() if buffer.DataLength() or buffer.Offset() > 1}
+
+
+def _place(interpreter: Interpreter, index: int) -> tuple[int, int] | None:
+    """Addresses [first, past the last) of a tensor, None for one without memory."""
+    try:
+        view: Any = interpreter.tensor(index)()
+    except ValueError:
+        return None
+    first = int(view.__array_interface__["data"][0])
+    return (first, first + view.nbytes) if view.nbytes else None
+
+
+def _stretches(places: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The places joined where no more than an alignment lies between them."""
+    joined: list[tuple[int, int]] = []
+    for low, high in sorted(places):
+        # Another allocation begins at least one allocator header later, aligned again.
+        if joined and low - joined[-1][1] < _ALIGNMENT:
+            joined[-1] = joined[-1][0], max(joined[-1][1], high)
+        else:
+            joined.append((low, high))
+    return joined

@@ -1,0 +1,30 @@
+"""Signal to quantisation noise, in dB."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from tfmot_ops.core.tflite.interpreter import Array
+
+
+def sqnr_db(reference: Array, other: Array) -> float:
+    """Signal to quantisation noise ratio in dB: 10 log10(sum reference^2 / sum (reference - other)^2).
+
+    Infinite when the two are equal; such a value has no JSON form.
+    """
+    return power_ratio_db(*signal_and_noise(reference, other))
+
+
+def signal_and_noise(reference: Array, other: Array) -> tuple[float, float]:
+    """(sum reference^2, sum (reference - other)^2); what several batches give may be added up."""
+    signal = np.asarray(reference, np.float64)
+    return float(np.sum(np.square(signal))), float(np.sum(np.square(signal - np.asarray(other, np.float64))))
+
+
+def power_ratio_db(signal: float, noise: float) -> float:
+    """10 log10(signal / noise); infinite without noise, and minus infinite without a signal."""
+    if noise == 0.0:
+        return math.inf
+    return 10.0 * math.log10(signal / noise) if signal > 0.0 else -math.inf

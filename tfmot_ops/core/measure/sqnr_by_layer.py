@@ -1,0 +1,305 @@
+"""Per-layer SQNR: where quantisation noise enters, between float model, QAT model and TFLite file.
+
+SQNR is the signal-to-quantisation-noise ratio of one call's output, in dB.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
+
+from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors, unique_names
+from tfmot_ops.core.graph.normalize import normalize_graph
+from tfmot_ops.core.graph.read import read_graph
+from tfmot_ops.core.graph.rebuild import rebuild
+from tfmot_ops.core.graph.run import infer, run_graph
+from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.wrapped import inner_layer
+from tfmot_ops.core.measure.noise import power_ratio_db, signal_and_noise
+from tfmot_ops.core.tflite.emit import scope_name
+from tfmot_ops.core.tflite.interpreter import Array, Inputs, dequantized, make_interpreter, quantized
+
+#: A call: the layer's name, and which of its calls in the graph's order.
+_Key = tuple[str, int]
+#: Samples that are run at once; a memory bound, without effect on the figures.
+_BATCH = 16
+#: Layers that do nothing in inference.
+_IDENTITIES = {
+    keras.layers.Dropout,
+    keras.layers.SpatialDropout1D,
+    keras.layers.SpatialDropout2D,
+    keras.layers.SpatialDropout3D,
+    keras.layers.GaussianDropout,
+    keras.layers.GaussianNoise,
+    keras.layers.AlphaDropout,
+    keras.layers.ActivityRegularization,
+    keras.layers.Identity,
+}
+
+
+@dataclass(frozen=True)
+class LayerSqnr:
+    """Signal to quantisation noise ratios of one call's output, in dB; infinite where the two are equal.
+
+    None where one side has no such tensor: the QAT model has none, or TFLite computes the call together with the
+    next one (a convolution and its ReLU are one operation, and the figure stands with the ReLU).
+
+    Attributes:
+        path: the call in the normalised graph (`backbone/conv1`, and `backbone/conv1_relu` for an activation that was
+            fused in it); a further call of a shared layer ends in `#2`, `#3`, ...
+        class_name: the layer's class.
+        float_to_qat_db: signal of the float model over its difference to the QAT model, what training changed included.
+        qat_to_tflite_db: signal of the QAT model over its difference to the file: what the export added.
+        float_to_tflite_db: signal of the float model over its difference to the file: both together.
+    """
+
+    path: str
+    class_name: str
+    float_to_qat_db: float | None
+    qat_to_tflite_db: float | None
+    float_to_tflite_db: float | None
+
+
+def layer_sqnr(
+    float_model: keras.Model, quantized_model: keras.Model | None, tflite: bytes | None, x: Inputs
+) -> list[LayerSqnr]:
+    """Compare three forms of a model call by call, on the same samples.
+
+    Args:
+        float_model: the stripped float model.
+        quantized_model: what `quantize` made of it; None for a recipe without QAT.
+        tflite: the file `export_tflite` made; None compares the two models only.
+        x: inputs [N, ...], one array or one for each input, in the model's order.
+
+    Returns:
+        One row for each call of the normalised float model with one float output, in the graph's order.
+
+    Raises:
+        ArtifactError: the bytes are no TFLite file.
+    """
+    normal = normalize_graph(read_graph(float_model))
+    names = unique_names(dict.fromkeys(node.path for node in normal.nodes))
+    paths = {names[node.path]: node.path for node in normal.nodes}
+    # Rebuilt, as a layer that a rule made is built only by its call.
+    source = _Calls(read_graph(rebuild(normal)))
+    qat = None if quantized_model is None else _Calls(read_graph(quantized_model))
+    file = None if tflite is None else _File(tflite, qat or source)
+    parts = [np.asarray(part) for part in (x if isinstance(x, list | tuple) else [x])]
+    ratios: dict[tuple[str, _Key], _Ratio] = {}
+    for start in range(0, len(parts[0]), _BATCH):
+        batch = [part[start : start + _BATCH] for part in parts]
+        values = {
+            "float": source.run(batch),
+            "qat": qat.run(batch) if qat else {},
+            "file": file.run(batch) if file else {},
+        }
+        _compare(values, ratios, source, qat)
+    return [
+        LayerSqnr(
+            _path(paths, key),
+            type(inner_layer(node.layer)).__name__,
+            *(
+                ratios[pair, key].db if (pair, key) in ratios else None
+                for pair in ("float_qat", "qat_file", "float_file")
+            ),
+        )
+        for key, node in source.nodes.items()
+    ]
+
+
+def layer_sqnr_csv(rows: list[LayerSqnr]) -> str:
+    """The rows as CSV with a header; an empty field is a tensor that is not there, `inf` two that are equal."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(LayerSqnr.__dataclass_fields__)
+    for row in rows:
+        figures = (row.float_to_qat_db, row.qat_to_tflite_db, row.float_to_tflite_db)
+        writer.writerow([row.path, row.class_name, *("" if db is None else f"{db:.2f}" for db in figures)])
+    return text.getvalue()
+
+
+@dataclass
+class _Ratio:
+    signal: float = 0.0
+    noise: float = 0.0
+
+    def add(self, reference: Array, other: Array) -> None:
+        signal, noise = signal_and_noise(reference, other)
+        self.signal += signal
+        self.noise += noise
+
+    @property
+    def db(self) -> float:
+        return power_ratio_db(self.signal, self.noise)
+
+
+def _compare(
+    values: dict[str, dict[_Key, Array]], ratios: dict[tuple[str, _Key], _Ratio], source: _Calls, qat: _Calls | None
+) -> None:
+    for key in source.nodes:
+        # The same call in both graphs: of a shared layer too, as the calls it reads from have to be the same.
+        same = qat is None or (key in qat.nodes and source.reads(key) == qat.reads(key))
+        sides = {side: made[key] for side, made in values.items() if key in made and (same or side == "float")}
+        for first, second in (("float", "qat"), ("qat", "file"), ("float", "file")):
+            if first in sides and second in sides and sides[first].shape == sides[second].shape:
+                ratios.setdefault((f"{first}_{second}", key), _Ratio()).add(sides[first], sides[second])
+
+
+def _path(paths: dict[str, str], key: _Key) -> str:
+    name, call = key
+    return paths.get(name, name) + (f"#{call + 1}" if call else "")
+
+
+@dataclass
+class _Calls:
+    """A graph's calls with one float output, by key, in the graph's order."""
+
+    graph: Graph
+    nodes: dict[_Key, Node] = field(default_factory=dict)
+    keys: dict[int, _Key] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        seen: Counter[str] = Counter()
+        for node in self.graph.nodes:
+            name = inner_layer(node.layer).name
+            self.keys[id(node)] = key = (name, seen[name])
+            seen[name] += 1
+            outputs = tensors(node.outputs)
+            if len(outputs) == 1 and outputs[0].is_float and not isinstance(node.layer, QuantizeLayer):
+                self.nodes[key] = node
+
+    def reads(self, key: _Key) -> list[_Key | None]:
+        """The calls that a call reads from, quantisers of the inputs left out."""
+        return [self._producer(tensor) for tensor in self.nodes[key].inputs()]
+
+    def _producer(self, tensor: Tensor) -> _Key | None:
+        node = tensor.producer
+        return None if node is None or isinstance(node.layer, QuantizeLayer) else self.keys[id(node)]
+
+    def run(self, batch: list[Array]) -> dict[_Key, Array]:
+        """Output [N, ...] of each call, in inference."""
+        made: dict[_Key, Array] = {}
+
+        def compute(node: Node, args: Any, kwargs: Any) -> Any:
+            result = infer(node.layer, args, kwargs)
+            key = self.keys[id(node)]
+            if key in self.nodes:
+                (value,) = tf.nest.flatten(result)
+                made[key] = np.asarray(value)
+            return result
+
+        inputs = [tf.cast(part, tensor.dtype) for part, tensor in zip(batch, self.graph.inputs(), strict=True)]
+        run_graph(self.graph, inputs, compute)
+        return made
+
+    def positions(self) -> dict[str, int]:
+        """Name scope in the file -> position of the call in the graph; scopes are made unique as the export does."""
+        found = {}
+        with tf.Graph().as_default():
+            for position, node in enumerate(self.graph.nodes):
+                with tf.name_scope(scope_name(inner_layer(node.layer).name)) as scope:
+                    found[scope] = position
+        return found
+
+
+class _File:
+    """A TFLite file whose tensors can be read after a run, matched to the calls they are the output of."""
+
+    def __init__(self, data: bytes, calls: _Calls) -> None:
+        # A delegate would put one operation instead of many.
+        self._interpreter = make_interpreter(data, xnnpack=False, keep_tensors=True)
+        self._interpreter.allocate_tensors()
+        self._details = {detail["index"]: detail for detail in self._interpreter.get_tensor_details()}
+        #: Tensor of each call that has one.
+        self.matched: dict[_Key, int] = {}
+        for position, index in _match(self._interpreter, self._details, _written(data), calls).items():
+            key = calls.keys[id(calls.graph.nodes[position])]
+            if key in calls.nodes and _fits(self._details[index], calls.nodes[key].output()):
+                self.matched[key] = index
+
+    def run(self, batch: list[Array]) -> dict[_Key, Array]:
+        """Output [N, ...] of each matched call, dequantised."""
+        rows: dict[_Key, list[Array]] = {key: [] for key in self.matched}
+        for row in range(len(batch[0])):
+            for detail, part in zip(self._interpreter.get_input_details(), batch, strict=True):
+                self._interpreter.set_tensor(detail["index"], quantized(part[row : row + 1], detail))
+            self._interpreter.invoke()
+            for key, index in self.matched.items():
+                rows[key].append(dequantized(self._interpreter.get_tensor(index), self._details[index]))
+        return {key: np.concatenate(parts) for key, parts in rows.items()}
+
+
+def _written(data: bytes) -> list[int]:
+    """Tensors that the operations of the main graph write, in the order of execution."""
+    graph = schema.Model.GetRootAs(data, 0).Subgraphs(0)
+    operations = [graph.Operators(place) for place in range(graph.OperatorsLength())]
+    return [op.Outputs(place) for op in operations for place in range(op.OutputsLength())]
+
+
+def _match(interpreter: Interpreter, details: dict[int, Any], written: list[int], calls: _Calls) -> dict[int, int]:
+    """Position of a call -> the tensor that holds its output.
+
+    A tensor bears the names of all calls that its operation computes, and its value is that of the last of them.
+    """
+    positions = calls.positions()
+    found: dict[int, int] = {}
+    named: set[int] = set()
+    for index in written:
+        scopes = [part.split("/", 1)[0] + "/" for part in details[index]["name"].split(";")]
+        bearers = {positions[scope] for scope in scopes if scope in positions}
+        if bearers:
+            named |= bearers
+            for position in bearers:
+                # What an earlier operation made of it was not yet its output.
+                found.pop(position, None)
+            found[max(bearers)] = index
+    place = {id(node): position for position, node in enumerate(calls.graph.nodes)}
+    last_calls = {id(tensor.producer) for tensor in tensors(calls.graph.outputs)}
+    last = _output_tensors(interpreter, calls.graph, place)
+    known, consumers = named | last.keys(), calls.graph.consumers()
+    ends: dict[int, int] = {}
+    for position, index in found.items():
+        path = [calls.graph.nodes[position]]
+        while id(path[-1]) not in last_calls and (following := _computed_with(path[-1], consumers)) is not None:
+            if place[id(following)] in known:
+                break
+            # What leaves the values alone shares the tensor; what changes them takes it over.
+            path = [*path, following] if type(following.layer) in _IDENTITIES else [following]
+        ends |= {place[id(node)]: index for node in path}
+    return ends | last
+
+
+def _output_tensors(interpreter: Interpreter, graph: Graph, place: dict[int, int]) -> dict[int, int]:
+    """The same for the model's outputs, whose tensors may have lost their names."""
+    results, details = tensors(graph.outputs), interpreter.get_output_details()
+    if len(results) != len(details):
+        return {}
+    pairs = zip(results, details, strict=True)
+    return {place[id(tensor.producer)]: detail["index"] for tensor, detail in pairs if tensor.producer is not None}
+
+
+def _computed_with(node: Node, consumers: dict[int, list[Node]]) -> Node | None:
+    """The call that, without a tensor of its own, is computed by the same operation as this one.
+
+    A folded BatchNormalization is; padding, which the operation after it may compute, changes the shape.
+    """
+    outputs = tensors(node.outputs)
+    readers = consumers.get(id(outputs[0]), []) if len(outputs) == 1 else []
+    if len(readers) != 1 or len(readers[0].inputs()) != 1:
+        return None
+    following = tensors(readers[0].outputs)
+    return readers[0] if len(following) == 1 and following[0].shape == outputs[0].shape else None
+
+
+def _fits(detail: dict[str, Any], tensor: Tensor) -> bool:
+    sizes, wanted = [int(size) for size in detail["shape"]][1:], tensor.shape[1:]
+    return len(sizes) == len(wanted) and all(size in {None, there} for size, there in zip(wanted, sizes, strict=True))

@@ -1,0 +1,1 @@
+"""Kernels that get zeros while a model trains: wrapped, stripped, measured."""

@@ -1,0 +1,162 @@
+"""Sparsity of kernels: measure it, assert it, hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tfmot_ops.contract import Recipe
+from tfmot_ops.core.graph.ir import Node, layer_paths
+from tfmot_ops.core.graph.kernels import Kernel, kernels
+from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.wrapped import inner_layer
+from tfmot_ops.errors import SparsityLostError
+from tfmot_ops.recipes.scope import select
+
+#: A kernel may hold this much less than its ratio: tfmot rounds the number of zeros to a whole weight.
+_TOLERANCE = 0.01
+
+
+def tolerance(size: int) -> float:
+    """How much below its ratio a kernel of `size` weights may be: a hundredth, and one weight at least."""
+    return max(_TOLERANCE, 1.0 / max(size, 1))
+
+
+def prunable(model: keras.Model, recipe: Recipe) -> dict[str, tuple[Any, tuple[Kernel, ...]]]:
+    """Paths with (layer, kernels) that a recipe's sparsity concerns, by its scope and the defaults.
+
+    A frozen layer among others that train is concerned only where the scope includes it: it cannot adapt to zeros.
+    """
+    if recipe.sparsity is None:
+        return {}
+    layers = [(path, inner_layer(layer)) for path, layer in layer_paths(model)]
+    # A model that is frozen as a whole says nothing of single layers.
+    some_train = any(layer.trainable for _, layer in layers if kernels(layer))
+    named = select(recipe.sparsity.scope, [(_plain(path), type(layer).__name__) for path, layer in layers])
+    chosen: dict[str, tuple[Any, tuple[Kernel, ...]]] = {}
+    for path, layer in layers:
+        decision = named[_plain(path)]
+        found = tuple(
+            kernel
+            for kernel in kernels(layer)
+            if (decision or (kernel.pruned_by_default and (layer.trainable or not some_train)))
+            and _pattern_fits(layer, kernel, recipe)
+        )
+        if found and decision is not False:
+            chosen[_plain(path)] = (layer, found)
+    return chosen
+
+
+def required_ratio(
+    chosen: Mapping[str, tuple[Any, tuple[Kernel, ...]]], node: Node, kernel: Kernel, ratio: float
+) -> float:
+    """Fraction of zeros that a kernel of a normalised graph has to hold: `ratio`, or 0 where it is not pruned.
+
+    Args:
+        chosen: what `prunable` gives for the model that the graph was read from.
+        node: a call of the graph.
+        kernel: one of its layer's kernels.
+        ratio: the recipe's.
+    """
+    _, found = chosen.get(node.origin, (None, ()))
+    names = {entry.attribute for entry in found}
+    return ratio if (node.source_kernel or kernel.attribute) in names else 0.0
+
+
+def _plain(path: str) -> str:
+    """The path without the prefixes that wrappers put before a layer's name."""
+    folder, _, name = path.rpartition("/")
+    for prefix in ("prune_low_magnitude_", "quant_"):
+        name = name.removeprefix(prefix)
+    return f"{folder}/{name}" if folder else name
+
+
+def _pattern_fits(layer: Any, kernel: Kernel, recipe: Recipe) -> bool:
+    """Whether the recipe's pattern can be had in a kernel.
+
+    n of m needs m input channels in a row. Blocks need a matrix with more than one of them each way: tfmot squeezes its
+    map of blocks.
+    """
+    sparsity = recipe.sparsity
+    value = getattr(layer, kernel.attribute, None)
+    if sparsity is None or value is None:
+        return sparsity is not None
+    if sparsity.block is not None:
+        sizes = tuple(value.shape)
+        return len(sizes) == 2 and all(size > block for size, block in zip(sizes, sparsity.block, strict=True))  # noqa: PLR2004
+    if sparsity.n_of_m is None:
+        return True
+    return len(value.shape) in {2, 4} and int(value.shape[-2]) % sparsity.n_of_m[1] == 0
+
+
+def layer_sparsity(model: keras.Model) -> dict[str, float]:
+    """Fraction of exact zeros in the kernels of each path, for every layer that has kernels."""
+    result = {}
+    for path, layer in layer_paths(model):
+        inner = inner_layer(layer)
+        values = [_value(layer, inner, kernel.attribute) for kernel in kernels(inner)]
+        size = sum(value.size for value in values)
+        if size:
+            result[_plain(path)] = float(sum(int((value == 0).sum()) for value in values) / size)
+    return result
+
+
+def _value(layer: Any, inner: Any, attribute: str) -> np.ndarray:
+    """A kernel's trained value, under its mask where a quantisation wrapper holds one."""
+    for (variable, _, extra), name in zip(getattr(layer, "_weight_vars", ()), _quantized_names(layer), strict=True):
+        if name == attribute:
+            value = np.asarray(variable)
+            return value * np.asarray(extra["mask"]) if "mask" in extra else value
+    return np.asarray(getattr(inner, attribute))
+
+
+def _quantized_names(layer: Any) -> tuple[str, ...]:
+    config = getattr(layer, "quantize_config", None)
+    return tuple(getattr(config, "weights", ())) if hasattr(layer, "_weight_vars") else ()
+
+
+def give_masks(model: keras.Model) -> None:
+    """Set the sparsity masks and cluster indices of a QAT model's weight quantisers from its weights, in place."""
+    for layer in model.layers:
+        for variable, _, extra in getattr(layer, "_weight_vars", ()):
+            if "mask" in extra:
+                extra["mask"].assign(np.not_equal(variable.numpy(), 0).astype(np.float32))
+            if "clusters" in extra:
+                _, clusters = np.unique(variable.numpy(), return_inverse=True)
+                extra["clusters"].assign(np.reshape(clusters, variable.shape))
+
+
+def assert_sparsity(model: keras.Model, recipe: Recipe) -> dict[str, float]:
+    """Check that each pruned layer holds the recipe's sparsity.
+
+    Returns:
+        path -> fraction of zeros, for the layers the recipe prunes.
+
+    Raises:
+        SparsityLostError: a layer holds less; the message names it.
+    """
+    if recipe.sparsity is None:
+        return {}
+    measured = {}
+    for path, (layer, found) in prunable(model, recipe).items():
+        wrapped = next(outer for p, outer in layer_paths(model) if _plain(p) == path)
+        values = [_value(wrapped, layer, kernel.attribute) for kernel in found]
+        require_sparsity(path, values, recipe.sparsity.ratio)
+        measured[path] = float(sum((v == 0).sum() for v in values) / sum(v.size for v in values))
+    return measured
+
+
+def require_sparsity(path: str, values: list[np.ndarray], ratio: float) -> None:
+    """Raise SparsityLostError when the arrays hold fewer zeros than the ratio asks for."""
+    size = sum(value.size for value in values)
+    found = sum(int((value == 0).sum()) for value in values) / size
+    if found < ratio - tolerance(size):
+        raise SparsityLostError(
+            f"layer {path!r} lost its sparsity",
+            required=f"at least {ratio:.3f} zeros (tolerance {tolerance(size):.3f})",
+            received=f"{found:.3f} in {size} weights",
+            remedy="train with core.pruning_callbacks() while pruning, and quantise the stripped model "
+            "with the same recipe",
+        )

@@ -1,0 +1,358 @@
+"""Float model -> model whose kernels are pruned while it trains; and back (`strip`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+from tensorflow_model_optimization.python.core.sparsity.keras import pruning_impl, pruning_schedule, pruning_wrapper
+from tensorflow_model_optimization.python.core.sparsity.keras.prunable_layer import PrunableLayer
+from tensorflow_model_optimization.python.core.sparsity.keras.prune_registry import PruneRegistry
+from tensorflow_model_optimization.python.core.sparsity.keras.pruning_callbacks import (
+    PruningSummaries,
+    UpdatePruningStep,
+)
+
+from tfmot_ops.contract import LayerReport, Outcome, Recipe, Schedule, Sparsity
+from tfmot_ops.core.graph.custom import open_custom_layers
+from tfmot_ops.core.graph.finite import require_finite_weights
+from tfmot_ops.core.graph.ir import layer_paths
+from tfmot_ops.core.graph.kernels import kernels
+from tfmot_ops.core.graph.read import read_graph
+from tfmot_ops.core.graph.rebuild import copy_layer, rebuild, without_random_values
+from tfmot_ops.core.graph.roles import is_custom
+from tfmot_ops.core.keras.compiling import compile_like
+from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.wrapped import inner_layer
+from tfmot_ops.core.pruning.sparsity import prunable
+from tfmot_ops.errors import RecipeError
+
+
+class _Pruning(pruning_impl.Pruning):
+    """tfmot's, which keeps all weights of a kernel whose magnitudes are equal: none is below its threshold."""
+
+    def _update_mask(self, weights: Any) -> tuple[Any, Any]:
+        """(threshold, mask) of weights of any shape: the largest stay, of equal ones the first."""
+        magnitudes = tf.reshape(tf.abs(weights), [-1])
+        share = 1.0 - tf.cast(self._pruning_schedule(self._step_fn())[1], tf.float32)
+        number = tf.cast(tf.maximum(tf.round(tf.cast(tf.size(magnitudes), tf.float32) * share), 1.0), tf.int32)
+        values, places = tf.math.top_k(magnitudes, k=tf.size(magnitudes))
+        stays = tf.cast(tf.range(tf.size(magnitudes)) < number, weights.dtype)
+        mask = tf.scatter_nd(places[:, tf.newaxis], stays, tf.shape(magnitudes))
+        return values[number - 1], tf.reshape(mask, tf.shape(weights))
+
+
+@keras.saving.register_keras_serializable("tfmot_ops")
+class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
+    """tfmot's wrapper, for every layer with kernels, with its pattern kept by save and load, and all the layer offers.
+
+    tfmot 0.8.1 leaves `sparsity_m_by_n` out of the configuration and knows no depthwise kernels. It hands no mask on,
+    gives one to layers that take none, and hides a layer's state and the regulariser of its result from Keras.
+
+    Args:
+        kernel_names: attributes of the layer that are pruned; None takes tfmot's choice.
+    """
+
+    def __init__(self, layer: Any, *args: Any, kernel_names: tuple[str, ...] | None = None, **kwargs: Any) -> None:
+        if kernel_names is not None:
+            layer.get_prunable_weights = lambda: [getattr(layer, name) for name in kernel_names]
+        super().__init__(layer, *args, **kwargs)
+        self.kernel_names = kernel_names
+        self.supports_masking = layer.supports_masking
+        # tfmot calls the layer past Keras' `__call__`, which is where Keras adds what this regulariser gives.
+        self._activity_regularizer = layer.activity_regularizer
+        # As Keras does for a layer: whether `reset_states` of the model concerns it.
+        self.stateful = layer.stateful
+
+    def call(self, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
+        """The layer's result; a mask goes to a layer that takes one, and round any other."""
+        if not self.layer._call_spec.expects_mask_arg:  # noqa: SLF001 - Keras' own record of the signature
+            kwargs.pop("mask", None)
+        return super().call(inputs, training=training, **kwargs)
+
+    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
+        """The layer's own."""
+        return self.layer.compute_mask(inputs, mask)
+
+    def reset_states(self) -> None:
+        """The layer's own, of a recurrent layer."""
+        self.layer.reset_states()
+
+    def add_weight(self, name: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        """The variable; the masks of a second kernel get a name of their own, without which a .h5 cannot be written."""
+        taken = sum(1 for weight in self.weights if weight.name.split("/")[-1].split(":")[0].startswith(str(name)))
+        return super().add_weight(f"{name}_{taken}" if taken and name else name, *args, **kwargs)
+
+    def build(self, input_shape: Any) -> None:
+        """tfmot's, with masks in which of equal weights the first stay."""
+        super().build(input_shape)
+        own = vars(self)["pruning_obj"]
+        arguments = (own._step_fn, own._pruning_vars, own._pruning_schedule)  # noqa: SLF001 - tfmot has no other way in
+        self.pruning_obj = _Pruning(*arguments, self.block_size, self.block_pooling_type, self.sparsity_m_by_n)
+
+    def get_config(self) -> dict[str, Any]:
+        """tfmot's, with the pattern and the kernels' names."""
+        names = None if self.kernel_names is None else list(self.kernel_names)
+        return {**super().get_config(), "sparsity_m_by_n": self.sparsity_m_by_n, "kernel_names": names}
+
+
+def prune(model: keras.Model, recipe: Recipe, end_step: int | None = None) -> tuple[keras.Model, list[LayerReport]]:
+    """Wrap the layers that a recipe prunes, in a copy that keeps the model's structure.
+
+    A model with custom layers that hold kernels (`class Block(Layer)`) becomes a flat one, as `normalize` makes it,
+    with these opened: the layers within them are pruned, and are what a scope and the reports name.
+
+    Args:
+        model: float model; left as it is.
+        recipe: with a sparsity.
+        end_step: training step at which the schedule reaches the ratio. None applies the mask at once;
+            training with `pruning_callbacks` then only keeps it.
+
+    Returns:
+        The wrapped model, compiled as the original was, and one report a layer.
+
+    Raises:
+        RecipeError: the recipe has no sparsity.
+        ScopeError: a selector of its scope matches no layer.
+        NotFiniteError: a weight is NaN or infinite; the layer is named.
+    """
+    if recipe.sparsity is None:
+        raise RecipeError(
+            "nothing to prune",
+            required="a recipe with a sparsity",
+            received=f"recipe {recipe.name!r} without",
+            remedy="leave the prune step out, or add a sparsity to the recipe",
+        )
+    require_finite_weights(model)
+    model = _with_open_blocks(model)
+    chosen = {
+        id(layer): tuple(kernel.attribute for kernel in found) for layer, found in prunable(model, recipe).values()
+    }
+    pruned = _wrap_chosen(model, chosen, _pruning_arguments(recipe.sparsity, end_step))
+    if end_step is None:
+        _apply_masks(pruned)
+    layers = [(path, inner_layer(layer)) for path, layer in layer_paths(model)]
+    return pruned, [_report(path, layer, recipe, id(layer) in chosen) for path, layer in layers]
+
+
+def _with_open_blocks(model: keras.Model) -> keras.Model:
+    blocks = [layer for _, layer in layer_paths(model) if is_custom(inner_layer(layer))]
+    # `_flatten_layers` is Keras' own way through the layers within one.
+    if not any(kernels(part) for block in blocks for part in block._flatten_layers()):  # noqa: SLF001 - see above
+        return model
+    opened = rebuild(open_custom_layers(read_graph(model)))
+    compile_like(opened, model)
+    return opened
+
+
+def wrap_low_magnitude(
+    to_prune: Any, exceptions: Iterable[str] = (), *, pruning_policy: Any = None, **arguments: Any
+) -> Any:
+    """Wrap a layer, layers, or every layer of a model that can be pruned, with tfmot's own arguments.
+
+    Args:
+        to_prune: a layer, a list of them, or a model; nested models are wrapped inside.
+        exceptions: names of layer classes that stay as they are.
+        pruning_policy: tfmot's `PruningPolicy`; what it does not allow stays as it is.
+        arguments: of `tfmot.sparsity.keras.prune_low_magnitude`: `pruning_schedule`, `block_size`,
+            `block_pooling_type`, `sparsity_m_by_n`.
+
+    Returns:
+        The layer's wrapper (the layer itself when nothing of it can be pruned), a list of them, or a wrapped copy of
+        the model.
+    """
+    excluded = set(exceptions)
+
+    def is_chosen(layer: Any) -> bool:
+        if type(layer).__name__ in excluded or not (pruning_policy is None or pruning_policy.allow_pruning(layer)):
+            return False
+        return bool(_names(layer)) or _is_tfmots(layer)
+
+    if isinstance(to_prune, list):
+        return [wrap_low_magnitude(each, excluded, pruning_policy=pruning_policy, **arguments) for each in to_prune]
+    if not isinstance(to_prune, keras.Model):
+        wrap = is_chosen(to_prune)
+        return PruneLowMagnitude(to_prune, kernel_names=_names(to_prune), **arguments) if wrap else to_prune
+    if pruning_policy is not None:
+        pruning_policy.ensure_model_supports_pruning(to_prune)
+    chosen = {id(layer): _names(layer) for _, layer in layer_paths(to_prune) if is_chosen(layer)}
+    return _wrap_chosen(to_prune, chosen, arguments)
+
+
+def _names(layer: Any) -> tuple[str, ...] | None:
+    """The kernels that are pruned without being named; None leaves it to tfmot."""
+    return tuple(kernel.attribute for kernel in kernels(layer) if kernel.pruned_by_default) or None
+
+
+def _is_tfmots(layer: Any) -> bool:
+    """Whether tfmot finds weights to prune in a layer of which we know no kernel: a recurrent one, for one."""
+    # The kernels of an attention layer are made by its first call, which is after tfmot asks for them.
+    if kernels(layer) or isinstance(layer, keras.layers.MultiHeadAttention):
+        return False
+    return isinstance(layer, PrunableLayer) or (PruneRegistry.supports(layer) and _has_matrix(layer))
+
+
+def _wrap_chosen(
+    model: keras.Model, chosen: Mapping[int, tuple[str, ...] | None], arguments: dict[str, Any]
+) -> keras.Model:
+    def wrap(layer: Any, copy: Any) -> Any:
+        if id(layer) not in chosen:
+            return copy
+        return PruneLowMagnitude(copy, kernel_names=chosen[id(layer)], **arguments)
+
+    wrapped = _copy_with(model, wrap)
+    compile_like(wrapped, model)
+    return wrapped
+
+
+def pruning_callbacks(log_dir: str | None = None) -> list[Any]:
+    """Callbacks that training a pruned model needs: the step update, and TensorBoard summaries in `log_dir`."""
+    callbacks: list[Any] = [UpdatePruningStep()]
+    if log_dir is not None:
+        callbacks.append(PruningSummaries(log_dir=str(log_dir), update_freq="epoch"))
+    return callbacks
+
+
+def strip(model: keras.Model) -> keras.Model:
+    """A copy of a pruned model without its wrappers, the masks applied, compiled as it was."""
+    stripped = _copy_with(model, lambda _layer, copy: copy)
+    compile_like(stripped, model)
+    return stripped
+
+
+def _pruning_arguments(sparsity: Sparsity, end_step: int | None) -> dict[str, Any]:
+    pattern = {"sparsity_m_by_n": sparsity.n_of_m, "block_size": sparsity.block or (1, 1)}
+    if end_step is None:
+        schedule = pruning_schedule.ConstantSparsity(sparsity.ratio, begin_step=1, end_step=1, frequency=1)
+    elif sparsity.schedule is Schedule.CONSTANT or sparsity.n_of_m:
+        schedule = pruning_schedule.ConstantSparsity(
+            sparsity.ratio, begin_step=1, end_step=max(end_step, 1), frequency=1
+        )
+    else:
+        # About a hundred updates: each sorts every kernel, more would only cost time.
+        frequency = max(1, end_step // 100)
+        # The last update must fall on a multiple of the frequency, or the target is not reached.
+        last = max(2, 1 + (max(end_step, 2) - 1) // frequency * frequency)
+        schedule = pruning_schedule.PolynomialDecay(
+            sparsity.initial_ratio, sparsity.ratio, begin_step=1, end_step=last, frequency=frequency
+        )
+    return {"pruning_schedule": schedule, **pattern}
+
+
+def _apply_masks(model: keras.Model) -> None:
+    for _, layer in layer_paths(model):
+        if not hasattr(layer, "pruning_vars"):
+            continue
+        # The one step at which tfmot makes a mask of n of m.
+        layer.pruning_step.assign(1)
+        if layer.sparsity_m_by_n or tuple(layer.block_size) != (1, 1):
+            layer.pruning_obj.conditional_mask_update()
+        else:
+            for weight, mask, threshold in layer.pruning_vars:
+                magnitudes = np.abs(weight.numpy())
+                ratio = float(layer.pruning_schedule(1)[1])
+                mask.assign(kept(magnitudes, ratio).astype(magnitudes.dtype))
+                threshold.assign(smallest_kept(magnitudes, ratio))
+        layer.pruning_obj.weight_mask_op()
+
+
+def smallest_kept(magnitudes: npt.NDArray[Any], ratio: float) -> float:
+    """The magnitude below which weights are pruned: tfmot's threshold, without sorting the kernel.
+
+    Args:
+        magnitudes: of a kernel's weights, any shape.
+        ratio: fraction of them that becomes zero.
+    """
+    pruned = magnitudes.size - _number_kept(magnitudes.size, ratio)
+    return float(np.partition(magnitudes, pruned, axis=None)[pruned])
+
+
+def kept(magnitudes: npt.NDArray[Any], ratio: float) -> npt.NDArray[np.bool_]:
+    """Which weights stay: the largest; of equal ones the first, so that the ratio is reached.
+
+    Args:
+        magnitudes: of a kernel's weights, any shape.
+        ratio: fraction of them that becomes zero.
+    """
+    limit = smallest_kept(magnitudes, ratio)
+    mask = magnitudes >= limit
+    surplus = int(np.count_nonzero(mask)) - _number_kept(magnitudes.size, ratio)
+    if surplus > 0:
+        mask.flat[np.flatnonzero(magnitudes == limit)[-surplus:]] = False
+    return np.asarray(mask, np.bool_)
+
+
+def _number_kept(size: int, ratio: float) -> int:
+    return max(round(float(np.float32(size) * np.float32(1 - ratio))), 1)
+
+
+def _report(path: str, layer: Any, recipe: Recipe, chosen: bool) -> LayerReport:
+    name = type(layer).__name__
+    if chosen and recipe.sparsity is not None:
+        pattern = (
+            "{} of {}".format(*recipe.sparsity.n_of_m) if recipe.sparsity.n_of_m else f"{recipe.sparsity.ratio:.0%}"
+        )
+        return LayerReport(path=path, class_name=name, outcome=Outcome.PRUNED, reason=f"{pattern} zeros by magnitude")
+    if kernels(layer):
+        reason = "not in the recipe's scope, or its shape does not take the pattern"
+        if not layer.trainable:
+            reason = (
+                "frozen: it could not adapt to its zeros; name it in sparsity.scope.include to prune it all the same"
+            )
+    else:
+        reason = f"kernels of a {name} are not pruned" if _has_matrix(layer) else "has no kernel"
+    return LayerReport(path=path, class_name=name, outcome=Outcome.NOT_PRUNED, reason=reason)
+
+
+def _has_matrix(layer: Any) -> bool:
+    """Whether a layer has, or once it is built will have, weights of more than one axis."""
+    if not layer.built:
+        return hasattr(layer, "cell") or hasattr(layer, "kernel_initializer")
+    return any(len(weight.shape) > 1 for weight in layer.trainable_weights)
+
+
+def _copy_with(model: keras.Model, wrap: Callable[[Any, Any], Any]) -> keras.Model:
+    """A copy with the model's structure, nested models kept; `wrap` gets (original, unbuilt inner copy)."""
+    copies: list[tuple[Any, Any]] = []
+
+    def clone(layer: Any) -> Any:
+        if isinstance(layer, keras.Model):
+            return _clone(layer)
+        inner = inner_layer(layer)
+        copy = copy_layer(inner, inner.name) if not isinstance(layer, keras.layers.InputLayer) else _input_copy(layer)
+        called = wrap(inner, copy)
+        copies.append((layer, copy))
+        return called
+
+    def _clone(part: keras.Model) -> keras.Model:
+        result = keras.models.clone_model(part, clone_function=clone)
+        result._name = part.name  # noqa: SLF001 - clone_model names a nested sequential model anew
+        return result
+
+    with without_random_values():
+        result = _clone(model)
+    for layer, copy in copies:
+        weights = _masked_weights(layer)
+        if weights:
+            copy.set_weights(weights)
+    return result
+
+
+def _masked_weights(layer: Any) -> list[Any]:
+    """Weights of the layer inside a wrapper, under its masks: training ends between an update and their next use."""
+    masks = {id(variable): mask.numpy() for variable, mask, _ in getattr(layer, "pruning_vars", ())}
+    inner = inner_layer(layer)
+    values = inner.get_weights()
+    # A lookup's table is among `weights` without being a variable, but it is never pruned.
+    return (
+        [value * masks.get(id(weight), 1) for value, weight in zip(values, inner.weights, strict=True)]
+        if masks
+        else values
+    )
+
+
+def _input_copy(layer: Any) -> Any:
+    return type(layer).from_config(layer.get_config())

@@ -1,0 +1,1 @@
+"""Float model -> quantisation-aware model: which quantisers go where, and their ranges."""

@@ -1,0 +1,319 @@
+"""The scheme: which calls get which quantisers, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
+
+from tfmot_ops.contract import LayerReport, Outcome, Quantization
+from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
+from tfmot_ops.core.graph.kernels import Kernel, kernels
+from tfmot_ops.core.graph.new_values import constants
+from tfmot_ops.core.graph.poles import unrounded_calls
+from tfmot_ops.core.graph.roles import FIXED_RANGES, Role, activation_name, float_reason, role
+from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.quantization.quantizers import (
+    FixedRangeQuantizer,
+    LayerQuantizeConfig,
+    RangeQuantizer,
+    RowsQuantizer,
+    WeightQuantizer,
+)
+from tfmot_ops.recipes.scope import select
+
+_L = keras.layers
+
+#: (call, kernel of its layer) -> fraction of zeros it has to hold.
+RequiredSparsity = Callable[[Node, Kernel], float]
+
+#: Merges that TFLite computes as one operation with the relu after them.
+_FUSES_RELU = (_L.Add, _L.Subtract, _L.Multiply)
+#: Pools that TFLite computes as one operation with the relu after them, as layers and as functions of TensorFlow.
+_CLIPPED_POOLS = (
+    *(_L.MaxPooling2D, _L.AveragePooling2D, "nn.max_pool2d", "compat.v1.nn.max_pool"),
+    *("nn.avg_pool2d", "nn.avg_pool", "compat.v1.nn.avg_pool"),
+)
+
+
+@dataclass
+class Plan:
+    """What to put on each call.
+
+    Attributes:
+        configs: id(layer) -> the quantisers a wrapper puts on it; a layer not in it is left as it is.
+        tensors: id(tensor) -> quantiser that follows a tensor without a wrapper: a graph input, the result of a call
+            that is kept in float, or of a function of TensorFlow.
+        reports: one row per layer.
+    """
+
+    configs: dict[int, LayerQuantizeConfig] = field(default_factory=dict)
+    tensors: dict[int, Any] = field(default_factory=dict)
+    reports: list[LayerReport] = field(default_factory=list)
+
+
+def make_plan(graph: Graph, source: Graph, quantization: Quantization, required: RequiredSparsity | None) -> Plan:
+    """Place the quantisers on a normalised graph.
+
+    None between convolution -> affine -> relu, nor merge -> relu, where the tensor has one reader: TFLite
+    computes these as one operation. Pass-through calls get one only when several calls read them, as the
+    converter otherwise leaves all readers but one in float.
+
+    Args:
+        graph: what `normalize_graph` made.
+        source: what it was made from; scopes name its layers, and each of them is reported.
+        quantization: its scope says the layers to quantise; the others are reported as kept in float.
+        required: (call, kernel) -> fraction of zeros it has to hold to the end; None holds no zeros.
+    """
+    user_layers = {node.path: type(node.layer).__name__ for node in source.nodes}
+    excluded = {path for path, chosen in select(quantization.scope, user_layers.items()).items() if chosen is False}
+    placer = _Placer(graph, excluded, required, keep_clusters=quantization.keep_clusters)
+    plan = Plan(tensors={id(t): RangeQuantizer() for t in graph.inputs() if t.is_float})
+    calls: dict[int, list[Node]] = {}
+    for node in graph.nodes:
+        calls.setdefault(id(node.layer), []).append(node)
+    for key, nodes in calls.items():
+        # A shared layer has one wrapper: the call that needs a quantiser decides for all.
+        placed = [placer.place(node) for node in nodes]
+        for _, following, _ in placed:
+            plan.tensors |= following
+        config, _, report = min(placed, key=lambda one: _PRECEDENCE[type(one[0].output if one[0] else None)])
+        plan.reports.append(report)
+        if config is not None:
+            plan.configs[key] = config
+    computed = {node.origin for node in graph.nodes}
+    plan.reports += [
+        LayerReport(path=path, class_name=name, outcome=Outcome.ABSORBED, reason="composed into the layers around it")
+        for path, name in user_layers.items()
+        if path not in computed
+    ]
+    return plan
+
+
+#: Of the calls of a shared layer: a range that moves serves all of them.
+_PRECEDENCE = {RangeQuantizer: 0, FixedRangeQuantizer: 1, type(None): 2}
+
+
+class _Placer:
+    def __init__(
+        self, graph: Graph, excluded: set[str], required: RequiredSparsity | None, *, keep_clusters: bool
+    ) -> None:
+        self.consumers = graph.consumers()
+        self.results = Counter(id(tensor) for tensor in tensors(graph.outputs))
+        self.excluded = excluded
+        self.required = required
+        self.keep_clusters = keep_clusters
+        #: id(call) of those that a function without bound near 0 reads from.
+        self.unrounded = unrounded_calls(graph)
+        self.roles = {id(node): self._role(node) for node in graph.nodes}
+        #: id(tensor) -> the range that all of its group have, where TFLite fixes the range of each call they come from.
+        self.fixed: dict[int, tuple[float, float]] = {}
+        #: id(tensor) -> functions in its group whose results are requantised, as their fixed range is not the group's.
+        self.requantized: dict[int, list[str]] = {}
+        #: id(tensor) of the table rows that have a range with other tensors.
+        self.shared_rows: set[int] = set()
+        for group in tied_groups(graph, lambda node: self.roles[id(node)]):
+            self._read_group(group)
+
+    def _read_group(self, group: list[Tensor]) -> None:
+        """What the calls that a group's values come from mean for all its tensors."""
+        kinds = [(tensor, self._kind(tensor)) for tensor in group]
+        origins = [(tensor, kind) for tensor, kind in kinds if kind is None or not _keeps_range(tensor.producer, kind)]
+        fixed = [tensor.producer for tensor, kind in origins if kind is Role.FIXED_RANGE and tensor.producer]
+        names = {activation_name(node.layer) or "" for node in fixed}
+        keys = [id(tensor) for tensor in group]
+        widest = max(names, key=lambda name: FIXED_RANGES[name][1] - FIXED_RANGES[name][0], default="")
+        if fixed and len(fixed) == len(origins) and not _leave(group, *FIXED_RANGES[widest]):
+            self.fixed |= dict.fromkeys(keys, FIXED_RANGES[widest])
+            names = {name for name in names if FIXED_RANGES[name] != FIXED_RANGES[widest]}
+        self.requantized |= dict.fromkeys(keys, sorted(names))
+        if any(kind is Role.SAME_SCALE or not self._is_alone(tensor) for tensor, kind in kinds):
+            self.shared_rows |= {id(tensor) for tensor, kind in origins if kind is Role.GATHER}
+
+    def _kind(self, tensor: Tensor) -> Role | None:
+        return None if tensor.producer is None else self.roles[id(tensor.producer)]
+
+    def _is_alone(self, tensor: Tensor) -> bool:
+        """Whether a tensor has one reader (or is a result), and its call no other result."""
+        readers = len(self.consumers.get(id(tensor), [])) + self.results[id(tensor)]
+        return readers == 1 and (tensor.producer is None or len(tensors(tensor.producer.outputs)) == 1)
+
+    def _role(self, node: Node) -> Role:
+        # Where a mask decides, the same operation is made of others, which TFLite has in float.
+        masked = isinstance(node.kwargs.get("mask"), Tensor)
+        is_float = masked or node.origin in self.excluded or id(node) in self.unrounded
+        kind = Role.FLOAT if is_float else role(node.layer)
+        # What puts a constant among the values has a range for both.
+        return Role.SAME_SCALE if kind is Role.PASS and constants(node) else kind
+
+    def place(self, node: Node) -> tuple[LayerQuantizeConfig | None, dict[int, Any], LayerReport]:
+        """(what a wrapper puts on the layer, what follows tensors of a call without wrapper, report)."""
+        kind, outputs = self.roles[id(node)], [tensor for tensor in tensors(node.outputs) if tensor.is_float]
+        if not outputs:
+            return None, {}, _report(node, Outcome.ABSORBED, "computes no floating-point values")
+        if kind is Role.FLOAT:
+            # What the converter could quantise by itself is told to stay.
+            told = node.origin in self.excluded or id(node) in self.unrounded
+            marked = told and not hasattr(node.layer, "symbol") and role(node.layer) is not Role.FLOAT
+            config = LayerQuantizeConfig(keep_float=True) if marked else None
+            return config, self._around(outputs), _report(node, Outcome.KEPT_FLOAT, self._why(node))
+        if len(outputs) > 1 or hasattr(node.layer, "symbol"):
+            placed = {id(tensor): self._output(node, tensor) for tensor in outputs}
+            reason = next((reason for output, reason in placed.values() if output), "passes its input's int8 values on")
+            found = {key: output for key, (output, _) in placed.items() if output}
+            return None, found, _report(node, Outcome.QUANTIZED if found else Outcome.ABSORBED, reason)
+        output, reason = self._output(node, outputs[0])
+        shares = kind is Role.GATHER and output is not None
+        weights = self._weights(node, RowsQuantizer if shares else WeightQuantizer)
+        if not weights and output is None:
+            return None, {}, _report(node, Outcome.ABSORBED, reason)
+        held = {name: ", its clusters held" if quantizer.keep_clusters else "" for name, quantizer in weights.items()}
+        reason = " and ".join([*(f"{name} int8{more}" for name, more in held.items()), reason])
+        return LayerQuantizeConfig(weights, output), {}, _report(node, Outcome.QUANTIZED, reason)
+
+    def _weights(self, node: Node, quantizer: type[WeightQuantizer]) -> dict[str, WeightQuantizer]:
+        return {
+            kernel.attribute: quantizer(
+                per_channel=kernel.per_channel and not self._clustered(kernel),
+                keep_sparsity=self.required is not None,
+                keep_clusters=self._clustered(kernel),
+                required_sparsity=self.required(node, kernel) if self.required else 0.0,
+                channels_axes=kernel.channels_axes,
+                swap_channels=kernel.swap_channels,
+            )
+            for kernel in kernels(node.layer)
+        }
+
+    def _clustered(self, kernel: Kernel) -> bool:
+        """Whether a kernel's clusters are held: where channels on its last axis take what is folded into them."""
+        return self.keep_clusters and kernel.channels_axes == 1 and not kernel.swap_channels
+
+    def _why(self, node: Node) -> str:
+        if node.origin in self.excluded:
+            return "excluded by the recipe's scope"
+        if isinstance(node.kwargs.get("mask"), Tensor):
+            return "reads a mask, which TFLite does in float"
+        if id(node) in self.unrounded:
+            return "a function without bound near 0 reads its result, whose small values int8 would round to 0"
+        return float_reason(node.layer)
+
+    def _around(self, outputs: list[Tensor]) -> dict[int, Any]:
+        """Quantisers where the result of a float call enters the int8 part again."""
+        return {
+            id(tensor): RangeQuantizer()
+            for tensor in outputs
+            if self.results[id(tensor)]
+            or any(self.roles[id(reader)] is not Role.FLOAT for reader in self.consumers.get(id(tensor), []))
+        }
+
+    def _output(self, node: Node, tensor: Tensor) -> tuple[Any, str]:
+        readers, kind = self.consumers.get(id(tensor), []), self.roles[id(node)]
+        if kind is Role.FIXED_RANGE:
+            name = activation_name(node.layer) or ""
+            return FixedRangeQuantizer(*FIXED_RANGES[name]), f"output int8 over the fixed range of {name}"
+        # The converter takes no range through a call with several results.
+        if kind is Role.PASS and self._is_alone(tensor):
+            return None, "passes its input's int8 values on"
+        if kind is Role.GATHER:
+            shares = id(tensor) in self.shared_rows or not self._is_alone(tensor)
+            return RangeQuantizer() if shares else None, "rows of the int8 table"
+        if len(readers) + self.results[id(tensor)] == 1 and readers and self._fuses(node, readers[0]):
+            return None, f"computed as one with {readers[0].path}"
+        requantized = self.requantized.get(id(tensor)) if kind is Role.SAME_SCALE else None
+        more = f", to which the fixed range of {' and '.join(requantized)} is requantised" if requantized else ""
+        if id(tensor) in self.fixed:
+            return FixedRangeQuantizer(*self.fixed[id(tensor)]), f"output int8 over the fixed range of its input{more}"
+        return RangeQuantizer(), f"output int8{more}"
+
+    def _fuses(self, node: Node, reader: Node) -> bool:
+        kind, next_kind = self.roles[id(node)], self.roles[id(reader)]
+        if kind is Role.CONVOLUTION:
+            # Folded into a kernel with one scale, an affine would take its clusters apart.
+            parts = any(self._clustered(kernel) and not kernel.per_channel for kernel in kernels(node.layer))
+            return (next_kind is Role.AFFINE and not parts) or (next_kind is Role.RELU and not _is_transposed(node))
+        before = node.inputs()[0].producer
+        if kind is Role.AFFINE and before is not None and _is_transposed(before):
+            return False
+        return next_kind is Role.RELU and (kind is Role.AFFINE or type(node.layer) in _FUSES_RELU)
+
+
+def _leave(group: list[Tensor], low: float, high: float) -> bool:
+    """Whether constants that calls put among the values of a group are a step or more outside of a range."""
+    step = (high - low) / 255
+    calls = [tensor.producer for tensor in group if tensor.producer is not None]
+    return any(array.min() < low - step or array.max() > high + step for node in calls for array in constants(node))
+
+
+def _is_transposed(node: Node) -> bool:
+    """Whether a call is a transposed convolution, which the converter computes as one with no relu."""
+    return type(node.layer) is _L.Conv2DTranspose
+
+
+def _report(node: Node, outcome: Outcome, reason: str) -> LayerReport:
+    return LayerReport(path=node.path, class_name=type(node.layer).__name__, outcome=outcome, reason=reason)
+
+
+def tied_groups(graph: Graph, role_of: Callable[[Node], Role] | None = None) -> list[list[Tensor]]:
+    """Groups of tensors that TFLite needs on one range, or it inserts requantising operations.
+
+    A call that passes values on ties its input to its output; so do concatenation, average pooling,
+    maximum and minimum. The calls of a layer with a quantiser have one range.
+
+    Args:
+        graph: normalised or quantised.
+        role_of: the role of a call; None takes that of its layer.
+    """
+    leader: dict[int, int] = {}
+    members: dict[int, list[Tensor]] = {}
+    quantized: dict[int, Tensor] = {}
+
+    def find(tensor: Tensor) -> int:
+        key = id(tensor)
+        leader.setdefault(key, key)
+        members.setdefault(key, [tensor])
+        while leader[key] != key:
+            leader[key] = leader[leader[key]]
+            key = leader[key]
+        return key
+
+    def tie(first: Tensor, others: list[Tensor]) -> None:
+        for tensor in others:
+            a, b = find(first), find(tensor)
+            if a != b:
+                leader[b] = a
+                members[a] += members.pop(b)
+
+    for node in graph.nodes:
+        floats = [tensor for tensor in (*tensors(node.outputs), *node.inputs()) if tensor.is_float]
+        if not floats:
+            continue
+        layer = getattr(node.layer, "layer", node.layer)
+        # A quantiser on a tensor of its own gives the tensor before it its range.
+        if isinstance(layer, QuantizeLayer) or _keeps_range(node, role_of(node) if role_of else role(layer)):
+            tie(floats[0], floats[1:])
+        if output_quantizer(node.layer) is not None:
+            tie(quantized.setdefault(id(node.layer), floats[0]), floats[:1])
+    return [group for group in members.values() if len(group) > 1]
+
+
+def _keeps_range(node: Node | None, kind: Role) -> bool:
+    """Whether the output of a call of this role has the range of its inputs."""
+    return kind in {Role.PASS, Role.SAME_SCALE} or (kind is Role.RELU and node is not None and _clips_pool(node))
+
+
+def _clips_pool(relu: Node) -> bool:
+    before = relu.inputs()[0].producer
+    while before is not None and isinstance(before.layer, QuantizeLayer):
+        before = before.inputs()[0].producer
+    layer = None if before is None else getattr(before.layer, "layer", before.layer)
+    return getattr(layer, "symbol", type(layer)) in _CLIPPED_POOLS
+
+
+def output_quantizer(layer: Any) -> Any:
+    """The quantiser of a quantised model's layer that its output goes through, None for none."""
+    if isinstance(layer, QuantizeLayer):
+        return layer.quantizer
+    return getattr(getattr(layer, "quantize_config", None), "output", None)

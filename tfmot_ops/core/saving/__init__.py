@@ -1,0 +1,1 @@
+"""Models on disk: saved and loaded, pruned and quantised ones included."""

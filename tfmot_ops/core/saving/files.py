@@ -1,0 +1,134 @@
+"""Save and load models, pruned and quantised ones included."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import tensorflow_model_optimization as tfmot
+from tf_keras.src.saving.serialization_lib import SafeModeScope
+
+from tfmot_ops.core.graph.layers import LAYERS
+from tfmot_ops.core.graph.rebuild import without_random_values, without_traces
+from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.pruning.wrappers import PruneLowMagnitude
+from tfmot_ops.core.quantization.quantizers import (
+    FixedRangeQuantizer,
+    LayerQuantizeConfig,
+    RangeQuantizer,
+    WeightQuantizer,
+)
+from tfmot_ops.core.saving.safe_files import check_model_file
+from tfmot_ops.errors import ArtifactError, TfmotOpsError
+from tfmot_ops.system import files
+
+#: tfmot's wrappers store what is inside them in Keras' old format, which names a class without its package.
+_CLASSES = (*LAYERS, FixedRangeQuantizer, LayerQuantizeConfig, PruneLowMagnitude, RangeQuantizer, WeightQuantizer)
+
+
+def _layers_of_applications() -> dict[str, type]:
+    """Layers that tf_keras.applications has of its own and does not register, so that Keras cannot load them."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("tf_keras.src.applications.")]
+    members = [member for module in modules for member in vars(module).values() if inspect.isclass(member)]
+    return {m.__name__: m for m in members if issubclass(m, keras.layers.Layer) and ".applications." in m.__module__}
+
+
+@contextlib.contextmanager
+def custom_objects() -> Iterator[None]:
+    """The scope in which a file with our own and tfmot's layers can be read."""
+    ours = _layers_of_applications() | {cls.__name__: cls for cls in _CLASSES}
+    # A class of the user's own that goes by one of these names stays what its name means.
+    free = {name: cls for name, cls in ours.items() if keras.saving.get_registered_object(name) is None}
+    with (
+        tfmot.quantization.keras.quantize_scope(),
+        tfmot.sparsity.keras.prune_scope(),
+        keras.saving.custom_object_scope(free),
+    ):
+        yield
+
+
+def save_model(model: keras.Model, path: str | Path) -> None:
+    """Save a model with its compile configuration, written beside and renamed.
+
+    Args:
+        model: any model of this package.
+        path: ends with `.h5`, or is a folder for a SavedModel; what is there is replaced. `.keras` cannot reload a
+            quantised model (tf-keras 2.21: "expected 5 variables, but received 3"), so it is refused.
+
+    Raises:
+        ArtifactError: the name ends with `.keras`, or a layer of the model cannot be saved in this format.
+    """
+    path = Path(path)
+    if path.suffix == ".keras":
+        raise ArtifactError(
+            "a .keras file cannot hold a quantised model",
+            required=".h5, or a folder for a SavedModel",
+            received=str(path),
+            remedy="save under a name that ends with .h5",
+        )
+    try:
+        with files.whole(path) as part, warnings.catch_warnings():
+            # Keras recommends .keras here, which cannot reload a quantised model.
+            warnings.filterwarnings("ignore", message="You are saving your model as an HDF5 file")
+            if path.suffix in {".h5", ".hdf5"}:
+                part.write_bytes(_as_hdf5(model))
+            else:
+                model.save(part, save_format="tf", include_optimizer=True)
+    except (ValueError, NotImplementedError, TypeError) as error:
+        raise ArtifactError(
+            "the model cannot be saved",
+            required="layers that say what they are (get_config), with weights of different names",
+            received=f"{type(error).__name__}: {error}",
+            remedy="give its custom layers a get_config, or save under the other format (.h5, a folder)",
+        ) from error
+
+
+def _as_hdf5(model: keras.Model) -> bytes:
+    """The bytes of the `.h5` file: the HDF5 library crashes the process when a disk gets full while it writes."""
+    with h5py.File("in memory", "w", driver="core", backing_store=False) as file:
+        model.save(file, save_format="h5", include_optimizer=True)
+        file.flush()
+        image: bytes = file.id.get_file_image()
+    return image
+
+
+def load_model(path: str | Path, allow_unsafe: bool = False) -> keras.Model:
+    """Load what `save_model`, Keras or tfmot saved.
+
+    Args:
+        path: `.h5` or `.keras` file, or SavedModel folder.
+        allow_unsafe: run what the file names, whatever it is (Python code of Lambda layers, any function, operations
+            on files); only for files you trust.
+
+    Raises:
+        UnsafeModelError: the file names something that is not known to be harmless, and `allow_unsafe` is off.
+        ArtifactError: no such file, or one that Keras cannot read.
+    """
+    if not Path(path).exists():
+        raise ArtifactError(
+            "no such model",
+            required="a .h5, .keras or SavedModel path",
+            received=f"no file or folder {path}",
+            remedy="check the path",
+        )
+    try:
+        # Keras itself looks at its argument `safe_mode` for `.keras` only.
+        with SafeModeScope(not allow_unsafe), custom_objects(), without_random_values(), without_traces():
+            if not allow_unsafe:
+                check_model_file(path)
+            return keras.models.load_model(str(path), safe_mode=not allow_unsafe)
+    except TfmotOpsError:
+        raise
+    except Exception as error:  # a damaged file makes Keras raise an error of any class
+        raise ArtifactError(
+            "the model cannot be loaded",
+            required="a tf_keras model; its custom layers registered with register_keras_serializable",
+            received=f"{path}: {type(error).__name__}: {error}",
+            remedy="import the package that defines its layers first; allow_unsafe=True runs the Python code that a "
+            "Lambda brings, in files you trust",
+        ) from error

@@ -1,0 +1,222 @@
+"""What the description of a model says besides harmless layers, functions and values, found before Keras reads it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+from google.protobuf import json_format
+from tensorflow.python.feature_column.feature_column_v2 import EmbeddingColumn
+from tf_keras.src.engine.base_layer import TensorFlowOpLayer
+from tf_keras.src.layers.core import tf_op_layer
+from tf_keras.src.layers.preprocessing.index_lookup import IndexLookup
+from tf_keras.src.layers.rnn.cell_wrappers import _RNNCellWrapper
+
+from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.saving.safe_graphs import is_symbol_of_tensors, unsafe_operation
+from tfmot_ops.core.saving.safe_names import classes_of, is_harmful_name, is_harmless_function, is_known_layer
+
+#: Names with which Keras marks values that JSON does not have.
+_VALUES = {"CompositeTensor", "TensorShape", "__bytes__", "__ellipsis__", "__numpy__", "__tensor__", "__tuple__"}
+_SPECS = {"BoundedTensorSpec", "RaggedTensorSpec", "SparseTensorSpec", "TensorSpec"}
+#: What Keras itself takes from ragged and sparse tensors (`tf_keras/src/layers/core/tf_op_layer.py`).
+_ATTRIBUTES = {
+    *("values", "flat_values", "row_splits", "nested_row_splits", "indices", "dense_shape", "value_rowids"),
+    *("nested_value_rowids", "nrows", "row_starts", "row_limits", "row_lengths", "nested_row_lengths"),
+    *("bounding_shape", "with_values", "with_flat_values", "with_row_splits_dtype", "merge_dims", "to_tensor"),
+    *("to_sparse",),
+}
+_RAGGED_METHODS = {
+    *("from_value_rowids", "from_row_splits", "from_row_lengths", "from_row_starts", "from_row_limits"),
+    *("from_uniform_row_length", "from_nested_value_rowids", "from_nested_row_splits", "from_nested_row_lengths"),
+    *("from_tensor", "from_sparse"),
+}
+#: Keys whose text is the name of a class or function; `kernel_initializer` counts as `initializer`.
+_NAMING_KEYS = {"activation", "constraint", "fn", "initializer", "loss", "metrics", "regularizer"}
+
+
+_REGISTERED = "registered_name"
+
+
+class Finding(NamedTuple):
+    """Something that a description must not say.
+
+    Attributes:
+        what: the thing, for a message: `function tf.io.write_file`.
+        where: its place in the description: `config.layers[2] 'scores'.config.activation`.
+    """
+
+    what: str
+    where: str
+
+
+class _Part(NamedTuple):
+    value: Any
+    where: str
+    #: The last word of the key under which the part stands, also for the items of a list.
+    key: str
+
+
+def unsafe_names(config: Any, *, graph_stands_in: bool = False) -> Iterator[Finding]:
+    """What a model's description says besides what is known to be harmless.
+
+    Harmless are: the layers, initializers, losses, optimizers and the like of tf_keras, tfmot and this package;
+    functions of TensorFlow and tf_keras that only compute tensors; and what this process has registered
+    (`register_keras_serializable`, `custom_object_scope`, `get_custom_objects`), which is its own code.
+
+    Args:
+        config: the description, as `json.loads` gives it.
+        graph_stands_in: whether Keras takes a layer of an unknown class from the graph of a SavedModel, so that its
+            name and its own arguments are harmless.
+
+    Yields:
+        The findings, in no order.
+    """
+    todo = [_Part(config, "", "layers")]
+    while todo:
+        part = todo.pop()
+        if isinstance(part.value, dict):
+            left = graph_stands_in and part.key == "layers" and _is_left_to_the_graph(part.value)
+            unsafe = _unsafe_object(part.value) if "class_name" in part.value and not left else None
+            if unsafe:
+                yield Finding(unsafe, part.where)
+            todo += _members(part, without_config=left and "layers" not in _config_of(part.value))
+        elif isinstance(part.value, list):
+            todo += _items(part)
+        elif part.key in _NAMING_KEYS and isinstance(part.value, str) and is_harmful_name(part.value):
+            yield Finding(f"{part.value!r}, which is no {part.key} of Keras", part.where)
+
+
+def _members(part: _Part, *, without_config: bool) -> Iterator[_Part]:
+    # In `loss: {"output": "mse"}` the keys are names of outputs.
+    names_all = part.key in _NAMING_KEYS and "class_name" not in part.value
+    for name, member in part.value.items():
+        if name != "config" or not without_config:
+            key = part.key if names_all else name.rpartition("_")[2]
+            yield _Part(member, f"{part.where}.{name}" if part.where else name, key)
+
+
+def _items(part: _Part) -> Iterator[_Part]:
+    items = list(part.value)
+    if len(items) > 1 and items[0] == "_COMPOSITE_TYPE":  # a constant, as JSON inside JSON
+        items[1] = json.loads(items[1])
+    for index, item in enumerate(items):
+        name = _config_of(item).get("name") if isinstance(item, dict) else None
+        label = f" {name!r}" if isinstance(name, str) else ""
+        yield _Part(item, f"{part.where}[{index}]{label}", part.key)
+
+
+def _config_of(value: dict[str, Any]) -> dict[str, Any]:
+    config = value.get("config")
+    return config if isinstance(config, dict) else {}
+
+
+def _is_left_to_the_graph(value: dict[str, Any]) -> bool:
+    name = value.get("class_name")
+    if not isinstance(name, str) or "module" in value:
+        return False
+    # Keras begins to build a Lambda layer, is stopped by its safe mode before it reads the code, and takes the graph.
+    is_code = name == "Lambda" and _config_of(value).get("function_type") == "lambda"
+    return is_code or not is_known_layer(name)
+
+
+def _unsafe_object(value: dict[str, Any]) -> str | None:
+    """What a serialized object is, if it is not known to be harmless."""
+    name, module = value["class_name"], value.get("module")
+    if not isinstance(name, str) or not all(isinstance(value.get(key), str | None) for key in ("module", _REGISTERED)):
+        return f"class {name!r} of module {module!r}"
+    if name in _VALUES and module is None:
+        return None
+    return _NOT_CLASSES.get(name, _unsafe_instance)(value)
+
+
+def _unsafe_instance(value: dict[str, Any]) -> str | None:
+    name, module = value["class_name"], value.get("module")
+    found = classes_of(name, module, value.get(_REGISTERED, name))
+    if not found or not all(inspect.isclass(item) for item in found):
+        return f"class {name}" + (f" of module {module}" if module else "")
+    return next(filter(None, (_unsafe_use(item, _config_of(value)) for item in found)), None)
+
+
+def _unsafe_spec(value: dict[str, Any]) -> str | None:
+    name = value.get("spec_name") or str(value.get("type_spec")).removeprefix("tf.")
+    module = str(value.get("module") or "tensorflow.")
+    known = name in _SPECS and value.get(_REGISTERED) is None and module.startswith("tensorflow.")
+    return None if known else f"type {name} of module {module}"
+
+
+def _unsafe_function(value: dict[str, Any]) -> str | None:
+    name, module = value.get("config"), value.get("module")
+    # Some places look the registered name up instead.
+    if is_harmless_function(name, module) and not is_harmful_name(value.get(_REGISTERED)):
+        return None
+    return f"function {name!r} of module {module!r}"
+
+
+def _unsafe_use(cls: type, config: dict[str, Any]) -> str | None:
+    """What a class does with the arguments that the description gives it, besides computing."""
+    if cls is keras.layers.Lambda:
+        return "Python code (a Lambda layer)"
+    for kind, check in _CHECKS:
+        if issubclass(cls, kind):
+            return check(config)
+    return None
+
+
+def _unsafe_symbol(config: dict[str, Any]) -> str | None:
+    symbol = config.get("function")
+    return None if is_symbol_of_tensors(symbol) else f"function tf.{symbol}"
+
+
+def _unsafe_method(config: dict[str, Any]) -> str | None:
+    owner, name = config.get("cls_symbol"), config.get("method_name")
+    return None if owner == "RaggedTensor" and str(name) in _RAGGED_METHODS else f"method tf.{owner}.{name}"
+
+
+def _unsafe_attribute(config: dict[str, Any]) -> str | None:
+    name = str(config.get("attr_name"))
+    return None if name in _ATTRIBUTES else f"attribute {name} of a tensor"
+
+
+def _unsafe_node(config: dict[str, Any]) -> str | None:
+    node = config.get("node_def")
+    if not isinstance(node, dict):
+        return "an operation that is not written as JSON"
+    return unsafe_operation(json_format.ParseDict(node, tf.compat.v1.NodeDef()))
+
+
+def _unsafe_vocabulary(config: dict[str, Any]) -> str | None:
+    words = config.get("vocabulary")
+    return f"vocabulary file {words!r}" if isinstance(words, str) else None
+
+
+def _unsafe_wrapper(config: dict[str, Any]) -> str | None:
+    brings = [key for key in ("dropout_fn", "residual_fn") if key in config]
+    return f"Python code ({brings[0]} of a cell's wrapper)" if brings else None
+
+
+def _unsafe_column(config: dict[str, Any]) -> str | None:
+    path = config.get("ckpt_to_load_from")
+    return None if path is None else f"checkpoint {path!r}"
+
+
+#: Names that stand for something else than a class.
+_NOT_CLASSES = {
+    "TypeSpec": _unsafe_spec,
+    "__lambda__": lambda _: "Python code (a lambda)",
+    "__typespec__": _unsafe_spec,
+    "function": _unsafe_function,
+}
+#: Classes that are harmless with some arguments only.
+_CHECKS = (
+    (tf_op_layer.TFOpLambda, _unsafe_symbol),
+    (tf_op_layer.ClassMethod, _unsafe_method),
+    (tf_op_layer.InstanceProperty, _unsafe_attribute),
+    (TensorFlowOpLayer, _unsafe_node),
+    ((IndexLookup, keras.layers.TextVectorization), _unsafe_vocabulary),
+    (_RNNCellWrapper, _unsafe_wrapper),
+    (EmbeddingColumn, _unsafe_column),
+)

@@ -1,0 +1,136 @@
+"""Model files are looked at before they are loaded: a file must not run code, nor read or write other files."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, NoReturn
+
+import h5py
+import tensorflow as tf
+from tf_keras.protobuf import saved_metadata_pb2
+from tf_keras.src.saving.legacy.saved_model import constants
+
+from tfmot_ops.core.saving.safe_configs import unsafe_names
+from tfmot_ops.core.saving.safe_graphs import unsafe_parts
+from tfmot_ops.errors import UnsafeModelError
+
+_REGISTER = (
+    "if it is code of your own, register it with keras.saving.register_keras_serializable and import it first; a file "
+    "that you trust can be loaded by core.load_model(path, allow_unsafe=True)"
+)
+_TRUST = (
+    "save the model again without it; a file that you trust can be loaded by core.load_model(path, allow_unsafe=True)"
+)
+
+
+def check_model_file(path: str | Path) -> None:
+    """Look at a model file before it is loaded; nothing of it is built or run.
+
+    Args:
+        path: `.h5` or `.keras` file, or SavedModel folder.
+
+    Raises:
+        UnsafeModelError: loading the file, or the model in it, could do something else than compute.
+        OSError: the file cannot be read.
+        ValueError: the file is no model.
+    """
+    path = Path(path)
+    # The order in which Keras finds out what it has.
+    if path.name.endswith(".keras") and zipfile.is_zipfile(path):
+        _check_keras(path)
+    elif path.is_dir():
+        _check_saved_model(path)
+    else:
+        with h5py.File(path, "r") as file:
+            for name in ("model_config", "training_config"):
+                _check_config(path, name, file.attrs.get(name))
+            _check_weights(path, path.name, file)
+
+
+def _refuse(path: Path, what: str, where: str, *, remedy: str = _TRUST) -> NoReturn:
+    raise UnsafeModelError(
+        "the model file is not safe to load",
+        required="layers of tf_keras, tfmot or tfmot_ops, functions that only compute tensors, and classes and "
+        "functions that this process has registered",
+        received=f"{what} in {where} of {path}",
+        remedy=remedy,
+    )
+
+
+def _check_config(path: Path, source: str, text: Any, *, graph_stands_in: bool = False) -> None:
+    if text is None:
+        return
+    for finding in unsafe_names(json.loads(text), graph_stands_in=graph_stands_in):
+        _refuse(path, finding.what, f"{source} ({finding.where or 'the model itself'})", remedy=_REGISTER)
+
+
+def _check_keras(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.startswith("/") or ".." in PurePosixPath(name.replace("\\", "/")).parts:
+                _refuse(path, f"the name {name!r}, which leads out of the archive,", "the list of members")
+        _check_config(path, "config.json", archive.read("config.json"))
+        weights = "model.weights.h5"
+        if weights in archive.namelist():
+            # A member of an archive cannot be read out of order without being read anew from its start.
+            with h5py.File(io.BytesIO(archive.read(weights)), "r") as file:
+                _check_weights(path, weights, file)
+
+
+def _check_weights(path: Path, source: str, file: Any) -> None:
+    """Numbers may be in the file itself only: HDF5 can take them from any other one."""
+    groups, seen = [file["/"]], set()
+    while groups:
+        group = groups.pop()
+        for name in group:
+            where = f"{source} ({group.name.rstrip('/')}/{name})"
+            link = group.get(name, getlink=True)
+            if isinstance(link, h5py.ExternalLink):
+                _refuse(path, f"a link to another file, {link.filename!r},", where)
+            if not isinstance(link, h5py.HardLink):
+                continue  # leads to a place in this file, which has a hard link too
+            item = group[name]
+            if isinstance(item, h5py.Dataset):
+                for what in _unsafe_data(item):
+                    _refuse(path, what, where)
+            elif isinstance(item, h5py.Group) and (address := h5py.h5o.get_info(item.id).addr) not in seen:
+                seen.add(address)
+                groups.append(item)
+
+
+def _unsafe_data(data: Any) -> Iterator[str]:
+    if data.external:
+        yield f"numbers from another file, {data.external[0][0]!r},"
+    if data.is_virtual:
+        yield f"numbers from other files, {[source.file_name for source in data.virtual_sources()]},"
+    if data.dtype.hasobject:
+        yield "objects instead of numbers"
+
+
+def _check_saved_model(path: Path) -> None:
+    meta_graphs = tf.__internal__.saved_model.parse_saved_model(str(path)).meta_graphs
+    if len(meta_graphs) != 1 or not meta_graphs[0].HasField("object_graph_def"):
+        _refuse(path, "a graph of TensorFlow 1, which runs while it is loaded,", "saved_model.pb")
+    for part, what in unsafe_parts(meta_graphs[0]):
+        _refuse(path, what, f"{part} of the graph")
+    for source, identifier, metadata in _metadata(path, meta_graphs[0].object_graph_def):
+        is_layer = identifier != constants.METRIC_IDENTIFIER
+        _check_config(path, source, metadata, graph_stands_in=is_layer)
+
+
+def _metadata(path: Path, objects: Any) -> Iterator[tuple[str, str, str]]:
+    """Name, kind and description of each object of Keras in a SavedModel."""
+    file = path / constants.SAVED_METADATA_PATH
+    if file.exists():
+        described = saved_metadata_pb2.SavedMetadata.FromString(file.read_bytes())
+        for node in described.nodes:
+            yield f"{file.name}, {node.node_path}", node.identifier, node.metadata
+        return
+    # TensorFlow before 2.5 kept the descriptions in saved_model.pb.
+    for index, item in enumerate(objects.nodes):
+        if item.user_object.identifier in constants.KERAS_OBJECT_IDENTIFIERS and item.user_object.metadata:
+            yield f"saved_model.pb, object {index}", item.user_object.identifier, item.user_object.metadata

@@ -1,0 +1,166 @@
+"""The classes and functions that a description of a model may name while `allow_unsafe` is off.
+
+Keras finds most of what a description names by importing any module and taking any member of it. Here names are only
+looked up among what this process has loaded: nothing is imported, nothing is called.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import tensorflow_model_optimization as tfmot
+from tensorflow.python.feature_column import feature_column_v2
+from tensorflow.python.util.tf_export import get_symbol_from_name
+from tf_keras.src import activations, constraints, initializers, losses, metrics, regularizers
+from tf_keras.src.engine.functional import ModuleWrapper
+from tf_keras.src.engine.input_spec import InputSpec
+from tf_keras.src.export.export_lib import ReloadedLayer
+from tf_keras.src.layers import activation as activation_layers
+from tf_keras.src.layers import serialization as layers
+from tf_keras.src.mixed_precision.loss_scale_optimizer import LossScaleOptimizer, LossScaleOptimizerV3
+from tf_keras.src.mixed_precision.policy import Policy
+from tf_keras.src.optimizers.legacy.optimizer_v2 import OptimizerV2
+from tf_keras.src.optimizers.schedules import learning_rate_schedule
+from tf_keras.src.saving.serialization_lib import BUILTIN_MODULES
+
+from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.saving.safe_graphs import is_function_of_tensors
+
+_PACKAGES = ("tf_keras.", "tensorflow_model_optimization.", "tfmot_ops.")
+_OPTIMIZERS = (keras.optimizers.Optimizer, OptimizerV2)
+_KINDS = (
+    *(keras.layers.Layer, keras.initializers.Initializer, keras.regularizers.Regularizer),
+    *(keras.constraints.Constraint, keras.losses.Loss, keras.metrics.Metric, *_OPTIMIZERS),
+    *(keras.optimizers.schedules.LearningRateSchedule, Policy, InputSpec, tfmot.sparsity.keras.PruningSchedule),
+    *(tfmot.quantization.keras.QuantizeConfig, tfmot.quantization.keras.quantizers.Quantizer),
+)
+#: Layers that load what is at a path, or call any method of what they are given.
+_REFUSED = {ReloadedLayer, ModuleWrapper}
+_FUNCTION_MODULES = {
+    *("tf_keras.src.activations", "tf_keras.src.losses", "tf_keras.src.metrics.accuracy_metrics"),
+    "tf_keras.src.metrics.regression_metrics",
+}
+#: Functions of these modules that find objects by their names.
+_FINDERS = {"deserialize", "get", "is_categorical_crossentropy", "serialize"}
+#: The columns of a DenseFeatures layer; the one that reads its vocabulary from a file is missing.
+_COLUMNS = (
+    *(feature_column_v2.BucketizedColumn, feature_column_v2.CrossedColumn, feature_column_v2.EmbeddingColumn),
+    *(feature_column_v2.HashedCategoricalColumn, feature_column_v2.IdentityCategoricalColumn),
+    *(feature_column_v2.IndicatorColumn, feature_column_v2.NumericColumn, feature_column_v2.SequenceCategoricalColumn),
+    *(feature_column_v2.VocabularyListCategoricalColumn, feature_column_v2.WeightedCategoricalColumn),
+)
+
+
+def registered(name: Any) -> Any:
+    """What the user's process, or the scope in which the model is loaded, knows by this name; None for nothing."""
+    return keras.saving.get_registered_object(name) if isinstance(name, str) else None
+
+
+def is_known_layer(name: str) -> bool:
+    """Whether Keras finds anything by this name where the description of a layer is expected."""
+    return registered(name) is not None or name in _layers()
+
+
+def classes_of(name: str, module: str | None, registered_name: str | None) -> list[Any]:
+    """Whatever Keras can mean by the name of a class, which it looks up in different ways in different formats.
+
+    Args:
+        name: `class_name` in the description.
+        module: `module` there; the old format has none.
+        registered_name: `registered_name` there; the name itself, where there is none.
+
+    Returns:
+        The classes; none if Keras would look at something else than a harmless or registered class.
+    """
+    own = registered(registered_name)
+    by_name = [registered(name)] if registered(name) is not None else _known_classes().get(name, [])
+    if own is not None:
+        # The old format asks for the class's name alone, which is then unknown or means a harmless class.
+        return [own, *by_name] if by_name or getattr(own, "__name__", None) == name else []
+    if module is None:
+        return by_name
+    by_path = _member(module, name)
+    return [by_path, *by_name] if _is_harmless_class(by_path) else []
+
+
+def is_harmless_function(name: Any, module: Any) -> bool:
+    """Whether a function, which Keras looks for in a module, is the user's own or only computes tensors."""
+    return isinstance(name, str) and (registered(name) is not None or _is_of_tensors(_member(module, name)))
+
+
+def is_harmful_name(name: Any) -> bool:
+    """Whether Keras finds something else by this name alone than a harmless class or function."""
+    return name in _harmful_names() and registered(name) is None
+
+
+def _member(module: Any, name: str) -> Any:
+    """What Keras finds under this name in a module, as far as it can be found without an import."""
+    if not isinstance(module, str):
+        return None
+    places = [f"keras.{part}" for part in BUILTIN_MODULES] if module == "builtins" else [module]
+    if places[0].partition(".")[0] in {"keras", "tf_keras"}:
+        prefix = "compat.v1." if "__internal__.legacy" in module else ""
+        symbols = (get_symbol_from_name(f"{prefix}{place}.{name}") for place in places)
+        found = next((symbol for symbol in symbols if symbol is not None), None)
+        if found is not None or module == "builtins":
+            return found
+    loaded = sys.modules.get(f"tf_{module}" if module.startswith("keras") else module)
+    return vars(loaded).get(name) if isinstance(loaded, ModuleType) else None
+
+
+def _is_harmless_class(item: Any) -> bool:
+    return inspect.isclass(item) and (
+        item in _COLUMNS
+        or (issubclass(item, _KINDS) and item.__module__.startswith(_PACKAGES) and item not in _REFUSED)
+    )
+
+
+def _is_of_tensors(item: Any) -> bool:
+    if inspect.isfunction(item) and item.__module__ in _FUNCTION_MODULES:
+        return not item.__name__.startswith("_") and item.__name__ not in _FINDERS
+    return item is regularizers.l1_l2 or is_function_of_tensors(item)
+
+
+def _layers() -> dict[str, Any]:
+    layers.populate_deserializable_objects()
+    table: dict[str, Any] = layers.LOCAL.ALL_OBJECTS
+    return table
+
+
+def _tables() -> Iterator[dict[str, Any]]:
+    """The tables in which Keras looks up a name that comes without a module."""
+    yield _layers()
+    initializers.populate_deserializable_objects()
+    yield initializers.LOCAL.ALL_OBJECTS
+    by_kind = (activation_layers, activations)
+    yield {name: item for module in by_kind for name, item in vars(module).items() if callable(item)}
+    for module in (losses, metrics, regularizers, constraints, learning_rate_schedule):
+        yield vars(module)
+
+
+@cache
+def _known_classes() -> dict[str, list[Any]]:
+    """Harmless classes by the names that they have without a module."""
+    others = [Policy, tfmot.sparsity.keras.ConstantSparsity, tfmot.sparsity.keras.PolynomialDecay, *_COLUMNS]
+    others += [cls for part in (keras.optimizers, keras.optimizers.legacy) for cls in vars(part).values()]
+    others += [LossScaleOptimizer, LossScaleOptimizerV3]
+    named = [(cls.__name__, cls) for cls in others if _is_harmless_class(cls)]
+    # Keras finds an optimizer whatever the case of its name.
+    named += [(name.lower(), cls) for name, cls in named if issubclass(cls, _OPTIMIZERS)]
+    named += [item for table in _tables() for item in table.items() if _is_harmless_class(item[1])]
+    named += [("PolicyV1", Policy)]
+    known: dict[str, list[Any]] = {}
+    for name, cls in named:
+        known.setdefault(name, []).append(cls)
+    return known
+
+
+@cache
+def _harmful_names() -> frozenset[str]:
+    members = (member for table in _tables() for member in table.items())
+    return frozenset(name for name, item in members if not (_is_harmless_class(item) or _is_of_tensors(item)))

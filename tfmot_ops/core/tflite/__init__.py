@@ -1,0 +1,1 @@
+"""Model -> TFLite file, and one reader of TFLite files."""

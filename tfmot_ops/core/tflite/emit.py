@@ -1,0 +1,364 @@
+"""A layer graph as TensorFlow operations in inference, every number a constant: what the TFLite converter reads.
+
+The graph is emitted call by call instead of tracing the Keras model: BatchNormalization is folded into the kernel
+before it (rounding per channel commutes with a scale per channel), a free-standing affine becomes one 1x1 depthwise
+convolution whose kernel *is* the scale, and tied ranges are emitted as one. So the converter has nothing left to fold,
+and merges no two constants that it later changes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
+
+from tfmot_ops.core.graph.finite import require_finite_folded
+from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
+from tfmot_ops.core.graph.kernels import Kernel, kernels
+from tfmot_ops.core.graph.layers import Affine, scale_and_offset
+from tfmot_ops.core.graph.linear import ONE_AXIS, linear
+from tfmot_ops.core.graph.roles import Role, role
+from tfmot_ops.core.graph.run import run_graph
+from tfmot_ops.core.keras.wrapped import inner_layer
+from tfmot_ops.core.quantization.quantizers import FixedRangeQuantizer, WeightQuantizer, round_within, symmetric_limits
+from tfmot_ops.core.quantization.ranges import Ranges, tied_ranges
+from tfmot_ops.core.quantization.scales import smallest_limits
+from tfmot_ops.core.tflite.late_weights import LateWeights
+
+
+def inference_of(
+    graph: Graph, late: LateWeights | None, unrounded: AbstractSet[int] = frozenset()
+) -> Callable[..., Any]:
+    """The graph as a function of its inputs to the list of its outputs, to be traced.
+
+    Args:
+        graph: normalised, quantised or float.
+        late: takes the kernels that are written into the file afterwards; None for none.
+        unrounded: ids of the calls that stay apart from those around them, and in float.
+    """
+    emit = _Emitter(graph, late, unrounded)
+
+    def inference(*inputs: Any) -> Any:
+        if late is not None:
+            late.begin()
+        # A list keeps the order of the model's outputs; a dict would be sorted by name.
+        return tf.nest.flatten(run_graph(graph, list(inputs), emit))
+
+    return inference
+
+
+class _Emitter:
+    """Emits the TensorFlow operations of one call, in inference, with constants for its weights.
+
+    A convolution over one axis is emitted as one over two, [N, 1, T, C]; its result keeps that form until the call
+    whose values are rounded, as a reshape between them would keep the converter from computing them as one.
+    """
+
+    def __init__(self, graph: Graph, late: LateWeights | None, unrounded: AbstractSet[int]) -> None:
+        self.graph = graph
+        self.unrounded = unrounded
+        self.late = late
+        ranged = tied_ranges(graph)
+        self.calls = Counter(id(inner_layer(node.layer)) for node in graph.nodes)
+        consumers = graph.consumers()
+        results = {id(tensor) for tensor in tensors(graph.outputs)}
+        #: id(affine call) of those that are folded into the convolution before.
+        self.folded: set[int] = set()
+        #: id(convolution call) -> the affine call folded into it.
+        self.folds: dict[int, Node] = {}
+        #: id(call) of those that are computed as one with the next.
+        self.fused: set[int] = set()
+        for node in graph.nodes:
+            outputs = tensors(node.outputs)
+            readers = consumers.get(id(outputs[0]), []) if len(outputs) == 1 else []
+            if len(readers) != 1 or id(outputs[0]) in results or id(node.layer) in ranged:
+                continue
+            if id(node) in unrounded or id(readers[0]) in unrounded:
+                continue
+            kind, next_kind = (role(inner_layer(each.layer)) for each in (node, readers[0]))
+            if kind is Role.CONVOLUTION and next_kind is Role.AFFINE:
+                self.folds[id(node)] = readers[0]
+                self.folded.add(id(readers[0]))
+            if kind in {Role.CONVOLUTION, Role.AFFINE} and next_kind in {Role.AFFINE, Role.RELU}:
+                self.fused.add(id(node))
+        self.scales = Ranges(graph, self._largest_weight)
+        self.ranges = self.scales.of_layer
+
+    def __call__(self, node: Node, args: Any, kwargs: Any) -> Any:
+        layer = inner_layer(node.layer)
+        with tf.name_scope(scope_name(layer.name)):
+            result = self._compute(node, layer, args, kwargs)
+            outputs = tensors(node.outputs)
+            if len(outputs) != 1 or not outputs[0].is_float:
+                return result
+            result = self._quantize_output(node, result)
+            if id(node) not in self.fused and len(result.shape) > len(outputs[0].shape):
+                return tf.squeeze(result, 1)
+            return result
+
+    def _compute(self, node: Node, layer: Any, args: Any, kwargs: Any) -> Any:
+        if isinstance(node.layer, QuantizeLayer) or id(node) in self.folded:
+            return args[0]
+        if id(node) in self.unrounded:
+            return self._in_float(node, layer, args, kwargs)
+        kind = role(layer)
+        keep_float = getattr(getattr(node.layer, "quantize_config", None), "keep_float", False)
+        if (kind is Role.FLOAT and self.ranges) or (keep_float and kind in {Role.PASS, Role.SAME_SCALE}):
+            return _float_call(layer, args, kwargs)
+        if keep_float:
+            args = tf.nest.map_structure(_float_barrier, args)
+        own = {Role.CONVOLUTION: self._convolution, Role.AFFINE: self._affine, Role.GATHER: self._gather}.get(kind)
+        return _call(layer, args, kwargs) if own is None else own(node, layer, args[0])
+
+    def _in_float(self, node: Node, layer: Any, args: Any, kwargs: Any) -> Any:
+        """A call that the converter shall not quantise by itself."""
+        if self.ranges:
+            args, kwargs = tf.nest.map_structure(self._at_entrance, (node.args, node.kwargs), (args, kwargs))
+        if role(layer) is Role.AFFINE:
+            scale, offset = affine_constants(layer, self.graph)
+            return args[0] * tf.constant(scale) + tf.constant(offset)
+        return _call(layer, args, kwargs)
+
+    def _at_entrance(self, tensor: Any, value: Any) -> Any:
+        is_inside = isinstance(tensor, Tensor) and id(tensor.producer) in self.unrounded
+        return value if is_inside else _float_barrier(value)
+
+    def _convolution(self, node: Node, layer: Any, value: Any) -> Any:
+        kernel, bias, quantizer, limits = self._folded(node, layer)
+        if quantizer is not None:
+            require_finite_folded(layer.name, kernel, bias)
+        if bias is not None:
+            limits = self._for_bias(node, layer, kernel, bias, limits)
+        if type(layer) in ONE_AXIS:
+            kernel = kernel[np.newaxis]
+        result = linear(layer, self._kernel(layer, kernel, quantizer, limits), value)
+        return result if bias is None else _add_bias(result, bias)
+
+    def _folded(self, node: Node, layer: Any) -> tuple[np.ndarray, Any, WeightQuantizer | None, Any]:
+        """(kernel, bias, quantiser, limits) of a convolution, with the affine that is folded into it.
+
+        The bias is None where there is none; limits are those of a kernel whose clusters are kept.
+        """
+        kernel_name = kernels(layer)[0].attribute
+        weights = dict(zip((kernel_name, "bias"), _constants(self.graph, layer), strict=False))
+        kernel, bias = weights[kernel_name], weights.get("bias")
+        quantizer, mask = _weight_quantizer(node.layer)
+        if mask is not None:
+            kernel = kernel * mask
+        # Of a kernel with one scale; the fold gives each channel its own, and leaves the levels as they are.
+        limits = np.max(np.abs(kernel)) if quantizer is not None and quantizer.keep_clusters else None
+        affine = self.folds.get(id(node))
+        if affine is not None:
+            scale, offset = affine_constants(inner_layer(affine.layer), self.graph)
+            kernel = kernel * _along_outputs(kernels(layer)[0], kernel, scale)
+            bias = offset if bias is None else bias * scale + offset
+            limits = None if limits is None else limits * np.abs(scale)
+        return kernel, bias, quantizer, limits
+
+    def _largest_weight(self, node: Node) -> float:
+        layer = inner_layer(node.layer)
+        if role(layer) is Role.AFFINE:
+            return float(np.max(np.abs(affine_constants(layer, self.graph)[0])))
+        return float(np.max(np.abs(self._folded(node, layer)[0])))
+
+    def _for_bias(self, node: Node, layer: Any, kernel: np.ndarray, bias: np.ndarray, limits: Any) -> Any:
+        """The limits of a kernel, larger where the bias would be more steps of them than an int32 holds."""
+        axes, quantizer = kernels(layer)[0], _weight_quantizer(node.layer)[0]
+        # In the kernel of a transposed convolution, which has no limits here, the converter makes room by itself.
+        if quantizer is None or axes.swap_channels:
+            return limits
+        present = limits
+        if present is None:
+            channels = kernel.reshape(*kernel.shape[: kernel.ndim - axes.channels_axes], -1)
+            with tf.init_scope():
+                present = symmetric_limits(tf.constant(channels), per_channel=quantizer.per_channel).numpy()
+        larger = self._with_room(node, bias, present)
+        return limits if larger is None else larger
+
+    def _with_room(self, node: Node, bias: np.ndarray, limits: Any) -> Any:
+        """Limits, of each channel or a scalar, on whose steps the bias fits int32; None where those given do."""
+        scale = self.scales.scale(node.inputs()[0])
+        if scale is None:
+            return None
+        smallest: Any = smallest_limits(bias, scale)
+        smallest = smallest if np.ndim(limits) else np.max(smallest)
+        return np.maximum(limits, smallest) if np.any(smallest > limits) else None
+
+    def _affine(self, node: Node, layer: Any, value: Any) -> Any:
+        """A free-standing affine as a 1x1 depthwise convolution, its input reshaped to [N, H, W, C] where needed."""
+        scale, offset = affine_constants(layer, self.graph)
+        shape = value.shape.as_list()
+        batch, *sizes, channels = shape
+        scale, offset = np.broadcast_to(scale, (channels,)), np.broadcast_to(offset, (channels,))
+        is_image = len(sizes) == 2  # noqa: PLR2004 - height and width
+        image = value if is_image else tf.reshape(value, [batch, 1, int(np.prod(sizes, dtype=int)), channels])
+        kernel = scale.reshape(1, 1, channels, 1)
+        result = tf.nn.depthwise_conv2d(image, self._affine_kernel(node, kernel, offset), [1, 1, 1, 1], "VALID")
+        result = _add_bias(result, offset)
+        return result if is_image else tf.reshape(result, shape)
+
+    def _affine_kernel(self, node: Node, kernel: np.ndarray, offset: np.ndarray) -> Any:
+        constant = tf.constant(kernel, name="kernel")
+        if not self.ranges:
+            return constant
+        require_finite_folded(inner_layer(node.layer).name, kernel, offset)
+        # Only in a QAT graph: one fake-quant operation, and the converter quantises nothing else by itself.
+        with tf.init_scope():
+            limits = symmetric_limits(tf.reshape(kernel, [1, -1]), per_channel=True).numpy()
+        limits = self._with_room(node, offset, limits)
+        if limits is None:
+            return WeightQuantizer(per_channel=True, channels_axes=2).round(constant)
+        return tf.reshape(round_within(tf.reshape(constant, [1, 1, 1, -1]), tf.constant(limits)), kernel.shape)
+
+    def _kernel(self, layer: Any, kernel: np.ndarray, quantizer: WeightQuantizer | None, limits: Any) -> Any:
+        """A kernel as the graph has it, rounded; `limits` are those of a kernel whose clusters are kept."""
+        axes = kernels(layer)[0]
+        # A rounded kernel that several calls read gets its scale from its values.
+        known = quantizer is None or self.calls[id(layer)] == 1
+        if self.late is not None and known and axes.channels_axes == 1 and not axes.swap_channels:
+            within = limits
+            if quantizer is not None and limits is None:
+                with tf.init_scope():
+                    within = symmetric_limits(kernel, per_channel=quantizer.per_channel).numpy()
+            if self.late.takes(kernel, within):
+                return self.late.constant(kernel, within)
+        if quantizer is None:
+            return tf.constant(kernel, name="kernel")
+        if limits is not None:
+            # One channel axis, as TFLite stores a depthwise kernel: [1, height, width, channels * multiplier].
+            flat = kernel.reshape(1, *kernel.shape[:-2], -1) if axes.channels_axes > 1 else kernel
+            rounded = round_within(tf.constant(flat, name="kernel"), tf.constant(limits, tf.float32))
+            return rounded if flat is kernel else tf.reshape(rounded, kernel.shape)
+        if quantizer.swap_channels:
+            # The converter cannot move a per-channel range along with the transposition it makes of this kernel; it
+            # finds the same scales by itself in weights that are rounded already.
+            with tf.init_scope():
+                rounded = quantizer.round(tf.constant(kernel)).numpy()
+            return tf.constant(rounded, name="kernel")
+        return quantizer.round(tf.constant(kernel, name="kernel"))
+
+    def _gather(self, node: Node, layer: Any, indices: Any) -> Any:
+        (table,) = _constants(self.graph, layer)
+        quantizer, mask = _weight_quantizer(node.layer)
+        constant = tf.constant(table if mask is None else table * mask, name="kernel")
+        table = constant if quantizer is None else quantizer.round(constant)
+        return tf.gather(table, tf.cast(indices, tf.int32))
+
+    def _quantize_output(self, node: Node, value: Any) -> Any:
+        if id(node.layer) in self.ranges:
+            low, high = self.ranges[id(node.layer)]
+            return tf.quantization.fake_quant_with_min_max_args(value, low, high, num_bits=8)
+        fixed = getattr(getattr(node.layer, "quantize_config", node.layer), "output", None)
+        return fixed(value, False, {}) if isinstance(fixed, FixedRangeQuantizer) else value
+
+
+#: Operations whose input and output the converter ties to one range, also where it knows two.
+_TYING = {
+    *("Reshape", "Transpose", "Squeeze", "ExpandDims", "Identity", "StopGradient", "BroadcastTo", "Tile", "Roll"),
+    *(
+        "Pad",
+        "PadV2",
+        "MirrorPad",
+        "Slice",
+        "StridedSlice",
+        "Split",
+        "SplitV",
+        "Pack",
+        "Unpack",
+        "ConcatV2",
+        "ReverseV2",
+    ),
+    *("Gather", "GatherV2", "GatherNd", "TopKV2", "Select", "SelectV2", "ReverseSequence", "ScatterNd"),
+    *("ResizeBilinear", "ResizeNearestNeighbor", "MaxPool", "AvgPool", "Max", "Min", "Maximum", "Minimum"),
+    *("DepthToSpace", "SpaceToDepth", "BatchToSpaceND", "SpaceToBatchND", "ClipByValue"),
+    # No input of floats: the converter would give its two values the type of the range after it, which it cannot have.
+    "OneHot",
+}
+
+
+def _float_call(layer: Any, args: Any, kwargs: Any) -> Any:
+    """A call that is to stay in float: kept from the converter where that would give its input and output one range."""
+    graph = tf.compat.v1.get_default_graph()
+    before = len(graph.get_operations())
+    result = _call(layer, args, kwargs)
+    made = [op for op in graph.get_operations()[before:] if op.type != "Const" and _gives_floats(op)]
+    if not made or any(op.type not in _TYING for op in made):
+        return result
+    # The operations of the first call are read by nothing, and so no part of the file.
+    return _in_float(layer, args, kwargs)
+
+
+def _gives_floats(op: Any) -> bool:
+    return any(tensor.dtype.is_floating for tensor in op.outputs)
+
+
+def _in_float(layer: Any, args: Any, kwargs: Any) -> Any:
+    """A call between barriers: the converter gives its input and output no range of the other's."""
+    args, kwargs = tf.nest.map_structure(_float_barrier, (args, kwargs))
+    return tf.nest.map_structure(_float_barrier, _call(layer, args, kwargs))
+
+
+def _float_barrier(value: Any) -> Any:
+    """The same value behind an operation that TFLite has in float only, and that no pass folds away.
+
+    The converter quantises whatever stands between two ranges; a sign times a magnitude keeps it out.
+    """
+    return tf.sign(value) * tf.abs(value) if tf.is_tensor(value) and value.dtype.is_floating else value
+
+
+def _along_outputs(kernel: Kernel, value: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """A scale per output channel in the shape that multiplies a kernel."""
+    if kernel.channels_axes > 1:
+        return scale.reshape(value.shape[-kernel.channels_axes :])
+    return scale[:, np.newaxis] if kernel.swap_channels else scale
+
+
+def affine_constants(layer: Any, graph: Graph) -> tuple[np.ndarray, np.ndarray]:
+    """(scale, offset), each [channels], of what a BatchNormalization or Affine computes in inference."""
+    weights = _constants(graph, layer)
+    if isinstance(layer, Affine):
+        return scale_and_offset(weights)
+    gamma = weights.pop(0) if layer.scale else np.ones_like(weights[-1])
+    beta = weights.pop(0) if layer.center else np.zeros_like(weights[-1])
+    mean, variance = weights
+    scale = gamma / np.sqrt(variance + layer.epsilon)
+    return scale, beta - mean * scale
+
+
+def _constants(graph: Graph, layer: Any) -> list[np.ndarray]:
+    # Out of the function being traced, where a variable still has a value.
+    with tf.init_scope():
+        return [np.asarray(weight, np.float32) for weight in graph.weights_of(layer)]
+
+
+def _add_bias(value: Any, bias: np.ndarray) -> Any:
+    bias = np.array(bias, np.float32)
+    # The converter of TensorFlow 2.21 keeps equal numbers as one, and rounds that by the first channel's scale for all
+    # channels: a bias of 3 became 3.00, 2.95, 2.86. The last bit of one makes them different.
+    if bias[0] and np.all(bias == bias[0]):
+        bias[0] = np.nextafter(bias[0], np.float32(np.inf))
+    return tf.nn.bias_add(value, tf.constant(bias, name="bias"))
+
+
+def _call(layer: Any, args: Any, kwargs: Any) -> Any:
+    if layer._call_spec.expects_training_arg:  # noqa: SLF001 - Keras' own record of the signature
+        kwargs = kwargs | {"training": False}
+    return layer.call(*args, **kwargs)
+
+
+def _weight_quantizer(layer: Any) -> tuple[WeightQuantizer | None, np.ndarray | None]:
+    for _, quantizer, extra in getattr(layer, "_weight_vars", ()):
+        with tf.init_scope():
+            return quantizer, extra["mask"].numpy() if "mask" in extra else None
+    return None, None
+
+
+def scope_name(name: str) -> str:
+    """A name scope that says the layer: TFLite's tensors are named by it."""
+    # A leading character that a scope may have; the rest is a layer name already.
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in f"L.{name}")

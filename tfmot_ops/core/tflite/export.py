@@ -1,0 +1,340 @@
+"""Model -> TFLite: the converter is configured, its errors are told, and the file's sparsity is checked."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapper
+
+from tfmot_ops.contract import Activations, Backend, Method, Recipe, Weights
+from tfmot_ops.core.graph.finite import require_finite_weights
+from tfmot_ops.core.graph.ir import Graph, Node, tensors, unique_names
+from tfmot_ops.core.graph.kernels import kernels
+from tfmot_ops.core.graph.new_values import reads_rounded, refuse_far_constants, refuse_pads_out_of_range
+from tfmot_ops.core.graph.normalize import normalize_graph
+from tfmot_ops.core.graph.poles import reads_any, unrounded_calls
+from tfmot_ops.core.graph.read import read_graph
+from tfmot_ops.core.graph.rebuild import rebuild
+from tfmot_ops.core.graph.rewrite import rewrite
+from tfmot_ops.core.graph.rules.padding import pad_by_sum
+from tfmot_ops.core.graph.run import infer
+from tfmot_ops.core.graph.samples import calibration_batches
+from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.wrapped import inner_layer
+from tfmot_ops.core.pruning.sparsity import prunable, required_ratio, tolerance
+from tfmot_ops.core.tflite.convert import change_calibrated, converter_of
+from tfmot_ops.core.tflite.emit import inference_of, scope_name
+from tfmot_ops.core.tflite.file_ranges import widen_calibrated
+from tfmot_ops.core.tflite.late_weights import LateWeights, LateWeightsError
+from tfmot_ops.core.tflite.profile import weight_zeros
+from tfmot_ops.core.tflite.ptq_ai_edge import quantize_file
+from tfmot_ops.errors import ExportError, RecipeError, SparsityLostError, TfmotOpsError
+from tfmot_ops.recipes.scope import select
+
+_L = keras.layers
+_LOG = logging.getLogger(__name__)
+_MASKED_IN_FLOAT = (
+    *(_L.MultiHeadAttention, _L.Attention, _L.AdditiveAttention, _L.Softmax),
+    *(_L.RNN, _L.Bidirectional, _L.TimeDistributed),
+)
+
+
+def export_tflite(model: keras.Model, recipe: Recipe, calibration: Any = None) -> bytes:
+    """Convert a model to a TFLite file, batch size 1.
+
+    Args:
+        model: what `quantize` returned for a QAT recipe; a float model for a PTQ recipe or one without
+            quantisation.
+        recipe: says the numeric types; inputs and outputs are int8 where the activations are, and inputs of
+            integers stay as they are.
+        calibration: representative data for PTQ (see `quantize`); for QAT it only gives spatial sizes that
+            the model leaves open.
+
+    Returns:
+        The flatbuffer.
+
+    Raises:
+        ExportError: the converter refuses the model, PTQ has no calibration data, or a size stays unknown.
+        NotFiniteError: a weight or the range of a quantiser is NaN or infinite; the layer is named.
+        CalibrationError: the calibration data, or what a layer makes of it, is NaN or infinite.
+        SparsityLostError: an int8 kernel has fewer zeros than the recipe's sparsity; the layer is named.
+    """
+    quantized = any(isinstance(layer, QuantizeWrapper | QuantizeLayer) for layer in model.layers)
+    graph = read_graph(model)
+    _check_kind(recipe, quantized)
+    require_finite_weights(model)
+    kept: tuple[str, ...] = ()
+    if quantized:
+        required = _required_of_quantized(graph)
+    else:
+        normal = normalize_graph(graph)
+        required = _required_of_float(normal, model, recipe)
+        kept = _kept_float(graph, normal, recipe)
+        _refuse_far_constants(normal, recipe, calibration, kept)
+        # Rebuilt, as a layer that a rule made is built only by its call.
+        graph = read_graph(rebuild(_for_integers(normal, recipe)))
+    try:
+        data = _convert(graph, recipe, calibration, LateWeights(floats=_takes_floats_late(recipe, quantized)), kept)
+    except LateWeightsError as error:
+        _LOG.info("%s; converted with all weights in memory", error)
+        data = _convert(graph, recipe, calibration, None, kept)
+    if recipe.quantization and recipe.quantization.backend is Backend.AI_EDGE_QUANTIZER:
+        rows = lambda: _representative(recipe, graph, calibration)()  # noqa: E731, PLW0108 - lazy
+        data = quantize_file(data, recipe, rows, _results(data, graph, kept))
+    _check_sparsity(data, required)
+    return data
+
+
+def _takes_floats_late(recipe: Recipe, quantized: bool) -> bool:
+    """Whether the converter itself leaves float kernels as they are: it rounds those of dynamic range and float16."""
+    quantization = recipe.quantization
+    if quantized or quantization is None or quantization.backend is Backend.AI_EDGE_QUANTIZER:
+        return not quantized
+    return quantization.weights is Weights.INT8 and quantization.activations is not Activations.FLOAT32
+
+
+def _kept_float(source: Graph, normal: Graph, recipe: Recipe) -> tuple[str, ...]:
+    """Name scopes of the calls that PTQ leaves in float: by the recipe's scope, and where a range would say nothing.
+
+    Args:
+        source: the user's model; scopes name its layers.
+        normal: what `normalize_graph` made of it.
+        recipe: the recipe.
+    """
+    quantization = recipe.quantization
+    if quantization is None:
+        return ()
+    layers = [(node.path, type(node.layer).__name__) for node in source.nodes]
+    excluded = {path for path, chosen in select(quantization.scope, layers).items() if chosen is False}
+    types = f"{quantization.weights} weights and {quantization.activations} activations"
+    if excluded and quantization.backend is Backend.CONVERTER and quantization.activations is not Activations.INT8:
+        raise RecipeError(
+            f"recipe {recipe.name!r}: the TFLite converter quantises all layers or none to {types}",
+            required="no quantization.scope, or int8 activations",
+            received=f"a scope that excludes {', '.join(sorted(excluded))}",
+            remedy="remove the scope, use activations: int8, or (int8 weights) backend: ai_edge_quantizer",
+        )
+    names = unique_names(dict.fromkeys(node.path for node in normal.nodes), normal.input_names.values())
+    unrounded = unrounded_calls(normal) if _rounds(recipe) else set()
+    kept = [
+        node
+        for node in normal.nodes
+        if node.origin in excluded or _stays_float(node) or id(node) in unrounded or reads_any(node, unrounded)
+    ]
+    return tuple(dict.fromkeys(f"{scope_name(names[node.path])}/" for node in kept))
+
+
+def _for_integers(graph: Graph, recipe: Recipe) -> Graph:
+    """A normalised graph with what TFLite computes on the recipe's activations."""
+    quantization = recipe.quantization
+    is_int16 = quantization is not None and quantization.activations is Activations.INT16
+    return rewrite(graph, [pad_by_sum]) if is_int16 else graph
+
+
+def _refuse_far_constants(graph: Graph, recipe: Recipe, calibration: Any, kept: tuple[str, ...]) -> None:
+    """Refuse constants that leave nothing of the values beside them, where ranges are found after training."""
+    quantization = recipe.quantization
+    if quantization is not None and quantization.weights is Weights.FLOAT16:
+        refuse_pads_out_of_range(graph)
+    if quantization is None or calibration is None or not _is_calibrated(recipe):
+        return
+    bits = 16 if quantization.activations is Activations.INT16 else 8
+    names = unique_names(dict.fromkeys(node.path for node in graph.nodes), graph.input_names.values())
+    rounds = reads_rounded(graph, lambda node: f"{scope_name(names[node.path])}/" not in kept)
+    batches = calibration_batches(graph, calibration, quantization.calibration_samples)
+    compute = lambda node, args, kwargs: infer(node.layer, args, kwargs)  # noqa: E731 - as short as a name for it
+    refuse_far_constants(graph, batches, compute, rounds, bits=bits)
+
+
+def _rounds(recipe: Recipe) -> bool:
+    """Whether activations become int8."""
+    return recipe.quantization is not None and recipe.quantization.activations is Activations.INT8
+
+
+def _stays_float(node: Node) -> bool:
+    """Whether a call under a mask is one that PTQ spoils.
+
+    Attention adds -1e9 to the scores that its mask leaves out: a range of that size rounds all others to one. Recurrent
+    layers choose between old and new state: on the int8 form XNNPACK (ai-edge-litert 2.3) ends the process.
+    """
+    given = [node.kwargs.get(name) for name in ("mask", "attention_mask", "use_causal_mask")]
+    return isinstance(node.layer, _MASKED_IN_FLOAT) and not all(each is None or each is False for each in given)
+
+
+def _results(data: bytes, graph: Graph, scopes: tuple[str, ...]) -> list[str]:
+    """Names of the tensors in a float file whose operations compute a call of one of these name scopes."""
+    file = schema.Model.GetRootAs(data, 0).Subgraphs(0)
+    # The model's outputs have lost the names of their calls.
+    last = {
+        file.Outputs(place)
+        for place, tensor in enumerate(tensors(graph.outputs))
+        if tensor.producer is not None and f"{scope_name(inner_layer(tensor.producer.layer).name)}/" in scopes
+    }
+    found: list[str] = []
+    for op in (file.Operators(place) for place in range(file.OperatorsLength())):
+        written = [op.Outputs(place) for place in range(op.OutputsLength())]
+        names = [file.Tensors(index).Name().decode() for index in written]
+        joined = ";".join(names)
+        if last & set(written) or any(part.startswith(scopes) for part in joined.split(";")):
+            # The converter calls an operation with several results by all of them.
+            found += dict.fromkeys([*names, joined])
+    return found
+
+
+def _convert(graph: Graph, recipe: Recipe, calibration: Any, late: LateWeights | None, kept: tuple[str, ...]) -> bytes:
+    finish = {} if late is None else {"finish": late.fill}
+    calibrated = _is_calibrated(recipe)
+    unrounded = unrounded_calls(graph) if _rounds(recipe) else set()
+    inference, signature = inference_of(graph, late, unrounded), _signature(graph, calibration)
+    converter = converter_of(inference, signature, **finish, calibrated=calibrated)
+    if calibrated:
+        floats_in = (lambda data: _results(data, graph, kept)) if kept else None
+        change_calibrated(converter, widen_calibrated, floats_in)
+    _configure(converter, recipe, graph, calibration)
+    try:
+        with warnings.catch_warnings():
+            # A QAT graph carries its ranges, so the missing representative set it warns of is right.
+            warnings.simplefilter("ignore")
+            data: bytes = converter.convert()
+    except (LateWeightsError, TfmotOpsError):
+        raise
+    except Exception as error:  # the converter raises bare Exception subclasses and RuntimeError
+        raise ExportError(
+            "the TFLite converter refused the model",
+            required="operations that TFLite has",
+            received=f"{type(error).__name__}: {error}",
+            remedy="exclude the layer it names in the recipe's quantization.scope",
+        ) from error
+    return data
+
+
+def _is_calibrated(recipe: Recipe) -> bool:
+    """Whether ranges are found by running the float file."""
+    quantization = recipe.quantization
+    return (
+        quantization is not None
+        and quantization.method is Method.PTQ
+        and quantization.activations is not Activations.FLOAT32
+    )
+
+
+def _check_kind(recipe: Recipe, quantized: bool) -> None:
+    wants = recipe.quantization is not None and recipe.quantization.method is Method.QAT
+    if wants != quantized:
+        raise ExportError(
+            "the model does not fit the recipe",
+            required="a model from core.quantize" if wants else "a float model",
+            received="a quantised model" if quantized else "a float model",
+            remedy="call core.quantize first" if wants else "export the model before core.quantize",
+        )
+
+
+def _configure(converter: Any, recipe: Recipe, graph: Graph, calibration: Any) -> None:
+    quantization = recipe.quantization
+    if quantization is None or quantization.backend is Backend.AI_EDGE_QUANTIZER:
+        return
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if quantization.weights is Weights.FLOAT16:
+        converter.target_spec.supported_types = [tf.float16]
+    if quantization.activations is Activations.FLOAT32:
+        return
+    integer = tf.int8 if quantization.activations is Activations.INT8 else tf.int16
+    if any(tensor.is_float for tensor in graph.inputs()):
+        converter.inference_input_type = integer
+    converter.inference_output_type = integer
+    if integer is tf.int16:
+        converter.target_spec.supported_ops = [
+            tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8,
+            tf.lite.OpsSet.TFLITE_BUILTINS,
+        ]
+    if _is_calibrated(recipe):
+        converter.representative_dataset = _representative(recipe, graph, calibration)
+
+
+def _representative(recipe: Recipe, graph: Graph, calibration: Any) -> Callable[[], Iterator[list[np.ndarray]]]:
+    samples = recipe.quantization.calibration_samples if recipe.quantization else 0
+    if calibration is None:
+        raise ExportError(
+            f"recipe {recipe.name!r} quantises after training",
+            required="calibration data",
+            received="none",
+            remedy="give calibration=",
+        )
+
+    def rows() -> Iterator[list[np.ndarray]]:
+        for batch in calibration_batches(graph, calibration, samples):
+            for row in range(len(batch[0])):
+                yield [part[row : row + 1].astype(t.dtype) for part, t in zip(batch, graph.inputs(), strict=True)]
+
+    return rows
+
+
+def _signature(graph: Graph, calibration: Any) -> list[tf.TensorSpec]:
+    shapes = [list(tensor.shape) for tensor in graph.inputs()]
+    if calibration is not None and any(None in shape[1:] for shape in shapes):
+        batch = next(iter(calibration_batches(graph, calibration, 1)))
+        shapes = [[1, *part.shape[1:]] for part in batch]
+    specs = []
+    for tensor, shape in zip(graph.inputs(), shapes, strict=True):
+        name = graph.input_names[id(tensor)]
+        if None in shape[1:]:
+            raise ExportError(
+                f"input {name!r} has no fixed size",
+                required="a size for every axis but the batch",
+                received=str(shape),
+                remedy="give calibration data of the size the device will use",
+            )
+        specs.append(tf.TensorSpec([1, *shape[1:]], tensor.dtype, name=name))
+    return specs
+
+
+def _required_of_quantized(graph: Graph) -> dict[str, tuple[float, int]]:
+    """Layer name -> (fraction of zeros its kernel has to hold in the file, its size), as its quantiser says."""
+    return {
+        inner_layer(node.layer).name: (quantizer.required_sparsity, int(variable.shape.num_elements()))
+        for node in graph.nodes
+        for variable, quantizer, _ in getattr(node.layer, "_weight_vars", ())
+        if quantizer.required_sparsity
+    }
+
+
+def _required_of_float(graph: Graph, model: keras.Model, recipe: Recipe) -> dict[str, tuple[float, int]]:
+    """The same for a normalised float graph, as the recipe says."""
+    if recipe.sparsity is None:
+        return {}
+    chosen = prunable(model, recipe)
+    names = unique_names(dict.fromkeys(node.path for node in graph.nodes), graph.input_names.values())
+    return {
+        # The kernel is the first weight of every layer that has one.
+        names[node.path]: (ratio, graph.weights_of(node.layer)[0].size)
+        for node in graph.nodes
+        for kernel in kernels(node.layer)
+        if (ratio := required_ratio(chosen, node, kernel, recipe.sparsity.ratio))
+    }
+
+
+def _check_sparsity(data: bytes, required: dict[str, tuple[float, int]]) -> None:
+    if not required:
+        return
+    weights = weight_zeros(data)
+    named = {name: [w for tensor, w in weights.items() if f"{scope_name(name)}/" in tensor] for name in required}
+    # Of equal kernels the file has one, under the name of one of their layers; a kernel that several calls share has
+    # lost its name.
+    shared = [w for tensor, w in weights.items() if "L." not in tensor] + [w for own in named.values() for w in own]
+    for name, (ratio, size) in required.items():
+        same = max((zeros / size for zeros, count in shared if count == size), default=None)
+        found = [zeros / count for zeros, count in named[name]] or ([] if same is None else [same])
+        if not found or min(found) < ratio - tolerance(size):
+            raise SparsityLostError(
+                f"layer {name!r} lost its sparsity in the TFLite file",
+                required=f"{ratio:.3f} zeros",
+                received=f"{min(found):.3f}" if found else f"no weight tensor of {size} weights for it",
+                remedy="quantise the stripped model with the same recipe, so that its zeros are held",
+            )

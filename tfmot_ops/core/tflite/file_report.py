@@ -1,0 +1,104 @@
+"""What became of each layer in a TFLite file that was quantised without training: read from the file itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tfmot_ops.contract import Activations, LayerReport, Method, Outcome, Quantization, Recipe
+from tfmot_ops.core.graph.ir import unique_names
+from tfmot_ops.core.graph.normalize import normalize_graph
+from tfmot_ops.core.graph.read import read_graph
+from tfmot_ops.core.graph.roles import CLASSES, Role
+from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.tflite.emit import scope_name
+from tfmot_ops.core.tflite.interpreter import make_interpreter
+from tfmot_ops.core.tflite.profile import TFLiteProfile
+from tfmot_ops.errors import ExportError
+from tfmot_ops.recipes.scope import select
+
+#: Classes with a kernel that has an int8 form.
+_WEIGHTED = {layer.__name__ for layer, kind in CLASSES.items() if kind is Role.CONVOLUTION} | {
+    *("SeparableConv1D", "SeparableConv2D", "Conv1DTranspose")
+}
+#: Types of values that were quantised; a bias is int32 in an int8 layer, so it tells nothing.
+_QUANTIZED = {"int8", "int16", "float16"}
+
+
+def report_file(model: keras.Model, data: bytes) -> list[LayerReport]:
+    """One report per layer of a float model, from the tensors that `export_tflite` named after it.
+
+    Args:
+        model: the float model that was exported.
+        data: the TFLite file made from it.
+    """
+    source = read_graph(model)
+    kinds = {node.path: type(node.layer).__name__ for node in source.nodes}
+    graph = normalize_graph(source)
+    names = unique_names(dict.fromkeys(node.path for node in graph.nodes))
+    scopes: dict[str, set[str]] = {path: set() for path in kinds}
+    for node in graph.nodes:
+        scopes[node.origin].add(f"{scope_name(names[node.path])}/")
+    tensors = [(entry["name"], entry["dtype"].__name__) for entry in make_interpreter(data).get_tensor_details()]
+    return [
+        _report(path, kinds[path], {kind for name, kind in tensors if any(scope in name for scope in wanted)})
+        for path, wanted in scopes.items()
+    ]
+
+
+def require_recipe(profile: TFLiteProfile, recipe: Recipe, reports: Sequence[LayerReport]) -> None:
+    """Refuse a file that is not what its recipe says: float inputs or outputs, or no int8 layer where one could be.
+
+    A model without multiplications, or with none in a layer that has an int8 form, passes; so does one whose layers
+    the recipe's scope, or the report of `quantize`, keeps in float.
+
+    Args:
+        profile: of the file.
+        recipe: that it was made by.
+        reports: of its layers, as `quantize` gives them for QAT and `report_file` for PTQ.
+
+    Raises:
+        ExportError: what the recipe requires and what the file has is named.
+    """
+    quantization = recipe.quantization
+    if quantization is None or quantization.activations is Activations.FLOAT32:
+        return
+    types = {*profile.input_dtypes, *profile.output_dtypes}
+    if any(name.startswith("float") for name in types):
+        raise ExportError(
+            f"the file is not what recipe {recipe.name!r} says",
+            required=f"inputs and outputs of {quantization.activations}, or of other integers where the model has such",
+            received=f"inputs of {', '.join(profile.input_dtypes)}, outputs of {', '.join(profile.output_dtypes)}",
+            remedy="export the model again with core.export_tflite and this recipe",
+        )
+    if quantization.activations is not Activations.INT8 or not profile.macs or profile.int8_mac_fraction:
+        return
+    expected = _expected_int8(quantization, reports)
+    if expected:
+        raise ExportError(
+            f"the file is not what recipe {recipe.name!r} says: it computes nothing in int8",
+            required=f"multiplications in int8 in {', '.join(expected[:5])}"
+            + (f" and {len(expected) - 5} more layers" if len(expected) > 5 else ""),  # noqa: PLR2004 - a readable line
+            received=f"0 of {profile.macs} multiplications in int8",
+            remedy="look for weights or calibration data that are out of all proportion, or exclude these layers by "
+            "the recipe's quantization.scope if they are meant to stay in float",
+        )
+
+
+def _expected_int8(quantization: Quantization, reports: Sequence[LayerReport]) -> list[str]:
+    """Paths of the layers with a kernel that should be int8 in the file."""
+    weighted = [row for row in reports if row.class_name in _WEIGHTED and row.outcome is not Outcome.ABSORBED]
+    if quantization.method is Method.QAT:
+        return [row.path for row in weighted if row.outcome is Outcome.QUANTIZED]
+    chosen = select(quantization.scope, [(row.path, row.class_name) for row in reports])
+    return [row.path for row in weighted if chosen[row.path] is not False]
+
+
+def _report(path: str, class_name: str, types: set[str]) -> LayerReport:
+    held = ", ".join(sorted(types - {"int32"}))
+    if types & _QUANTIZED:
+        outcome, reason = Outcome.QUANTIZED, f"{held} in the file"
+    elif held:
+        outcome, reason = Outcome.KEPT_FLOAT, f"{held} in the file: the converter's choice"
+    else:
+        outcome, reason = Outcome.ABSORBED, "no tensor of its own in the file: computed by the layers around it"
+    return LayerReport(path=path, class_name=class_name, outcome=outcome, reason=reason)

@@ -1,0 +1,1 @@
+"""Reproducible, resumable training."""

@@ -1,0 +1,41 @@
+"""BatchNormalization statistics taken from data at once, instead of from hundreds of training steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from tfmot_ops.core.graph.ir import Node
+from tfmot_ops.core.graph.read import read_graph
+from tfmot_ops.core.graph.run import infer, run_graph
+from tfmot_ops.core.keras.pinned import keras
+
+
+def refresh_batch_norm(model: keras.Model, inputs: list[Any]) -> None:
+    """Set the moving statistics of a float model to those of one batch, in place.
+
+    One pass is enough: each BatchNormalization normalises by the batch's own statistics, so the layers after it
+    see what they will see in inference.
+
+    Args:
+        model: float model.
+        inputs: one array [N, ...] for each of its inputs; a batch of some dozens.
+    """
+
+    def compute(node: Node, args: Any, kwargs: Any) -> Any:
+        layer = node.layer
+        if not isinstance(layer, keras.layers.BatchNormalization):
+            return infer(layer, args, kwargs)
+        axis = layer.axis if isinstance(layer.axis, int) else layer.axis[0]
+        value = args[0]
+        axes = [index for index in range(len(value.shape)) if index != axis % len(value.shape)]
+        mean, variance = tf.nn.moments(value, axes, keepdims=True)
+        layer.moving_mean.assign(tf.reshape(mean, [-1]))
+        layer.moving_variance.assign(tf.reshape(variance, [-1]))
+        scale = 1.0 if layer.gamma is None else tf.reshape(layer.gamma, mean.shape)
+        offset = None if layer.beta is None else tf.reshape(layer.beta, mean.shape)
+        return tf.nn.batch_normalization(value, mean, variance, offset, scale, layer.epsilon)
+
+    # Op by op: a trace costs more than the one batch.
+    run_graph(read_graph(model), [tf.convert_to_tensor(each) for each in inputs], compute)

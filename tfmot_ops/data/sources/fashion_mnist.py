@@ -1,0 +1,67 @@
+"""Fashion-MNIST: the four IDX files of Debian's package, of a folder, or downloaded."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tfmot_ops.data.sources.source import Source
+from tfmot_ops.errors import SpecError, StepFailedError
+
+FASHION_MNIST_VARIABLE = "TFMOT_OPS_FASHION_MNIST"
+#: Where the Debian package `dataset-fashion-mnist` puts its files.
+_FASHION_MNIST_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+_FASHION_MNIST_REMEDY = (
+    f"install dataset-fashion-mnist (Debian), or point {FASHION_MNIST_VARIABLE} at the files' folder"
+)
+_FASHION_MNIST_CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+
+
+def read_fashion_mnist() -> Source:
+    """60000 training and 10000 test images [N, 28, 28] of uint8 with labels 0 to 9."""
+    folder = os.environ.get(FASHION_MNIST_VARIABLE)
+    if folder:
+        return _read_idx_folder(Path(folder))
+    if _FASHION_MNIST_DEBIAN.is_dir():
+        return _read_idx_folder(_FASHION_MNIST_DEBIAN)
+    from tfmot_ops.core.keras.pinned import keras
+
+    try:
+        (x, y), (x_test, y_test) = keras.datasets.fashion_mnist.load_data()
+    except Exception as error:  # keras.utils.get_file raises a bare Exception when the download fails
+        raise StepFailedError(
+            "the download of fashion_mnist failed",
+            required="the network, or the four IDX files on this machine",
+            received=f"{type(error).__name__}: {error}",
+            remedy=_FASHION_MNIST_REMEDY,
+        ) from error
+    return Source(x, y, x_test, y_test, _FASHION_MNIST_CLASSES)
+
+
+def _read_idx_folder(folder: Path) -> Source:
+    """Read the four files of the MNIST family, as distributed: gzip, big-endian IDX, uint8."""
+    names = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    x, y, x_test, y_test = (_read_idx(folder / f"{name}-ubyte.gz", int(name[-1])) for name in names)
+    return Source(x, y, x_test, y_test, _FASHION_MNIST_CLASSES)
+
+
+def _read_idx(path: Path, rank: int) -> npt.NDArray[np.uint8]:
+    try:
+        content = gzip.decompress(path.read_bytes())
+        # Two zero bytes, type code 8 for uint8, the rank, then as many sizes as uint32.
+        shape = np.frombuffer(content, ">u4", content[3], 4)
+        data = np.frombuffer(content, np.uint8, offset=4 + 4 * rank)
+        return data.reshape(shape[:rank])
+    except (OSError, EOFError, ValueError, IndexError) as error:
+        raise SpecError(
+            f"{path} cannot be read",
+            required=f"a gzip file of uint8 IDX data of rank {rank}",
+            received=f"{type(error).__name__}: {error}",
+            remedy=_FASHION_MNIST_REMEDY,
+        ) from error

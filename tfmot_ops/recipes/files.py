@@ -1,0 +1,140 @@
+"""Recipes in files: one form for the CLI, the DAG and the container.
+
+Who triggers a DAG run names the file, and may not be allowed to read it: no message quotes what is in it.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from tfmot_ops.contract import Recipe
+from tfmot_ops.contract.refusal import kind_of, refusal
+from tfmot_ops.errors import RecipeError
+
+#: File name endings that mean "a recipe file" rather than the name of a preset.
+RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
+#: Largest recipe file, in bytes. YAML is parsed at about 250 kB a second.
+_MOST_BYTES = 128 * 1024
+#: YAML: how deep a recipe may be nested, and how often it may refer to an anchor: ten lines of references to
+#: references stand for billions of values.
+_DEEPEST, _MOST_ALIASES = 32, 16
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which gives up before a small file becomes a large document."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = self._aliases = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Called by PyYAML for each value, from within the value that holds it."""
+        event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
+        self._aliases += isinstance(event, yaml.AliasEvent)
+        self._depth += 1
+        if self._depth > _DEEPEST or self._aliases > _MOST_ALIASES:
+            raise yaml.MarkedYAMLError(problem="too deep", problem_mark=event.start_mark)  # type: ignore[arg-type] # of pure Python here
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+
+
+def is_recipe_file(text: str | Path) -> bool:
+    """Whether the text is the path of a recipe file, and not a recipe's name."""
+    return Path(text).suffix.lower() in RECIPE_SUFFIXES
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Read a recipe from a YAML or JSON file.
+
+    Raises:
+        RecipeError: the file is missing, is no YAML or JSON, or is no recipe; the message names the field, and the
+            kind of value that was there instead of the value.
+    """
+    path = Path(path)
+    if not is_recipe_file(path):
+        raise RecipeError(
+            f"recipe file {path}",
+            required=f"a name ending in {', '.join(RECIPE_SUFFIXES)}",
+            received=path.name,
+            remedy="rename the file; a recipe's name is given without an ending",
+        )
+    document = _parse(path, _read(path))
+    if not isinstance(document, dict):
+        raise RecipeError(
+            f"recipe file {path}",
+            required="a mapping with the fields of a recipe",
+            received=kind_of(document),
+            remedy="start with `name: ...`; `tfmot-ops schema recipe` prints the whole form",
+        )
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        remedy = "`tfmot-ops schema recipe` prints the whole form"
+        # From None, as Airflow logs causes too, and this one holds the values.
+        raise refusal(f"recipe file {path}", error, remedy, RecipeError, fields=_fields()) from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.exists() and not path.is_file():  # a pipe has no end
+            received = "no regular file"
+        else:
+            with path.open("rb") as file:
+                text = file.read(_MOST_BYTES + 1)
+            if len(text) <= _MOST_BYTES:
+                return text
+            received = "a larger one"
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        received = getattr(error, "strerror", None) or type(error).__name__
+    raise RecipeError(
+        f"recipe file {path} cannot be read",
+        required=f"a readable file of at most {_MOST_BYTES // 1024} kB",
+        received=received,
+        remedy="a relative path starts at the folder the process runs in; give an absolute one",
+    )
+
+
+def _parse(path: Path, content: bytes) -> Any:
+    try:
+        text = content.decode("utf-8")
+        return json.loads(text) if path.suffix.lower() == ".json" else yaml.load(text, _Loader)  # noqa: S506 - it is safe
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        place = _place(error)
+    # Outside of the handler: the parser's own message quotes the file, and would be logged as the context of ours.
+    raise RecipeError(
+        f"recipe file {path} cannot be parsed",
+        required=f"YAML or JSON, nested at most {_DEEPEST} deep, with at most {_MOST_ALIASES} references to anchors",
+        received=f"something else at {place}",
+        remedy="correct that place; YAML indents with spaces only",
+    )
+
+
+def _place(error: Exception) -> str:
+    """Where a parser gave up, without what it found there."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"line {error.lineno}, column {error.colno}"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start}, which is not UTF-8"
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"character {error.position}"
+    if isinstance(error, RecursionError):
+        return "a value that is nested too deep"
+    return "a value, such as a number that is too long"
+
+
+@cache
+def _fields() -> frozenset[str]:
+    """Names of the fields of a recipe and of its parts."""
+    schema = Recipe.model_json_schema()
+    parts = [schema, *schema["$defs"].values()]
+    return frozenset(name for part in parts for name in part.get("properties", ()))

@@ -1,0 +1,1 @@
+"""What was expected of each cell, and whether the answers of its file are good enough."""

@@ -1,0 +1,100 @@
+"""What decides a cell's result, as one digest: a cell with the same digest need not run again."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from tfmot_ops.contract import Recipe
+from tfmot_ops.models.applications import application_constructors
+from tfmot_ops.models.architectures import Architecture
+from tfmot_ops.models.by_name import ENTRY_POINT_GROUP
+
+#: Packages whose versions a result depends on.
+_PACKAGES = ("tensorflow", "tensorflow-cpu", "tf-keras", "tensorflow-model-optimization", "ai-edge-litert", "numpy")
+
+
+@cache
+def core_sha256() -> str:
+    """Digest of the sources of our core, contract, models and recipes, and of the errors that they raise."""
+    package = Path(__file__).parents[2]
+    folders = (path for name in ("contract", "core", "models", "recipes") for path in (package / name).rglob("*.py"))
+    return _digest(package, [*folders, package / "errors.py"])
+
+
+def _digest(folder: Path, files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def inputs_sha256(architecture: Architecture, recipe: Recipe, seed: int) -> str:
+    """Digest of the architecture's code, the recipe, the versions, our own core, the device and the seed."""
+    document = {
+        "architecture": architecture.name,
+        "code": _code(architecture),
+        "recipe": recipe.model_dump(mode="json"),
+        "python": list(sys.version_info[:2]),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "core": core_sha256(),
+        "device": _device(),
+        "seed": seed,
+    }
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _code(architecture: Architecture) -> list[str]:
+    """What stands for the code that builds it; a registered one is not loaded, as its package may be broken."""
+    if architecture.name.partition("@")[0] in application_constructors():
+        module = inspect.getmodule(architecture.constructor)
+        file = getattr(module, "__file__", None)
+        return [hashlib.sha256(Path(file).read_bytes()).hexdigest()] if file else []
+    entries = entry_points(group=ENTRY_POINT_GROUP, name=architecture.name)
+    return [part for entry in entries for part in (entry.value, _distribution(entry), _package_sha256(entry))]
+
+
+def _distribution(entry: EntryPoint) -> str:
+    return "" if entry.dist is None else f"{entry.dist.name} {entry.dist.version}"
+
+
+def _package_sha256(entry: EntryPoint) -> str:
+    """Digest of all of the package's Python files: an editable one changes without its version."""
+    try:
+        # Of the topmost package only, which is found without running any of it.
+        spec = find_spec(entry.module.partition(".")[0])
+    except (ImportError, ValueError):
+        return ""
+    if spec is None:
+        return ""  # the cell says what is missing
+    if spec.submodule_search_locations is None:
+        file = Path(spec.origin or "")
+        return _digest(file.parent, [file]) if file.is_file() else ""
+    folders = [Path(folder) for folder in spec.submodule_search_locations]
+    return " ".join(_digest(folder, folder.rglob("*.py")) for folder in folders)
+
+
+def _device() -> list[str]:
+    """The processor's kind, and the GPUs that a cell may see: each rounds in its own way.
+
+    Not asked of TensorFlow, which complains on stderr where it looks for a GPU that is not there.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = [] if visible in {"", "-1"} else sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
+    return [platform.machine(), *gpus]
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,1 @@
+"""What a sweep shows: the page, the listing and the progress."""

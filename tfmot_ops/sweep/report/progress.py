@@ -1,0 +1,104 @@
+"""How a sweep gets on: a live line on a terminal, one plain line a finished cell elsewhere."""
+
+from __future__ import annotations
+
+import time
+from threading import Lock
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, SpinnerColumn, TextColumn
+from rich.progress import Progress as Bar
+
+from tfmot_ops.contract import CompatResult, Status
+from tfmot_ops.sweep.report.listing import cell_line
+from tfmot_ops.sweep.run.matrix import Watcher
+
+#: So many names of running cells fit beside the bar.
+_NAMED = 3
+
+
+class Progress(Watcher):
+    """Watches a sweep; use it as a context manager. Cells may start and end in any thread.
+
+    Args:
+        console: where to print; whether it is a terminal decides how.
+        total: cells there will be.
+    """
+
+    def __init__(self, console: Console, total: int) -> None:
+        self._console = console
+        self._total = total
+        self._lock = Lock()
+        self._running: dict[str, None] = {}
+        self._done = self._failed = self._cached = 0
+        self._begun = time.monotonic()
+        self._bar = Bar(
+            SpinnerColumn(),
+            BarColumn(bar_width=30),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} {task.description}", markup=False),
+            console=console,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=total)
+
+    def __enter__(self) -> Self:
+        """Starts the clock, and the live line on a terminal."""
+        self._begun = time.monotonic()
+        if self._console.is_terminal:
+            self._show()
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Takes the live line away, also after Ctrl-C: the terminal's cursor has to come back."""
+        if self._console.is_terminal:
+            self._bar.stop()
+
+    def started(self, cell: str) -> None:
+        """A cell's process was started."""
+        with self._lock:
+            self._running[cell] = None
+            self._show()
+
+    def ended(self, result: CompatResult) -> None:
+        """A cell has its result, run or found."""
+        with self._lock:
+            self._running.pop(result.cell, None)
+            self._done += 1
+            self._cached += result.cached
+            failed = result.status is not Status.OK
+            self._failed += failed
+            self._show()
+            # On a terminal the listing follows; until then only what is wrong is worth a line.
+            if failed or not self._console.is_terminal:
+                count = f"[{self._done}/{self._total}] "
+                line = cell_line(result)
+                self._console.print(count, line, sep="", soft_wrap=True, highlight=False, markup=False)
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds that are left; None before the first cell that was run. Cached ones say nothing about the rest."""
+        ran = self._done - self._cached
+        return (time.monotonic() - self._begun) / ran * (self._total - self._done) if ran else None
+
+    def _show(self) -> None:
+        names = list(self._running)
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        running = f"{', '.join(names[:_NAMED])}{more}" if names else "none"
+        eta = self.eta_s
+        left = "" if eta is None else f", {_clock(eta)} left"
+        self._bar.update(
+            self._task,
+            completed=self._done,
+            description=f"done, {self._failed} failed{left}; running: {running}",
+        )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,39 @@
+"""One cell in a process of its own: `python -m tfmot_ops.sweep.run.cell ARCHITECTURE RECIPE RESULT [SEED]`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tfmot_ops.sweep.run.limits import die_with_parent, imported_for_good
+from tfmot_ops.system import files
+
+
+def main(arguments: list[str]) -> int:
+    """Run a cell and write its CompatResult, complete or not at all; tell each stage on stderr.
+
+    The recipe is a name, or a file with the JSON of one.
+    """
+    name, asked, path = arguments[0], arguments[1], Path(arguments[2])
+    seed = int(arguments[3]) if len(arguments) > 3 else 0  # noqa: PLR2004 - the optional fourth
+    die_with_parent()
+    with imported_for_good():
+        from tfmot_ops import recipes
+        from tfmot_ops.contract import Recipe, Stage
+        from tfmot_ops.models.architectures import architecture
+        from tfmot_ops.sweep.run.check import check_architecture
+
+    is_file = Path(asked).is_file()
+    recipe = Recipe.model_validate_json(Path(asked).read_text(encoding="utf-8")) if is_file else recipes.decode(asked)
+
+    def on_stage(stage: Stage) -> None:
+        sys.stderr.write(f"stage: {stage.value}\n")
+        sys.stderr.flush()
+
+    result = check_architecture(architecture(name), recipe, seed=seed, on_stage=on_stage)
+    files.write(path, result.model_dump_json(indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

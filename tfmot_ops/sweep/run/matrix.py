@@ -1,0 +1,280 @@
+"""Run cells, each in its own process under limits, packed by the memory they need; what is on disk is not run again."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+from typing import Protocol
+
+from tfmot_ops.contract import CompatResult, Recipe, Stage, Status
+from tfmot_ops.sweep.plan.cells import Cost, pick
+from tfmot_ops.sweep.run.error_classes import is_lasting, reclassified
+from tfmot_ops.sweep.run.limits import POLL_S, SCRATCH, Ended, Limits, death, run_limited
+from tfmot_ops.system import files
+
+_LOG_TAIL = 2000
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell to run.
+
+    Attributes:
+        architecture: name in the catalogue.
+        recipe: with a quantisation.
+        family: module that defines the architecture.
+        inputs_sha256: digest of all that decides the result (see `tfmot_ops.sweep.plan.inputs`).
+        seed: decides weights and images.
+    """
+
+    architecture: str
+    recipe: Recipe
+    family: str = ""
+    inputs_sha256: str = ""
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """`MobileNet/wi8_ai8`."""
+        return f"{self.architecture}/{self.recipe.name}"
+
+
+class Watcher(Protocol):
+    """Told how a sweep gets on."""
+
+    def started(self, cell: str) -> None:
+        """A cell's process was started."""
+
+    def ended(self, result: CompatResult) -> None:
+        """A cell has its result, run or found."""
+
+
+class _Nobody:
+    def started(self, cell: str) -> None:
+        pass
+
+    def ended(self, result: CompatResult) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Where and how cells run.
+
+    Attributes:
+        folder: results and logs, `<architecture>-<recipe>-<digest>.json`; a cell that has its result there is not run
+            again, also when another sweep is putting it there at the moment.
+        jobs: cells at once, at most.
+        memory_bytes: that all cells together may need.
+        limits: of each cell.
+        costs: architecture -> what its cells are known to need.
+        python: interpreter that runs the cells; another environment's for a forecast.
+        force: run every cell, whatever is on disk.
+    """
+
+    folder: Path
+    jobs: int = 1
+    memory_bytes: float = 16 * 2**30
+    limits: Limits = field(default_factory=Limits)
+    costs: Mapping[str, Cost] = field(default_factory=dict)
+    python: str = sys.executable
+    force: bool = False
+
+    def run(
+        self, cells: Iterable[Cell], known: Mapping[str, CompatResult] | None = None, watcher: Watcher | None = None
+    ) -> list[CompatResult]:
+        """Run the cells.
+
+        Args:
+            cells: what to run.
+            known: digest of a cell's inputs -> result of an earlier sweep, taken instead of running.
+            watcher: told how it goes.
+
+        Returns:
+            One result a cell, in the order given.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._remove_what_the_killed_left()
+        cells, watcher, results = list(cells), watcher or _Nobody(), {}
+        for cell in cells:
+            found = None if self.force else self.found(cell) or _of(cell, (known or {}).get(cell.inputs_sha256))
+            if found is not None:
+                results[cell.name] = reclassified(found).model_copy(update={"cached": True})
+                watcher.ended(results[cell.name])
+        left = [cell for cell in cells if cell.name not in results]
+        results |= self._run_packed(left, watcher)
+        return [results[cell.name] for cell in cells]
+
+    def _cost(self, cell: Cell) -> Cost:
+        return self.costs.get(cell.architecture, Cost())
+
+    def _run_packed(self, cells: list[Cell], watcher: Watcher) -> dict[str, CompatResult]:
+        waiting = sorted(cells, key=lambda cell: (-self._cost(cell).cpu_s, cell.name))
+        needs = [self._cost(cell) for cell in waiting]
+        running: dict[Future[CompatResult], Cell] = {}
+        results: dict[str, CompatResult] = {}
+        stop, begun = Event(), time.time()
+        with ThreadPoolExecutor(max(1, self.jobs)) as pool:
+            try:
+                while waiting or running:
+                    taken = [self._cost(cell) for cell in running.values()]
+                    index = pick(needs, taken, jobs=max(1, self.jobs), memory_bytes=self.memory_bytes)
+                    if index is not None:
+                        cell, _ = waiting.pop(index), needs.pop(index)
+                        watcher.started(cell.name)
+                        running[pool.submit(self._run_cell, cell, stop, begun)] = cell
+                        continue
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        result = future.result()
+                        results[running.pop(future).name] = result
+                        watcher.ended(result)
+            except BaseException:
+                stop.set()  # Ctrl-C: the children go, finished cells stay on disk
+                raise
+        return results
+
+    def _path(self, cell: Cell) -> Path:
+        name = f"{cell.architecture}-{cell.recipe.name}-{cell.inputs_sha256[:16] or 'any'}-seed{cell.seed}.json"
+        return self.folder / name.replace("/", "_")
+
+    def found(self, cell: Cell, newer_than: float = 0.0) -> CompatResult | None:
+        """The result of a cell on disk, if it is its own and can be read, and is of that time or later (Unix time)."""
+        path = self._path(cell)
+        if not path.exists() or path.stat().st_mtime < newer_than:
+            return None
+        result = _of(cell, _read(path))
+        if result is None:
+            return None
+        result = reclassified(result)
+        return result if is_lasting(result) else None
+
+    def _remove_what_the_killed_left(self) -> None:
+        for folder in self.folder.glob(f"*{SCRATCH}"):
+            with suppress(BlockingIOError), alone(folder.with_suffix(".lock"), wait=False):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _run_cell(self, cell: Cell, stop: Event, begun: float) -> CompatResult:
+        path = self._path(cell)
+        with alone(path.with_suffix(".lock"), stop):
+            # Another sweep may have run it while this one waited for its turn.
+            found = self.found(cell, begun if self.force else 0.0)
+            if found is not None:
+                return found.model_copy(update={"cached": True})
+            asked, answer = path.with_suffix(".recipe"), path.with_suffix(".answer")
+            asked.write_text(cell.recipe.model_dump_json(), encoding="utf-8")
+            answer.unlink(missing_ok=True)
+            command = [self.python, "-m", "tfmot_ops.sweep.run.cell", cell.architecture, str(asked), str(answer)]
+            ended = run_limited(
+                [*command, str(cell.seed)], path.with_suffix(".log"), self.limits, self._environment(), stop
+            )
+            asked.unlink(missing_ok=True)
+            result = self._judged(cell, ended, answer, path.with_suffix(".log"))
+            if ended.limit != "stopped":
+                files.write(path, result.model_dump_json(indent=1))
+                answer.unlink(missing_ok=True)
+            return result
+
+    def _environment(self) -> dict[str, str]:
+        # Cells share the cores: one thread each wastes none of them on waiting.
+        threads = str(max(1, (os.cpu_count() or 1) // max(1, self.jobs)))
+        quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads}
+        # oneDNN keeps a copy of the weights of every kernel it ran, for a run that does not come, and rounds as the
+        # processor at hand has it.
+        quiet["TF_ENABLE_ONEDNN_OPTS"] = "0"
+        return {**os.environ, **quiet}
+
+    def _judged(self, cell: Cell, ended: Ended, answer: Path, log: Path) -> CompatResult:
+        identity = {"family": cell.family, "inputs_sha256": cell.inputs_sha256}
+        result = _read(answer) if ended.limit is None and ended.exit_code == 0 else None
+        if result is not None:
+            metrics = {**result.metrics, "wall_s": ended.duration_s}
+            return reclassified(result.model_copy(update={**identity, "error_class": None, "metrics": metrics}))
+        kinds = {"time": "timeout", "memory": "out_of_memory"}
+        return CompatResult.model_validate(
+            {
+                **identity,
+                "architecture": cell.architecture,
+                "recipe": cell.recipe.name,
+                "status": Status.FAILED,
+                "failed_stage": _last_stage(log),
+                "error_class": kinds.get(ended.limit or "", death(ended.exit_code)),
+                "message": f"{_told(ended, self.limits)}\n{_tail(log)}",
+                "metrics": {"wall_s": ended.duration_s, "peak_memory_bytes": ended.peak_bytes},
+            }
+        )
+
+
+def _of(cell: Cell, result: CompatResult | None) -> CompatResult | None:
+    """The result if it says that it is of this cell: others may have written what is found under its digest."""
+    return result if result is not None and result.cell == cell.name else None
+
+
+def _read(path: Path) -> CompatResult | None:
+    """A result on disk; None for one that is not there, cut off, or of another version of this package."""
+    with suppress(OSError, ValueError):
+        return CompatResult.model_validate_json(path.read_text(encoding="utf-8"))
+    return None
+
+
+def _told(ended: Ended, limits: Limits) -> str:
+    if ended.limit == "time":
+        return f"no result after {limits.time_s:g} s, the limit of a cell"
+    if ended.limit == "memory":
+        return f"{ended.peak_bytes / 2**30:.1f} GiB resident, more than the {limits.memory_bytes / 2**30:.1f} of a cell"
+    if ended.limit == "stopped":
+        return "stopped with the sweep"
+    if death(ended.exit_code) == "out_of_memory":
+        return f"killed, and not by the sweep (code {ended.exit_code}): so the kernel does when memory runs out"
+    return f"the process ended with code {ended.exit_code} and no result that can be read"
+
+
+def _last_stage(log: Path) -> Stage | None:
+    """The stage a cell was in: it writes each to its log as it enters it."""
+    stage, known = None, {f"stage: {each.value}".encode(): each for each in Stage}
+    with suppress(OSError), log.open("rb") as lines:
+        for line in lines:
+            stage = known.get(line.strip(), stage)
+    return stage
+
+
+def _tail(log: Path) -> str:
+    with suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _LOG_TAIL))
+        return file.read().decode(errors="replace")
+    return ""
+
+
+class StoppedError(Exception):
+    """The sweep ends while a cell waits for its turn."""
+
+
+@contextmanager
+def alone(path: Path, stop: Event | None = None, *, wait: bool = True) -> Iterator[None]:
+    """One process at a time, by a lock that the kernel gives back however its holder ends.
+
+    Raises:
+        StoppedError: told to stop before its turn came.
+        BlockingIOError: it is another one's turn, and `wait` is off.
+    """
+    with path.open("w", encoding="utf-8") as file:
+        while True:
+            try:
+                # Asked again and again, as a thread that sleeps in the kernel hears of nothing.
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not wait:
+                    raise
+                if stop is not None and stop.is_set():
+                    raise StoppedError from None
+                time.sleep(POLL_S)
+        yield

@@ -1,0 +1,140 @@
+"""The loss that fits a classifier's outputs, and the labels that fit a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.wrapped import inner_layer
+from tfmot_ops.errors import UnsupportedModelError
+
+_L = keras.layers
+Array = npt.NDArray[Any]
+
+#: Activations whose values are probabilities, by the last part of the function's or layer's name.
+_PROBABILITIES = frozenset({"softmax", "softmax_v2", "sigmoid", "hard_sigmoid"})
+#: Layers after which probabilities are still probabilities, and logits still logits.
+_PASSES_ON = (_L.Reshape, _L.Flatten, _L.Permute, _L.Dropout)
+#: How far from 1 the sum of a row of probabilities may be; float16 outputs are rounded to three digits.
+_SUM_TOLERANCE = 1e-2
+
+
+def gives_logits(model: keras.Model, samples: Array) -> bool:
+    """Whether a classifier's outputs are logits, of any sign and size, and not probabilities.
+
+    The activation of the last layer says it. Where that layer is one that Keras does not know, the outputs themselves
+    are looked at: rows of probabilities are not negative, and add up to 1.
+
+    Args:
+        model: with one output [N, classes].
+        samples: inputs [N, ...], for a model whose last layer does not say it.
+    """
+    name = _last_activation(model.outputs[0])
+    if name is not None:
+        return name not in _PROBABILITIES
+    outputs = np.asarray(model.predict(samples, verbose=0), np.float64)
+    return bool(outputs.min() < 0.0 or np.abs(outputs.sum(axis=-1) - 1.0).max() > _SUM_TOLERANCE)
+
+
+def _last_activation(tensor: Any) -> str | None:
+    """Name of the activation that gives a Keras tensor; None where the layer does not say one."""
+    layer, node_index, tensor_index = tensor._keras_history  # noqa: SLF001 - no public reader
+    layer = inner_layer(layer)
+    if isinstance(layer, keras.Model):
+        return _last_activation(layer.outputs[tensor_index])
+    activation = layer if isinstance(layer, _L.Softmax) else getattr(layer, "activation", None)
+    if isinstance(layer, _PASSES_ON) or (isinstance(layer, _L.Activation) and activation is keras.activations.linear):
+        return _last_activation(layer.get_input_at(node_index))
+    called = getattr(layer, "symbol", None) or activation
+    if called is None:
+        return None
+    if isinstance(called, str):  # of a function that is called as a layer: `nn.softmax`
+        name = called.rpartition(".")[2]
+        return name if name in _PROBABILITIES else None
+    return str(getattr(called, "__name__", type(called).__name__)).lower()
+
+
+def targets_for(model: keras.Model, x: Array, labels: Array, num_classes: int) -> Callable[[Array], Array]:
+    """What makes of labels [N] the targets that a compiled classifier is trained with.
+
+    The losses of Keras that are called sparse take the numbers of the classes. Its other losses compare the outputs
+    with one target each, so they get one-hot vectors; a loss of the user's own gets what it takes, numbers first.
+
+    Args:
+        model: compiled, with one output [N, classes].
+        x: some inputs [N, ...], on which loss and metrics are tried.
+        labels: their labels [N].
+        num_classes: how many classes the labels count.
+
+    Returns:
+        A function from labels [N] to labels [N] or one-hot vectors [N, num_classes].
+
+    Raises:
+        UnsupportedModelError: the loss or a metric takes neither.
+    """
+
+    def as_they_are(numbers: Array) -> Array:
+        return numbers
+
+    def one_hot(numbers: Array) -> Array:
+        vectors: Array = keras.utils.to_categorical(numbers, num_classes)
+        return vectors
+
+    loss = _loss_name(model.loss)
+    forms = {None: [as_they_are, one_hot], True: [as_they_are], False: [one_hot]}[_takes_numbers(model.loss)]
+    reasons = []
+    outputs = model(tf.convert_to_tensor(x), training=False)
+    for form in forms:
+        try:
+            _compute(model, x, form(labels), outputs)
+        except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
+            reasons.append(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+        else:
+            return form
+    raise UnsupportedModelError(
+        f"model {model.name} cannot be trained on class labels as it is compiled",
+        required="a loss and metrics for class labels [N] or one-hot vectors [N, classes]",
+        received=f"loss {loss}: {'; '.join(reasons)}",
+        remedy="compile it with sparse_categorical_crossentropy or categorical_crossentropy, with metrics that fit, "
+        "and save it again",
+    )
+
+
+def is_one_hot(targets: Array) -> bool:
+    """Whether targets are one-hot vectors [N, classes], not labels [N]."""
+    return targets.ndim > 1
+
+
+def _compute(model: keras.Model, x: Array, y: Array, outputs: Any) -> None:
+    """Loss and metrics as a training step computes them; of their state, nothing stays."""
+    # Keras gives a loss labels with an axis of their own.
+    targets = tf.convert_to_tensor(y if is_one_hot(y) else y[:, np.newaxis])
+    model.compute_loss(x, targets, outputs)
+    model.compute_metrics(x, targets, outputs, None)
+    model.reset_metrics()
+
+
+def _takes_numbers(loss: Any) -> bool | None:
+    """Whether a loss takes the numbers of the classes; None for one of the user's own, which nobody but it knows."""
+    while isinstance(loss, list | tuple | dict) and len(loss) == 1:
+        loss = next(iter(loss.values() if isinstance(loss, dict) else loss))
+    if isinstance(loss, str):
+        try:
+            loss = keras.losses.get(loss)
+        except ValueError:
+            return None
+    if isinstance(loss, keras.losses.Loss) and hasattr(loss, "fn"):
+        loss = loss.fn
+    module = getattr(loss, "__module__", "") or ""
+    if not module.startswith("tf_keras."):
+        return None
+    return "sparse" in _loss_name(loss).lower()
+
+
+def _loss_name(loss: Any) -> str:
+    return loss if isinstance(loss, str) else str(getattr(loss, "__name__", type(loss).__name__))

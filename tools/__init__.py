@@ -1,0 +1,1 @@
+"""Tools for this repository alone; they are not in the wheel."""
