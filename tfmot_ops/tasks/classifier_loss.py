@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.errors import UnsupportedModelError
@@ -43,7 +44,7 @@ def gives_logits(model: keras.Model, samples: Array) -> bool:
 
 def _last_activation(tensor: Any) -> str | None:
     """Name of the activation that gives a Keras tensor; None where the layer does not say one."""
-    layer, node_index, tensor_index = tensor._keras_history  # noqa: SLF001 - no public reader
+    layer, node_index, tensor_index = private.history(tensor)
     layer = inner_layer(layer)
     if isinstance(layer, keras.Model):
         return _last_activation(layer.outputs[tensor_index])

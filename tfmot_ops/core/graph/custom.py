@@ -17,6 +17,7 @@ import tensorflow as tf
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors
 from tfmot_ops.core.graph.read import read_graph, tell_training
 from tfmot_ops.core.graph.roles import is_custom
+from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
 
 
@@ -57,12 +58,11 @@ def _makes_mask(layer: Any) -> bool:
 
 def _reads_mask(layer: Any) -> bool:
     """Whether the layer, or one within it, reads a mask: Keras hands masks on beside the tensors a trace shows."""
-    # `_call_spec` is Keras' own record of the signature.
-    return any(part._call_spec.expects_mask_arg for part in layer._flatten_layers())  # noqa: SLF001 - see above
+    return any(private.call_signature(part).expects_mask_arg for part in private.layers_within(layer))
 
 
 def _open(node: Node) -> Graph | None:
-    layer, spec, given = node.layer, node.layer._call_spec, node.kwargs.get("training")  # noqa: SLF001 - see above
+    layer, spec, given = node.layer, private.call_signature(node.layer), node.kwargs.get("training")
     by_default = given is None and spec.default_training_arg
     if len(node.args) != 1 or node.kwargs.keys() - {"training"} or by_default or layer.activity_regularizer is not None:
         return None
@@ -83,7 +83,7 @@ def _open(node: Node) -> Graph | None:
 
 def _trace(layer: Any, inputs: Any, training: Any) -> Graph:
     symbols = map_tensors(inputs, lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype))
-    mode = {"training": training} if layer._call_spec.expects_training_arg else {}  # noqa: SLF001 - see above
+    mode = {"training": training} if private.call_signature(layer).expects_training_arg else {}
     logger = logging.getLogger("tensorflow")
     level = logger.level
     try:
@@ -102,13 +102,7 @@ def _as_it_was(layer: Any) -> Iterator[None]:
     Raises:
         ValueError: the layer adds losses or metrics of its own, which a graph does not show.
     """
-    noted = ("_inbound_nodes", "_outbound_nodes", "_losses", "_callable_losses", "_metrics")
-    before = [
-        (part, name, len(getattr(part, name)))
-        for part in layer._flatten_layers()  # noqa: SLF001 - Keras' own way through the layers within one
-        for name in noted
-        if hasattr(part, name)
-    ]
+    before = [(part, name, len(notes)) for part, name, notes in private.notes_of_calls(layer)]
     try:
         yield
         own = [name for part, name, count in before if part is layer and len(getattr(part, name)) > count]
@@ -170,7 +164,7 @@ def _is_closed(graph: Graph, layer: Any) -> bool:
 
 
 def _variable(leaf: Any) -> int:
-    return id(getattr(leaf, "_variable", leaf))
+    return id(private.plain_variable(leaf))
 
 
 def _inline(node: Node, inner: Graph, nodes: list[Node], renamed: dict[int, Tensor]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
 
 
@@ -166,7 +167,7 @@ def layer_paths(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def is_graph_model(model: Any) -> bool:
     """Whether the model is a graph of layers (functional, or a sequential one that is built)."""
-    return bool(getattr(model, "_is_graph_network", False))
+    return private.is_graph_network(model)
 
 
 def unique_names(paths: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:

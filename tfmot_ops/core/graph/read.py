@@ -14,6 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, is_graph_model, map_tensors, tensors
+from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.errors import UnsupportedModelError
 
@@ -35,10 +36,7 @@ def read_graph(model: keras.Model) -> Graph:
     _require_graph(model, model.name)
     bound: dict[int, Tensor] = {}
     structure = tf.nest.map_structure(lambda keras_tensor: _bind_input(keras_tensor, bound), _input_structure(model))
-    names = {
-        id(bound[id(keras_tensor)]): keras_tensor._keras_history.layer.name  # noqa: SLF001 - Keras' own graph record
-        for keras_tensor in model.inputs
-    }
+    names = {id(bound[id(keras_tensor)]): private.history(keras_tensor).layer.name for keras_tensor in model.inputs}
     nodes: list[Node] = []
     outputs = _walk(model, "", bound, nodes)
     return _with_masks(Graph(model.name, structure, names, outputs, nodes))
@@ -60,7 +58,7 @@ def _require_graph(model: keras.Model, path: str) -> None:
 
 def _input_structure(model: keras.Model) -> Any:
     # A sequential model's nested inputs are a list of one; a functional one keeps what the user gave.
-    return model.inputs[0] if isinstance(model, keras.Sequential) else model._nested_inputs  # noqa: SLF001
+    return model.inputs[0] if isinstance(model, keras.Sequential) else private.nested_inputs(model)
 
 
 def _bind_input(keras_tensor: Any, bound: dict[int, Tensor]) -> Tensor:
@@ -76,13 +74,13 @@ def _tensor(keras_tensor: Any, producer: Node | None) -> Tensor:
 
 def _walk(model: keras.Model, prefix: str, bound: dict[int, Tensor], nodes: list[Node]) -> Any:
     """Append the calls of `model` to `nodes`; `bound` maps id(KerasTensor) of this model to tensors."""
-    by_depth = model._nodes_by_depth  # noqa: SLF001 - the only order Keras records
+    by_depth = private.calls_by_depth(model)
     for depth in sorted(by_depth, reverse=True):
         for call in by_depth[depth]:
             if isinstance(call.layer, keras.layers.InputLayer):
                 continue
             _read_call(call, prefix, bound, nodes)
-    nested = model.outputs[0] if isinstance(model, keras.Sequential) else model._nested_outputs  # noqa: SLF001
+    nested = model.outputs[0] if isinstance(model, keras.Sequential) else private.nested_outputs(model)
     return tf.nest.map_structure(lambda keras_tensor: bound[id(keras_tensor)], nested)
 
 
@@ -112,7 +110,7 @@ def _read_call(call: Any, prefix: str, bound: dict[int, Tensor], nodes: list[Nod
 
 def name_training(call: Node) -> None:
     """Put what a call is told of training under its name, where it stands by its place."""
-    names = call.layer._call_spec.arg_names[: len(call.args)]  # noqa: SLF001 - Keras' own record of the signature
+    names = private.call_signature(call.layer).arg_names[: len(call.args)]
     if "training" in names:
         call.kwargs = dict(zip(names[1:], call.args[1:], strict=False)) | call.kwargs
         call.args = call.args[:1]
@@ -120,7 +118,7 @@ def name_training(call: Node) -> None:
 
 def tell_training(call: Node, value: Any) -> None:
     """Tell a call of training what the model or layer around it was told; None is nothing."""
-    expects = call.layer._call_spec.expects_training_arg  # noqa: SLF001 - Keras' own record of the signature
+    expects = private.call_signature(call.layer).expects_training_arg
     if value is not None and expects and call.kwargs.get("training") is None:
         call.kwargs = call.kwargs | {"training": value}
 
@@ -155,8 +153,8 @@ def _takes_mask(node: Node) -> bool:
     """Whether the call has a mask as its argument, and was given none by the user."""
     # Around a layer that takes none, TimeDistributed does nothing with it.
     layer = node.layer.layer if isinstance(node.layer, keras.layers.TimeDistributed) else node.layer
-    spec = node.layer._call_spec  # noqa: SLF001 - Keras' own record of the signature
-    takes = "mask" in layer._call_spec.arg_names[1:]  # noqa: SLF001 - the same
+    spec = private.call_signature(node.layer)
+    takes = "mask" in private.call_signature(layer).arg_names[1:]
     return takes and not spec.arg_was_passed("mask", node.args[1:], node.kwargs)
 
 
@@ -181,7 +179,7 @@ def _give_mask(node: Node, masks: dict[int, Tensor], nodes: list[Node]) -> None:
 
 def _give_attention_mask(node: Node, masks: dict[int, Tensor], nodes: list[Node]) -> None:
     """MultiHeadAttention looks for the masks of its operands itself, and combines them with its argument."""
-    spec = node.layer._call_spec  # noqa: SLF001 - Keras' own record of the signature
+    spec = private.call_signature(node.layer)
     names = ("query", "value", "key", "attention_mask")
     given = {
         name: spec.get_arg_value(name, node.args, node.kwargs, inputs_in_args=True)
@@ -195,8 +193,8 @@ def _give_attention_mask(node: Node, masks: dict[int, Tensor], nodes: list[Node]
     def combined(values: Any) -> Any:
         operands, operand_masks = values
         for name, mask in operand_masks.items():
-            operands[name]._keras_mask = mask  # noqa: SLF001 - where Keras puts it
-        return node.layer._compute_attention_mask(**operands)  # noqa: SLF001 - what its call does
+            private.set_mask(operands[name], mask)
+        return private.attention_mask(node.layer, **operands)
 
     mask = _record(node, combined, (given, before), nodes)
     node.args, node.kwargs = spec.set_arg_value("attention_mask", mask, node.args, node.kwargs, inputs_in_args=True)
@@ -208,14 +206,14 @@ def _masks_after(node: Node, masks: dict[int, Tensor], nodes: list[Node]) -> dic
     given = node.kwargs["mask"] if "mask" in node.kwargs else _masks_of(inputs, masks)
     if not layer.supports_masking or (given is None and not _starts_masks(layer)):
         return {}
-    if not getattr(layer.compute_mask, "_is_default", False):
+    if not private.hands_mask_on(layer):
         given = _record(node, lambda values: layer.compute_mask(*values), (inputs, given), nodes)
     pairs = zip(tf.nest.flatten(node.outputs), tf.nest.flatten(given), strict=False)
     return {id(tensor): mask for tensor, mask in pairs if isinstance(mask, Tensor)}
 
 
 def _starts_masks(layer: Any) -> bool:
-    return isinstance(layer, _STARTS_MASKS) or not type(layer).__module__.startswith("tf_keras.src.layers.")
+    return isinstance(layer, _STARTS_MASKS) or not private.is_of_keras_layers(layer)
 
 
 def _record(node: Node, compute: Callable[[Any], Any], values: Any, nodes: list[Node]) -> Any:

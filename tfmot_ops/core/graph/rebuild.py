@@ -5,18 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from threading import RLock
 from types import FunctionType
 from typing import Any
 
 import tensorflow as tf
-from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
-from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapperV2
-from tf_keras.__internal__ import KerasTensor
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors, unique_names
 from tfmot_ops.core.graph.layers import LAYERS
+from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.private import KerasTensor, QuantizeLayer, QuantizeWrapperV2
 from tfmot_ops.errors import UnsupportedModelError
 
 #: (new layer, the call it stands for) -> the layer that is called in its place.
@@ -24,7 +22,7 @@ Wrap = Callable[[Any, Node], Any]
 #: (tensor, its value) -> the value that the calls read.
 OnTensor = Callable[[Tensor, Any], Any]
 
-#: Packages of tf_keras.src.layers whose layers only compute in their call, and other layers that do.
+#: Packages of tf_keras' layers whose layers only compute in their call, and other layers that do.
 _PURE_PACKAGES = {"activation", "convolutional", "merging", "normalization", "pooling", "regularization", "reshaping"}
 _PURE_LAYERS = {keras.layers.Dense, keras.layers.Activation, QuantizeLayer, *LAYERS}
 #: Initialisers that draw numbers; what they draw is replaced by the graph's weights.
@@ -35,10 +33,6 @@ _RANDOM = (
     keras.initializers.TruncatedNormal,
     keras.initializers.Orthogonal,
 )
-#: What Keras does for a call on KerasTensors; it has no public way to be given the shapes.
-_TRACED = keras.layers.Layer._keras_tensor_symbolic_call  # noqa: SLF001 - see above
-#: One thread at a time takes its place.
-_PATCHING = RLock()
 
 
 def rebuild(
@@ -108,7 +102,7 @@ def copy_layer(layer: Any, name: str, **changes: Any) -> Any:
             "keras.saving.register_keras_serializable",
         ) from error
     if "activity_regularizer" not in config | changes:
-        copy._activity_regularizer = layer._activity_regularizer  # noqa: SLF001 - a wrapper's public one cannot be set
+        private.copy_activity_regularizer(copy, layer)
     _freeze_like(layer, copy)
     return copy
 
@@ -145,7 +139,7 @@ def _functions(layer: Any, config: dict[str, Any]) -> dict[str, Any]:
 
 def _freeze_like(layer: Any, copy: Any) -> None:
     """Freeze what is frozen in `layer`: the whole, or layers inside it."""
-    pairs = list(zip(layer._flatten_layers(), copy._flatten_layers(), strict=False))  # noqa: SLF001 - no public walk
+    pairs = list(zip(private.layers_within(layer), private.layers_within(copy), strict=False))
     for original, copied in pairs:
         # Only where they differ, as setting it sets it for all layers inside.
         if copied.trainable != original.trainable:
@@ -172,17 +166,12 @@ def call_layer(layer: Any, args: Any, kwargs: Any, outputs: Any) -> Any:
 
     def infer(inputs: Any, masks: Any, more: Any, named: Any) -> Any:
         if not _are_plain(inputs, masks):
-            return type(layer)._keras_tensor_symbolic_call(layer, inputs, masks, more, named)  # noqa: SLF001 - see `_TRACED`
-        _build(layer, inputs, more, named)
+            return private.trace_outputs(layer, inputs, masks, more, named)
+        private.build_for_call(layer, inputs, more, named)
         return map_tensors(outputs, lambda t: KerasTensor(tf.TensorSpec(t.shape, t.dtype)))
 
-    # Keras has no public way to give a call its output shapes. `infer` does the rest of what the method it stands in
-    # for does, and is set past Keras' own `__setattr__`, as it is no part of the layer.
-    object.__setattr__(layer, "_keras_tensor_symbolic_call", infer)
-    try:
+    with private.outputs_of_one_layer(layer, infer):
         return layer(*args, **kwargs)
-    finally:
-        object.__delattr__(layer, "_keras_tensor_symbolic_call")
 
 
 @contextmanager
@@ -192,22 +181,17 @@ def without_traces() -> Iterator[None]:
     Keras traces each call of a layer for it, also where the layer has a formula; for a quantised model that is up to
     half of what loading it costs.
     """
-    base = keras.layers.Layer
 
     def infer(layer: Any, inputs: Any, masks: Any, args: Any, kwargs: Any) -> Any:
         shape_of = _formula(layer)
         if shape_of is None or not _are_plain(inputs, masks):
-            return _TRACED(layer, inputs, masks, args, kwargs)
-        _build(layer, inputs, args, kwargs)
+            return private.trace_outputs(layer, inputs, masks, args, kwargs)
+        private.build_for_call(layer, inputs, args, kwargs)
         shape = shape_of(tf.nest.map_structure(lambda value: value.shape, inputs))
         return KerasTensor(tf.TensorSpec(shape, layer.compute_dtype))
 
-    with _PATCHING:
-        base._keras_tensor_symbolic_call = infer  # noqa: SLF001 - see `_TRACED`
-        try:
-            yield
-        finally:
-            base._keras_tensor_symbolic_call = _TRACED  # noqa: SLF001 - see `_TRACED`
+    with private.outputs_of_all_layers(infer):
+        yield
 
 
 def _formula(layer: Any) -> Callable[[Any], Any] | None:
@@ -221,22 +205,14 @@ def _formula(layer: Any) -> Callable[[Any], Any] | None:
     return inner.compute_output_shape if has_one else None
 
 
-def _build(layer: Any, inputs: Any, args: Any, kwargs: Any) -> None:
-    """What a call does besides computing."""
-    with tf.name_scope(layer._name_scope()):  # noqa: SLF001 - see `_TRACED`
-        layer._maybe_build(inputs)  # noqa: SLF001 - see `_TRACED`
-    layer._set_save_spec(inputs, args, kwargs)  # noqa: SLF001 - see `_TRACED`
-
-
 def _is_pure(layer: Any) -> bool:
     """Whether a call of the layer only computes: no state is made in it, no loss added."""
     inner = layer.layer if isinstance(layer, QuantizeWrapperV2) else layer
-    package = type(inner).__module__.removeprefix("tf_keras.src.layers.").split(".")[0]
     if isinstance(inner, keras.layers.Wrapper) or inner.activity_regularizer is not None:
         return False
     if isinstance(getattr(inner, "activation", None), keras.layers.Layer):
         return False
-    return package in _PURE_PACKAGES or type(inner) in _PURE_LAYERS
+    return private.package_of(inner) in _PURE_PACKAGES or type(inner) in _PURE_LAYERS
 
 
 def _are_known(layer: Any, outputs: Any) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfmot_ops.core.graph.layers import Affine, AxisMean, HardSwish, InverseRoot, Shift
+from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
 
 _L = keras.layers
@@ -200,12 +201,12 @@ def is_affine(layer: Any) -> bool:
 
 def is_custom(layer: Any) -> bool:
     """Whether the layer's class is neither one of Keras' own nor ours nor tfmot's."""
-    packages = ("tf_keras.src.layers.", "tf_keras.src.engine.", "tfmot_ops.", "tensorflow_model_optimization.")
+    packages = (private.LAYERS_PACKAGE, private.ENGINE_PACKAGE, "tfmot_ops.", "tensorflow_model_optimization.")
     return not type(layer).__module__.startswith(packages)
 
 
 def _takes_training(layer: Any) -> bool:
-    return bool(layer._call_spec.expects_training_arg)  # noqa: SLF001 - Keras' own record of the signature
+    return bool(private.call_signature(layer).expects_training_arg)
 
 
 def is_identity(layer: Any) -> bool:

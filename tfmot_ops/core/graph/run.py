@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Graph, Node, map_tensors, tensors
+from tfmot_ops.core.keras import private
 
 
 def run_graph(graph: Graph, inputs: list[Any], compute: Callable[[Node, Any, Any], Any]) -> Any:
@@ -38,6 +39,6 @@ def run_graph(graph: Graph, inputs: list[Any], compute: Callable[[Node, Any, Any
 
 def infer(layer: Any, args: Any, kwargs: Any) -> Any:
     """What a call of a layer gives in inference; without the word Keras' augmentation layers augment."""
-    if layer._call_spec.expects_training_arg:  # noqa: SLF001 - Keras' own record of the signature
+    if private.call_signature(layer).expects_training_arg:
         kwargs = kwargs | {"training": False}
     return layer(*args, **kwargs)

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tf_keras.src.engine.base_layer import AddLoss, AddMetric
-from tf_keras.src.engine.functional import has_functional_like_constructor
 
+from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.private import AddLoss, AddMetric, has_functional_like_constructor
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.errors import UnsupportedModelError
 
@@ -26,7 +26,7 @@ Scalar = str | int | float | bool | None
 
 def is_compiled(model: keras.Model) -> bool:
     """Whether `model` has an optimizer and a loss to train with."""
-    return bool(getattr(model, "_is_compiled", False)) and model.optimizer is not None
+    return bool(private.is_compiled(model)) and model.optimizer is not None
 
 
 def compile_like(model: keras.Model, source: keras.Model) -> None:
@@ -59,19 +59,12 @@ def compile_like(model: keras.Model, source: keras.Model) -> None:
             received=f"{len(_output_keys(model))} outputs: {', '.join(_output_keys(model))}",
             remedy="compile the model yourself",
         )
-    losses, metrics = source.compiled_loss, source.compiled_metrics
-    automatic_steps = getattr(source, "_autotune_steps_per_execution", False)
-    steps = source._steps_per_execution  # noqa: SLF001 - no public reader
-    model.compile(
-        optimizer=_map_leaves(_fresh_optimizer, source.optimizer),
-        loss=_by_place(losses._user_losses, source),  # noqa: SLF001 - as Model._get_compile_args reads them
-        loss_weights=_by_place(losses._user_loss_weights, source),  # noqa: SLF001
-        metrics=_fresh_metrics(metrics._user_metrics, source),  # noqa: SLF001
-        weighted_metrics=_fresh_metrics(metrics._user_weighted_metrics, source),  # noqa: SLF001
-        run_eagerly=source._run_eagerly,  # noqa: SLF001 - the property mixes in the process-wide switch
-        steps_per_execution="auto" if automatic_steps else None if steps is None else int(steps.numpy()),
-        jit_compile=source._jit_compile,  # noqa: SLF001
-    )
+    arguments = private.compile_arguments(source)
+    arguments |= {name: _by_place(arguments[name], source) for name in ("loss", "loss_weights")}
+    arguments |= {name: _fresh_metrics(arguments[name], source) for name in ("metrics", "weighted_metrics")}
+    if private.tunes_steps_per_execution(source):
+        arguments["steps_per_execution"] = "auto"
+    model.compile(optimizer=_map_leaves(_fresh_optimizer, source.optimizer), **arguments)
 
 
 def _take_class(model: keras.Model, source: keras.Model) -> None:
@@ -89,12 +82,12 @@ def _take_class(model: keras.Model, source: keras.Model) -> None:
         return
     # What makes the copy does not know the class; the constructor that runs now is the one it would have called.
     model.__class__ = cls
-    cls.__init__(model, model._nested_inputs, model._nested_outputs, name=model.name)  # noqa: SLF001 - as given
+    cls.__init__(model, private.nested_inputs(model), private.nested_outputs(model), name=model.name)
 
 
 def _take_names(model: keras.Model, source: keras.Model) -> None:
     """Give the outputs the names that the user knows them by: of the layers inside pruning wrappers."""
-    names, layers = source.output_names, getattr(source, "_output_layers", None)
+    names, layers = source.output_names, private.output_layers(source)
     if not names or not layers or len(names) != len(model.output_names or ()):
         return
     known = [inner_layer(layer).name if name == layer.name else name for name, layer in zip(names, layers, strict=True)]
@@ -104,7 +97,7 @@ def _take_names(model: keras.Model, source: keras.Model) -> None:
 
 def _warn_of_losses(model: keras.Model, source: keras.Model) -> None:
     added, kept = (
-        {layer.name for layer in each._flatten_layers() if isinstance(layer, AddLoss | AddMetric)}  # noqa: SLF001
+        {layer.name for layer in private.layers_within(each) if isinstance(layer, AddLoss | AddMetric)}
         for each in (source, model)
     )
     if added - kept:
@@ -118,14 +111,14 @@ def _warn_of_losses(model: keras.Model, source: keras.Model) -> None:
 
 def _output_keys(model: keras.Model) -> list[str]:
     """Keys that a dict of losses or metrics of `model` may have, in the order of its outputs."""
-    outputs = getattr(model, "_nested_outputs", None)
+    outputs = private.nested_outputs(model)
     # Keras matches a dict of losses to a dict of outputs by its own keys, and to a list by the layers' names.
     return sorted(outputs) if isinstance(outputs, Mapping) else list(model.output_names or ())
 
 
 def _by_place(structure: Any, source: keras.Model) -> Any:
     """A dict by outputs' names as a list by their places: a saved model goes by other names than the one in memory."""
-    is_dict = isinstance(source._nested_outputs, Mapping)  # noqa: SLF001 - then it is matched by the dict's keys
+    is_dict = isinstance(private.nested_outputs(source), Mapping)
     if not isinstance(structure, Mapping) or is_dict:
         return structure
     return [structure.get(name) for name in source.output_names]
@@ -142,7 +135,7 @@ def _map_leaves(function: Callable[[Any], Any], structure: Any) -> Any:
 
 def _fresh_optimizer(optimizer: Any) -> Any:
     config = optimizer.get_config()
-    rate = _rate(optimizer)
+    rate = private.given_learning_rate(optimizer)
     if callable(rate) and not isinstance(rate, tf.Variable):
         # Put back as it is: the config form of a user's own schedule only loads under a custom object scope.
         config["learning_rate"] = rate
@@ -151,16 +144,10 @@ def _fresh_optimizer(optimizer: Any) -> Any:
         config["inner_optimizer"] = _fresh_optimizer(inner)
     fresh = _from_config(optimizer, config)
     # Set by a method and in no config: variables, by parts of their names, that weight decay leaves alone.
-    names = getattr(optimizer, "_exclude_from_weight_decay_names", None)
+    names = private.names_without_decay(optimizer)
     if names:
-        fresh.exclude_from_weight_decay(var_names=list(names))
+        fresh.exclude_from_weight_decay(var_names=names)
     return fresh
-
-
-def _rate(optimizer: Any) -> Any:
-    """The learning rate as it was given: number, variable, schedule or function."""
-    legacy = getattr(optimizer, "_hyper", None)
-    return legacy.get("learning_rate") if legacy else getattr(optimizer, "_learning_rate", None)
 
 
 def _fresh_metrics(structure: Any, source: keras.Model) -> Any:
@@ -213,18 +200,9 @@ def compile_parameters(model: keras.Model) -> dict[str, Scalar]:
         parameters[prefix] = type(optimizer).__name__
         settings = {key: value for key, value in optimizer.get_config().items() if key != "is_legacy_optimizer"}
         parameters.update({f"{prefix}.{key}": _scalar(value) for key, value in settings.items()})
-    losses, metrics = model.compiled_loss, model.compiled_metrics
-    parameters |= {
-        "loss": _scalar(losses._user_losses),  # noqa: SLF001 - as Model._get_compile_args reads them
-        "loss_weights": _scalar(losses._user_loss_weights),  # noqa: SLF001
-        "metrics": _scalar(metrics._user_metrics),  # noqa: SLF001
-        "weighted_metrics": _scalar(metrics._user_weighted_metrics),  # noqa: SLF001
-    }
-    steps = model._steps_per_execution  # noqa: SLF001 - no public reader
-    parameters["steps_per_execution"] = None if steps is None else int(steps.numpy())
-    parameters["jit_compile"] = _scalar(model._jit_compile)  # noqa: SLF001
-    parameters["run_eagerly"] = bool(model._run_eagerly)  # noqa: SLF001
-    return parameters
+    arguments = private.compile_arguments(model)
+    arguments["run_eagerly"] = bool(arguments["run_eagerly"])
+    return parameters | {name: _scalar(value) for name, value in arguments.items()}
 
 
 def _scalar(value: Any) -> Scalar:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tensorflow.lite.python.convert import mlir_sparsify
-
+from tfmot_ops.core.keras.private import mlir_sparsify
 from tfmot_ops.core.measure.latency import Latency, latency_ms
 from tfmot_ops.core.tflite.profile import gzip_size
 from tfmot_ops.errors import ArtifactError, ExportError

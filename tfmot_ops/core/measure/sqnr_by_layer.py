@@ -15,7 +15,6 @@ import numpy as np
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
-from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors, unique_names
 from tfmot_ops.core.graph.normalize import normalize_graph
@@ -23,6 +22,7 @@ from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import rebuild
 from tfmot_ops.core.graph.run import infer, run_graph
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.private import QuantizeLayer
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.core.measure.noise import power_ratio_db, signal_and_noise
 from tfmot_ops.core.tflite.emit import scope_name

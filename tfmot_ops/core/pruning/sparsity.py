@@ -10,6 +10,7 @@ import numpy as np
 from tfmot_ops.contract import Recipe
 from tfmot_ops.core.graph.ir import Node, layer_paths
 from tfmot_ops.core.graph.kernels import Kernel, kernels
+from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.errors import SparsityLostError
@@ -105,7 +106,7 @@ def layer_sparsity(model: keras.Model) -> dict[str, float]:
 
 def _value(layer: Any, inner: Any, attribute: str) -> np.ndarray:
     """A kernel's trained value, under its mask where a quantisation wrapper holds one."""
-    for (variable, _, extra), name in zip(getattr(layer, "_weight_vars", ()), _quantized_names(layer), strict=True):
+    for (variable, _, extra), name in zip(private.weight_variables(layer), _quantized_names(layer), strict=True):
         if name == attribute:
             value = np.asarray(variable)
             return value * np.asarray(extra["mask"]) if "mask" in extra else value
@@ -114,13 +115,13 @@ def _value(layer: Any, inner: Any, attribute: str) -> np.ndarray:
 
 def _quantized_names(layer: Any) -> tuple[str, ...]:
     config = getattr(layer, "quantize_config", None)
-    return tuple(getattr(config, "weights", ())) if hasattr(layer, "_weight_vars") else ()
+    return tuple(getattr(config, "weights", ())) if private.weight_variables(layer) else ()
 
 
 def give_masks(model: keras.Model) -> None:
     """Set the sparsity masks and cluster indices of a QAT model's weight quantisers from its weights, in place."""
     for layer in model.layers:
-        for variable, _, extra in getattr(layer, "_weight_vars", ()):
+        for variable, _, extra in private.weight_variables(layer):
             if "mask" in extra:
                 extra["mask"].assign(np.not_equal(variable.numpy(), 0).astype(np.float32))
             if "clusters" in extra:

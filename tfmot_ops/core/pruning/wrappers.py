@@ -8,13 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
-from tensorflow_model_optimization.python.core.sparsity.keras import pruning_impl, pruning_schedule, pruning_wrapper
-from tensorflow_model_optimization.python.core.sparsity.keras.prunable_layer import PrunableLayer
-from tensorflow_model_optimization.python.core.sparsity.keras.prune_registry import PruneRegistry
-from tensorflow_model_optimization.python.core.sparsity.keras.pruning_callbacks import (
-    PruningSummaries,
-    UpdatePruningStep,
-)
 
 from tfmot_ops.contract import LayerReport, Outcome, Recipe, Schedule, Sparsity
 from tfmot_ops.core.graph.custom import open_custom_layers
@@ -24,8 +17,18 @@ from tfmot_ops.core.graph.kernels import kernels
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import copy_layer, rebuild, without_random_values
 from tfmot_ops.core.graph.roles import is_custom
+from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.compiling import compile_like
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.private import (
+    PrunableLayer,
+    PruneRegistry,
+    PruningSummaries,
+    UpdatePruningStep,
+    pruning_impl,
+    pruning_schedule,
+    pruning_wrapper,
+)
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.core.pruning.sparsity import prunable
 from tfmot_ops.errors import RecipeError
@@ -63,13 +66,13 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
         self.kernel_names = kernel_names
         self.supports_masking = layer.supports_masking
         # tfmot calls the layer past Keras' `__call__`, which is where Keras adds what this regulariser gives.
-        self._activity_regularizer = layer.activity_regularizer
+        private.copy_activity_regularizer(self, layer)
         # As Keras does for a layer: whether `reset_states` of the model concerns it.
         self.stateful = layer.stateful
 
     def call(self, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
         """The layer's result; a mask goes to a layer that takes one, and round any other."""
-        if not self.layer._call_spec.expects_mask_arg:  # noqa: SLF001 - Keras' own record of the signature
+        if not private.call_signature(self.layer).expects_mask_arg:
             kwargs.pop("mask", None)
         return super().call(inputs, training=training, **kwargs)
 
@@ -90,8 +93,9 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
         """tfmot's, with masks in which of equal weights the first stay."""
         super().build(input_shape)
         own = vars(self)["pruning_obj"]
-        arguments = (own._step_fn, own._pruning_vars, own._pruning_schedule)  # noqa: SLF001 - tfmot has no other way in
-        self.pruning_obj = _Pruning(*arguments, self.block_size, self.block_pooling_type, self.sparsity_m_by_n)
+        self.pruning_obj = _Pruning(
+            *private.pruning_arguments(own), self.block_size, self.block_pooling_type, self.sparsity_m_by_n
+        )
 
     def get_config(self) -> dict[str, Any]:
         """tfmot's, with the pattern and the kernels' names."""
@@ -141,7 +145,7 @@ def prune(model: keras.Model, recipe: Recipe, end_step: int | None = None) -> tu
 def _with_open_blocks(model: keras.Model) -> keras.Model:
     blocks = [layer for _, layer in layer_paths(model) if is_custom(inner_layer(layer))]
     # `_flatten_layers` is Keras' own way through the layers within one.
-    if not any(kernels(part) for block in blocks for part in block._flatten_layers()):  # noqa: SLF001 - see above
+    if not any(kernels(part) for block in blocks for part in private.layers_within(block)):
         return model
     opened = rebuild(open_custom_layers(read_graph(model)))
     compile_like(opened, model)
@@ -329,7 +333,7 @@ def _copy_with(model: keras.Model, wrap: Callable[[Any, Any], Any]) -> keras.Mod
 
     def _clone(part: keras.Model) -> keras.Model:
         result = keras.models.clone_model(part, clone_function=clone)
-        result._name = part.name  # noqa: SLF001 - clone_model names a nested sequential model anew
+        private.rename(result, part.name)
         return result
 
     with without_random_values():

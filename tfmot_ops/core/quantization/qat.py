@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
-from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapper
 
 from tfmot_ops.contract import LayerReport, Method, Quantization, Recipe
 from tfmot_ops.core.graph.finite import require_finite_weights
@@ -21,8 +19,10 @@ from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import OnTensor, rebuild
 from tfmot_ops.core.graph.run import infer, run_graph
 from tfmot_ops.core.graph.samples import calibration_batches
+from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.compiling import compile_like
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.private import QuantizeLayer, QuantizeWrapper
 from tfmot_ops.core.pruning.sparsity import give_masks, prunable, required_ratio
 from tfmot_ops.core.quantization.quantizers import QuantizedLayer
 from tfmot_ops.core.quantization.ranges import range_variables, tied_ranges
@@ -272,6 +272,6 @@ def _call_unrounded(node: Node, args: Any, kwargs: Any) -> Any:
         return args[0]
     if not isinstance(layer, QuantizeWrapper):
         return infer(layer, args, kwargs)
-    variables = [variable for variable, _, _ in layer._weight_vars]  # noqa: SLF001 - tfmot has no accessor
+    variables = [variable for variable, _, _ in private.weight_variables(layer)]
     layer.quantize_config.set_quantize_weights(layer.layer, variables)
     return infer(layer.layer, args, kwargs)

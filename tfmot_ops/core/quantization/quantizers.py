@@ -6,9 +6,10 @@ from typing import Any
 
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
-from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapperV2
 
+from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.private import QuantizeWrapperV2
 
 #: What a range starts from before calibration or training, as in tfmot.
 INITIAL_RANGE = (-6.0, 6.0)
@@ -300,7 +301,7 @@ class QuantizedLayer(QuantizeWrapperV2):
     def __init__(self, layer: Any, quantize_config: Any, **kwargs: Any) -> None:
         super().__init__(layer, quantize_config, **kwargs)
         # tfmot calls the layer past Keras' `__call__`, which is where Keras adds what this regulariser gives.
-        self._activity_regularizer = layer.activity_regularizer
+        private.copy_activity_regularizer(self, layer)
 
     def add_weight(self, name: str | None = None, *args: Any, **kwargs: Any) -> Any:
         """The variable; None for the counter."""
@@ -313,7 +314,7 @@ class QuantizedLayer(QuantizeWrapperV2):
         tfmot counts the kernels as the wrapper's as well, so they train in a frozen layer and are saved twice.
         """
         trained = self.layer.trainable_weights
-        places = {id(variable): place for place, (variable, *_) in enumerate(getattr(self, "_weight_vars", ()))}
+        places = {id(variable): place for place, (variable, *_) in enumerate(private.weight_variables(self))}
         return sorted(trained, key=lambda variable: places.get(id(variable), len(places)))
 
     def call(self, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
@@ -324,4 +325,6 @@ class QuantizedLayer(QuantizeWrapperV2):
         try:
             return super().call(inputs, training=training, **kwargs)
         finally:
-            self.quantize_config.set_quantize_weights(self.layer, [variable for variable, *_ in self._weight_vars])
+            self.quantize_config.set_quantize_weights(
+                self.layer, [variable for variable, *_ in private.weight_variables(self)]
+            )

@@ -7,13 +7,12 @@ from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any
 
-from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
-from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapper
-
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
 from tfmot_ops.core.graph.layers import HardSwish, Shift
 from tfmot_ops.core.graph.roles import Role, role
+from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.private import QuantizeLayer, QuantizeWrapper
 from tfmot_ops.core.quantization.quantizers import FixedRangeQuantizer, RangeQuantizer
 from tfmot_ops.core.quantization.scales import LEVELS, Range, Sums, computable
 from tfmot_ops.core.quantization.scheme import output_quantizer, tied_groups
@@ -31,8 +30,8 @@ _ADDITIONS = (
 def range_variables(layer: Any) -> tuple[Any, Any] | None:
     """(min, max) variables of the range that follows a layer's output, None when there is none."""
     variables = None
-    if isinstance(layer, QuantizeWrapper) and layer._output_quantizers:  # noqa: SLF001 - tfmot has no accessor
-        variables = layer._output_quantizer_vars  # noqa: SLF001
+    if isinstance(layer, QuantizeWrapper):
+        variables = private.output_range_variables(layer)
     elif isinstance(layer, QuantizeLayer) and isinstance(layer.quantizer, RangeQuantizer):
         variables = layer.quantizer_vars
     return (variables["min_var"], variables["max_var"]) if variables else None

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
-
 from tfmot_ops.contract import LayerReport, Outcome, Quantization
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
 from tfmot_ops.core.graph.kernels import Kernel, kernels
@@ -16,6 +14,7 @@ from tfmot_ops.core.graph.new_values import constants
 from tfmot_ops.core.graph.poles import unrounded_calls
 from tfmot_ops.core.graph.roles import FIXED_RANGES, Role, activation_name, float_reason, role
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.private import QuantizeLayer
 from tfmot_ops.core.quantization.quantizers import (
     FixedRangeQuantizer,
     LayerQuantizeConfig,

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import h5py
 import tensorflow_model_optimization as tfmot
-from tf_keras.src.saving.serialization_lib import SafeModeScope
 
 from tfmot_ops.core.graph.layers import LAYERS
 from tfmot_ops.core.graph.rebuild import without_random_values, without_traces
+from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.private import SafeModeScope
 from tfmot_ops.core.pruning.wrappers import PruneLowMagnitude
 from tfmot_ops.core.quantization.quantizers import (
     FixedRangeQuantizer,
@@ -33,7 +34,7 @@ _CLASSES = (*LAYERS, FixedRangeQuantizer, LayerQuantizeConfig, PruneLowMagnitude
 
 def _layers_of_applications() -> dict[str, type]:
     """Layers that tf_keras.applications has of its own and does not register, so that Keras cannot load them."""
-    modules = [module for name, module in sys.modules.items() if name.startswith("tf_keras.src.applications.")]
+    modules = [module for name, module in sys.modules.items() if name.startswith(private.APPLICATIONS_PACKAGE)]
     members = [member for module in modules for member in vars(module).values() if inspect.isclass(member)]
     return {m.__name__: m for m in members if issubclass(m, keras.layers.Layer) and ".applications." in m.__module__}
 

@@ -9,13 +9,9 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 from google.protobuf import json_format
-from tensorflow.python.feature_column.feature_column_v2 import EmbeddingColumn
-from tf_keras.src.engine.base_layer import TensorFlowOpLayer
-from tf_keras.src.layers.core import tf_op_layer
-from tf_keras.src.layers.preprocessing.index_lookup import IndexLookup
-from tf_keras.src.layers.rnn.cell_wrappers import _RNNCellWrapper
 
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.private import IndexLookup, RNNCellWrapper, TensorFlowOpLayer, feature_column_v2, tf_op_layer
 from tfmot_ops.core.saving.safe_graphs import is_symbol_of_tensors, unsafe_operation
 from tfmot_ops.core.saving.safe_names import classes_of, is_harmful_name, is_harmless_function, is_known_layer
 
@@ -217,6 +213,6 @@ _CHECKS = (
     (tf_op_layer.InstanceProperty, _unsafe_attribute),
     (TensorFlowOpLayer, _unsafe_node),
     ((IndexLookup, keras.layers.TextVectorization), _unsafe_vocabulary),
-    (_RNNCellWrapper, _unsafe_wrapper),
-    (EmbeddingColumn, _unsafe_column),
+    (RNNCellWrapper, _unsafe_wrapper),
+    (feature_column_v2.EmbeddingColumn, _unsafe_column),
 )

@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 import h5py
 import tensorflow as tf
 from tf_keras.protobuf import saved_metadata_pb2
-from tf_keras.src.saving.legacy.saved_model import constants
 
+from tfmot_ops.core.keras.private import saved_model_names as constants
 from tfmot_ops.core.saving.safe_configs import unsafe_names
 from tfmot_ops.core.saving.safe_graphs import unsafe_parts
 from tfmot_ops.errors import UnsafeModelError

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.framework import op_def_registry
-from tensorflow.python.util import dispatch
-from tensorflow.python.util.tf_export import get_canonical_name_for_symbol, get_symbol_from_name
+
+from tfmot_ops.core.keras import private
+from tfmot_ops.core.keras.private import dispatch, get_canonical_name_for_symbol, get_symbol_from_name, op_def_registry
 
 #: TensorFlow's own groups of operations (`tensorflow.python.ops.gen_<group>_ops`) that compute or keep values in
 #: memory. Files, data sets, Python, other processes, devices and debuggers have groups of their own, not named here.
@@ -66,7 +65,7 @@ _NOT_OF_TENSORS = {
 
 
 def _members(module: str) -> Iterator[str]:
-    yield from vars(importlib.import_module(f"tensorflow.python.ops.{module}"))
+    yield from private.names_of_operations(module)
 
 
 @cache

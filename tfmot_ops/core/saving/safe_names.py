@@ -14,21 +14,30 @@ from types import ModuleType
 from typing import Any
 
 import tensorflow_model_optimization as tfmot
-from tensorflow.python.feature_column import feature_column_v2
-from tensorflow.python.util.tf_export import get_symbol_from_name
-from tf_keras.src import activations, constraints, initializers, losses, metrics, regularizers
-from tf_keras.src.engine.functional import ModuleWrapper
-from tf_keras.src.engine.input_spec import InputSpec
-from tf_keras.src.export.export_lib import ReloadedLayer
-from tf_keras.src.layers import activation as activation_layers
-from tf_keras.src.layers import serialization as layers
-from tf_keras.src.mixed_precision.loss_scale_optimizer import LossScaleOptimizer, LossScaleOptimizerV3
-from tf_keras.src.mixed_precision.policy import Policy
-from tf_keras.src.optimizers.legacy.optimizer_v2 import OptimizerV2
-from tf_keras.src.optimizers.schedules import learning_rate_schedule
-from tf_keras.src.saving.serialization_lib import BUILTIN_MODULES
 
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.private import (
+    BUILTIN_MODULES,
+    FUNCTION_MODULES,
+    InputSpec,
+    LossScaleOptimizer,
+    LossScaleOptimizerV3,
+    ModuleWrapper,
+    OptimizerV2,
+    Policy,
+    ReloadedLayer,
+    activation_layers,
+    activations,
+    constraints,
+    feature_column_v2,
+    get_symbol_from_name,
+    initializers,
+    learning_rate_schedule,
+    losses,
+    metrics,
+    regularizers,
+)
+from tfmot_ops.core.keras.private import layer_tables as layers
 from tfmot_ops.core.saving.safe_graphs import is_function_of_tensors
 
 _PACKAGES = ("tf_keras.", "tensorflow_model_optimization.", "tfmot_ops.")
@@ -41,10 +50,6 @@ _KINDS = (
 )
 #: Layers that load what is at a path, or call any method of what they are given.
 _REFUSED = {ReloadedLayer, ModuleWrapper}
-_FUNCTION_MODULES = {
-    *("tf_keras.src.activations", "tf_keras.src.losses", "tf_keras.src.metrics.accuracy_metrics"),
-    "tf_keras.src.metrics.regression_metrics",
-}
 #: Functions of these modules that find objects by their names.
 _FINDERS = {"deserialize", "get", "is_categorical_crossentropy", "serialize"}
 #: The columns of a DenseFeatures layer; the one that reads its vocabulary from a file is missing.
@@ -121,7 +126,7 @@ def _is_harmless_class(item: Any) -> bool:
 
 
 def _is_of_tensors(item: Any) -> bool:
-    if inspect.isfunction(item) and item.__module__ in _FUNCTION_MODULES:
+    if inspect.isfunction(item) and item.__module__ in FUNCTION_MODULES:
         return not item.__name__.startswith("_") and item.__name__ not in _FINDERS
     return item is regularizers.l1_l2 or is_function_of_tensors(item)
 

@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.lite.python.convert import mlir_quantize
-from tensorflow.lite.python.lite import TFLiteFrozenGraphConverterV2
-from tensorflow.lite.python.optimize.calibrator import Calibrator
-from tensorflow.python.framework.func_graph import dismantle_func_graph, func_graph_from_py_func
-from tf_keras.src import backend
 
+from tfmot_ops.core.keras import private
+from tfmot_ops.core.keras.private import (
+    TFLiteFrozenGraphConverterV2,
+    backend,
+    dismantle_func_graph,
+    func_graph_from_py_func,
+    mlir_quantize,
+)
 from tfmot_ops.errors import UnsupportedModelError
 
 _LOOPS = {"While", "StatelessWhile"}
@@ -43,8 +46,7 @@ def converter_of(
         UnsupportedModelError: the file is to be calibrated, and holds a loop that is none of Keras' own.
     """
     converter = _converter_of(_unrolled(function) if calibrated else function, signature, calibrated=calibrated)
-    then = converter._optimize_tflite_model  # noqa: SLF001 - the one place between the two
-    converter._optimize_tflite_model = lambda data, *args, **kwargs: then(finish(data), *args, **kwargs)  # noqa: SLF001
+    private.finish_before_quantizing(converter, finish)
     return converter
 
 
@@ -59,18 +61,17 @@ def change_calibrated(
         floats_in: gives for the float file the names of the tensors whose operations stay in float, which int8 alone
             can have; None lets it quantise all it can.
     """
-    quantize = converter._quantize  # noqa: SLF001 - what calibrates and quantises
 
-    def quantize_changed(data: bytes, *types: Any) -> bytes:
-        converter._experimental_calibrate_only = True  # noqa: SLF001 - from here on it is not asked for more
+    def quantize_changed(data: bytes, found: bytes, types: tuple[Any, ...]) -> bytes:
         kept = [] if floats_in is None else floats_in(data)
-        calibrated = change(quantize(data, *types), kept)
+        calibrated = change(found, kept)
         in_type, out_type, activations, biases, allow_float, variables, debug = types
         if activations is tf.int16 and floats_in is None:
             # The way of TensorFlow's own class, which knows of int16 only together with the calibration.
             numbers = [np.dtype(each.as_numpy_dtype).num for each in (in_type, out_type, activations, biases)]
-            quantizer = Calibrator(calibrated, [], [])._calibrator  # noqa: SLF001 - see above
-            result: bytes = quantizer.QuantizeModel(*numbers[:2], allow_float, *numbers[2:], False, False)
+            result: bytes = private.int16_quantizer(calibrated).QuantizeModel(
+                *numbers[:2], allow_float, *numbers[2:], False, False
+            )
             return result
         return bytes(
             mlir_quantize(
@@ -83,7 +84,7 @@ def change_calibrated(
             )
         )
 
-    converter._quantize = quantize_changed  # noqa: SLF001 - see above
+    private.quantize_after_calibration(converter, quantize_changed)
 
 
 @contextmanager
@@ -129,7 +130,7 @@ def _unrolled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _refuse_loops(graph: Any) -> None:
     """Refuse a graph with a loop: in TensorFlow 2.21 calibrating one ends the process (SIGSEGV)."""
-    bodies = [each.cached_definition for each in graph._functions.values()]  # noqa: SLF001 - without the weights
+    bodies = private.function_bodies(graph)
     looping = {body.signature.name for body in bodies if any(node.op in _LOOPS for node in body.node_def)}
     for op in graph.get_operations():
         called = op.get_attr("f").name if "PartitionedCall" in op.type else None

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
 
 from tfmot_ops.core.graph.finite import require_finite_folded
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
@@ -24,6 +23,8 @@ from tfmot_ops.core.graph.layers import Affine, scale_and_offset
 from tfmot_ops.core.graph.linear import ONE_AXIS, linear
 from tfmot_ops.core.graph.roles import Role, role
 from tfmot_ops.core.graph.run import run_graph
+from tfmot_ops.core.keras import private
+from tfmot_ops.core.keras.private import QuantizeLayer
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.core.quantization.quantizers import FixedRangeQuantizer, WeightQuantizer, round_within, symmetric_limits
 from tfmot_ops.core.quantization.ranges import Ranges, tied_ranges
@@ -346,13 +347,13 @@ def _add_bias(value: Any, bias: np.ndarray) -> Any:
 
 
 def _call(layer: Any, args: Any, kwargs: Any) -> Any:
-    if layer._call_spec.expects_training_arg:  # noqa: SLF001 - Keras' own record of the signature
+    if private.call_signature(layer).expects_training_arg:
         kwargs = kwargs | {"training": False}
     return layer.call(*args, **kwargs)
 
 
 def _weight_quantizer(layer: Any) -> tuple[WeightQuantizer | None, np.ndarray | None]:
-    for _, quantizer, extra in getattr(layer, "_weight_vars", ()):
+    for _, quantizer, extra in private.weight_variables(layer):
         with tf.init_scope():
             return quantizer, extra["mask"].numpy() if "mask" in extra else None
     return None, None

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
-from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
-from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapper
 
 from tfmot_ops.contract import Activations, Backend, Method, Recipe, Weights
 from tfmot_ops.core.graph.finite import require_finite_weights
@@ -26,7 +24,9 @@ from tfmot_ops.core.graph.rewrite import rewrite
 from tfmot_ops.core.graph.rules.padding import pad_by_sum
 from tfmot_ops.core.graph.run import infer
 from tfmot_ops.core.graph.samples import calibration_batches
+from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.private import QuantizeLayer, QuantizeWrapper
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.core.pruning.sparsity import prunable, required_ratio, tolerance
 from tfmot_ops.core.tflite.convert import change_calibrated, converter_of
@@ -300,7 +300,7 @@ def _required_of_quantized(graph: Graph) -> dict[str, tuple[float, int]]:
     return {
         inner_layer(node.layer).name: (quantizer.required_sparsity, int(variable.shape.num_elements()))
         for node in graph.nodes
-        for variable, quantizer, _ in getattr(node.layer, "_weight_vars", ())
+        for variable, quantizer, _ in private.weight_variables(node.layer)
         if quantizer.required_sparsity
     }
 

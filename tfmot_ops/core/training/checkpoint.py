@@ -19,6 +19,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import layer_paths
+from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.pruning.sparsity import require_sparsity
 from tfmot_ops.system import files
@@ -151,7 +152,7 @@ def _held(layer: Any) -> Iterator[tuple[Array, float]]:
     for variable, mask, _ in getattr(layer, "pruning_vars", ()):
         held = 1.0 - float(np.mean(mask.numpy()))
         yield variable.numpy(), max(held, _scheduled(layer.pruning_schedule, int(layer.pruning_step.numpy())))
-    for variable, quantizer, extra in getattr(layer, "_weight_vars", ()):
+    for variable, quantizer, extra in private.weight_variables(layer):
         value = variable.numpy()
         kept = value * extra["mask"].numpy() if "mask" in extra else value
         yield kept, float(getattr(quantizer, "required_sparsity", 0.0))
@@ -168,9 +169,7 @@ def _scheduled(schedule: Any, step: int) -> float:
 
 def build_optimizer(model: keras.Model) -> None:
     """Create the variables of a compiled model's optimizer, which otherwise its first step does."""
-    optimizer = model.optimizer
-    build = getattr(optimizer, "build", None) or optimizer._create_all_weights  # noqa: SLF001 - legacy ones have no other
-    build(model.trainable_variables)
+    private.build_optimizer(model.optimizer, model.trainable_variables)
 
 
 def _state(model: keras.Model) -> Iterator[Any]:
@@ -180,12 +179,10 @@ def _state(model: keras.Model) -> Iterator[Any]:
     # Before its first step an optimizer has no variables to restore.
     build_optimizer(model)
     yield from optimizer.variables()
-    yield from getattr(getattr(optimizer, "_loss_scale", None), "_weights", {}).values()
+    yield from private.loss_scale_variables(optimizer)
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     # A rate that a callback lowered; a schedule follows the optimizer's steps.
-    for rate in (getattr(inner, "_learning_rate", None), getattr(inner, "_hyper", {}).get("learning_rate")):
-        if isinstance(rate, tf.Variable):
-            yield rate
+    yield from private.learning_rate_variables(inner)
 
 
 def _architecture(model: keras.Model) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
 
 
@@ -65,18 +66,17 @@ class SeedEachEpoch(keras.callbacks.Callback):
         """Find what draws."""
         del logs
         self._drawers = list(_drawers(self.model))
-        self._own_seeds = [getattr(drawer, "_seed", None) for drawer in self._drawers]
+        self._own_seeds = [private.own_seed(drawer) for drawer in self._drawers]
         for drawer in self._drawers:
-            if hasattr(drawer, "_maybe_init"):
-                drawer._maybe_init()  # noqa: SLF001 - else it makes its generator in the first step
+            private.make_generator(drawer)
             # A layer's own seed is counted up each time it is traced, and how often that is depends on the process.
-            _set_own_seed(drawer, None)
+            private.set_own_seed(drawer, None)
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Give the layers their own seeds back."""
         del logs
         for drawer, own in zip(self._drawers, self._own_seeds, strict=True):
-            _set_own_seed(drawer, own)
+            private.set_own_seed(drawer, own)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Seed it."""
@@ -85,7 +85,7 @@ class SeedEachEpoch(keras.callbacks.Callback):
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - what a user's layers and callbacks draw from
         for index, (drawer, own) in enumerate(zip(self._drawers, self._own_seeds, strict=True)):
-            generator = getattr(drawer, "_generator", drawer)
+            generator = private.generator_of(drawer)
             if isinstance(generator, tf.random.Generator):
                 generator.reset_from_seed(epoch_seed(seed, index, own or 0))
         if self._draws_from_state():
@@ -101,7 +101,7 @@ class SeedEachEpoch(keras.callbacks.Callback):
             return True
         if function is self._without_draws:
             return False
-        traces = function._list_all_concrete_functions()  # noqa: SLF001 - no public reader
+        traces = private.traces_of(function)
         if traces and not any(_has_seeded_ops(trace.graph) for trace in traces):
             # Remembered, as reading a large graph takes as long as some epochs.
             self._without_draws = function
@@ -116,16 +116,10 @@ def _not_of_tracing(record: logging.LogRecord) -> bool:
 
 def _drawers(model: keras.Model) -> Iterator[Any]:
     """Keras' and TensorFlow's random generators in the layers of `model`, nested ones included, in its order."""
-    for layer in model._flatten_layers():  # noqa: SLF001 - `layers` stops at wrappers
+    for layer in private.layers_within(model):
         for value in vars(layer).values():
             if isinstance(value, tf.random.Generator) or hasattr(value, "make_legacy_seed"):
                 yield value
-
-
-def _set_own_seed(drawer: Any, seed: int | None) -> None:
-    # Of Keras' other two, one has a generator, and one draws the same in every step.
-    if getattr(drawer, "_rng_type", None) == "legacy_stateful":
-        drawer._seed = seed  # noqa: SLF001 - Keras has no method for it
 
 
 def _has_seeded_ops(graph: Any) -> bool:

@@ -281,10 +281,11 @@ INNER_RANGE = (-1.0, 1.0)
 
 def _read(model: keras.Model) -> list[tuple[Call, Any]]:
     from tfmot_ops.core import keras
+    from tfmot_ops.core.keras import private
 
     found: list[tuple[Call, Any]] = []
     index: dict[int, int] = {}
-    by_depth = getattr(model, "_nodes_by_depth", {})  # the only order Keras records
+    by_depth = private.calls_by_depth(model)
     for node in (node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]):
         layer = node.layer
         if isinstance(layer, keras.layers.InputLayer):
@@ -294,7 +295,7 @@ def _read(model: keras.Model) -> list[tuple[Call, Any]]:
             index[id(output)] = len(found)
         sources = tuple(index.get(id(tensor), INPUT) for tensor in node.keras_inputs)
         kind = type(layer).__name__ + (f":{layer.symbol}" if hasattr(layer, "symbol") else "")
-        place = layer._inbound_nodes.index(node)  # noqa: SLF001 - how get_output_at counts
+        place = private.place_of_call(layer, node)
         entry = _sizes(layer.inputs) if isinstance(layer, keras.Model) and layer.inputs else None
         found.append((Call(layer.name, kind, sources, place, _sizes(outputs), entry), outputs[0]))
     return found

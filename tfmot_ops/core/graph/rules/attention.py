@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
 from tfmot_ops.core.graph.ir import Node, Tensor, tensors
 from tfmot_ops.core.graph.layers import Affine
 from tfmot_ops.core.graph.rewrite import Rewriter
 from tfmot_ops.core.graph.rules.activations import after
+from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.private import TFOpLambda
 
 _L = keras.layers
 #: [N, T, channels]
@@ -72,7 +73,7 @@ def multi_head_attention(node: Node, out: Rewriter) -> Any:
         kernel = next(weights)
         values = [np.reshape(kernel, (math.prod(kernel.shape[:axes]), -1))]
         values += [np.ravel(next(weights))] if config["use_bias"] else []
-        regularizers = (layer._kernel_regularizer, layer._bias_regularizer)  # noqa: SLF001 - it has no accessor
+        regularizers = (*private.projection_regularizers(layer),)
         return emit.dense(role, tensor, values, *regularizers)
 
     def split(role: str, tensor: Tensor) -> Tensor:

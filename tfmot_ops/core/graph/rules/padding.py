@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
 from tfmot_ops.core.graph.ir import Node, Tensor
 from tfmot_ops.core.graph.new_values import pad_constant
 from tfmot_ops.core.graph.rewrite import Rewriter
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.private import TFOpLambda
 
 _L = keras.layers
 #: A number that is below every activation: the lowest of float16, or lower.
