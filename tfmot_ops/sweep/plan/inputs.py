@@ -25,10 +25,12 @@ _PACKAGES = ("tensorflow", "tensorflow-cpu", "tf-keras", "tensorflow-model-optim
 
 @cache
 def core_sha256() -> str:
-    """Digest of the sources of our core, contract, models and recipes, and of the errors that they raise."""
+    """Digest of the sources of our core and what it works with, of the errors that these raise, and of what a cell does."""
     package = Path(__file__).parents[2]
-    folders = (path for name in ("contract", "core", "models", "recipes") for path in (package / name).rglob("*.py"))
-    return _digest(package, [*folders, package / "errors.py"])
+    folders = (
+        path for name in ("contract", "core", "models", "recipes", "tasks") for path in (package / name).rglob("*.py")
+    )
+    return _digest(package, [*folders, package / "errors.py", package / "sweep" / "run" / "check.py"])
 
 
 def _digest(folder: Path, files: Iterable[Path]) -> str:
