@@ -25,7 +25,7 @@ _PACKAGES = ("tensorflow", "tensorflow-cpu", "tf-keras", "tensorflow-model-optim
 
 @cache
 def core_sha256() -> str:
-    """Digest of the sources of our core, of what it works with, of the errors that it raises, and of what a cell does."""
+    """Digest of the sources of our core, of what it works with, of the errors it raises, and of what a cell does."""
     package = Path(__file__).parents[2]
     folders = (
         path for name in ("contract", "core", "models", "recipes", "tasks") for path in (package / name).rglob("*.py")
