@@ -13,6 +13,8 @@ from tfmot_ops import core
 from tfmot_ops.core import keras
 from tfmot_ops.core.quantization.ranges import range_variables
 
+pytestmark = pytest.mark.slow
+
 L = keras.layers
 Case = tuple[Any, Any]
 _RANDOM = np.random.default_rng(0)

@@ -13,6 +13,8 @@ from tfmot_ops.contract import Recipe
 from tfmot_ops.core import keras
 from tfmot_ops.errors import SparsityLostError
 
+pytestmark = pytest.mark.slow
+
 L = keras.layers
 _X = np.random.default_rng(0).normal(size=(8, 8, 8, 8)).astype(np.float32)
 

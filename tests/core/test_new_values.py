@@ -14,6 +14,8 @@ from tfmot_ops.contract import Outcome
 from tfmot_ops.core import keras
 from tfmot_ops.errors import UnsupportedModelError
 
+pytestmark = pytest.mark.slow
+
 L = keras.layers
 AROUND = [[0, 0], [1, 1], [1, 1], [0, 0]]
 RECIPES = ["wi8_ai8", "wi8_ai8_ptq", "wi8_ai16", "wi8_ai8_aeq"]

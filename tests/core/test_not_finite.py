@@ -13,6 +13,8 @@ from tfmot_ops.core import keras
 from tfmot_ops.core.quantization.ranges import range_variables
 from tfmot_ops.errors import CalibrationError, NotFiniteError, TfmotOpsError
 
+pytestmark = pytest.mark.slow
+
 L = keras.layers
 _X = np.random.default_rng(0).normal(size=(80, 8)).astype(np.float32)
 _EXPORTS = ["wi8_ai8_ptq", "wi8_ai8_ptq_aeq", "wi8_ai16_ptq", "wi8_afp32", "wi16f", "sparse50"]

@@ -15,6 +15,8 @@ from tfmot_ops.core import keras
 from tfmot_ops.core.saving import files as persist
 from tfmot_ops.errors import ArtifactError
 
+pytestmark = pytest.mark.slow
+
 L = keras.layers
 
 

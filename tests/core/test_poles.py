@@ -14,6 +14,8 @@ from tfmot_ops.contract import LayerReport, Method, Outcome
 from tfmot_ops.core import keras
 from tfmot_ops.errors import ExportError
 
+pytestmark = pytest.mark.slow
+
 L = keras.layers
 _X = np.random.default_rng(0).normal(size=(32, 8, 8, 4)).astype(np.float32)
 

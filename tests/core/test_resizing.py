@@ -14,6 +14,8 @@ from tfmot_ops.contract import Outcome, Quantization, Recipe, Scope
 from tfmot_ops.core import keras
 from tfmot_ops.errors import ExportError
 
+pytestmark = pytest.mark.slow
+
 L = keras.layers
 V1 = tf.compat.v1.image
 
