@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from tfmot_ops.cli.chain_table import print_summary
 from tfmot_ops.contract import Tracking
 from tfmot_ops.contract.refusal import kind_of, quoted, refusal
 from tfmot_ops.errors import SpecError, StepFailedError, TfmotOpsError
@@ -103,8 +104,6 @@ def test_optimize_doctor_and_sweep_print_no_secret(tmp_path):
         assert done.returncode == 4, done.stderr
         assert "127.0.0.1:1" in done.stdout + done.stderr
         assert SECRET not in done.stdout + done.stderr
-    last = [line for line in command(tmp_path, *optimize).stdout.splitlines() if line][-1:]
-    assert last == ["MLflow: experiment tfmot_ops; open it with: mlflow ui --backend-store-uri http://***@127.0.0.1:1"]
 
 
 def test_a_bug_is_told_without_the_secret(tmp_path):
@@ -150,3 +149,9 @@ def test_refusals_are_short_and_hold_no_secret():
         Tracking.model_validate({"uri": 1, "experiment": {"uri": URIS["password"]}})
     assert SECRET not in str(caught.value) + str(refusal("spec", caught.value, "mend it"))
     assert isinstance(refusal("spec", caught.value, "mend it"), SpecError)
+
+
+def test_the_summary_of_a_chain_prints_no_secret(capsys):
+    print_summary([], URIS["password"], "tfmot_ops", None)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "MLflow: experiment tfmot_ops; open it with: mlflow ui --backend-store-uri http://***@127.0.0.1:1"

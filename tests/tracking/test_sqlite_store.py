@@ -11,7 +11,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from core.kill_store import OLD_SCHEMA, RUN, make_old
+from tracking.kill_store import OLD_SCHEMA, RUN, make_old
 
 from tfmot_ops.errors import StepFailedError
 from tfmot_ops.tracking.client import connect

@@ -116,7 +116,7 @@ def _text(name: str) -> str:
 @cache
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader("tfmot_ops.sweep", ""),
+        loader=PackageLoader("tfmot_ops.sweep.report", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
