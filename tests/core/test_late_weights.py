@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 
-from tfmot_ops.core import export_tflite
+from tfmot_ops.core import export_tflite, quantize
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.measure.predictions import predict
-from tfmot_ops.core.quantization import qat as quantize
 from tfmot_ops.core.tflite.late_weights import LARGE, LateWeights
 from tfmot_ops.core.tflite.profile import profile_tflite
 from tfmot_ops.recipes.names import decode
