@@ -214,10 +214,22 @@ def test_a_damaged_checkpoint_is_told_of_and_not_used(damage, stopped, whole, tm
     assert told[0].startswith("starts from the beginning: the checkpoint cannot be used (")
 
 
+KILLED_WHILE_SAVING = """
+import os, signal, sys
+from pathlib import Path
+from tfmot_ops.system import files
+with files.whole(Path(sys.argv[1])) as part:
+    part.write_bytes(b"PK half of it")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 def test_a_kill_while_saving_leaves_the_checkpoint_before(stopped, whole, tmp_path):
     told: list[str] = []
     checkpoint = Checkpoint(shutil.copy(stopped, tmp_path / "state.npz"), told.append)
-    (tmp_path / "state.npz.part").write_bytes(b"PK half of it")
+    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_SAVING, tmp_path / "state.npz"], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 2
     assert _same(_train(checkpoint), whole)
     assert told == ["continues after epoch 2 of 4"]
     assert [path.name for path in tmp_path.iterdir()] == ["state.npz"]

@@ -78,10 +78,12 @@ def _make_whole(path: Path, root: str) -> None:
             _migrate(part, root)
             _copy(part, path)
     except (MlflowException, SQLAlchemyError, CommandError, sqlite3.Error) as error:
-        raise files.disk_failure(error) or StepFailedError(
+        # SQLite reports a folder under the file's name as it reports a disk that it cannot read.
+        received = "a folder" if path.is_dir() else f"{type(error).__name__}: {str(error).partition('[SQL')[0].strip()}"
+        raise (None if path.is_dir() else files.disk_failure(error)) or StepFailedError(
             f"tracking: {path} cannot be used as MLflow's store",
             required=f"a SQLite file that MLflow {mlflow.__version__} made, or one that it can upgrade",
-            received=f"{type(error).__name__}: {str(error).partition('[SQL')[0].strip()}",
+            received=received,
             remedy="move the file away, so that a new store is made, or put a backup in its place, or upgrade it with "
             "`mlflow db upgrade`; it was not changed",
         ) from error
