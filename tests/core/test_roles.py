@@ -13,7 +13,9 @@ import tensorflow as tf
 from tfmot_ops import core
 from tfmot_ops.contract import Outcome
 from tfmot_ops.core import keras
-from tfmot_ops.core.graph import layers, roles
+from tfmot_ops.core.graph import layers, operations, roles
+from tfmot_ops.core.graph.read import read_graph
+from tfmot_ops.core.keras.wrapped import inner_layer
 
 pytestmark = pytest.mark.slow
 
@@ -167,6 +169,16 @@ def _sequence(call: Callable[[Any], Any]) -> Any:
     return keras.Model(inputs, L.Dense(3)(L.Flatten()(call(L.Dense(4)(inputs)))))
 
 
+#: What decides in `where` has no row: it computes no floats.
+_OF_TRUTH_VALUES = {"GREATER"}
+
+
+def _foreseen(quantized: Any) -> set[str]:
+    """The TFLite operations that the rows of a model's calls name."""
+    specs = [roles.spec_of(inner_layer(node.layer)) for node in read_graph(quantized).nodes]
+    return {name for spec in specs for name in spec.tflite} | _OF_TRUTH_VALUES
+
+
 def _check(model: Any) -> None:
     x = np.random.default_rng(0).normal(size=(16, *model.input_shape[1:])).astype(np.float32)
     recipe = core.recipes.decode("wi8_ai8")
@@ -174,6 +186,7 @@ def _check(model: Any) -> None:
     data = core.export_tflite(quantized, recipe)
     profile = core.profile_tflite(data)
     assert (profile.int8_mac_fraction, profile.float_ops, profile.requantize_ops) == (1.0, 0, 0), profile.op_counts
+    assert set(profile.op_counts) - _foreseen(quantized) == set()
     assert core.agreement(quantized, data, x).get("sqnr_db", np.inf) >= 20.0
 
 
@@ -219,13 +232,13 @@ _BUILT_IN = {name for name, _ in inspect.getmembers(keras.activations, inspect.i
 }
 
 
-@pytest.mark.parametrize("name", sorted(_REWRITTEN | set(roles.FUNCTIONS)))
+@pytest.mark.parametrize("name", sorted(_REWRITTEN | set(operations.ACTIVATIONS)))
 def test_activation(name: str) -> None:
     keras.utils.set_random_seed(0)
     _check(_image(L.Activation(name if name in _BUILT_IN else getattr(tf.nn, name.removesuffix("_v2")))))
 
 
-@pytest.mark.parametrize("name", sorted(_BUILT_IN - _REWRITTEN - set(roles.FUNCTIONS)))
+@pytest.mark.parametrize("name", sorted(_BUILT_IN - _REWRITTEN - set(operations.ACTIVATIONS)))
 def test_activation_that_stays_in_float_is_reported(name: str) -> None:
     keras.utils.set_random_seed(0)
     x = np.random.default_rng(0).normal(size=(16, 8, 8, 4)).astype(np.float32)
@@ -253,7 +266,16 @@ def test_a_limit_of_tflite_is_told_from_one_of_ours() -> None:
 
 
 def test_every_row_is_checked() -> None:
-    assert set(roles.CLASSES) == {*_IMAGE, *_SEQUENCE, *_VOLUME, *_PAIRS, *_ELSEWHERE}
+    int8 = {cls for cls, spec in operations.LAYERS.items() if spec.role is not operations.Role.FLOAT}
+    assert int8 == {*_IMAGE, *_SEQUENCE, *_VOLUME, *_PAIRS, *_ELSEWHERE}
     # These become layers before they get a role.
     rewritten = {"concat", "math.maximum", "math.minimum"}
-    assert set(roles.SYMBOLS) - rewritten == set(_SYMBOLS)
+    assert set(operations.FUNCTIONS) - rewritten == set(_SYMBOLS)
+
+
+def test_every_role_reads_the_rest_of_its_row() -> None:
+    specs = [*operations.LAYERS.values(), *operations.FUNCTIONS.values(), *operations.ACTIVATIONS.values()]
+    for spec in specs:
+        assert (spec.sums is not None) == (spec.role is operations.Role.CONVOLUTION)
+        assert (spec.fixed_range is not None) == (spec.role is operations.Role.FIXED_RANGE)
+        assert bool(spec.kernels) or spec.role not in {operations.Role.CONVOLUTION, operations.Role.GATHER}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -10,7 +10,7 @@ from tfmot_ops import core
 from tfmot_ops.cli import chain_table as report
 from tfmot_ops.cli.chain import Chain
 from tfmot_ops.cli.execute import execute
-from tfmot_ops.contract import Artifact, ArtifactFormat, Status, StepResult, StepSpec
+from tfmot_ops.contract import Artifact, ArtifactFormat, Options, Status, StepResult, StepSpec
 from tfmot_ops.core import keras
 from tfmot_ops.data.splits import load_dataset
 from tfmot_ops.store import describe
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 DATA: dict[str, Any] = {"limit": 400, "batch_size": 32}
 RECIPE = "sparse80_wi8_ai8"
 L = keras.layers
+CLASSES = {options.model_fields["kind"].default: options for options in get_args(get_args(Options)[0])}
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,12 @@ def test_the_drop_of_a_chain_is_against_the_trained_model(chain):
     assert metrics["pruning_drop"] == pytest.approx(trained - pruned)
     assert metrics["quantization_drop"] == pytest.approx(pruned - metrics["accuracy"])
     assert _of(chain, "evaluate").parameters["float_reference"] == "trained"
+
+
+def test_each_step_makes_the_outputs_that_its_options_name(chain):
+    assert len(chain.results) == 6
+    for result in chain.results:
+        assert tuple(result.outputs) == CLASSES[result.kind].makes
 
 
 def test_size_and_compression_are_against_the_trained_model(chain):

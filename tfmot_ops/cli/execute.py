@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from tfmot_ops.contract import CompatOptions, StepResult, StepSpec, SummarizeOptions, TrainOptions
+from tfmot_ops.contract import StepResult, StepSpec
 from tfmot_ops.contract.refusal import refusal
 from tfmot_ops.errors import SpecError, TfmotOpsError
 from tfmot_ops.system import files
@@ -157,42 +157,43 @@ def _run(spec: StepSpec, run: StepRun | None, workdir: Path, say: Callable[[str]
     from tfmot_ops import steps
     from tfmot_ops.store import FsspecStore, Store, check_output
 
-    if spec.output_uri is not None and spec.options.kind not in {"open_run", "close_run"}:  # these put nothing
+    if spec.output_uri is not None and spec.options.makes:
         check_output(spec.output_uri)
     # The contract holds that one of the two is given.
     store: Store = run.store if run is not None else FsspecStore(str(spec.output_uri))
     local = _with_local_model(spec, workdir)
     _bring_earlier_sweeps(spec, workdir, say)
     result = steps.run_step(local, store, workdir, Teller(say, run))
-    if local is not spec and isinstance(spec.options, TrainOptions):
+    if local is not spec and spec.options.named_model:
         # The answer is to the spec that was asked, not to the one with a path of this machine in it.
-        asked = {**result.parameters, "model": hide(spec.options.model)}
+        asked = {**result.parameters, "model": hide(spec.options.named_model)}
         result = result.model_copy(update={"spec_sha256": spec.sha256(), "parameters": asked})
     return run.finish(result, workdir) if run is not None else result
 
 
 def _with_local_model(spec: StepSpec, workdir: Path) -> StepSpec:
     """The spec with an MLflow model URI replaced by a local copy: steps know files only."""
-    if not isinstance(spec.options, TrainOptions) or ":/" not in spec.options.model:
+    model = spec.options.named_model
+    if model is None or ":/" not in model:
         return spec
     from tfmot_ops.tracking import fetch_model, is_model_uri
 
-    if not is_model_uri(spec.options.model):
+    if not is_model_uri(model):
         return spec
     if spec.tracking is None:
         raise SpecError(
             "options.model is an MLflow URI, but no MLflow is named",
             required="tracking.uri",
-            received=f"model {spec.options.model} without tracking",
+            received=f"model {model} without tracking",
             remedy="add tracking to the spec",
         )
-    path = fetch_model(spec.options.model, workdir / "logged", spec.tracking.uri)
-    return spec.model_copy(update={"options": spec.options.model_copy(update={"model": str(path)})})
+    path = fetch_model(model, workdir / "logged", spec.tracking.uri)
+    return spec.model_copy(update={"options": spec.options.with_model(str(path))})
 
 
 def _bring_earlier_sweeps(spec: StepSpec, workdir: Path, say: Callable[[str], None]) -> None:
     """Give the steps of a sweep what MLflow knows of the sweeps before: steps know files only."""
-    if spec.tracking is None or not isinstance(spec.options, CompatOptions | SummarizeOptions):
+    if spec.tracking is None or not spec.options.reads_earlier_sweeps:
         return
     from tfmot_ops.steps.compat import EARLIER
     from tfmot_ops.tracking import earlier_sweeps

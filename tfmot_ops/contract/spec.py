@@ -1,15 +1,15 @@
-"""StepSpec: one step as data. A new verb is one options model here and one function in `steps`."""
+"""StepSpec: one step as data."""
 
 from __future__ import annotations
 
 import hashlib
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, model_validator
 
 from tfmot_ops.contract.document import SCHEMA_VERSION, Artifact, Document, FileName
-from tfmot_ops.contract.recipe import Recipe
+from tfmot_ops.contract.options import Options
 
 #: Small models that ship by name; `models` builds each.
 BUILTIN_MODELS = ("resnet8", "mobilenet_like")
@@ -45,180 +45,6 @@ class Device(StrEnum):
 
     CPU = "cpu"
     GPU = "gpu"
-
-
-RecipeRef = Recipe | str
-
-
-class OpenRunOptions(Document):
-    """Open the parent run of a pipeline; `parameters` are logged on it."""
-
-    kind: Literal["open_run"] = "open_run"
-    name: str = "optimize"
-    parameters: dict[str, JsonValue] = Field(default_factory=dict)
-
-
-class _DataOptions(Document):
-    dataset: str = Field(min_length=1)
-    batch_size: int = Field(default=64, ge=1)
-    limit: int | None = Field(default=None, ge=50, description="use at most so many training samples")
-
-
-class TrainOptions(_DataOptions):
-    """Build a model by name, size it from the data set, train it; or load a saved one, and measure it.
-
-    Attributes:
-        epochs: None trains a model that starts from random weights for 10 epochs, and a saved model, which comes
-            trained, not at all.
-    """
-
-    kind: Literal["train"] = "train"
-    model: str = Field(min_length=1)
-    epochs: int | None = Field(default=None, ge=0, description="None: 10, or 0 for a saved model")
-    learning_rate: float = Field(default=1e-3, gt=0.0)
-
-
-class PruneOptions(_DataOptions):
-    """Wrap what the recipe's sparsity names with the pruning schedule; input `model`."""
-
-    kind: Literal["prune"] = "prune"
-    recipe: RecipeRef
-    epochs: int | None = Field(default=None, ge=0, description="fine-tune epochs; None takes the recipe's budget")
-
-
-class FineTuneOptions(_DataOptions):
-    """Train with the pruning schedule; a model that the recipe does not prune passes through; input `model`."""
-
-    kind: Literal["fine_tune"] = "fine_tune"
-    recipe: RecipeRef
-    epochs: int | None = Field(
-        default=None, ge=0, description="None: the recipe's budget, or 0 for a recipe without sparsity"
-    )
-
-
-class StripOptions(_DataOptions):
-    """Remove the pruning wrappers and assert the sparsity; input `model`."""
-
-    kind: Literal["strip"] = "strip"
-    recipe: RecipeRef
-
-
-class QuantizeOptions(_DataOptions):
-    """Insert quantisers, calibrate, train the QAT epochs, export to TFLite; input `model`."""
-
-    kind: Literal["quantize"] = "quantize"
-    recipe: RecipeRef
-    epochs: int | None = Field(default=None, ge=0, description="None takes the recipe's budget")
-
-
-class EvaluateOptions(_DataOptions):
-    """Measure a TFLite file and, when given, the models it came from.
-
-    Inputs: `tflite`; `model`, the float model that was quantised (pruned, if the recipe prunes); `quantized`, the QAT
-    model; `trained`, the float model before pruning. The accuracy drop, the compression and the float size are
-    against `trained`, or against `model` where `trained` is not given.
-    """
-
-    kind: Literal["evaluate"] = "evaluate"
-    recipe: RecipeRef | None = None
-
-
-class RegisterOptions(Document):
-    """Register the TFLite file in the model registry if every gate holds; input `tflite`.
-
-    Attributes:
-        gates: metric name -> least value it must have.
-    """
-
-    kind: Literal["register"] = "register"
-    name: str = Field(min_length=1)
-    alias: str = "candidate"
-    metrics: dict[str, float] = Field(default_factory=dict)
-    gates: dict[str, float] = Field(default_factory=dict)
-
-
-class ListOptions(Document):
-    """List a catalogue; the answer is the output `list` (JSON)."""
-
-    kind: Literal["list"] = "list"
-    what: Literal["architectures", "models", "datasets", "recipes"] = "architectures"
-
-
-class CompatOptions(Document):
-    """Run cells of the compat matrix; a red cell is a result, not a failure. The answer is the output `cells` (JSON).
-
-    Attributes:
-        label: names the shard in the UI.
-        force: run every cell, also those whose inputs did not change.
-        time_limit_s: wall time that a cell may take.
-        memory_limit_gib: resident memory that a cell may hold, in GiB; the largest, ConvNeXtXLarge, held 17.0.
-        python: interpreter of another environment that runs the cells, for a forecast; none of their results is taken
-            for one of this environment.
-    """
-
-    kind: Literal["compat"] = "compat"
-    architectures: tuple[str, ...] = Field(min_length=1)
-    recipe: RecipeRef
-    label: str = ""
-    force: bool = False
-    time_limit_s: float = Field(default=3600.0, gt=0.0)
-    memory_limit_gib: float = Field(default=18.0, gt=0.0)
-    python: str | None = Field(default=None, min_length=1)
-
-
-class SummarizeOptions(Document):
-    """Judge a sweep and make its page; inputs are the `cells` of its shards, the answer the outputs `sweep`, `page`.
-
-    Attributes:
-        architectures: all that were asked for: one without a cell is missing, and counts as failed.
-        recipes: names of all that were asked for.
-        repros: look for the smallest part of each regression that still fails.
-    """
-
-    kind: Literal["summarize"] = "summarize"
-    architectures: tuple[str, ...] = Field(min_length=1)
-    recipes: tuple[str, ...] = Field(min_length=1)
-    repros: bool = True
-
-
-class ForecastOptions(Document):
-    """Compare cells under these versions with the same cells under others; the answer is the output `forecast` (JSON).
-
-    Inputs are the `cells` of shards: `now_0000`, `now_0001`, ... and `then_0000`, ...
-    """
-
-    kind: Literal["forecast"] = "forecast"
-
-
-class CloseRunOptions(Document):
-    """Close the parent run, with the chain's figures on it; runs after a failure too.
-
-    Attributes:
-        steps: step name -> its metrics, for those that ended well.
-        failed: step names that did not.
-    """
-
-    kind: Literal["close_run"] = "close_run"
-    steps: dict[str, dict[str, float]] = Field(default_factory=dict)
-    failed: tuple[str, ...] = ()
-
-
-Options = Annotated[
-    OpenRunOptions
-    | TrainOptions
-    | PruneOptions
-    | FineTuneOptions
-    | StripOptions
-    | QuantizeOptions
-    | EvaluateOptions
-    | RegisterOptions
-    | ListOptions
-    | CompatOptions
-    | SummarizeOptions
-    | ForecastOptions
-    | CloseRunOptions,
-    Field(discriminator="kind"),
-]
 
 
 class StepSpec(Document):

@@ -16,10 +16,10 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-from tfmot_ops.contract import REQUIRE_GPU, Status, StepError, StepResult, StepSpec
+from tfmot_ops.contract import REQUIRE_GPU, Status, StepError, StepOptions, StepResult, StepSpec
 from tfmot_ops.errors import SpecError, StepFailedError, TfmotOpsError
-from tfmot_ops.steps.kinds import KINDS, MODEL_KINDS, catalogue
-from tfmot_ops.steps.work import Progress, Work
+from tfmot_ops.steps.kinds import KINDS, catalogue
+from tfmot_ops.steps.work import ModelWork, Progress, Work
 from tfmot_ops.store import Store
 from tfmot_ops.system.uri_secrets import hide, hide_in
 
@@ -36,16 +36,6 @@ _VERSIONED = (
     "numpy",
     "mlflow",
 )
-
-#: Artifacts that a kind cannot work without.
-_REQUIRED_INPUTS: dict[str, tuple[str, ...]] = {
-    "prune": ("model",),
-    "fine_tune": ("model",),
-    "strip": ("model",),
-    "quantize": ("model",),
-    "evaluate": ("tflite",),
-    "register": ("tflite",),
-}
 
 
 def versions() -> dict[str, str]:
@@ -65,7 +55,7 @@ def check(spec: StepSpec) -> None:
     Raises:
         SpecError: an input is missing, or a name (model, data set, recipe) is unknown.
     """
-    required = _REQUIRED_INPUTS.get(spec.options.kind, ())
+    required = spec.options.requires
     missing = [name for name in required if name not in spec.inputs]
     if missing:
         raise SpecError(
@@ -74,7 +64,7 @@ def check(spec: StepSpec) -> None:
             received=", ".join(spec.inputs) or "no inputs",
             remedy=f"add inputs.{missing[0]}, an output of the step before",
         )
-    recipe = getattr(spec.options, "recipe", None)
+    recipe = spec.options.named_recipe
     if isinstance(recipe, str):
         from tfmot_ops import core
 
@@ -83,7 +73,7 @@ def check(spec: StepSpec) -> None:
 
 
 def _check_names(spec: StepSpec) -> None:
-    dataset, model = getattr(spec.options, "dataset", None), getattr(spec.options, "model", None)
+    dataset, model = getattr(spec.options, "dataset", None), spec.options.named_model
     # Another name with a colon carries its own source (`npz:<path>`, `models:/...`); who resolves it judges it.
     if dataset is not None and ":" not in dataset:
         from tfmot_ops.data.sources.by_name import available_datasets
@@ -129,22 +119,24 @@ def run_step(spec: StepSpec, store: Store, workdir: Path, progress: Progress) ->
     """
     started = time.perf_counter()
     workdir.mkdir(parents=True, exist_ok=True)
-    if spec.options.kind in MODEL_KINDS:
+    if spec.options.computes_with_a_model:
         from tfmot_ops import core
         from tfmot_ops.core.keras.seeds import set_seed
 
         _check_device()
         core.keras.backend.clear_session()
         set_seed(spec.seed)
-    work = Work(spec, store, workdir, progress)
+    work: Work[StepOptions] = (ModelWork if spec.options.computes_with_a_model else Work)(
+        spec, store, workdir, progress
+    )
     KINDS[spec.options.kind](work)
     duration_s = time.perf_counter() - started
-    if spec.options.kind in MODEL_KINDS:
+    if isinstance(work, ModelWork):
         # Among the metrics as well, as only they reach the summary of a chain.
         work.measure({"duration_s": duration_s})
-    if work.checkpoint is not None:
-        # Not before: a kill until here loses the outputs, and a retry then continues.
-        work.checkpoint.remove()
+        if work.checkpoint is not None:
+            # Not before: a kill until here loses the outputs, and a retry then continues.
+            work.checkpoint.remove()
     return StepResult(
         step_id=spec.step_id,
         kind=spec.options.kind,

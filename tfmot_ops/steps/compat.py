@@ -7,11 +7,20 @@ import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic import TypeAdapter, ValidationError
 
-from tfmot_ops.contract import ArtifactFormat, CompatResult, Status, StepSpec, SweepResult
+from tfmot_ops.contract import (
+    ArtifactFormat,
+    CompatOptions,
+    CompatResult,
+    ForecastOptions,
+    Status,
+    StepSpec,
+    SummarizeOptions,
+    SweepResult,
+)
 from tfmot_ops.contract.document import PathBelow
 from tfmot_ops.errors import ArtifactError
 from tfmot_ops.steps.resume import VARIABLE, checkpoint_uri
@@ -31,7 +40,7 @@ _DUE = "run_after"
 _UNREACHABLE = (OSError, ValueError, ImportError, ArtifactError)
 
 
-def earlier(work: Work) -> list[SweepResult]:
+def earlier(work: Work[Any]) -> list[SweepResult]:
     """Sweeps before this one, from the latest on; none where nobody knows of any."""
     from tfmot_ops.sweep.whole import read_sweeps
 
@@ -49,7 +58,7 @@ class _Finding(Protocol):
 class _OnTheRun:
     """A `KeptFile` among the artifacts of the step's run. They cannot be deleted: an empty one says that it is gone."""
 
-    def __init__(self, work: Work, store: _Finding) -> None:
+    def __init__(self, work: Work[Any], store: _Finding) -> None:
         self._work, self._store = work, store
         self.uri = "the step's run"
 
@@ -83,7 +92,7 @@ class _Keeper:
         folder: what the matrix writes its results below.
     """
 
-    def __init__(self, work: Work, folder: Path) -> None:
+    def __init__(self, work: Work[Any], folder: Path) -> None:
         self._work = work
         self._folder = folder
         self._path = work.workdir / "kept_cells.json"
@@ -140,7 +149,7 @@ class _Keeper:
         self._work.progress.message(text)
 
 
-def compat(work: Work) -> None:
+def compat(work: Work[CompatOptions]) -> None:
     """Run the cells of a shard, one after the other, each in its own process."""
     from tfmot_ops.sweep.forecast import run_with
     from tfmot_ops.sweep.run.limits import Limits
@@ -170,7 +179,7 @@ def compat(work: Work) -> None:
     work.parameters["cells"] = {result.cell: result.status.value for result in results}
 
 
-def summarize(work: Work) -> None:
+def summarize(work: Work[SummarizeOptions]) -> None:
     """Judge all cells, make the page, and say what got worse; that is a figure here, not a failure."""
     from tfmot_ops.sweep.judge.expected import judge, read_expected
     from tfmot_ops.sweep.report.page import write_page
@@ -214,7 +223,7 @@ def _sweep_id(spec: StepSpec, started: datetime) -> str:
     return f"{due:%Y%m%dT%H%M%S}-{digest[:8]}"
 
 
-def forecast(work: Work) -> None:
+def forecast(work: Work[ForecastOptions]) -> None:
     """Say which cells would break under other versions; that is a figure here, not a failure."""
     from tfmot_ops.sweep.forecast import forecast as compared
 

@@ -6,14 +6,14 @@ import math
 import os
 from typing import Any
 
-from tfmot_ops.contract import ArtifactFormat, Method
-from tfmot_ops.steps.work import FLOAT, Work
+from tfmot_ops.contract import ArtifactFormat, EvaluateOptions, Method
+from tfmot_ops.steps.work import FLOAT, ModelWork
 
 #: Test samples that the noise of each layer is measured on.
 _SAMPLES = 64
 
 
-def measure_drop(work: Work, tflite: bytes, model: Any) -> None:
+def measure_drop(work: ModelWork[EvaluateOptions], tflite: bytes, model: Any) -> None:
     """What the file lost against the float model that was trained: accuracy in [-1, 1], positive is worse; and size.
 
     The reference is the input `trained`. Where it is not given, `model` stands in for it, and the parameter
@@ -58,17 +58,17 @@ def measure_drop(work: Work, tflite: bytes, model: Any) -> None:
         )
 
 
-def _accuracy(work: Work, model: Any) -> float:
+def _accuracy(work: ModelWork[EvaluateOptions], model: Any) -> float:
     from tfmot_ops import core
 
     return core.evaluate(model, work.data.x_test, work.data.y_test)["accuracy"]
 
 
-def _prunes(work: Work) -> bool:
+def _prunes(work: ModelWork[EvaluateOptions]) -> bool:
     return work.options.recipe is not None and work.recipe.sparsity is not None
 
 
-def measure_run(work: Work, tflite: bytes) -> None:
+def measure_run(work: ModelWork[EvaluateOptions], tflite: bytes) -> None:
     """Latency in ms (median, 10th and 90th percentile) with XNNPACK on one thread and all; the arena in bytes."""
     from tfmot_ops import core
 
@@ -79,7 +79,7 @@ def measure_run(work: Work, tflite: bytes) -> None:
     work.measure({"arena_bytes": core.arena_bytes(tflite)})
 
 
-def measure_sparse_encoding(work: Work, tflite: bytes) -> None:
+def measure_sparse_encoding(work: ModelWork[EvaluateOptions], tflite: bytes) -> None:
     """Sizes in bytes and latency in ms of a pruned file in TFLite's sparse encoding, and in words whether it runs."""
     from tfmot_ops import core
 
@@ -95,7 +95,7 @@ def measure_sparse_encoding(work: Work, tflite: bytes) -> None:
     work.parameters["sparse_encoding"] = verdict
 
 
-def measure_layers(work: Work, model: Any, tflite: bytes) -> None:
+def measure_layers(work: ModelWork[EvaluateOptions], model: Any, tflite: bytes) -> None:
     """Noise by layer as the output `layer_sqnr` (CSV); the worst layer, of float to TFLite in dB, by name.
 
     Args:
@@ -117,6 +117,6 @@ def measure_layers(work: Work, model: Any, tflite: bytes) -> None:
         work.parameters["worst_layer"] = worst
 
 
-def _is_qat(work: Work) -> bool:
+def _is_qat(work: ModelWork[EvaluateOptions]) -> bool:
     quantization = work.recipe.quantization if work.options.recipe is not None else None
     return quantization is not None and quantization.method is Method.QAT

@@ -4,8 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
-from tfmot_ops.contract import ArtifactFormat, Method, Recipe
+from tfmot_ops.contract import (
+    ArtifactFormat,
+    EvaluateOptions,
+    FineTuneOptions,
+    ListOptions,
+    Method,
+    PruneOptions,
+    QuantizeOptions,
+    Recipe,
+    RegisterOptions,
+    StripOptions,
+    TrainOptions,
+)
 from tfmot_ops.errors import SpecError, StepFailedError
 from tfmot_ops.steps import compat as sweep
 from tfmot_ops.steps.figures import measure_drop, measure_layers, measure_run, measure_sparse_encoding
@@ -17,7 +30,7 @@ from tfmot_ops.steps.requirements import (
     require_pruning_wrappers,
     require_stripped,
 )
-from tfmot_ops.steps.work import Work
+from tfmot_ops.steps.work import ModelOptions, ModelWork, Work
 
 # The quantised weights only have to settle (see `Budget.qat_learning_rate`).
 _QAT_RATE = 0.1
@@ -27,7 +40,7 @@ _TRAIN_EPOCHS = 10
 _DRAWN = "drawn from the data; the model may have seen it"
 
 
-def _train(work: Work) -> None:
+def _train(work: ModelWork[TrainOptions]) -> None:
     from tfmot_ops import core, models
     from tfmot_ops.core.keras.compiling import is_compiled
     from tfmot_ops.tasks import classifier_loss
@@ -58,7 +71,7 @@ def _train(work: Work) -> None:
     work.put_model(model)
 
 
-def _say_of_trained(work: Work) -> None:
+def _say_of_trained(work: ModelWork[TrainOptions]) -> None:
     """Tell what is otherwise with a model that was trained elsewhere, on samples that this step does not know."""
     if work.options.epochs is None:
         work.progress.message("train: the model comes trained: measured, not trained; --epochs N trains it")
@@ -70,14 +83,14 @@ def _say_of_trained(work: Work) -> None:
         )
 
 
-def _pass_through(work: Work) -> None:
+def _pass_through(work: ModelWork[ModelOptions]) -> None:
     work.progress.message(
         f"{work.spec.step_id}: recipe {work.recipe.name} asks for no sparsity, the model passes through"
     )
     work.measure({"passed_through": 1})
 
 
-def _prune(work: Work) -> None:
+def _prune(work: ModelWork[PruneOptions]) -> None:
     from tfmot_ops import core
 
     model, recipe = work.load_model(), work.recipe
@@ -95,7 +108,7 @@ def _prune(work: Work) -> None:
     work.put_model(model)
 
 
-def _fine_tune(work: Work) -> None:
+def _fine_tune(work: ModelWork[FineTuneOptions]) -> None:
     from tfmot_ops import core
 
     model, recipe = work.load_model(), work.recipe
@@ -111,7 +124,7 @@ def _fine_tune(work: Work) -> None:
     work.put_model(model)
 
 
-def _strip(work: Work) -> None:
+def _strip(work: ModelWork[StripOptions]) -> None:
     from tfmot_ops import core
 
     model, recipe = work.load_model(), work.recipe
@@ -127,7 +140,7 @@ def _strip(work: Work) -> None:
     work.put_model(model)
 
 
-def _quantize(work: Work) -> None:
+def _quantize(work: ModelWork[QuantizeOptions]) -> None:
     from tfmot_ops import core
 
     model, recipe, data = work.load_model(), work.recipe, work.data
@@ -153,7 +166,7 @@ def _quantize(work: Work) -> None:
     work.put_model(model)
 
 
-def _evaluate(work: Work) -> None:
+def _evaluate(work: ModelWork[EvaluateOptions]) -> None:
     from tfmot_ops import core
 
     data, tflite = work.data, work.path("tflite").read_bytes()
@@ -169,7 +182,7 @@ def _evaluate(work: Work) -> None:
     measure_drop(work, tflite, model)
 
 
-def _register(work: Work) -> None:
+def _register(work: Work[RegisterOptions]) -> None:
     """Hold the gates; the registry itself is the tracking side's, after this step ended well."""
     options = work.options
     for name, least in options.gates.items():
@@ -184,7 +197,7 @@ def _register(work: Work) -> None:
     work.measure(options.metrics)
 
 
-def _list(work: Work) -> None:
+def _list(work: Work[ListOptions]) -> None:
     names = catalogue(work.options.what)
     work.put_bytes(json.dumps(names, indent=2).encode(), "list", ArtifactFormat.JSON)
     # The names travel in the result too: a DAG expands over them without reading a file.
@@ -225,15 +238,13 @@ def _in_words(recipe: Recipe) -> str:
     return "; ".join(parts)
 
 
-def _record(work: Work) -> None:
+def _record(work: Work[Any]) -> None:
     """Nothing to compute: the tracking side does the work of open_run and close_run."""
     work.progress.message(f"{work.spec.options.kind}: {work.spec.step_id}")
 
 
-#: Kinds that compute with a model, so need seeds set and a Keras session of their own.
-MODEL_KINDS = frozenset({"train", "prune", "fine_tune", "strip", "quantize", "evaluate"})
-#: What runs each kind.
-KINDS: dict[str, Callable[[Work], None]] = {
+#: Kind -> what runs it: takes a `ModelWork` where the options say that it computes with a model, else a `Work`.
+KINDS: dict[str, Callable[[Any], None]] = {
     "open_run": _record,
     "train": _train,
     "prune": _prune,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tfmot_ops.contract import StepSpec, TrainOptions
+from tfmot_ops.contract import StepSpec
 from tfmot_ops.store import KeptFile
 
 #: Folder, as a path or any fsspec URI, for the checkpoints of steps without an output_uri.
@@ -29,9 +29,8 @@ def checkpoint_uri(spec: StepSpec) -> str:
     if spec.output_uri is not None:
         # One a kind: the outputs of two steps in one folder overwrite each other as well.
         return f"{spec.output_uri.rstrip('/')}/.{spec.options.kind}.checkpoint.npz"
-    if isinstance(spec.options, TrainOptions):
-        # A model from MLflow stands here as a copy with another path at each attempt.
-        spec = spec.model_copy(update={"options": spec.options.model_copy(update={"model": ""})})
+    # A model from MLflow stands here as a copy with another path at each attempt.
+    spec = spec.model_copy(update={"options": spec.options.with_model("")})
     folder = os.environ.get(VARIABLE) or str(_default_folder())
     return f"{folder.rstrip('/')}/{spec.options.kind}-{spec.sha256()[:32]}.npz"
 

@@ -9,11 +9,21 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from pydantic import JsonValue
 
-from tfmot_ops.contract import Artifact, ArtifactFormat, LayerReport, Quantization, Recipe, StepSpec
+from tfmot_ops.contract import (
+    Artifact,
+    ArtifactFormat,
+    DataOptions,
+    LayerReport,
+    Quantization,
+    Recipe,
+    StepOptions,
+    StepSpec,
+)
+from tfmot_ops.errors import SpecError
 from tfmot_ops.steps.resume import StepCheckpoint
 from tfmot_ops.store import SUFFIXES, Store
 
@@ -35,8 +45,14 @@ class Progress(Protocol):
         """The step made this tf_keras model; `example` is a batch of its input, [samples, ...]."""
 
 
+#: The options of the kind of step.
+AnyOptions = TypeVar("AnyOptions", bound=StepOptions)
+#: The options of a kind that computes with a model.
+ModelOptions = TypeVar("ModelOptions", bound=DataOptions)
+
+
 @dataclass
-class Work:
+class Work(Generic[AnyOptions]):
     """What a step works with, and what it has to show so far."""
 
     spec: StepSpec
@@ -47,12 +63,52 @@ class Work:
     metrics: dict[str, float] = field(default_factory=dict)
     parameters: dict[str, JsonValue] = field(default_factory=dict)
     layers: list[LayerReport] = field(default_factory=list)
-    checkpoint: StepCheckpoint | None = None
 
     @property
-    def options(self) -> Any:
-        """The options of the step; its function knows their type from the kind."""
-        return self.spec.options
+    def options(self) -> AnyOptions:
+        """The options of the step; the type that its function declares is the one of its kind."""
+        return cast("AnyOptions", self.spec.options)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe, decoded when the spec names it.
+
+        Raises:
+            SpecError: the spec gives none.
+        """
+        from tfmot_ops import core
+
+        if self.options.named_recipe is None:
+            raise SpecError(
+                f"{self.spec.step_id}: the step has no recipe",
+                required="options.recipe",
+                received="nothing",
+                remedy="`tfmot-ops list recipes` prints the names",
+            )
+        recipe: Recipe = core.recipes.resolve(self.options.named_recipe)
+        self.parameters["recipe"] = recipe.model_dump(mode="json")
+        return recipe
+
+    def path(self, name: str) -> Path:
+        """Path of the local copy of an input; fetched and verified at each call."""
+        return self.store.fetch(self.spec.inputs[name], self.workdir / "inputs" / name)
+
+    def put_bytes(self, data: bytes, name: str, artifact_format: ArtifactFormat) -> None:
+        """Save an output that is not a model."""
+        path = self.workdir / (name + SUFFIXES[artifact_format])
+        path.write_bytes(data)
+        self.outputs[name] = self.store.put(path, name, artifact_format)
+
+    def measure(self, metrics: Mapping[str, float]) -> None:
+        """Keep the metrics that have a finite value; the others could not be measured."""
+        self.metrics |= {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+
+
+@dataclass
+class ModelWork(Work[ModelOptions]):
+    """What a step that computes with a model works with: a data set and a model besides."""
+
+    checkpoint: StepCheckpoint | None = None
 
     @cached_property
     def data(self) -> Any:
@@ -64,24 +120,11 @@ class Work:
         self.parameters |= {"dataset_train_samples": len(data.x_train), "batch_size": self.options.batch_size}
         return data
 
-    @cached_property
-    def recipe(self) -> Recipe:
-        """The recipe, decoded when the spec names it."""
-        from tfmot_ops import core
-
-        recipe: Recipe = core.recipes.resolve(self.options.recipe)
-        self.parameters["recipe"] = recipe.model_dump(mode="json")
-        return recipe
-
     @property
     def calibration(self) -> Any:
         """Samples the activation ranges are read from, [samples, ...]."""
         quantization = self.recipe.quantization or Quantization()
         return self.data.x_calibration[: quantization.calibration_samples]
-
-    def path(self, name: str) -> Path:
-        """Path of the local copy of an input; fetched and verified at each call."""
-        return self.store.fetch(self.spec.inputs[name], self.workdir / "inputs" / name)
 
     def load_model(self) -> Any:
         """The input `model`."""
@@ -100,21 +143,15 @@ class Work:
         self.parameters["compile"] = dict(compile_parameters(model))
         self.progress.model(model, self.data.x_calibration[:_EXAMPLE_SAMPLES])
 
-    def put_bytes(self, data: bytes, name: str, artifact_format: ArtifactFormat) -> None:
-        """Save an output that is not a model."""
-        path = self.workdir / (name + SUFFIXES[artifact_format])
-        path.write_bytes(data)
-        self.outputs[name] = self.store.put(path, name, artifact_format)
-
     def epochs(self, budget: int) -> int:
         """Epochs the spec asks for, else those of the recipe's budget."""
-        asked: int | None = self.options.epochs
-        return budget if asked is None else asked
+        epochs = self.options.named_epochs
+        return budget if epochs is None else epochs
 
     @property
     def steps_per_epoch(self) -> int:
         """Weight updates in an epoch."""
-        return math.ceil(len(self.data.x_train) / int(self.options.batch_size))
+        return math.ceil(len(self.data.x_train) / self.options.batch_size)
 
     def fit(
         self, model: Any, epochs: int, callbacks: Any = (), *, rate: float | None = None, rate_factor: float = 1.0
@@ -166,10 +203,6 @@ class Work:
             )
         return targets
 
-    def measure(self, metrics: Mapping[str, float]) -> None:
-        """Keep the metrics that have a finite value; the others could not be measured."""
-        self.metrics |= {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
-
     def measure_float(self, model: Any) -> None:
         """Measure a float model, pruning wrappers or not: accuracy in [0, 1], and what its TFLite file is like."""
         from tfmot_ops import core
@@ -206,7 +239,7 @@ class Work:
         """Zeros in the file's own weight tensors: of those the recipe prunes, of all when it prunes none."""
         from tfmot_ops.core.pruning.sparsity import prunable
 
-        if model is None or getattr(self.options, "recipe", None) is None or self.recipe.sparsity is None:
+        if model is None or self.options.named_recipe is None or self.recipe.sparsity is None:
             return {"sparsity": profile.weight_sparsity}
         zeros, size, least = 0.0, 0, 1.0
         for layer, _ in prunable(model, self.recipe).values():

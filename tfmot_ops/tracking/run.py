@@ -6,18 +6,19 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.utils.time import get_current_time_millis
 
 from tfmot_ops.contract import (
     CloseRunOptions,
+    OpenRunOptions,
+    Recorded,
     RegisterOptions,
     Status,
     StepResult,
     StepSpec,
-    SummarizeOptions,
     Tracking,
 )
 from tfmot_ops.errors import SpecError
@@ -38,9 +39,6 @@ _LAYER_TABLE = "layers.json"
 _PARAMS_A_BATCH = 100
 _METRICS_A_BATCH = 1000
 _LONGEST_PARAM = 6000
-
-# Kinds that speak about the parent, so need no run of their own.
-_ON_THE_PARENT = frozenset({"close_run", "forecast", "summarize"})
 
 # Metrics of these kinds that say that something got worse.
 _WORSE = ("regressions", "missing", "worse")
@@ -86,15 +84,16 @@ class StepRun:
         self._spec = spec
         self._taken_up = False
         # The process of a step `open_run` ends long before the run that it opens.
-        self._owner = owner_tag() if stays or spec.options.kind != "open_run" else {}
+        self._recorded = spec.options.recorded
+        self._owner = owner_tag() if stays or self._recorded is not Recorded.OPENING else {}
         self._client, experiment_id = connect(spec.tracking.uri, spec.tracking.experiment)
         self.run_id = self._take_up(spec, spec.tracking, experiment_id)
         self.store = MlflowStore(self._client, self.run_id, spec.output_uri)
-        if spec.options.kind == "open_run":
-            self._log_params(spec.options.parameters)
+        if self._recorded is Recorded.OPENING:
+            self._log_params(cast("OpenRunOptions", spec.options).parameters)
 
     def _take_up(self, spec: StepSpec, tracking: Tracking, experiment_id: str) -> str:
-        if spec.options.kind in _ON_THE_PARENT and tracking.parent_run_id:
+        if self._recorded.is_on_the_parent and tracking.parent_run_id:
             return tracking.parent_run_id
         tags = {f"{KEY_TAG}.{name}": value for name, value in tracking.key.items()}
         tags |= {"tfmot_ops.step_id": spec.step_id, "tfmot_ops.kind": spec.options.kind, **self._owner}
@@ -111,7 +110,8 @@ class StepRun:
                     self._client.set_tag(found[0].info.run_id, name, value)
                 self._client.update_run(found[0].info.run_id, status="RUNNING")
                 return str(found[0].info.run_id)
-        name = getattr(spec.options, "name", spec.step_id) if spec.options.kind == "open_run" else spec.step_id
+        opens = self._recorded is Recorded.OPENING
+        name = cast("OpenRunOptions", spec.options).name if opens else spec.step_id
         run: Run = self._client.create_run(experiment_id, tags=tags, run_name=hide(name))
         return str(run.info.run_id)
 
@@ -142,27 +142,33 @@ class StepRun:
             The result with the id of its run.
         """
         result = result.model_copy(update={"tracking_run_id": self.run_id})
-        options = self._spec.options
-        if isinstance(options, CloseRunOptions):
-            self._log_metrics(summary(options.steps))
-        elif isinstance(options, SummarizeOptions) and result.status is Status.OK:
-            log_sweep(self._client, self.run_id, workdir)
-        else:
-            self._record(result)
-        if isinstance(options, RegisterOptions) and result.status is Status.OK:
-            artifact = self._spec.inputs["tflite"]
-            tflite = self.store.fetch(artifact, workdir / "register")
-            version = register_tflite(self._client, self.run_id, tflite, artifact.sha256, options)
-            result = result.model_copy(update={"parameters": {**result.parameters, "registered_version": version}})
-        if options.kind in _ON_THE_PARENT:
+        ended_well = result.status is Status.OK
+        match self._recorded:
+            case Recorded.CLOSING:
+                self._log_metrics(summary(cast("CloseRunOptions", self._spec.options).steps))
+            case Recorded.SWEEP if ended_well:
+                log_sweep(self._client, self.run_id, workdir)
+            case _:
+                self._record(result)
+        if self._recorded is Recorded.VERSION and ended_well:
+            result = self._registered(result, workdir)
+        if self._recorded.is_on_the_parent:
             self._end_what_was_killed()
         self._end(result)
         return result
 
     def kill(self) -> None:
         """Say that the process was told to stop; a parent run is ended by whoever opened it."""
-        if self._spec.options.kind not in _ON_THE_PARENT:
+        if not self._recorded.is_on_the_parent:
             self._client.set_terminated(self.run_id, "KILLED")
+
+    def _registered(self, result: StepResult, workdir: Path) -> StepResult:
+        """The result with the version that its file has in the model registry."""
+        artifact = self._spec.inputs["tflite"]
+        tflite = self.store.fetch(artifact, workdir / "register")
+        options = cast("RegisterOptions", self._spec.options)
+        version = register_tflite(self._client, self.run_id, tflite, artifact.sha256, options)
+        return result.model_copy(update={"parameters": {**result.parameters, "registered_version": version}})
 
     def _record(self, result: StepResult) -> None:
         self._log_params({**result.parameters, "seed": self._spec.seed, "versions": dict(result.versions)})
@@ -182,7 +188,7 @@ class StepRun:
 
     def _end(self, result: StepResult) -> None:
         options = self._spec.options
-        if options.kind == "open_run" and result.status is Status.OK:
+        if self._recorded is Recorded.OPENING and result.status is Status.OK:
             return  # the parent stays open for the steps to come
         failed = result.status is not Status.OK or bool(getattr(options, "failed", ()))
         failed = failed or any(result.metrics.get(name) for name in _WORSE)

@@ -13,33 +13,26 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
+from tfmot_ops.core.graph.operations import Constants
+from tfmot_ops.core.graph.roles import spec_of
 from tfmot_ops.core.graph.run import run_graph
-from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.errors import UnsupportedModelError
 
-_L = keras.layers
-_PAD = "compat.v1.pad"
-#: Calls that join the tensors and constants of a list, their first argument.
-_JOINS = {"concat", "stack", _L.Concatenate}
-#: Calls each of whose operands may be what they give.
-_CHOICES = {"math.maximum", "math.minimum", "where", "clip_by_value", _L.Maximum, _L.Minimum}
 #: Levels that a constant has to leave for the values beside it.
 _FEWEST_LEVELS = 8
 
 
 def constants(node: Node) -> list[np.ndarray]:
     """The constants that a call puts among the values it passes on; zeros are in every range and not among them."""
-    layer = inner_layer(node.layer)
-    kind = getattr(layer, "symbol", type(layer))
-    first = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
     found: Any = []
-    if kind == _PAD:
-        found = pad_constant(node)
-    elif kind in _JOINS:
-        found = first
-    elif kind in _CHOICES:
-        found = (node.args, {key: value for key, value in node.kwargs.items() if key != "name"})
+    match spec_of(inner_layer(node.layer)).constants:
+        case Constants.PADDING:
+            found = pad_constant(node)
+        case Constants.LIST:
+            found = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
+        case Constants.OPERANDS:
+            found = (node.args, {key: value for key, value in node.kwargs.items() if key != "name"})
     arrays = [np.asarray(leaf) for leaf in tf.nest.flatten(found) if not isinstance(leaf, Tensor | str | type(None))]
     return [array for array in arrays if array.dtype != bool and np.any(array)]
 
@@ -105,7 +98,7 @@ def refuse_pads_out_of_range(graph: Graph) -> None:
         UnsupportedModelError: the call and its constant are named.
     """
     for node in graph.nodes:
-        is_pad = getattr(inner_layer(node.layer), "symbol", "") == _PAD
+        is_pad = spec_of(inner_layer(node.layer)).constants is Constants.PADDING
         if is_pad and any(not np.all(np.abs(array) <= np.finfo(np.float16).max) for array in constants(node)):
             raise _too_far(node, None, None)
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from tfmot_ops.core.graph.custom import open_custom_layers
 from tfmot_ops.core.graph.ir import Graph, Tensor, map_tensors
+from tfmot_ops.core.graph.operations import Role
 from tfmot_ops.core.graph.rewrite import rewrite
-from tfmot_ops.core.graph.roles import Role, activation_name, role
+from tfmot_ops.core.graph.roles import activation_name, role
 from tfmot_ops.core.graph.rules import RULES
 
 

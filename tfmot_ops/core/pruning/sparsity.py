@@ -9,7 +9,8 @@ import numpy as np
 
 from tfmot_ops.contract import Recipe
 from tfmot_ops.core.graph.ir import Node, layer_paths
-from tfmot_ops.core.graph.kernels import Kernel, kernels
+from tfmot_ops.core.graph.operations import Kernel
+from tfmot_ops.core.graph.roles import kernels
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.wrapped import inner_layer

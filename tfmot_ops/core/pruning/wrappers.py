@@ -13,10 +13,9 @@ from tfmot_ops.contract import LayerReport, Outcome, Recipe, Schedule, Sparsity
 from tfmot_ops.core.graph.custom import open_custom_layers
 from tfmot_ops.core.graph.finite import require_finite_weights
 from tfmot_ops.core.graph.ir import layer_paths
-from tfmot_ops.core.graph.kernels import kernels
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import copy_layer, rebuild, without_random_values
-from tfmot_ops.core.graph.roles import is_custom
+from tfmot_ops.core.graph.roles import is_custom, kernels
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.compiling import compile_like
 from tfmot_ops.core.keras.pinned import keras

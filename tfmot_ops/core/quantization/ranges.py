@@ -8,23 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
-from tfmot_ops.core.graph.layers import HardSwish, Shift
-from tfmot_ops.core.graph.roles import Role, role
+from tfmot_ops.core.graph.operations import Arithmetic, Role
+from tfmot_ops.core.graph.roles import role, spec_of
 from tfmot_ops.core.keras import private
-from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import QuantizeLayer, QuantizeWrapper
 from tfmot_ops.core.quantization.quantizers import FixedRangeQuantizer, RangeQuantizer
 from tfmot_ops.core.quantization.scales import LEVELS, Range, Sums, computable
 from tfmot_ops.core.quantization.scheme import output_quantizer, tied_groups
-
-_L = keras.layers
-#: Calls whose inputs are multiplied with each other, as layers and as functions of TensorFlow.
-_PRODUCTS = (_L.Multiply, _L.Dot, "linalg.matmul")
-#: Calls that add up what they read, or pass it on within a slope of 1.
-_ADDITIONS = (
-    *(_L.Add, _L.Subtract, _L.GlobalAveragePooling1D, _L.GlobalAveragePooling2D),
-    *(_L.LeakyReLU, _L.PReLU, HardSwish, Shift, "math.reduce_mean", "math.reduce_sum"),
-)
 
 
 def range_variables(layer: Any) -> tuple[Any, Any] | None:
@@ -103,14 +93,13 @@ class Ranges:
                 before[id(outputs[0])] = sums
 
     def _computed(self, node: Node, inputs: list[Tensor], largest_weight: Callable[[Node], float]) -> Sums | None:
-        layer = getattr(node.layer, "layer", node.layer)
-        kind, name = role(layer), getattr(layer, "symbol", type(layer))
+        spec = spec_of(getattr(node.layer, "layer", node.layer))
         keys = tuple(map(self._key, inputs))
-        if kind in {Role.CONVOLUTION, Role.AFFINE}:
+        if spec.role in {Role.CONVOLUTION, Role.AFFINE}:
             return Sums(keys, largest_weight=largest_weight(node))
-        if name in _PRODUCTS:
+        if spec.arithmetic is Arithmetic.PRODUCT:
             return Sums(keys, multiplied=True)
-        return Sums(keys) if kind is Role.RELU or name in _ADDITIONS else None
+        return Sums(keys) if spec.role is Role.RELU or spec.arithmetic is Arithmetic.SUM else None
 
 
 def tied_ranges(graph: Graph) -> dict[int, Range]:

@@ -9,11 +9,10 @@ from typing import Any
 
 from tfmot_ops.contract import LayerReport, Outcome, Quantization
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
-from tfmot_ops.core.graph.kernels import Kernel, kernels
 from tfmot_ops.core.graph.new_values import constants
+from tfmot_ops.core.graph.operations import ACTIVATIONS, UNKNOWN, Kernel, OpSpec, Role
 from tfmot_ops.core.graph.poles import unrounded_calls
-from tfmot_ops.core.graph.roles import FIXED_RANGES, Role, activation_name, float_reason, role
-from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.graph.roles import activation_name, float_reason, kernels, role, spec_of
 from tfmot_ops.core.keras.private import QuantizeLayer
 from tfmot_ops.core.quantization.quantizers import (
     FixedRangeQuantizer,
@@ -24,18 +23,11 @@ from tfmot_ops.core.quantization.quantizers import (
 )
 from tfmot_ops.recipes.scope import select
 
-_L = keras.layers
-
 #: (call, kernel of its layer) -> fraction of zeros it has to hold.
 RequiredSparsity = Callable[[Node, Kernel], float]
 
-#: Merges that TFLite computes as one operation with the relu after them.
-_FUSES_RELU = (_L.Add, _L.Subtract, _L.Multiply)
-#: Pools that TFLite computes as one operation with the relu after them, as layers and as functions of TensorFlow.
-_CLIPPED_POOLS = (
-    *(_L.MaxPooling2D, _L.AveragePooling2D, "nn.max_pool2d", "compat.v1.nn.max_pool"),
-    *("nn.avg_pool2d", "nn.avg_pool", "compat.v1.nn.avg_pool"),
-)
+#: Activation -> (lowest, highest) value of the output range that TFLite fixes.
+_FIXED_RANGES = {name: spec.fixed_range for name, spec in ACTIVATIONS.items() if spec.fixed_range}
 
 
 @dataclass
@@ -124,10 +116,10 @@ class _Placer:
         fixed = [tensor.producer for tensor, kind in origins if kind is Role.FIXED_RANGE and tensor.producer]
         names = {activation_name(node.layer) or "" for node in fixed}
         keys = [id(tensor) for tensor in group]
-        widest = max(names, key=lambda name: FIXED_RANGES[name][1] - FIXED_RANGES[name][0], default="")
-        if fixed and len(fixed) == len(origins) and not _leave(group, *FIXED_RANGES[widest]):
-            self.fixed |= dict.fromkeys(keys, FIXED_RANGES[widest])
-            names = {name for name in names if FIXED_RANGES[name] != FIXED_RANGES[widest]}
+        widest = max(names, key=lambda name: _FIXED_RANGES[name][1] - _FIXED_RANGES[name][0], default="")
+        if fixed and len(fixed) == len(origins) and not _leave(group, *_FIXED_RANGES[widest]):
+            self.fixed |= dict.fromkeys(keys, _FIXED_RANGES[widest])
+            names = {name for name in names if _FIXED_RANGES[name] != _FIXED_RANGES[widest]}
         self.requantized |= dict.fromkeys(keys, sorted(names))
         if any(kind is Role.SAME_SCALE or not self._is_alone(tensor) for tensor, kind in kinds):
             self.shared_rows |= {id(tensor) for tensor, kind in origins if kind is Role.GATHER}
@@ -212,7 +204,7 @@ class _Placer:
         readers, kind = self.consumers.get(id(tensor), []), self.roles[id(node)]
         if kind is Role.FIXED_RANGE:
             name = activation_name(node.layer) or ""
-            return FixedRangeQuantizer(*FIXED_RANGES[name]), f"output int8 over the fixed range of {name}"
+            return FixedRangeQuantizer(*_FIXED_RANGES[name]), f"output int8 over the fixed range of {name}"
         # The converter takes no range through a call with several results.
         if kind is Role.PASS and self._is_alone(tensor):
             return None, "passes its input's int8 values on"
@@ -228,15 +220,22 @@ class _Placer:
         return RangeQuantizer(), f"output int8{more}"
 
     def _fuses(self, node: Node, reader: Node) -> bool:
-        kind, next_kind = self.roles[id(node)], self.roles[id(reader)]
-        if kind is Role.CONVOLUTION:
+        fuses, next_kind = self._spec(node).fuses, self.roles[id(reader)]
+        if self.roles[id(node)] is Role.AFFINE:
+            # Folded into the convolution before it, it takes part in what that one is fused with.
+            before = node.inputs()[0].producer
+            folds = before is not None and self.roles[id(before)] is Role.CONVOLUTION
+            fuses = self._spec(before).fuses if before is not None and folds else fuses
+            return next_kind is Role.RELU and next_kind in fuses
+        if next_kind is Role.AFFINE:
             # Folded into a kernel with one scale, an affine would take its clusters apart.
             parts = any(self._clustered(kernel) and not kernel.per_channel for kernel in kernels(node.layer))
-            return (next_kind is Role.AFFINE and not parts) or (next_kind is Role.RELU and not _is_transposed(node))
-        before = node.inputs()[0].producer
-        if kind is Role.AFFINE and before is not None and _is_transposed(before):
-            return False
-        return next_kind is Role.RELU and (kind is Role.AFFINE or type(node.layer) in _FUSES_RELU)
+            return next_kind in fuses and not parts
+        return next_kind in fuses
+
+    def _spec(self, node: Node) -> OpSpec:
+        """The row of a call; of one that has to stay in float, the row of an unknown operation."""
+        return UNKNOWN if self.roles[id(node)] is Role.FLOAT else spec_of(node.layer)
 
 
 def _leave(group: list[Tensor], low: float, high: float) -> bool:
@@ -244,11 +243,6 @@ def _leave(group: list[Tensor], low: float, high: float) -> bool:
     step = (high - low) / 255
     calls = [tensor.producer for tensor in group if tensor.producer is not None]
     return any(array.min() < low - step or array.max() > high + step for node in calls for array in constants(node))
-
-
-def _is_transposed(node: Node) -> bool:
-    """Whether a call is a transposed convolution, which the converter computes as one with no relu."""
-    return type(node.layer) is _L.Conv2DTranspose
 
 
 def _report(node: Node, outcome: Outcome, reason: str) -> LayerReport:
@@ -307,8 +301,7 @@ def _clips_pool(relu: Node) -> bool:
     before = relu.inputs()[0].producer
     while before is not None and isinstance(before.layer, QuantizeLayer):
         before = before.inputs()[0].producer
-    layer = None if before is None else getattr(before.layer, "layer", before.layer)
-    return getattr(layer, "symbol", type(layer)) in _CLIPPED_POOLS
+    return before is not None and spec_of(getattr(before.layer, "layer", before.layer)).relu_keeps_range
 
 
 def output_quantizer(layer: Any) -> Any:

@@ -18,10 +18,9 @@ import tensorflow as tf
 
 from tfmot_ops.core.graph.finite import require_finite_folded
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
-from tfmot_ops.core.graph.kernels import Kernel, kernels
 from tfmot_ops.core.graph.layers import Affine, scale_and_offset
-from tfmot_ops.core.graph.linear import ONE_AXIS, linear
-from tfmot_ops.core.graph.roles import Role, role
+from tfmot_ops.core.graph.operations import Kernel, Role
+from tfmot_ops.core.graph.roles import kernels, role, spec_of
 from tfmot_ops.core.graph.run import run_graph
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.private import QuantizeLayer
@@ -29,7 +28,7 @@ from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.core.quantization.quantizers import FixedRangeQuantizer, WeightQuantizer, round_within, symmetric_limits
 from tfmot_ops.core.quantization.ranges import Ranges, tied_ranges
 from tfmot_ops.core.quantization.scales import smallest_limits
-from tfmot_ops.core.tflite.late_weights import LateWeights
+from tfmot_ops.core.tflite.late_weights import LateWeights, Place
 
 
 def inference_of(
@@ -135,9 +134,12 @@ class _Emitter:
             require_finite_folded(layer.name, kernel, bias)
         if bias is not None:
             limits = self._for_bias(node, layer, kernel, bias, limits)
-        if type(layer) in ONE_AXIS:
+        spec = spec_of(layer)
+        if spec.one_axis:
             kernel = kernel[np.newaxis]
-        result = linear(layer, self._kernel(layer, kernel, quantizer, limits), value)
+        if spec.sums is None:
+            raise TypeError(f"the row of {layer.name!r} in the operation table has no sums")
+        result = spec.sums(layer, self._kernel(layer, kernel, quantizer, limits), value)
         return result if bias is None else _add_bias(result, bias)
 
     def _folded(self, node: Node, layer: Any) -> tuple[np.ndarray, Any, WeightQuantizer | None, Any]:
@@ -221,13 +223,14 @@ class _Emitter:
         axes = kernels(layer)[0]
         # A rounded kernel that several calls read gets its scale from its values.
         known = quantizer is None or self.calls[id(layer)] == 1
-        if self.late is not None and known and axes.channels_axes == 1 and not axes.swap_channels:
+        if self.late is not None and known and axes.stored_axes is not None:
             within = limits
             if quantizer is not None and limits is None:
                 with tf.init_scope():
                     within = symmetric_limits(kernel, per_channel=quantizer.per_channel).numpy()
-            if self.late.takes(kernel, within):
-                return self.late.constant(kernel, within)
+            place = Place(spec_of(layer).tflite[0], axes.stored_axes)
+            if self.late.takes(kernel, within, place):
+                return self.late.constant(kernel, within, place)
         if quantizer is None:
             return tf.constant(kernel, name="kernel")
         if limits is not None:

@@ -14,13 +14,13 @@ from ai_edge_litert import schema_py_generated as schema
 from tfmot_ops.contract import Activations, Backend, Method, Recipe, Weights
 from tfmot_ops.core.graph.finite import require_finite_weights
 from tfmot_ops.core.graph.ir import Graph, Node, tensors, unique_names
-from tfmot_ops.core.graph.kernels import kernels
 from tfmot_ops.core.graph.new_values import reads_rounded, refuse_far_constants, refuse_pads_out_of_range
 from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.poles import reads_any, unrounded_calls
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import rebuild
 from tfmot_ops.core.graph.rewrite import rewrite
+from tfmot_ops.core.graph.roles import kernels
 from tfmot_ops.core.graph.rules.padding import pad_by_sum
 from tfmot_ops.core.graph.run import infer
 from tfmot_ops.core.graph.samples import calibration_batches

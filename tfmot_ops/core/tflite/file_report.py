@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from tfmot_ops.contract import Activations, LayerReport, Method, Outcome, Quantization, Recipe
 from tfmot_ops.core.graph.ir import unique_names
 from tfmot_ops.core.graph.normalize import normalize_graph
+from tfmot_ops.core.graph.operations import LAYERS, Role
 from tfmot_ops.core.graph.read import read_graph
-from tfmot_ops.core.graph.roles import CLASSES, Role
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.tflite.emit import scope_name
 from tfmot_ops.core.tflite.interpreter import make_interpreter
@@ -17,8 +17,10 @@ from tfmot_ops.errors import ExportError
 from tfmot_ops.recipes.scope import select
 
 #: Classes with a kernel that has an int8 form.
-_WEIGHTED = {layer.__name__ for layer, kind in CLASSES.items() if kind is Role.CONVOLUTION} | {
-    *("SeparableConv1D", "SeparableConv2D", "Conv1DTranspose")
+_WEIGHTED = {
+    layer.__name__
+    for layer, spec in LAYERS.items()
+    if spec.kernels and (spec.role is Role.CONVOLUTION or spec.becomes_int8)
 }
 #: Types of values that were quantised; a bias is int32 in an int8 layer, so it tells nothing.
 _QUANTIZED = {"int8", "int16", "float16"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 import flatbuffers
 import numpy as np
@@ -19,13 +19,10 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tfmot_ops.core.quantization.quantizers import round_within
 
-#: Weights from which it pays; a kernel of fewer is given as it is.
+#: Smallest kernel, in weights, that is written after the conversion; a smaller one is given to the converter.
 LARGE = 1 << 14
 #: Values of float placeholders: LOWEST + index * STEP, exact in float32; known by all elements being equal.
 _LOWEST, _STEP = 2.0**-10, 2.0**-30
-#: Order of a kernel's axes in TFLite, by its rank: CONV_2D takes [C_out, kh, kw, C_in], FULLY_CONNECTED [units, C_in].
-_TO_TFLITE = {4: (3, 0, 1, 2), 2: (1, 0)}
-_READERS = {4: "CONV_2D", 2: "FULLY_CONNECTED"}
 _DTYPES: dict[int, np.dtype[Any]] = {
     schema.TensorType.INT8: np.dtype(np.int8),
     schema.TensorType.FLOAT32: np.dtype(np.float32),
@@ -41,11 +38,24 @@ class LateWeightsError(Exception):
     """A kernel's place in the file was not found beyond doubt; convert with the kernels themselves."""
 
 
+class Place(NamedTuple):
+    """Where a kernel stands in the file.
+
+    Attributes:
+        reader: the TFLite operation that reads it, as its second input.
+        axes: the order of its axes there, as `numpy.transpose` takes it.
+    """
+
+    reader: str
+    axes: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class _Late:
-    """A kernel to be written, in TFLite's order of axes, and how its place is known."""
+    """A kernel to be written, in TFLite's order of axes, what reads it, and how its tensor is known."""
 
     values: npt.NDArray[Any]
+    reader: str
     placeholder: float = 0.0
     scales: npt.NDArray[np.float32] | None = None
 
@@ -74,43 +84,44 @@ class LateWeights:
         """Forget the kernels of an earlier trace of the same function."""
         self._late.clear()
 
-    def takes(self, kernel: npt.NDArray[Any], limits: npt.NDArray[Any] | None) -> bool:
+    def takes(self, kernel: npt.NDArray[Any], limits: npt.NDArray[Any] | None, place: Place) -> bool:
         """Whether a kernel is given late; the arguments as for `constant`."""
-        if kernel.size < LARGE or kernel.ndim not in _TO_TFLITE:
+        if kernel.size < LARGE:
             return False
         if limits is None:
             return self.floats
-        return self._level(kernel, limits) <= _LEVELS
+        return self._level(kernel, limits, place) <= _LEVELS
 
-    def constant(self, kernel: npt.NDArray[Any], limits: npt.NDArray[Any] | None) -> Any:
+    def constant(self, kernel: npt.NDArray[Any], limits: npt.NDArray[Any] | None, place: Place) -> Any:
         """What stands for a kernel in the graph.
 
         Args:
             kernel: of a convolution [kh, kw, C_in, C_out] or a Dense [C_in, units], float32.
             limits: largest magnitude that int8 has to hold, [C_out] or a scalar; None for a kernel in float.
+            place: where it stands in the file.
         """
-        order = _TO_TFLITE[kernel.ndim]
+        reader, order = place
         if limits is None:
             value = float(np.float32(_LOWEST + len(self._late) * _STEP))
-            self._late.append(_Late(np.ascontiguousarray(kernel.transpose(order)), value))
+            self._late.append(_Late(np.ascontiguousarray(kernel.transpose(order)), reader, value))
             return tf.constant(value, tf.float32, kernel.shape, name="kernel")
-        level = self._level(kernel, limits)
+        level = self._level(kernel, limits, place)
         limits = np.maximum(np.asarray(limits, np.float32), _SMALLEST_LIMIT)
         step = limits / np.float32(_LEVELS)
         # Kernel and limits were folded with the same scale, so a level may be passed by the last bit only.
         levels = np.clip(np.rint(kernel * (np.float32(1.0) / step)), -_LEVELS, _LEVELS).astype(np.int8)
-        self._late.append(_Late(np.ascontiguousarray(levels.transpose(order)), level, np.atleast_1d(step)))
+        self._late.append(_Late(np.ascontiguousarray(levels.transpose(order)), reader, level, np.atleast_1d(step)))
         placeholder = tf.constant(level * float(np.min(step)), tf.float32, kernel.shape, name="kernel")
         return round_within(placeholder, tf.constant(limits))
 
-    def _level(self, kernel: npt.NDArray[Any], limits: npt.NDArray[Any]) -> int:
+    def _level(self, kernel: npt.NDArray[Any], limits: npt.NDArray[Any], place: Place) -> int:
         """The int8 level of a placeholder: 0, as kernels are told apart by their scales, except the smallest.
 
         Those all have one scale, and the converter would take two of them for one, so each gets a level of its own.
         """
         if np.max(limits) >= _SMALLEST_LIMIT:
             return 0
-        shape = tuple(kernel.shape[axis] for axis in _TO_TFLITE[kernel.ndim])
+        shape = tuple(kernel.shape[axis] for axis in place.axes)
         return 1 + sum(late.placeholder > 0 and late.values.shape == shape for late in self._late)
 
     def fill(self, data: bytes) -> bytes:
@@ -133,7 +144,7 @@ class LateWeights:
                 if not found:
                     continue
                 values = found[0].values
-                if readers.get(index) != {(_READERS[values.ndim], 1)}:
+                if readers.get(index) != {(found[0].reader, 1)}:
                     raise LateWeightsError(f"{tensor.name!r} is read by {readers.get(index)}")
                 placed.update(id(late) for late in found)
                 tensor.buffer = buffers.setdefault(sha256(values.data).digest(), len(model.buffers))

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import gzip
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,17 +26,6 @@ _TYPE_NAMES: dict[int, str] = {
 _FLOAT_TYPES = frozenset({"float16", "bfloat16", "float32", "float64"})
 #: Types weights are stored in whose zeros can be counted byte by byte.
 _WEIGHT_DTYPES = {"int8": np.int8, "uint8": np.uint8, "int16": np.int16, "float16": np.float16, "float32": np.float32}
-#: Place of (data, weight) among the inputs of the ops that multiply and accumulate; TRANSPOSE_CONV's first is a shape.
-_MAC_OPERANDS = {
-    "CONV_2D": (0, 1),
-    "CONV_3D": (0, 1),
-    "DEPTHWISE_CONV_2D": (0, 1),
-    "TRANSPOSE_CONV": (2, 1),
-    "FULLY_CONNECTED": (0, 1),
-    "BATCH_MATMUL": (0, 1),
-}
-#: Op -> place of the table it takes rows of: weights too, though nothing is multiplied.
-_TABLES = {"GATHER": 0, "EMBEDDING_LOOKUP": 1}
 _CONVERSIONS = frozenset({"QUANTIZE", "DEQUANTIZE"})
 
 
@@ -209,7 +199,7 @@ class _Graph:
 
     def has_open_macs(self) -> bool:
         """Whether an op that multiplies has an operand with an open size that is not the batch, the first."""
-        places = [index for op in self.ops if op.name in _MAC_OPERANDS for index in (*op.inputs, *op.outputs)]
+        places = [index for op in self.ops if _reads(op).macs is not None for index in (*op.inputs, *op.outputs)]
         tensors = [self._graph.Tensors(index) for index in places if index >= 0]
         return any(
             tensor.ShapeSignature(axis) < 0 for tensor in tensors for axis in range(1, tensor.ShapeSignatureLength())
@@ -263,19 +253,17 @@ def _count(tally: _Tally, graph: _Graph, op: _Op) -> None:
         tally.requantize_ops += 1
     if any(graph.dtype(index) in _FLOAT_TYPES for index in activations):
         tally.float_ops += 1
-    if op.name in _MAC_OPERANDS:
-        _count_macs(tally, graph, op)
-    if op.name in _TABLES:
-        _count_weights(tally, graph, op.inputs[_TABLES[op.name]])
-
-
-def _count_macs(tally: _Tally, graph: _Graph, op: _Op) -> None:
-    data, weight = (op.inputs[place] for place in _MAC_OPERANDS[op.name])
-    macs = _macs(graph, op, data, weight)
-    tally.macs += macs
-    if {graph.dtype(index) for index in (data, weight, op.outputs[0])} == {"int8"}:
-        tally.int8_macs += macs
+    reads = _reads(op)
+    if reads.weight is None:
+        return
+    weight = op.inputs[reads.weight]
     _count_weights(tally, graph, weight)
+    if reads.macs is not None:
+        data = op.inputs[reads.data]
+        macs = reads.macs(graph, op, graph.shape(data), graph.shape(weight))
+        tally.macs += macs
+        if {graph.dtype(index) for index in (data, weight, op.outputs[0])} == {"int8"}:
+            tally.int8_macs += macs
 
 
 def _count_weights(tally: _Tally, graph: _Graph, weight: int) -> None:
@@ -285,23 +273,51 @@ def _count_weights(tally: _Tally, graph: _Graph, weight: int) -> None:
         tally.weights[graph.name(constant)] = counted
 
 
-def _macs(graph: _Graph, op: _Op, data: int, weight: int) -> int:
-    """Multiply-accumulates of one op: how often each output sums, or, transposed, each input spreads."""
-    kernel = graph.shape(weight)
-    outputs = int(np.prod(graph.shape(op.outputs[0])))
-    if op.name == "CONV_2D":  # [C_out, kh, kw, C_in / groups]
-        return outputs * int(np.prod(kernel[1:]))
-    if op.name == "CONV_3D":  # [kd, kh, kw, C_in, C_out]
-        return outputs * int(np.prod(kernel[:-1]))
-    if op.name == "DEPTHWISE_CONV_2D":  # [1, kh, kw, C_out]
-        return outputs * kernel[1] * kernel[2]
-    if op.name == "TRANSPOSE_CONV":  # [C_out, kh, kw, C_in]
-        return int(np.prod(graph.shape(data))) * int(np.prod(kernel[:-1]))
-    if op.name == "FULLY_CONNECTED":  # [units, C_in]
-        return outputs * kernel[-1]
+def _outputs(graph: _Graph, op: _Op) -> int:
+    return int(np.prod(graph.shape(op.outputs[0])))
+
+
+def _matmul_depth(op: _Op, data: list[int]) -> int:
+    """Products that one output of BATCH_MATMUL sums: [..., m, k] with [..., k, n]."""
     options = schema.BatchMatMulOptions()
     table = op.table.BuiltinOptions()
     if table is not None:
         options.Init(table.Bytes, table.Pos)
-    # [..., m, k] with [..., k, n]; adj_x says that the first comes as [..., k, m].
-    return outputs * graph.shape(data)[-2 if table is not None and options.AdjX() else -1]
+    # adj_x says that the first comes as [..., k, m].
+    return data[-2 if table is not None and options.AdjX() else -1]
+
+
+class _Reads(NamedTuple):
+    """What an operation of TFLite reads.
+
+    Attributes:
+        weight: place of the weight among its inputs; None for an operation without.
+        data: place of the values that are multiplied with it.
+        macs: (graph, operation, shape of the data, shape of the weight) -> multiply-accumulates: how often each output
+            sums, or, transposed, each input spreads; None where nothing is multiplied, as where rows are looked up.
+    """
+
+    weight: int | None = None
+    data: int = 0
+    macs: Callable[[_Graph, _Op, list[int], list[int]], int] | None = None
+
+
+def _reads(op: _Op) -> _Reads:
+    return _WEIGHTED.get(op.name, _Reads())
+
+
+_WEIGHTED = {
+    # The weight is [C_out, kh, kw, C_in / groups].
+    "CONV_2D": _Reads(1, 0, lambda graph, op, _, weight: _outputs(graph, op) * int(np.prod(weight[1:]))),
+    # The weight is [kd, kh, kw, C_in, C_out].
+    "CONV_3D": _Reads(1, 0, lambda graph, op, _, weight: _outputs(graph, op) * int(np.prod(weight[:-1]))),
+    # The weight is [1, kh, kw, C_out].
+    "DEPTHWISE_CONV_2D": _Reads(1, 0, lambda graph, op, _, weight: _outputs(graph, op) * weight[1] * weight[2]),
+    # The weight is [C_out, kh, kw, C_in]; the first input is the shape of the output.
+    "TRANSPOSE_CONV": _Reads(1, 2, lambda _, __, data, weight: int(np.prod(data)) * int(np.prod(weight[:-1]))),
+    # The weight is [units, C_in].
+    "FULLY_CONNECTED": _Reads(1, 0, lambda graph, op, _, weight: _outputs(graph, op) * weight[-1]),
+    "BATCH_MATMUL": _Reads(1, 0, lambda graph, op, data, _: _outputs(graph, op) * _matmul_depth(op, data)),
+    "GATHER": _Reads(0),
+    "EMBEDDING_LOOKUP": _Reads(1),
+}
