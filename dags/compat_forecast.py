@@ -9,9 +9,10 @@ from typing import Any
 
 from airflow.sdk import DAG, Param, task
 
-from tfmot_ops.contract import PRESET_RECIPES, RECIPE_NAME
+from tfmot_ops.contract import PRESET_RECIPES
 from tfmot_ops.operators import CompatSweepOperator, ForecastOperator, ListOperator, OpenRunOperator
 from tfmot_ops.operators.sweep import DEFAULT_RECIPES, PlanSweepOperator, Weight, check_forecast, room
+from tfmot_ops.recipes import RECIPE_NAME
 from tfmot_ops.runners import RUNNERS
 
 PARAMS = {

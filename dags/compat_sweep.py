@@ -9,10 +9,11 @@ from typing import Any
 
 from airflow.sdk import DAG, Param
 
-from tfmot_ops.contract import PRESET_RECIPES, RECIPE_NAME, Device
+from tfmot_ops.contract import PRESET_RECIPES, Device
 from tfmot_ops.operators import CompatSweepOperator, ListOperator, OpenRunOperator, SummarizeSweepOperator
 from tfmot_ops.operators.notify import notifiers
 from tfmot_ops.operators.sweep import DEFAULT_RECIPES, PlanSweepOperator, Weight, room
+from tfmot_ops.recipes import RECIPE_NAME
 from tfmot_ops.runners import RUNNERS
 
 PARAMS = {

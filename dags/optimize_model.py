@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, Param
 
-from tfmot_ops.contract import BUILTIN_DATASETS, BUILTIN_MODELS, PRESET_RECIPES, RECIPE_NAME, Device
+from tfmot_ops.contract import BUILTIN_DATASETS, BUILTIN_MODELS, PRESET_RECIPES, Device
 from tfmot_ops.operators import (
     CloseRunOperator,
     EvaluateOperator,
@@ -15,6 +15,7 @@ from tfmot_ops.operators import (
     StripOperator,
     TrainOperator,
 )
+from tfmot_ops.recipes import RECIPE_NAME
 from tfmot_ops.runners import RUNNERS
 
 # The trigger form is made from these, and a value that does not fit is refused when the run is triggered.

@@ -91,7 +91,7 @@ _NO_CALL: dict[type, str] = {
 }
 
 
-class Row(NamedTuple):
+class LayerRow(NamedTuple):
     """What the two reports say of one class."""
 
     name: str
@@ -106,18 +106,18 @@ def layer_classes() -> list[type]:
     return sorted(found, key=lambda cls: cls.__name__)
 
 
-def row(cls: type) -> Row:
+def row(cls: type) -> LayerRow:
     """Quantise and prune a small model around a layer of this class, and read the reports."""
     if cls in _NO_CALL:
-        return Row(cls.__name__, "not called", _NO_CALL[cls], "")
+        return LayerRow(cls.__name__, "not called", _NO_CALL[cls], "")
     model = _around(cls)
     recipe = decode("wi8_ai8")
     try:
         reports = [report for report in quantize(model, recipe)[1] if report.path.startswith(_NAME)]
     except UnsupportedModelError as error:
-        return Row(cls.__name__, "refused", f"{error.required}; {error.remedy}", "")
+        return LayerRow(cls.__name__, "refused", f"{error.required}; {error.remedy}", "")
     quantized, how = _summary(cls, reports)
-    return Row(cls.__name__, quantized, how, _pruned(cls, model))
+    return LayerRow(cls.__name__, quantized, how, _pruned(cls, model))
 
 
 def page() -> str:

@@ -7,8 +7,9 @@ import re
 import pytest
 
 from tfmot_ops import recipes
-from tfmot_ops.contract import PRESET_RECIPES, RECIPE_NAME
+from tfmot_ops.contract import PRESET_RECIPES
 from tfmot_ops.errors import RecipeError
+from tfmot_ops.recipes import RECIPE_NAME
 
 
 @pytest.mark.parametrize(

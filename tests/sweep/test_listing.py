@@ -13,7 +13,7 @@ from rich.console import Console
 
 from tfmot_ops.contract import CompatResult, Judgement, Stage, Status, SweepResult
 from tfmot_ops.sweep.report.listing import print_listing
-from tfmot_ops.sweep.report.progress import Progress
+from tfmot_ops.sweep.report.progress import SweepProgress
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 BOXES = set("\u2500\u2502\u250f\u2501\u2503\u2513\u2521\u2514\u2518\u253c")
@@ -120,7 +120,7 @@ def test_nothing_at_all_can_be_listed():
 
 def test_progress_in_a_log_is_one_line_a_finished_cell():
     out = io.StringIO()
-    with Progress(Console(file=out), 3) as progress:
+    with SweepProgress(Console(file=out), 3) as progress:
         for cell in SWEEP.cells:
             progress.started(cell.cell)
             progress.ended(cell)
@@ -131,7 +131,7 @@ def test_progress_in_a_log_is_one_line_a_finished_cell():
 
 def test_progress_on_a_terminal_is_live_and_goes_away():
     out = io.StringIO()
-    with Progress(Console(file=out, force_terminal=True, width=140), 4) as progress:
+    with SweepProgress(Console(file=out, force_terminal=True, width=140), 4) as progress:
         progress.ended(SWEEP.cells[1])
         assert progress.eta_s is None, "a cached cell says nothing about the others"
         progress.started("MobileNetV2/wi8_ai8")
@@ -149,7 +149,7 @@ def test_progress_on_a_terminal_is_live_and_goes_away():
 
 def test_the_cursor_comes_back_after_ctrl_c():
     out = io.StringIO()
-    with pytest.raises(KeyboardInterrupt), Progress(Console(file=out, force_terminal=True), 4):
+    with pytest.raises(KeyboardInterrupt), SweepProgress(Console(file=out, force_terminal=True), 4):
         raise KeyboardInterrupt
     assert "\x1b[?25h" in out.getvalue()
 
@@ -157,7 +157,7 @@ def test_the_cursor_comes_back_after_ctrl_c():
 def test_cells_may_end_in_any_thread():
     out = io.StringIO()
     cells = [a_cell(f"A{number}") for number in range(40)]
-    with Progress(Console(file=out), len(cells)) as progress:
+    with SweepProgress(Console(file=out), len(cells)) as progress:
         threads = [Thread(target=progress.ended, args=(cell,)) for cell in cells]
         for thread in threads:
             thread.start()

@@ -15,7 +15,7 @@ from tfmot_ops.contract import CompatResult, Recipe, Stage, Status
 from tfmot_ops.sweep.repro import script as module
 from tfmot_ops.sweep.repro.probe import _lines
 from tfmot_ops.sweep.repro.script import LONGEST_SCRIPT, make_repro, normalised, write_repros
-from tfmot_ops.sweep.repro.shrink import INPUT, Call, Part, gates, members, smallest
+from tfmot_ops.sweep.repro.shrink import INPUT, Call, Part, dominators, members, smallest
 from tfmot_ops.sweep.run.limits import Ended
 
 pytestmark = pytest.mark.slow
@@ -134,9 +134,9 @@ def test_the_part_is_the_smallest(culprits, expected) -> None:
 
 
 def test_gates_are_what_every_path_leads_through() -> None:
-    assert gates(RESIDUAL, range(7)) == [0, 1, 2, 5, 6]
+    assert dominators(RESIDUAL, range(7)) == [0, 1, 2, 5, 6]
     two_ways = chain([INPUT], [INPUT], [0, 1])
-    assert gates(two_ways, range(3)) == [2]
+    assert dominators(two_ways, range(3)) == [2]
 
 
 def test_halving_asks_few_questions() -> None:

@@ -281,7 +281,7 @@ def sweep(  # noqa: PLR0917 - typer reads the options from the signature, nobody
 
     from tfmot_ops.cli import sweep_command as command
     from tfmot_ops.sweep.report.listing import print_listing
-    from tfmot_ops.sweep.report.progress import Progress
+    from tfmot_ops.sweep.report.progress import SweepProgress
     from tfmot_ops.sweep.run.limits import Limits
     from tfmot_ops.sweep.whole import Sweep
 
@@ -297,7 +297,7 @@ def sweep(  # noqa: PLR0917 - typer reads the options from the signature, nobody
     if accept:
         command.check_acceptable()
     console = Console(stderr=True) if as_json else Console()
-    with Progress(console, len(plan.cells())) as progress:
+    with SweepProgress(console, len(plan.cells())) as progress:
         tracking = (tracking_uri, experiment) if tracking_uri else None
         done = command.run_sweep(plan, report, tracking, progress, _say_on_stderr)
     if as_json:
@@ -335,7 +335,7 @@ def forecast(  # noqa: PLR0917 - typer reads the options from the signature, nob
 
     from tfmot_ops.cli import sweep_command as command
     from tfmot_ops.sweep.forecast import compare, packages
-    from tfmot_ops.sweep.report.progress import Progress
+    from tfmot_ops.sweep.report.progress import SweepProgress
     from tfmot_ops.sweep.run.limits import Limits
     from tfmot_ops.sweep.whole import Sweep
 
@@ -350,7 +350,7 @@ def forecast(  # noqa: PLR0917 - typer reads the options from the signature, nob
     )
     packages(python)  # told before an hour of work
     kept = f"stopped: finished cells are kept in {folder}; the same command runs the rest"
-    progress = Progress(Console(stderr=True), 2 * len(plan.cells()))
+    progress = SweepProgress(Console(stderr=True), 2 * len(plan.cells()))
     with command.telling(_say_on_stderr, lambda: kept), progress:
         table = compare(plan, python, progress)
     typer.echo(table.as_json() if as_json else table.text())

@@ -33,7 +33,6 @@ from tfmot_ops.contract.options import (
 )
 from tfmot_ops.contract.recipe import (
     PRESET_RECIPES,
-    RECIPE_NAME,
     Activations,
     Backend,
     Budget,
@@ -68,7 +67,6 @@ __all__ = [
     "BUILTIN_DATASETS",
     "BUILTIN_MODELS",
     "PRESET_RECIPES",
-    "RECIPE_NAME",
     "REQUIRE_GPU",
     "SCHEMA_VERSION",
     "TRACKING_VARIABLES",

@@ -9,11 +9,8 @@ from pydantic import Field, model_validator
 
 from tfmot_ops.contract.document import SCHEMA_VERSION, Document
 
-#: Recipes that ship by name; `core.recipes` builds each and checks that the two lists agree.
+#: Recipes that ship by name; `tfmot_ops.recipes` decodes each.
 PRESET_RECIPES = ("wi8_ai8", "sparse50_wi8_ai8", "sparse80_wi8_ai8", "sparse2of4_wi8_ai8", "wi8_afp32")
-_PART = r"(sparse([1-9][0-9]?|[1-9][0-9]*of[1-9][0-9]*)|wi8|wi16f|ai8|ai16|afp32|ptq|aeq)"
-#: What `core.recipes` can decode looks like this; for forms, which are checked before TensorFlow is there.
-RECIPE_NAME = f"^{_PART}(_{_PART})*$"
 
 
 class Scope(Document):

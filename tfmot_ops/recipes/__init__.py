@@ -2,6 +2,6 @@
 
 from tfmot_ops.contract import Recipe
 from tfmot_ops.recipes.files import is_recipe_file, read_recipe
-from tfmot_ops.recipes.names import decode, presets, resolve
+from tfmot_ops.recipes.names import RECIPE_NAME, decode, presets, resolve
 
-__all__ = ["Recipe", "decode", "is_recipe_file", "presets", "read_recipe", "resolve"]
+__all__ = ["RECIPE_NAME", "Recipe", "decode", "is_recipe_file", "presets", "read_recipe", "resolve"]

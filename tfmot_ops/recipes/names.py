@@ -8,15 +8,27 @@ Quantizer instead of the converter: `wi8_ai8_ptq_aeq`).
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from tfmot_ops.contract import PRESET_RECIPES, Activations, Backend, Method, Quantization, Recipe, Sparsity, Weights
 from tfmot_ops.errors import RecipeError
 
-_SPARSE = re.compile(r"sparse(\d{1,2})$")
-_N_OF_M = re.compile(r"sparse(\d+)of(\d+)$")
-_WEIGHTS = {"wi8": Weights.INT8, "wi16f": Weights.FLOAT16}
-_ACTIVATIONS = {"ai8": Activations.INT8, "ai16": Activations.INT16, "afp32": Activations.FLOAT32}
+#: Pattern of a part -> (what it sets, function from the pattern's groups to the value).
+_PARTS: dict[str, tuple[str, Callable[..., Any]]] = {
+    r"sparse([1-9][0-9]?)": ("sparsity", lambda percent: Sparsity(ratio=int(percent) / 100)),
+    r"sparse([1-9][0-9]*)of([1-9][0-9]*)": ("sparsity", lambda zeros, group: _n_of_m(int(zeros), int(group))),
+    "wi8": ("weights", lambda: Weights.INT8),
+    "wi16f": ("weights", lambda: Weights.FLOAT16),
+    "ai8": ("activations", lambda: Activations.INT8),
+    "ai16": ("activations", lambda: Activations.INT16),
+    "afp32": ("activations", lambda: Activations.FLOAT32),
+    "ptq": ("method", lambda: Method.PTQ),
+    "aeq": ("backend", lambda: Backend.AI_EDGE_QUANTIZER),
+}
+_ANY_PART = f"({'|'.join(_PARTS)})"
+#: What a name looks like, as a regular expression of JSON Schema: for forms, which check it before a step runs.
+RECIPE_NAME = f"^{_ANY_PART}(_{_ANY_PART})*$"
 
 
 def decode(name: str) -> Recipe:
@@ -54,23 +66,17 @@ def resolve(recipe: Recipe | str) -> Recipe:
 
 
 def _part(name: str, part: str) -> tuple[str, Any]:
-    if part in _WEIGHTS:
-        return "weights", _WEIGHTS[part]
-    if part in _ACTIVATIONS:
-        return "activations", _ACTIVATIONS[part]
-    if part == "ptq":
-        return "method", Method.PTQ
-    if part == "aeq":
-        return "backend", Backend.AI_EDGE_QUANTIZER
-    if match := _SPARSE.match(part):
-        percent = int(match[1])
-        if percent:
-            return "sparsity", Sparsity(ratio=percent / 100)
-    if match := _N_OF_M.match(part):
-        zeros, group = int(match[1]), int(match[2])
-        if 0 < zeros < group:
-            return "sparsity", Sparsity(ratio=zeros / group, n_of_m=(zeros, group))
+    for pattern, (key, value) in _PARTS.items():
+        match = re.fullmatch(pattern, part)
+        if match:
+            found = value(*match.groups())
+            if found is not None:
+                return key, found
     raise _refuse(name, f"{part!r}")
+
+
+def _n_of_m(zeros: int, group: int) -> Sparsity | None:
+    return Sparsity(ratio=zeros / group, n_of_m=(zeros, group)) if zeros < group else None
 
 
 def _refuse(name: str, received: str) -> RecipeError:

@@ -51,7 +51,7 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparedCell:
     """One cell.
 
     Attributes:
@@ -75,7 +75,7 @@ class Forecast:
         versions: package -> (now, then), of those that differ; empty for one that is not there.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[ComparedCell, ...]
     versions: dict[str, tuple[str, str]]
 
     @property
@@ -115,8 +115,8 @@ def forecast(current: SweepResult, other: SweepResult) -> Forecast:
     return Forecast(tuple(rows), {name: pair for name, pair in pairs.items() if pair[0] != pair[1]})
 
 
-def _row(name: str, now: CompatResult | None, then: CompatResult | None) -> Row:
-    return Row(name, _told(now), _told(then), _verdict(now, then))
+def _row(name: str, now: CompatResult | None, then: CompatResult | None) -> ComparedCell:
+    return ComparedCell(name, _told(now), _told(then), _verdict(now, then))
 
 
 def _told(result: CompatResult | None) -> str:

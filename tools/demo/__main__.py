@@ -35,7 +35,7 @@ _PLAIN_WIDTH = 140
 
 
 @dataclass
-class Progress:
+class LogView:
     """Turns the log into what is shown: the task, the time it takes, the step's last line."""
 
     console: Console
@@ -95,7 +95,7 @@ def run_demo(bench: Workbench, params: dict[str, Any], console: Console) -> int:
 
 def _follow(child: subprocess.Popen[bytes], log: IO[str], console: Console) -> None:
     status = console.status("Airflow starts") if console.is_terminal else None
-    progress = Progress(console, status)
+    progress = LogView(console, status)
     if status is not None:
         status.start()
     try:

@@ -91,13 +91,13 @@ def fit(
             validation_batch_size=batch_size,
             initial_epoch=done,
             epochs=epochs,
-            callbacks=[SeedEachEpoch(seed), *callbacks, _Progress(epochs, on_epoch, keeper, history)],
+            callbacks=[SeedEachEpoch(seed), *callbacks, _EpochEnd(epochs, on_epoch, keeper, history)],
             verbose=0,
         )
     return history
 
 
-class _Progress(keras.callbacks.Callback):
+class _EpochEnd(keras.callbacks.Callback):
     """Keeps each epoch's state and hands its figures on, and ends a training that cannot recover."""
 
     def __init__(self, epochs: int, on_epoch: OnEpoch | None, keeper: Keeper | None, history: History) -> None:

@@ -45,7 +45,7 @@ _FACTS = {
 
 
 @dataclass(frozen=True)
-class Row:
+class CellRow:
     """One cell of the heat map as the template writes it."""
 
     architecture: str
@@ -146,7 +146,7 @@ def _judged(sweep: SweepResult, kind: str) -> list[tuple[str, str, str]]:
 
 def _rows(
     sweep: SweepResult, families: dict[str, str], runs: Mapping[str, str]
-) -> tuple[list[Row], list[CompatResult | None]]:
+) -> tuple[list[CellRow], list[CompatResult | None]]:
     """Rows by recipe, family and name, and the result of each; None for a cell without one."""
     results: dict[str, CompatResult | None] = dict.fromkeys(figures.absent(sweep))
     results |= {cell.cell: cell for cell in sweep.cells}
@@ -165,18 +165,18 @@ def _rows(
     return [row for row, _, _ in rows], [cell for _, cell, _ in rows]
 
 
-def _row(sweep: SweepResult, name: str, cell: CompatResult | None, family: str, run: str) -> Row:
+def _row(sweep: SweepResult, name: str, cell: CompatResult | None, family: str, run: str) -> CellRow:
     architecture, _, recipe = name.rpartition("/")
     judged = [kind for kind in _JUDGED if name in getattr(sweep.judgement, kind)]
     repro = sweep.repros.get(name, "")
     if cell is None:
         blank = (("n", _SIGN[State.NOT_REACHED]),) * len(Stage)
         missing = figures.MISSING
-        return Row(architecture, recipe, family, missing, " ".join(judged), missing, blank, ("",) * 7, repro, run)
+        return CellRow(architecture, recipe, family, missing, " ".join(judged), missing, blank, ("",) * 7, repro, run)
     status = "passed" if cell.status is Status.OK else "failed"
     tokens = [status, *judged, *(["cached"] if cell.cached else [])]
     where = f"{cell.failed_stage or 'died'}: {figures.error_class(cell)}"
-    return Row(
+    return CellRow(
         architecture=architecture,
         recipe=recipe,
         family=family,

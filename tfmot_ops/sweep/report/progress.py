@@ -8,8 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, SpinnerColumn, TextColumn
-from rich.progress import Progress as Bar
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from tfmot_ops.contract import CompatResult, Status
 from tfmot_ops.sweep.report.listing import cell_line
@@ -19,7 +18,7 @@ from tfmot_ops.sweep.run.matrix import Watcher
 _NAMED = 3
 
 
-class Progress(Watcher):
+class SweepProgress(Watcher):
     """Watches a sweep; use it as a context manager. Cells may start and end in any thread.
 
     Args:
@@ -34,7 +33,7 @@ class Progress(Watcher):
         self._running: dict[str, None] = {}
         self._done = self._failed = self._cached = 0
         self._begun = time.monotonic()
-        self._bar = Bar(
+        self._bar = Progress(
             SpinnerColumn(),
             BarColumn(bar_width=30),
             TextColumn("{task.completed:.0f}/{task.total:.0f} {task.description}", markup=False),

@@ -54,7 +54,7 @@ def members(calls: Sequence[Call], part: Part) -> list[int]:
     return sorted(found)
 
 
-def gates(calls: Sequence[Call], within: Iterable[int]) -> list[int]:
+def dominators(calls: Sequence[Call], within: Iterable[int]) -> list[int]:
     """The dominators of a part's end: the calls that every path from its input to its end leads through, itself too."""
     order = sorted(within)
     inside = set(order)
@@ -82,7 +82,7 @@ def smallest(calls: Sequence[Call], fails: Callable[[Part], bool]) -> Part:
     """
     last = _shortest_end(calls, fails)
     whole = Part(INPUT, last)
-    begins = [index for index in gates(calls, members(calls, whole))[:-1] if calls[index].shape is not None]
+    begins = [index for index in dominators(calls, members(calls, whole))[:-1] if calls[index].shape is not None]
     # The latest beginning is the first one in reverse; the whole is behind them all.
     ordered = [*reversed(begins), INPUT]
     return Part(_first_failing(ordered, lambda index: fails(Part(index, last))), last)
@@ -94,7 +94,7 @@ def _shortest_end(calls: Sequence[Call], fails: Callable[[Part], bool]) -> int:
 
     # What every path leads through grows with each step, so halving is sure to find the first that fails.
     whole = members(calls, Part(INPUT, len(calls) - 1))
-    through = gates(calls, whole)
+    through = dominators(calls, whole)
     last = _first_failing(through, ends)
     before = through[through.index(last) - 1] if last != through[0] else INPUT
     # Between two of them are branches, where halving may miss; single steps then go on.
