@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 
 from tfmot_ops.contract import REQUIRE_GPU, Status, StepError, StepResult, StepSpec
@@ -22,20 +21,9 @@ from tfmot_ops.steps.kinds import KINDS, MODEL_KINDS, catalogue
 from tfmot_ops.steps.work import Progress, Work
 from tfmot_ops.store import Store
 from tfmot_ops.system.uri_secrets import hide, hide_in
+from tfmot_ops.system.versions import installed
 
-__all__ = ["Progress", "catalogue", "check", "failed", "run_step", "versions"]
-
-#: Packages whose versions decide a step's numbers.
-_VERSIONED = (
-    "tfmot-ops",
-    "tensorflow",
-    "tensorflow-cpu",  # what a CPU image has in its place
-    "tf-keras",
-    "tensorflow-model-optimization",
-    "ai-edge-litert",
-    "numpy",
-    "mlflow",
-)
+__all__ = ["Progress", "catalogue", "check", "failed", "run_step"]
 
 #: Artifacts that a kind cannot work without.
 _REQUIRED_INPUTS: dict[str, tuple[str, ...]] = {
@@ -46,17 +34,6 @@ _REQUIRED_INPUTS: dict[str, tuple[str, ...]] = {
     "evaluate": ("tflite",),
     "register": ("tflite",),
 }
-
-
-def versions() -> dict[str, str]:
-    """Version of each installed package that decides a step's numbers."""
-    found = {}
-    for name in _VERSIONED:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def check(spec: StepSpec) -> None:
@@ -154,7 +131,7 @@ def run_step(spec: StepSpec, store: Store, workdir: Path, progress: Progress) ->
         metrics=work.metrics,
         parameters=hide_in(work.parameters),
         layers=tuple(work.layers),
-        versions=versions(),
+        versions=installed(),
         duration_s=duration_s,
     )
 
@@ -180,6 +157,6 @@ def failed(spec: StepSpec, error: Exception, duration_s: float) -> StepResult:
         spec_sha256=spec.sha256(),
         status=Status.FAILED,
         error=StepError(type=type(error).__name__, message=hide(str(error), *spec.uris().values()), exit_code=code),
-        versions=versions(),
+        versions=installed(),
         duration_s=duration_s,
     )
