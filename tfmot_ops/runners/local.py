@@ -18,10 +18,11 @@ from typing import Any
 from tfmot_ops.contract import Device, StepResult, StepSpec
 from tfmot_ops.runners.base import Log, peek_result, read_result
 from tfmot_ops.runners.image import GPU_ENVIRONMENT, GRACE_S
+from tfmot_ops.system.environment import VISIBLE_GPUS
 from tfmot_ops.system.scratch import ScratchFolder
 
 _DEVICE_ENVIRONMENT: Mapping[Device, Mapping[str, str]] = {
-    Device.CPU: {"CUDA_VISIBLE_DEVICES": "-1"},
+    Device.CPU: {VISIBLE_GPUS.name: "-1"},
     Device.GPU: GPU_ENVIRONMENT,
 }
 _POLL_S = 0.2

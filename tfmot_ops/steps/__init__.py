@@ -10,16 +10,16 @@ step), so that a table with one row per step compares like with like.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from tfmot_ops.contract import REQUIRE_GPU, Status, StepError, StepResult, StepSpec
+from tfmot_ops.contract import Status, StepError, StepResult, StepSpec
 from tfmot_ops.errors import SpecError, StepFailedError, TfmotOpsError
 from tfmot_ops.steps.kinds import KINDS, MODEL_KINDS, catalogue
 from tfmot_ops.steps.work import Progress, Work
 from tfmot_ops.store import Store
+from tfmot_ops.system.environment import REQUIRE_GPU
 from tfmot_ops.system.uri_secrets import hide, hide_in
 from tfmot_ops.system.versions import installed
 
@@ -139,7 +139,7 @@ def run_step(spec: StepSpec, store: Store, workdir: Path, progress: Progress) ->
 def _check_device() -> None:
     import tensorflow as tf
 
-    if os.environ.get(REQUIRE_GPU) and not tf.config.list_physical_devices("GPU"):
+    if REQUIRE_GPU.get() and not tf.config.list_physical_devices("GPU"):
         raise StepFailedError(
             "the step asks for a GPU",
             required="a GPU that TensorFlow sees",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tfmot_ops.errors import StepFailedError
 from tfmot_ops.system import files
+from tfmot_ops.system.environment import TEMPORARY_FOLDER
 
 #: Begin of the folders' names. No random name that `tempfile` makes holds a hyphen, so it begins no other's.
 PREFIX = "tfmot-ops-scratch-"
@@ -59,16 +60,16 @@ def temporary_files_in_scratch() -> Iterator[Path]:
     TensorFlow, MLflow and others leave files behind where a process is killed; so all of them are in one place.
     """
     folder = ScratchFolder()
-    before, variable = tempfile.tempdir, os.environ.get("TMPDIR")
-    tempfile.tempdir = os.environ["TMPDIR"] = str(folder.path)
+    before, variable = tempfile.tempdir, os.environ.get(TEMPORARY_FOLDER.name)
+    tempfile.tempdir = os.environ[TEMPORARY_FOLDER.name] = str(folder.path)
     try:
         yield folder.path
     finally:
         tempfile.tempdir = before
         if variable is None:
-            del os.environ["TMPDIR"]
+            del os.environ[TEMPORARY_FOLDER.name]
         else:
-            os.environ["TMPDIR"] = variable
+            os.environ[TEMPORARY_FOLDER.name] = variable
         folder.cleanup()
 
 

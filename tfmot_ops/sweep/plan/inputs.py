@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 import platform
 import sys
 from collections.abc import Iterable
@@ -18,6 +17,7 @@ from tfmot_ops.contract import Recipe
 from tfmot_ops.models.applications import application_constructors
 from tfmot_ops.models.architectures import Architecture
 from tfmot_ops.models.by_name import ENTRY_POINT_GROUP
+from tfmot_ops.system.environment import hides_all_gpus
 from tfmot_ops.system.versions import DECIDING, installed
 
 
@@ -88,6 +88,5 @@ def _device() -> list[str]:
 
     Not asked of TensorFlow, which complains on stderr where it looks for a GPU that is not there.
     """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = [] if visible in {"", "-1"} else sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
+    gpus = [] if hides_all_gpus() else sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
     return [platform.machine(), *gpus]

@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
+from tfmot_ops.system.environment import TEMPORARY_FOLDER, TETHERED
+
 #: How often a process is looked at.
 POLL_S = 0.1
 _PR_SET_PDEATHSIG = 1
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-#: Set for what is started here, and for all that is started there.
-_TETHERED = "_TFMOT_OPS_TETHERED"
 #: Ending of the folder that a process has for its temporary files.
 SCRATCH = ".tmp"
 
@@ -85,7 +85,7 @@ def run_limited(
             stdin=subprocess.PIPE,
             stdout=file,
             stderr=file,
-            env={**environment, "TMPDIR": str(scratch), _TETHERED: "yes"},
+            env={**environment, TEMPORARY_FOLDER.name: str(scratch), TETHERED.name: "yes"},
             start_new_session=True,
         )
         try:
@@ -127,7 +127,7 @@ def die_with_parent() -> None:
         return
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # A parent that ended before this is known by its end of our stdin, a pipe where `run_limited` has made it.
-    if _TETHERED in os.environ:
+    if TETHERED.get():
         poll = select.poll()
         poll.register(0, 0)
         if poll.poll(0):
