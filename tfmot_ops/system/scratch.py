@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -78,7 +77,7 @@ def _make(parent: Path) -> tuple[Path, int]:
         path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
         with contextlib.suppress(FileNotFoundError):
             lock = os.open(path, os.O_RDONLY)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            files.lock_open(lock, wait=True)
             # Another process may have removed the folder before it was locked.
             if path.exists():
                 return path, lock
@@ -92,7 +91,7 @@ def _sweep(parent: Path) -> None:
                 continue
             lock = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                files.remove(path)
+                if files.lock_open(lock):
+                    files.remove(path)
             finally:
                 os.close(lock)
