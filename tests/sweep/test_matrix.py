@@ -14,9 +14,10 @@ import pytest
 
 from tfmot_ops.contract import CompatResult, Recipe, Stage, Status
 from tfmot_ops.sweep.run.error_classes import is_lasting
-from tfmot_ops.sweep.run.limits import Limits, resident_bytes, run_limited
+from tfmot_ops.sweep.run.limits import Limits, run_limited
 from tfmot_ops.sweep.run.matrix import Cell, Matrix
 from tfmot_ops.system import files
+from tfmot_ops.system.processes import resident_bytes
 
 RECIPE = Recipe(name="wi8_ai8")
 

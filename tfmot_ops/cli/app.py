@@ -27,8 +27,7 @@ from tfmot_ops.contract import (
 )
 from tfmot_ops.contract.refusal import refusal
 from tfmot_ops.errors import StepFailedError, TfmotOpsError
-from tfmot_ops.system import environment, files
-from tfmot_ops.system.processes import exit_on_signals
+from tfmot_ops.system import environment, files, processes
 from tfmot_ops.system.scratch import temporary_files_in_scratch
 from tfmot_ops.system.uri_secrets import hide
 
@@ -95,7 +94,7 @@ def _globals(
     if context.invoked_subcommand in _WITH_TEMPORARY_FILES:
         context.with_resource(temporary_files_in_scratch())
     if context.invoked_subcommand in _WITH_A_RUN:
-        context.with_resource(exit_on_signals())
+        context.with_resource(processes.exit_on_signals())
 
 
 @app.command()
@@ -117,7 +116,7 @@ def run(
     from tfmot_ops.cli import execute
 
     if die_with_parent:
-        execute.die_with_parent()
+        processes.die_with_parent(with_group=True)
     answer = execute.execute(execute.read_spec(spec))
     execute.write_result(answer, result)
     if answer.error is not None:

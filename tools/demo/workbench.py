@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tfmot_ops.errors import SpecError, StepFailedError
+from tfmot_ops.system import processes
 from tfmot_ops.system.environment import TRACKING_URI
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
@@ -210,8 +211,7 @@ def _end(process: subprocess.Popen[bytes], mark: bytes) -> None:
     started, so one that is born while the others die is found too.
     """
     if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
+        processes.signal_group(process, signal.SIGTERM)
     deadline = time.monotonic() + GRACE_S
     # Gone is what two looks do not find: while a process executes a program, it has no environment for a moment.
     looks = 0
