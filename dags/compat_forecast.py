@@ -13,19 +13,18 @@ from tfmot_ops.contract import PRESET_RECIPES
 from tfmot_ops.operators import CompatSweepOperator, ForecastOperator, ListOperator, OpenRunOperator
 from tfmot_ops.operators.sweep import DEFAULT_RECIPES, PlanSweepOperator, Weight, check_forecast, room
 from tfmot_ops.recipes import RECIPE_NAME
-from tfmot_ops.runners import RUNNERS
+from tfmot_ops.runners import IMAGES_VARIABLE, PYTHONS_VARIABLE, RUNNERS
 
 PARAMS = {
     "next_python": Param(
         None,
         type=["null", "string"],
-        description="Environment with the next pins, where the cells run: a name in TFMOT_OPS_FORECAST_PYTHONS.",
+        description=f"Environment with the next pins, where the cells run: a name in {PYTHONS_VARIABLE}.",
     ),
     "next_image": Param(
         None,
         type=["null", "string"],
-        description="Image with the next pins, for the runners docker and kubernetes: a name in "
-        "TFMOT_OPS_FORECAST_IMAGES.",
+        description=f"Image with the next pins, for the runners docker and kubernetes: a name in {IMAGES_VARIABLE}.",
     ),
     "architectures": Param(
         [],

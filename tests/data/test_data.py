@@ -12,9 +12,9 @@ import pytest
 
 from tfmot_ops.contract import BUILTIN_DATASETS
 from tfmot_ops.data.sources.by_name import available_datasets
-from tfmot_ops.data.sources.fashion_mnist import FASHION_MNIST_VARIABLE
 from tfmot_ops.data.splits import load_dataset
 from tfmot_ops.errors import SpecError
+from tfmot_ops.system.environment import FASHION_MNIST
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (60, 4, 4, 3), dtype=np.uint8)
 LABELS = np.arange(60) % 3
@@ -107,7 +107,7 @@ def test_a_left_out_channel_and_column_labels_are_understood(tmp_path: Path):
 
 def test_fashion_mnist_is_read_from_the_folder_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_fashion_mnist(tmp_path)
-    monkeypatch.setenv(FASHION_MNIST_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(FASHION_MNIST.name, str(tmp_path))
     data = load_dataset("fashion_mnist")
     assert data.input_shape == (4, 4, 1)
     assert data.class_names[9] == "Ankle boot"
@@ -127,7 +127,7 @@ def test_fashion_mnist_files_that_cannot_be_read_are_named(
         victim.write_bytes(gzip.compress(gzip.decompress(victim.read_bytes())[:-1]))
     else:
         victim.write_bytes(gzip.compress(b""))
-    monkeypatch.setenv(FASHION_MNIST_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(FASHION_MNIST.name, str(tmp_path))
     with pytest.raises(SpecError, match=r"train-images-idx3-ubyte\.gz cannot be read"):
         load_dataset("fashion_mnist")
 

@@ -16,8 +16,9 @@ from tfmot_ops.cli.execute import execute
 from tfmot_ops.contract import Artifact, ArtifactFormat, Status, StepSpec, Tracking
 from tfmot_ops.core import keras
 from tfmot_ops.core.keras.seeds import set_seed
-from tfmot_ops.steps.resume import VARIABLE, StepCheckpoint, checkpoint_uri
+from tfmot_ops.steps.resume import StepCheckpoint, checkpoint_uri
 from tfmot_ops.store import describe
+from tfmot_ops.system.environment import CHECKPOINTS
 from tfmot_ops.tasks.classification import compile_default
 
 pytestmark = pytest.mark.slow
@@ -96,7 +97,7 @@ def test_every_attempt_finds_the_same_checkpoint(monkeypatch: pytest.MonkeyPatch
     assert checkpoint_uri(spec).startswith(f"{tmp_path}/tfmot_ops/checkpoints/train-")
     mapped = spec.model_copy(update={"tracking": tracking.model_copy(update={"key": {"map_index": "1"}})})
     assert checkpoint_uri(spec) != checkpoint_uri(mapped)
-    monkeypatch.setenv(VARIABLE, "s3://bucket/checkpoints/")
+    monkeypatch.setenv(CHECKPOINTS.name, "s3://bucket/checkpoints/")
     assert checkpoint_uri(spec).startswith("s3://bucket/checkpoints/train-")
 
 

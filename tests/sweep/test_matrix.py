@@ -9,14 +9,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from threading import Event, Thread
 
 import pytest
 
 from tfmot_ops.contract import CompatResult, Recipe, Stage, Status
 from tfmot_ops.sweep.run.error_classes import is_lasting
-from tfmot_ops.sweep.run.limits import Limits, resident_bytes, run_limited
-from tfmot_ops.sweep.run.matrix import Cell, Matrix, StoppedError, alone
+from tfmot_ops.sweep.run.limits import Limits, run_limited
+from tfmot_ops.sweep.run.matrix import Cell, Matrix
+from tfmot_ops.system import files
+from tfmot_ops.system.processes import resident_bytes
 
 RECIPE = Recipe(name="wi8_ai8")
 
@@ -109,7 +110,7 @@ def test_what_a_killed_process_leaves_in_its_temporary_folder_goes(run, tmp_path
     # A killed sweep could not; the next one does, but for a cell that another sweep is at.
     for name in ("left", "busy"):
         (tmp_path / "cells" / f"{name}.tmp").mkdir()
-    with alone(tmp_path / "cells" / "busy.lock"):
+    with files.lock(tmp_path / "cells" / "busy.lock"):
         run("sound")
     assert [path.name for path in (tmp_path / "cells").glob("*.tmp")] == ["busy.tmp"]
 
@@ -120,25 +121,6 @@ def test_kept_cells_have_the_class_of_the_table_as_it_is_now(run, monkeypatch) -
     monkeypatch.setattr("tfmot_ops.sweep.run.error_classes.classify", lambda _result: "conversion")
     second, count = run("raises")
     assert (second.error_class, second.cached, count) == ("conversion", True, 1)
-
-
-def test_waiting_for_another_sweeps_cell_can_be_stopped(tmp_path) -> None:
-    stop, seen = Event(), []
-
-    def wait() -> None:
-        try:
-            with alone(tmp_path / "lock", stop):
-                pass
-        except StoppedError:
-            seen.append("stopped")
-
-    with alone(tmp_path / "lock"):
-        thread = Thread(target=wait)
-        thread.start()
-        stop.set()
-        thread.join(10)
-        assert not thread.is_alive()
-    assert seen == ["stopped"]
 
 
 WAITS = """

@@ -20,6 +20,7 @@ from tfmot_ops.sweep.judge import expected
 from tfmot_ops.sweep.repro import script as repro
 from tfmot_ops.sweep.run import matrix
 from tfmot_ops.sweep.run.limits import Ended
+from tfmot_ops.system import files
 from tfmot_ops.tracking import earlier_sweeps
 from tfmot_ops.tracking.client import connect
 from tfmot_ops.tracking.sweep_runs import log_sweep, run_address
@@ -132,14 +133,21 @@ def test_a_sweep_that_is_recorded_late_has_its_own_page_and_scripts(here, monkey
 def test_a_sweep_that_another_one_recorded_meanwhile_is_recorded_once(here, monkeypatch) -> None:
     uri = f"sqlite:///{here / 'mlflow.db'}"
 
+    real = files.lock
+
     @contextmanager
-    def alone(_):
+    def lock(path, **how):
+        with real(path, **how) as held:
+            if path.name == "recording.lock":
+                record()
+            yield held
+
+    def record() -> None:
         (sweep,) = command.kept(Path(".sweep"))
         plan = command._Recorder(Path(".sweep"), Path("sweep-report"), (uri, EXPERIMENT), (), print)
         plan._record_all(sweep)
-        yield
 
-    monkeypatch.setattr(command, "alone", alone)
+    monkeypatch.setattr(files, "lock", lock)
     done = invoke("--tracking-uri", uri)
     assert done.exit_code == 0, done.output
     assert "is kept in" not in done.stderr

@@ -52,7 +52,7 @@ def test_a_half_made_store_without_records_is_made_anew(half_made, tmp_path):
     records.close()
     client, experiment = connect(f"sqlite:///{half_made}", "mine")
     assert client.search_runs([experiment]) == []
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["mlflow.db"]
 
 
 def test_a_half_upgraded_store_with_records_is_refused_and_stays_as_it_is(half_made):

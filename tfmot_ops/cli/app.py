@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import sys
 import traceback
 from pathlib import Path
@@ -15,7 +14,6 @@ from pydantic import ValidationError
 
 from tfmot_ops import __version__
 from tfmot_ops.contract import (
-    TRACKING_VARIABLES,
     Artifact,
     CompatResult,
     Device,
@@ -29,8 +27,7 @@ from tfmot_ops.contract import (
 )
 from tfmot_ops.contract.refusal import refusal
 from tfmot_ops.errors import StepFailedError, TfmotOpsError
-from tfmot_ops.system import files
-from tfmot_ops.system.processes import exit_on_signals
+from tfmot_ops.system import environment, files, processes
 from tfmot_ops.system.scratch import temporary_files_in_scratch
 from tfmot_ops.system.uri_secrets import hide
 
@@ -43,6 +40,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 ok, 1 a bug, 2 the request is wrong, 3 the model is not supported, 4 the step failed.",
 )
 
+_TRACKING = [each.name for each in environment.TRACKING_VARIABLES]
 #: Commands that make temporary files: those of a killed one are removed at the next start of any of them.
 _WITH_TEMPORARY_FILES = frozenset({"run", "optimize", "sweep", "forecast"})
 #: Commands that end their MLflow run when they are told to stop.
@@ -76,7 +74,7 @@ def main() -> None:
 
 def _uris() -> list[str | None]:
     """What may hold a secret of this process: its arguments, and the variables that name MLflow."""
-    return [*sys.argv[1:], *map(os.environ.get, TRACKING_VARIABLES)]
+    return [*sys.argv[1:], *environment.tracking_uris()]
 
 
 def _print_version(wanted: bool) -> None:
@@ -96,7 +94,7 @@ def _globals(
     if context.invoked_subcommand in _WITH_TEMPORARY_FILES:
         context.with_resource(temporary_files_in_scratch())
     if context.invoked_subcommand in _WITH_A_RUN:
-        context.with_resource(exit_on_signals())
+        context.with_resource(processes.exit_on_signals())
 
 
 @app.command()
@@ -118,7 +116,7 @@ def run(
     from tfmot_ops.cli import execute
 
     if die_with_parent:
-        execute.die_with_parent()
+        processes.die_with_parent(with_group=True)
     answer = execute.execute(execute.read_spec(spec))
     execute.write_result(answer, result)
     if answer.error is not None:
@@ -153,7 +151,7 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
         str | None,
         typer.Option(
             help="MLflow tracking URI.",
-            envvar=list(TRACKING_VARIABLES),
+            envvar=_TRACKING,
             show_default="mlflow.db in the output folder",
         ),
     ] = None,
@@ -266,7 +264,7 @@ def sweep(  # noqa: PLR0917 - typer reads the options from the signature, nobody
         str | None,
         typer.Option(
             help="MLflow tracking URI.",
-            envvar=["TFMOT_OPS_TRACKING_URI", "MLFLOW_TRACKING_URI"],
+            envvar=_TRACKING,
             show_default="none, nothing is recorded",
         ),
     ] = None,
@@ -362,7 +360,7 @@ def forecast(  # noqa: PLR0917 - typer reads the options from the signature, nob
 def doctor(
     tracking_uri: Annotated[
         str | None,
-        typer.Option(help="MLflow tracking URI.", envvar=list(TRACKING_VARIABLES)),
+        typer.Option(help="MLflow tracking URI.", envvar=_TRACKING),
     ] = None,
     device: Annotated[Device, typer.Option(help="Device that steps will use.")] = Device.CPU,
     as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,

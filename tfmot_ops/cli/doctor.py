@@ -13,6 +13,7 @@ from pathlib import Path
 from tfmot_ops.contract import Device
 from tfmot_ops.contract.document import Document
 from tfmot_ops.errors import StepFailedError, TfmotOpsError
+from tfmot_ops.system import versions
 from tfmot_ops.system.uri_secrets import address, hide
 
 #: Seconds a tracking server may take to answer: a health check must not hang where a step would retry.
@@ -80,9 +81,7 @@ def _look(name: str, look: Callable[[], str], remedy: str) -> Finding:
 
 
 def _versions() -> str:
-    from tfmot_ops import steps
-
-    return ", ".join([f"python {platform.python_version()}", *(f"{n} {v}" for n, v in steps.versions().items())])
+    return ", ".join([f"python {platform.python_version()}", *(f"{n} {v}" for n, v in versions.installed().items())])
 
 
 def _keras() -> str:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -222,22 +220,3 @@ def _tell(error: Exception, spec: StepSpec) -> None:
 def write_result(result: StepResult, path: Path) -> None:
     """Write the result where it appears complete or not at all."""
     files.write(path, result.model_dump_json(indent=2) + "\n")
-
-
-def die_with_parent() -> None:
-    """Kill this process and all it started once the other end of stdin is closed.
-
-    The parent holds the pipe's write end; the kernel closes it however the parent dies, SIGKILL included.
-    """
-    with contextlib.suppress(OSError):
-        # A leader of a session leads its group already. Any other process must not kill the group of its caller.
-        os.setpgid(0, 0)
-    threading.Thread(target=_wait_for_end_of_stdin, name="die-with-parent", daemon=True).start()
-
-
-def _wait_for_end_of_stdin() -> None:
-    # The descriptor, as sys.stdin holds a lock that the interpreter wants at its end.
-    with contextlib.suppress(OSError):
-        while os.read(0, 4096):
-            pass
-    os.killpg(0, signal.SIGKILL)

@@ -13,7 +13,7 @@ from typing import Any
 
 from tfmot_ops.contract import Artifact, Status, StepResult, StepSpec
 from tfmot_ops.errors import ArtifactError, StepFailedError
-from tfmot_ops.system import files
+from tfmot_ops.system import files, versions
 
 Say = Callable[[str], None]
 #: Copies an artifact into a folder and verifies it.
@@ -140,10 +140,8 @@ def identity(parameters: Mapping[str, Any], named: Mapping[str, str], place: Map
     Returns:
         32 hex digits.
     """
-    from tfmot_ops import steps
-
     contents = {name: _content(Path(value.rpartition(":")[2])) for name, value in named.items()}
-    document = {"parameters": parameters, "contents": contents, "place": place, "versions": steps.versions()}
+    document = {"parameters": parameters, "contents": contents, "place": place, "versions": versions.installed()}
     return hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 

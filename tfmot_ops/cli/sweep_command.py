@@ -6,7 +6,6 @@ import os
 import shlex
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,11 +18,12 @@ from tfmot_ops.recipes.files import is_recipe_file, read_recipe
 from tfmot_ops.sweep.judge import expected
 from tfmot_ops.sweep.report.page import write_page
 from tfmot_ops.sweep.repro.script import BUDGET_S, REPROS, write_repros
-from tfmot_ops.sweep.run.matrix import Cell, Watcher, alone
+from tfmot_ops.sweep.run.matrix import Cell, Watcher
 from tfmot_ops.sweep.whole import Sweep, keep, kept, last_good, latest_by_inputs
 from tfmot_ops.system import files
 
 PAGE = "index.html"
+_OTHER_FOLDER = "name another one with --report (page and repros) or --folder (finished cells)"
 
 Say = Callable[[str], None]
 
@@ -59,7 +59,7 @@ def run_sweep(
     """
     cells = plan.cells()
     for folder in (report, plan.folder):
-        _check_writable(folder)
+        files.check_writable(folder, SpecError, _OTHER_FOLDER)
     begun = time.time()
     earlier = _earlier(plan.folder, tracking, say)
     known = {} if plan.force else latest_by_inputs(earlier)
@@ -155,20 +155,6 @@ def accept_command(plan: Sweep, recipes: str) -> str:
     return shlex.join(["tfmot-ops", "sweep", *given, "--accept"])
 
 
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise SpecError(
-            f"{folder} cannot be used",
-            required="a folder that can be written, for what a sweep finds",
-            received=f"{type(error).__name__}: {error}",
-            remedy="name another one with --report (page and repros) or --folder (finished cells)",
-        ) from error
-
-
 def _how_to_resume(plan: Sweep, cells: Sequence[Cell], begun: float) -> str:
     matrix = plan.matrix()
     done = sum(matrix.found(cell, begun if plan.force else 0.0) is not None for cell in cells)
@@ -236,7 +222,7 @@ class _Recorder:
         self._wait(sweep)
         self.say(f"recording in MLflow, experiment {self.tracking[1]}")
         # Two sweeps at once would give what waits two runs.
-        with alone(self.folder / "recording.lock"):
+        with files.lock(self.folder / "recording.lock", wait=True):
             self._wait(sweep)  # again: who had the lock may have recorded this one, too
             return self._record_all(sweep)
 

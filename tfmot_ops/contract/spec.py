@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from tfmot_ops.contract.document import SCHEMA_VERSION, Artifact, Document, FileName
 from tfmot_ops.contract.options import Options
+from tfmot_ops.system import environment
 
 #: Small models that ship by name; `models` builds each.
 BUILTIN_MODELS = ("resnet8", "mobilenet_like")
@@ -35,9 +36,9 @@ class Tracking(Document):
 
 
 #: Where MLflow is, in this order, when nobody says so.
-TRACKING_VARIABLES = ("TFMOT_OPS_TRACKING_URI", "MLFLOW_TRACKING_URI")
+TRACKING_VARIABLES = tuple(variable.name for variable in environment.TRACKING_VARIABLES)
 #: Set for a step that has to find a GPU; not where a runner's `fallback` has put it on a CPU.
-REQUIRE_GPU = "TFMOT_OPS_REQUIRE_GPU"
+REQUIRE_GPU = environment.REQUIRE_GPU.name
 
 
 class Device(StrEnum):

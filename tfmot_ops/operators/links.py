@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING
 
 from airflow.sdk import BaseOperatorLink
 
+from tfmot_ops.system.environment import MLFLOW_UI
+
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator
     from airflow.sdk.types import TaskInstanceKey
 
-#: Where the MLflow UI is, when neither a connection nor the tracking URI says so.
-UI_VARIABLE = "TFMOT_OPS_MLFLOW_UI"
+#: An old name of the variable, for DAGs that import it.
+UI_VARIABLE = MLFLOW_UI.name
+#: Where the MLflow UI is, when no connection, no variable and no tracking URI says so.
 DEFAULT_UI = "http://127.0.0.1:5000"
 
 

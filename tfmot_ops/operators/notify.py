@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import urllib.request
 from collections.abc import Mapping
 from http.client import HTTPException
@@ -15,12 +14,13 @@ from airflow.sdk.bases.notifier import BaseNotifier
 
 from tfmot_ops.errors import StepFailedError
 from tfmot_ops.operators.sweep import JUDGEMENT_KEY
+from tfmot_ops.system.environment import SWEEP_WEBHOOK
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
 #: Address that the DAGs' webhook posts to; may be a template, such as `{{ conn.sweep_webhook.host }}`.
-WEBHOOK_VARIABLE = "TFMOT_OPS_SWEEP_WEBHOOK"
+WEBHOOK_VARIABLE = SWEEP_WEBHOOK.name
 _TIMEOUT_S = 10.0
 
 
@@ -85,5 +85,5 @@ class WebhookNotifier(_RegressionNotifier):
 
 def notifiers() -> list[BaseNotifier]:
     """What the DAGs tell regressions to: the log, and the webhook where the deployment names one."""
-    url = os.environ.get(WEBHOOK_VARIABLE)
+    url = SWEEP_WEBHOOK.get()
     return [LogNotifier(), *([WebhookNotifier(url)] if url else [])]

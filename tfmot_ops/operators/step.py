@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,12 +10,21 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundExceptio
 from airflow.sdk.log import mask_secret
 from pydantic import ValidationError
 
-from tfmot_ops.contract import TRACKING_VARIABLES, Artifact, Options, StepSpec, Tracking
+from tfmot_ops.contract import Artifact, Options, StepSpec, Tracking
 from tfmot_ops.contract.refusal import quoted, refusal
 from tfmot_ops.errors import SpecError, UnsupportedModelError
-from tfmot_ops.operators.links import DEFAULT_UI, UI_VARIABLE, MlflowRunLink, run_url
+from tfmot_ops.operators.links import DEFAULT_UI, MlflowRunLink, run_url
 from tfmot_ops.recipes.files import is_recipe_file, read_recipe
-from tfmot_ops.runners import PYTHONS_VARIABLE, ResumableRunner, Runner, RunningStep, choose_runner, look_up
+from tfmot_ops.runners import (
+    OPTIONS_VARIABLE,
+    PYTHONS_VARIABLE,
+    ResumableRunner,
+    Runner,
+    RunningStep,
+    choose_runner,
+    look_up,
+)
+from tfmot_ops.system import environment
 from tfmot_ops.system.uri_secrets import address, secrets_of
 
 if TYPE_CHECKING:
@@ -111,7 +119,7 @@ class StepOperator(BaseOperator):
         """Have Airflow write `***` for the secrets of URIs in its logs, its pages and its database."""
         inputs = self.inputs.values() if isinstance(self.inputs, Mapping) else ()
         uris = [each.get("uri") for each in inputs if isinstance(each, Mapping)]
-        uris += [self.tracking_uri, self.output_uri, *map(os.environ.get, TRACKING_VARIABLES)]
+        uris += [self.tracking_uri, self.output_uri, *environment.tracking_uris()]
         for secret in secrets_of(*(uri for uri in uris if isinstance(uri, str))):
             mask_secret(secret)
 
@@ -161,7 +169,7 @@ class StepOperator(BaseOperator):
             f"task {self.task_id}: a template gives arguments of a runner",
             required="a template that gives a runner's name, or arguments without templates",
             received=quoted(self.runner),
-            remedy="write the arguments in the DAG's file, or in the deployment's TFMOT_OPS_RUNNER_OPTIONS",
+            remedy=f"write the arguments in the DAG's file, or in the deployment's {OPTIONS_VARIABLE}",
         )
 
     def _inputs(self) -> Mapping[str, Any]:
@@ -212,7 +220,7 @@ class StepOperator(BaseOperator):
         return options
 
     def _resolved_tracking_uri(self) -> str:
-        return next(filter(None, (self.tracking_uri, *map(os.environ.get, TRACKING_VARIABLES))), "")
+        return next(filter(None, (self.tracking_uri, *environment.tracking_uris())), "")
 
     def _tracking(self, context: Context) -> Tracking | None:
         uri = self._resolved_tracking_uri()
@@ -239,7 +247,7 @@ class StepOperator(BaseOperator):
                 port = f":{connection.port}" if connection.port else ""
                 return f"{connection.schema or 'http'}://{connection.host}{port}"
         uri = self._resolved_tracking_uri()
-        ui = os.environ.get(UI_VARIABLE) or (uri if uri.startswith(("http://", "https://")) else DEFAULT_UI)
+        ui = environment.MLFLOW_UI.get() or (uri if uri.startswith(("http://", "https://")) else DEFAULT_UI)
         return address(ui)
 
 

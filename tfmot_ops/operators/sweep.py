@@ -15,12 +15,12 @@ from tfmot_ops.operators.step import StepOperator
 from tfmot_ops.runners import (
     IMAGES_VARIABLE,
     PYTHONS_VARIABLE,
-    RUNNER_VARIABLE,
     Runner,
     choose_runner,
     look_up,
 )
 from tfmot_ops.sweep.plan.cells import DEFAULT_RECIPES, Weight, machine_bytes, shards
+from tfmot_ops.system import environment
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -61,7 +61,7 @@ def room(weight: Weight) -> dict[str, Any]:
     from airflow.sdk.configuration import conf
 
     total = conf.getint("core", "default_pool_task_slot_count")
-    if (os.environ.get(RUNNER_VARIABLE) or "local") == "local":
+    if environment.runner() == "local":
         slots = weight.slots_of(total, memory_bytes=machine_bytes(), cores=os.cpu_count() or 1)
     else:
         slots = min(weight.pool_slots, total)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,13 +16,14 @@ from tfmot_ops.runners.docker import DockerRunner
 from tfmot_ops.runners.kubernetes import KubernetesRunner
 from tfmot_ops.runners.listed import check_parameter
 from tfmot_ops.runners.local import LocalRunner
+from tfmot_ops.system import environment
 
 _BY_NAME: dict[str, type[Any]] = {"local": LocalRunner, "docker": DockerRunner, "kubernetes": KubernetesRunner}
 #: Runners that can be asked for by name.
 RUNNERS = tuple(_BY_NAME)
 #: The deployment's runner, and a JSON object of its constructor's arguments.
-RUNNER_VARIABLE = "TFMOT_OPS_RUNNER"
-OPTIONS_VARIABLE = "TFMOT_OPS_RUNNER_OPTIONS"
+RUNNER_VARIABLE = environment.RUNNER.name
+OPTIONS_VARIABLE = environment.RUNNER_OPTIONS.name
 
 
 def choose_runner(argument: Runner | str | Mapping[str, Any] | None = None, parameter: object = None) -> Runner:
@@ -47,10 +47,10 @@ def choose_runner(argument: Runner | str | Mapping[str, Any] | None = None, para
         argument = argument.get("runner")
     elif argument is not None and not isinstance(argument, str):
         return argument
-    chosen = os.environ.get(RUNNER_VARIABLE) or None
+    chosen = environment.RUNNER.get()
     if parameter and not argument:
         check_parameter(parameter, chosen)
-    deployed = chosen or "local"
+    deployed = environment.runner()
     name = argument or parameter or deployed
     if not isinstance(name, str) or name not in _BY_NAME:
         raise SpecError(
@@ -59,7 +59,7 @@ def choose_runner(argument: Runner | str | Mapping[str, Any] | None = None, para
             received=name if isinstance(name, str) else quoted(name),
             remedy=f"pass one of these names or a Runner object, or correct {RUNNER_VARIABLE}",
         )
-    options = os.environ.get(OPTIONS_VARIABLE) or "{}"
+    options = environment.RUNNER_OPTIONS.get() or "{}"
     return _make(name, options if name == deployed else "{}", changed)
 
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from tfmot_ops import __version__
-from tfmot_ops.contract import REQUIRE_GPU, Device, StepSpec
+from tfmot_ops.contract import Device, StepSpec
 from tfmot_ops.errors import SpecError
+from tfmot_ops.system.environment import REQUIRE_GPU, SPEC
 from tfmot_ops.system.uri_secrets import has_secret, hide
 
 #: Images that `docker/Dockerfile` makes, under the names its documentation builds them with.
@@ -16,7 +17,7 @@ GPU_IMAGE: Final = f"tfmot-ops:{__version__}-gpu"
 #: User and group of the image, which owns nothing but its scratch space.
 UID: Final = 10001
 #: The spec travels in a variable: no file has to be put anywhere first, and a command line is for everybody to read.
-SPEC_VARIABLE: Final = "TFMOT_OPS_SPEC"
+SPEC_VARIABLE: Final = SPEC.name
 #: Where Airflow's sidecar for Kubernetes looks; Docker's runner takes the same place.
 RESULT_FOLDER: Final = "/airflow/xcom"
 RESULT_FILE: Final = f"{RESULT_FOLDER}/return.json"
@@ -26,7 +27,7 @@ GRACE_S: Final = 3
 #: A day: what nobody comes back for ends.
 DEADLINE_S: Final = 86400
 #: Otherwise TensorFlow takes all memory of a GPU that others may use too, or trains for days on a CPU.
-GPU_ENVIRONMENT: Final = {"TF_FORCE_GPU_ALLOW_GROWTH": "true", REQUIRE_GPU: "1"}
+GPU_ENVIRONMENT: Final = {"TF_FORCE_GPU_ALLOW_GROWTH": "true", REQUIRE_GPU.name: "1"}
 
 
 def environment(spec: StepSpec, device: Device, more: Mapping[str, str]) -> dict[str, str]:

@@ -13,13 +13,11 @@ from collections.abc import Mapping
 
 from tfmot_ops.contract.refusal import quoted
 from tfmot_ops.errors import SpecError
+from tfmot_ops.system import environment
 
-#: JSON object: name -> path of an interpreter, for the parameter `next_python` of the DAG `compat_forecast`.
-PYTHONS_VARIABLE = "TFMOT_OPS_FORECAST_PYTHONS"
-#: JSON object: name -> image, for the parameter `next_image`.
-IMAGES_VARIABLE = "TFMOT_OPS_FORECAST_IMAGES"
-#: Runners that a parameter may choose instead of the deployment's, with commas between their names.
-ALLOWED_RUNNERS_VARIABLE = "TFMOT_OPS_ALLOWED_RUNNERS"
+PYTHONS_VARIABLE = environment.FORECAST_PYTHONS.name
+IMAGES_VARIABLE = environment.FORECAST_IMAGES.name
+ALLOWED_RUNNERS_VARIABLE = environment.ALLOWED_RUNNERS.name
 # Airflow's native templates make numbers and None of texts that look like them.
 _NAME = re.compile(r"[a-z][A-Za-z0-9_.+-]*\Z")
 
@@ -76,7 +74,7 @@ def check_parameter(name: object, deployed: str | None) -> None:
     Raises:
         SpecError: neither the deployment's runner nor one that it allows besides.
     """
-    text = os.environ.get(ALLOWED_RUNNERS_VARIABLE) or ""
+    text = environment.ALLOWED_RUNNERS.get() or ""
     if not text and deployed is None:
         return
     allowed = [deployed or "local", *filter(None, map(str.strip, text.split(",")))]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import selectors
-import signal
 import subprocess
 import sys
-import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,10 +15,12 @@ from typing import Any
 from tfmot_ops.contract import Device, StepResult, StepSpec
 from tfmot_ops.runners.base import Log, peek_result, read_result
 from tfmot_ops.runners.image import GPU_ENVIRONMENT, GRACE_S
+from tfmot_ops.system import processes
+from tfmot_ops.system.environment import VISIBLE_GPUS
 from tfmot_ops.system.scratch import ScratchFolder
 
 _DEVICE_ENVIRONMENT: Mapping[Device, Mapping[str, str]] = {
-    Device.CPU: {"CUDA_VISIBLE_DEVICES": "-1"},
+    Device.CPU: {VISIBLE_GPUS.name: "-1"},
     Device.GPU: GPU_ENVIRONMENT,
 }
 _POLL_S = 0.2
@@ -56,16 +55,13 @@ class LocalRunner:
             spec_file.write_text(spec.model_dump_json(indent=1), encoding="utf-8")
             command = [self.python or sys.executable, "-m", self.module, "run"]
             command += ["--spec", str(spec_file), "--result", str(result_file), "--die-with-parent"]
-            process = subprocess.Popen(
+            process = processes.start_child(
                 command,
-                # Nothing is ever written: the child reads the end of this pipe when we die, and dies too.
-                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 bufsize=0,
                 cwd=self.working_dir,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **_DEVICE_ENVIRONMENT[spec.device], **self.env},
-                start_new_session=True,
             )
         except BaseException:
             folder.cleanup()
@@ -103,10 +99,8 @@ class LocalStep:
             for line in self._lines():
                 last_lines.append(line)
                 self._log(line)
-            # A leader that closed its output still runs. Not `Popen.wait`: its lock is held while it waits, so that
-            # `kill` in a signal handler of this thread could not reap.
-            while self._process.poll() is None:
-                time.sleep(_POLL_S)
+            # A leader that closed its output still runs.
+            processes.has_ended(self._process)
             self.result = peek_result(self._result_file)
             return read_result(self._result_file, self._spec, self._process.returncode, last_lines)
         finally:
@@ -114,28 +108,17 @@ class LocalStep:
 
     def kill(self) -> None:
         """SIGTERM to the group, a grace period, SIGKILL to the group."""
-        self._signal_group(signal.SIGTERM)
-        deadline = time.monotonic() + GRACE_S
-        while self._process.poll() is None and time.monotonic() < deadline:
-            time.sleep(_POLL_S / 4)
-        # The leader may have left children behind that ignore SIGTERM. The folder is removed by `wait`, which may be
-        # the very frame that a signal handler interrupted to call us.
-        self._signal_group(signal.SIGKILL)
+        # The folder is removed by `wait`, which may be the very frame that a signal handler interrupted to call this.
+        processes.end_group(self._process, GRACE_S)
 
     def _end(self) -> None:
-        if self._process.poll() is None:  # we are here because of an exception, a time-out for one
-            self.kill()
-        self._signal_group(signal.SIGKILL)
-        while self._process.poll() is None:
-            time.sleep(_POLL_S / 4)
+        # A leader that still runs is ended because of an exception, a time-out for one.
+        processes.end_group(self._process, GRACE_S if self._process.poll() is None else 0.0)
+        processes.has_ended(self._process)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
         self._folder.cleanup()
-
-    def _signal_group(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
 
     def _lines(self) -> Iterator[str]:
         rest = b""

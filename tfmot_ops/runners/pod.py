@@ -21,7 +21,7 @@ from tfmot_ops.contract import Device, StepResult, StepSpec
 from tfmot_ops.errors import StepFailedError, TfmotOpsError
 from tfmot_ops.runners import image as images
 from tfmot_ops.runners.base import Log, judge, peek
-from tfmot_ops.runners.kubernetes import CONTAINER_SECURITY, GPU_RESOURCE, KubernetesRunner
+from tfmot_ops.runners.pod_template import CONTAINER_SECURITY, GPU_RESOURCE, PodTemplate
 
 if TYPE_CHECKING:
     from kubernetes.client.models import V1Pod
@@ -174,7 +174,7 @@ class PodStep:
 
     def __init__(
         self,
-        runner: KubernetesRunner,
+        runner: PodTemplate,
         spec: StepSpec,
         context: Mapping[str, Any] | None,
         log: Log,
@@ -231,7 +231,7 @@ class PodStep:
         else:
             self._operator.execute_sync(self._context)
 
-    def _make(self, runner: KubernetesRunner) -> StepPodOperator:
+    def _make(self, runner: PodTemplate) -> StepPodOperator:
         template = runner.pod(self._spec)
         task = self._context.get("task")
         return StepPodOperator(

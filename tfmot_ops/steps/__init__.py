@@ -10,43 +10,20 @@ step), so that a table with one row per step compares like with like.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 
-from tfmot_ops.contract import REQUIRE_GPU, Status, StepError, StepOptions, StepResult, StepSpec
+from tfmot_ops.contract import Status, StepError, StepOptions, StepResult, StepSpec
 from tfmot_ops.errors import SpecError, StepFailedError, TfmotOpsError
 from tfmot_ops.steps.kinds import KINDS, catalogue
 from tfmot_ops.steps.work import ModelWork, Progress, Work
 from tfmot_ops.store import Store
+from tfmot_ops.system.environment import REQUIRE_GPU
 from tfmot_ops.system.uri_secrets import hide, hide_in
+from tfmot_ops.system.versions import installed
 
-__all__ = ["Progress", "catalogue", "check", "failed", "run_step", "versions"]
-
-#: Packages whose versions decide a step's numbers.
-_VERSIONED = (
-    "tfmot-ops",
-    "tensorflow",
-    "tensorflow-cpu",  # what a CPU image has in its place
-    "tf-keras",
-    "tensorflow-model-optimization",
-    "ai-edge-litert",
-    "numpy",
-    "mlflow",
-)
-
-
-def versions() -> dict[str, str]:
-    """Version of each installed package that decides a step's numbers."""
-    found = {}
-    for name in _VERSIONED:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+__all__ = ["Progress", "catalogue", "check", "failed", "run_step"]
 
 
 def check(spec: StepSpec) -> None:
@@ -146,7 +123,7 @@ def run_step(spec: StepSpec, store: Store, workdir: Path, progress: Progress) ->
         metrics=work.metrics,
         parameters=hide_in(work.parameters),
         layers=tuple(work.layers),
-        versions=versions(),
+        versions=installed(),
         duration_s=duration_s,
     )
 
@@ -154,7 +131,7 @@ def run_step(spec: StepSpec, store: Store, workdir: Path, progress: Progress) ->
 def _check_device() -> None:
     import tensorflow as tf
 
-    if os.environ.get(REQUIRE_GPU) and not tf.config.list_physical_devices("GPU"):
+    if REQUIRE_GPU.get() and not tf.config.list_physical_devices("GPU"):
         raise StepFailedError(
             "the step asks for a GPU",
             required="a GPU that TensorFlow sees",
@@ -172,6 +149,6 @@ def failed(spec: StepSpec, error: Exception, duration_s: float) -> StepResult:
         spec_sha256=spec.sha256(),
         status=Status.FAILED,
         error=StepError(type=type(error).__name__, message=hide(str(error), *spec.uris().values()), exit_code=code),
-        versions=versions(),
+        versions=installed(),
         duration_s=duration_s,
     )

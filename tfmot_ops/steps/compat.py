@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -23,9 +22,10 @@ from tfmot_ops.contract import (
 )
 from tfmot_ops.contract.document import PathBelow
 from tfmot_ops.errors import ArtifactError
-from tfmot_ops.steps.resume import VARIABLE, checkpoint_uri
+from tfmot_ops.steps.resume import checkpoint_uri
 from tfmot_ops.steps.work import Work
 from tfmot_ops.store import KeptFile
+from tfmot_ops.system.environment import CHECKPOINTS
 
 #: Folder in the work folder with the sweeps that MLflow has, one JSON file each; whoever runs the step puts them there.
 EARLIER = "earlier"
@@ -97,7 +97,7 @@ class _Keeper:
         self._folder = folder
         self._path = work.workdir / "kept_cells.json"
         self._kept: KeptFile | _OnTheRun = KeptFile(checkpoint_uri(work.spec).removesuffix(".npz") + ".cells.json")
-        named = work.spec.output_uri or os.environ.get(VARIABLE)
+        named = work.spec.output_uri or CHECKPOINTS.get()
         if not named and isinstance(work.store, _Finding):
             self._kept = _OnTheRun(work, work.store)
 

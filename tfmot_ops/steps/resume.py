@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +9,8 @@ from typing import Any
 
 from tfmot_ops.contract import StepSpec
 from tfmot_ops.store import KeptFile
+from tfmot_ops.system.environment import CHECKPOINTS, cache_folder
 
-#: Folder, as a path or any fsspec URI, for the checkpoints of steps without an output_uri.
-VARIABLE = "TFMOT_OPS_CHECKPOINTS"
 #: Seconds after which a checkpoint in the default folder is taken for one that nobody comes back to: two weeks.
 _FORGOTTEN_S = 14 * 24 * 3600
 # What file systems raise: see `KeptFile`.
@@ -31,7 +28,7 @@ def checkpoint_uri(spec: StepSpec) -> str:
         return f"{spec.output_uri.rstrip('/')}/.{spec.options.kind}.checkpoint.npz"
     # A model from MLflow stands here as a copy with another path at each attempt.
     spec = spec.model_copy(update={"options": spec.options.with_model("")})
-    folder = os.environ.get(VARIABLE) or str(_default_folder())
+    folder = CHECKPOINTS.get() or str(_default_folder())
     return f"{folder.rstrip('/')}/{spec.options.kind}-{spec.sha256()[:32]}.npz"
 
 
@@ -80,11 +77,7 @@ class StepCheckpoint:
 
 
 def _default_folder() -> Path:
-    try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # a user id without a home, as in some containers
-        cache = Path(tempfile.gettempdir())
-    return cache / "tfmot_ops" / "checkpoints"
+    return cache_folder() / "checkpoints"
 
 
 def _sweep(folder: Path) -> None:

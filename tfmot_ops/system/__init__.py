@@ -1,1 +1,1 @@
-"""What the other packages need of the operating system: processes, files, temporary folders."""
+"""What the other packages need of the place they run in: variables, versions, processes, files, temporary folders."""

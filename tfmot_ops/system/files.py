@@ -12,7 +12,7 @@ import shutil
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tfmot_ops.errors import StepFailedError, TfmotOpsError
@@ -22,6 +22,7 @@ from tfmot_ops.system import processes
 _FULL_BYTES = 1 << 16
 # Age in seconds at which the temporary file of a process on another machine, of which nothing can be known, is removed.
 _FORGOTTEN_S = 24 * 3600.0
+_LOCK_POLL_S = 0.1
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES})
 _SQLITE_CODES = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN})
 _PART = re.compile(r"\.(?P<place>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)-[0-9a-f]{8}\.part(\.\w+)?$")
@@ -46,7 +47,7 @@ def whole(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.{_mark()}.part{path.suffix}")
     try:
         yield part
-        _sync(part)
+        sync(part)
         _replace(part, path)
     except Exception as error:
         if getattr(error, "errno", None) is None and is_full(path.parent):
@@ -119,46 +120,87 @@ def _is_of_disk(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _DISK_ERRORS
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(
+    folder: Path,
+    refusal: type[TfmotOpsError] = StepFailedError,
+    remedy: str = "name another folder, free some space, or change the folder's permissions",
+) -> None:
     """Refuse a folder that cannot be written, before the work whose results belong there.
 
+    Args:
+        folder: is created when missing.
+        refusal: class of the error.
+        remedy: what the error tells its reader to do.
+
     Raises:
-        StepFailedError: it cannot be created, or no file can be written in it.
+        TfmotOpsError: of the class `refusal`; the folder cannot be created, or no file can be written in it.
     """
     try:
         write(folder / ".tfmot-ops-can-write", bytes(_FULL_BYTES))
         (folder / ".tfmot-ops-can-write").unlink(missing_ok=True)
     except OSError as error:
-        raise StepFailedError(
+        raise refusal(
             f"the output folder {folder} cannot be written",
             required="a folder on a disk with free space, in which this user may create files",
             received=f"{type(error).__name__}: {error.strerror or error}",
-            remedy="name another folder, free some space, or change the folder's permissions",
+            remedy=remedy,
         ) from error
 
 
 @contextlib.contextmanager
-def lock(path: Path) -> Iterator[bool]:
-    """Hold a lock that the kernel releases however its holder ends; do not wait for it.
+def lock(path: Path, *, wait: bool = False, stopped: Callable[[], bool] | None = None) -> Iterator[bool]:
+    """Hold a lock that the kernel releases however its holder ends.
 
-    Yields whether this process holds the lock. The file is deleted by the holder.
+    Args:
+        path: file of the lock; the holder deletes it at the end.
+        wait: wait while another one holds the lock.
+        stopped: asked while this one waits; a true answer ends the wait, without the lock.
+
+    Yields whether this one holds the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        held = False
-        while not held:
-            file = stack.enter_context(path.open("a", encoding="utf-8"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                break
-            # The holder before may have deleted this file after it was opened here: then another one can be locked.
-            held = _is_at(path, file.fileno())
+    held = _locked(path, wait=wait and stopped is None)
+    while held is None and wait and not (stopped is not None and stopped()):
+        # Asked again and again, as a thread that sleeps in the kernel hears of nothing.
+        time.sleep(_LOCK_POLL_S)
+        held = _locked(path, wait=False)
+    try:
+        yield held is not None
+    finally:
+        if held is not None:
+            path.unlink(missing_ok=True)
+            os.close(held)
+
+
+def lock_open(descriptor: int, *, wait: bool = False) -> bool:
+    """Lock an open file or folder until it is closed, or its process ends; False where another one holds the lock.
+
+    Args:
+        descriptor: of the open file.
+        wait: wait until the lock is free.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _locked(path: Path, *, wait: bool) -> int | None:
+    """Descriptor of the lock's file, locked; None where another one holds the lock."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            yield held
-        finally:
-            if held:
-                path.unlink(missing_ok=True)
+            if not lock_open(descriptor, wait=wait):
+                os.close(descriptor)
+                return None
+            # The holder before may have deleted this file after it was opened here: then another one can be locked.
+            if _is_at(path, descriptor):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
@@ -196,7 +238,7 @@ def _escaped(name: str) -> str:
     return re.sub(r"([*?[])", r"[\1]", name)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Have the disk hold what was written, before the rename makes it the file that readers find."""
     for each in [path, *path.rglob("*")] if path.is_dir() else [path]:
         descriptor = os.open(each, os.O_RDONLY)

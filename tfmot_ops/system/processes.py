@@ -1,23 +1,34 @@
-"""Which process something belongs to, told so that another process can find out whether that one still runs."""
+"""Processes: signals to this one, children and how all of them end, and owners, which other processes can look for."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import math
 import os
 import re
+import select
 import signal
 import socket
+import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tfmot_ops.system.environment import TETHERED
+
 # The kernel's constant for the first PID namespace: a process in it sees every process of the machine.
 _FIRST_PID_NAMESPACE = "4026531836"
 _START_TIME_FIELD = 19  # of /proc/<pid>/stat, counted from the field after the command's name
 _AGAIN_S = 1.0
+# Seconds between two looks at a child.
+_LOOK_S = 0.05
+_PR_SET_PDEATHSIG = 1
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 # Signals whose exception is raised again and again.
 _stopping: list[int] = []
 _FORM = re.compile(
@@ -108,6 +119,102 @@ def _raise(number: int) -> None:
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + number)
+
+
+def start_child(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a process that leads a session, and so a group, of its own, and that can see this process end.
+
+    Its stdin is a pipe to which nothing is ever written: the kernel closes that pipe however this process ends, SIGKILL
+    included. The child has to call `die_with_parent`.
+
+    Args:
+        command: program and arguments.
+        **options: further arguments of `subprocess.Popen`.
+    """
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, **options)
+
+
+def die_with_parent(*, with_group: bool = False) -> None:
+    """Have this process killed when the process that started it ends, however that one ends.
+
+    There are two ways, as neither can do all:
+
+    - The kernel's way also reaches a process in a long call of TensorFlow, and a program that this process becomes by
+      `exec`. It kills this process alone, and takes the end of the thread that started this process for the end of the
+      parent. It is Linux's; elsewhere this process lives on.
+    - The way by stdin kills the whole group, and works on every POSIX system. It needs a stdin to which nobody writes,
+      as `start_child` gives it, and a thread that Python lets run.
+
+    Args:
+        with_group: take the way by stdin, and kill all of this process's group, too.
+    """
+    if with_group:
+        with contextlib.suppress(OSError):
+            # A leader of a session leads its group already. Any other process must not kill the group of its caller.
+            os.setpgid(0, 0)
+        threading.Thread(target=_kill_group_at_end_of_stdin, name="die-with-parent", daemon=True).start()
+    elif prctl := getattr(ctypes.CDLL(None), "prctl", None):
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        # The kernel tells nothing of a parent that ended before this; the closed pipe of `start_child` does.
+        if TETHERED.get() and _is_stdin_closed():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _kill_group_at_end_of_stdin() -> None:
+    # The descriptor, as sys.stdin holds a lock that the interpreter wants at its end.
+    with contextlib.suppress(OSError):
+        while os.read(0, 4096):
+            pass
+    os.killpg(0, signal.SIGKILL)
+
+
+def _is_stdin_closed() -> bool:
+    poll = select.poll()
+    poll.register(0, 0)
+    return bool(poll.poll(0))
+
+
+def has_ended(process: subprocess.Popen[bytes], within_s: float = math.inf) -> bool:
+    """Wait until a child has ended, or for so many seconds; whether the child has ended.
+
+    Unlike `Popen.wait`, which holds a lock meanwhile, this lets a signal handler of the same thread look at the child.
+    """
+    deadline = time.monotonic() + within_s
+    while process.poll() is None:
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_LOOK_S)
+    return True
+
+
+def end_group(leader: subprocess.Popen[bytes], grace_s: float = 0.0) -> None:
+    """End all processes of a child's group; of the leader, the exit code is still to be asked.
+
+    Args:
+        leader: a child of `start_child`; it may have ended and left others of its group behind.
+        grace_s: seconds between SIGTERM and SIGKILL; less when the leader ends before; 0 sends SIGKILL at once.
+    """
+    if grace_s > 0:
+        signal_group(leader, signal.SIGTERM)
+        has_ended(leader, grace_s)
+    # The leader may have left others behind that ignore SIGTERM.
+    signal_group(leader, signal.SIGKILL)
+
+
+def signal_group(leader: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Send a signal to a child's group; harmless when there is none left."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader.pid, number)
+
+
+def resident_bytes(pid: int) -> float:
+    """Resident memory of a process and all below it; 0 for one that is gone."""
+    total = 0.0
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        total += int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * _PAGE_BYTES
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            total += sum(resident_bytes(int(child)) for child in children.read_text(encoding="ascii").split())
+    return total
 
 
 def current() -> Owner:

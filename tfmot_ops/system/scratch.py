@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from tfmot_ops.errors import StepFailedError
 from tfmot_ops.system import files
+from tfmot_ops.system.environment import TEMPORARY_FOLDER
 
 #: Begin of the folders' names. No random name that `tempfile` makes holds a hyphen, so it begins no other's.
 PREFIX = "tfmot-ops-scratch-"
@@ -59,16 +59,16 @@ def temporary_files_in_scratch() -> Iterator[Path]:
     TensorFlow, MLflow and others leave files behind where a process is killed; so all of them are in one place.
     """
     folder = ScratchFolder()
-    before, variable = tempfile.tempdir, os.environ.get("TMPDIR")
-    tempfile.tempdir = os.environ["TMPDIR"] = str(folder.path)
+    before, variable = tempfile.tempdir, os.environ.get(TEMPORARY_FOLDER.name)
+    tempfile.tempdir = os.environ[TEMPORARY_FOLDER.name] = str(folder.path)
     try:
         yield folder.path
     finally:
         tempfile.tempdir = before
         if variable is None:
-            del os.environ["TMPDIR"]
+            del os.environ[TEMPORARY_FOLDER.name]
         else:
-            os.environ["TMPDIR"] = variable
+            os.environ[TEMPORARY_FOLDER.name] = variable
         folder.cleanup()
 
 
@@ -77,7 +77,7 @@ def _make(parent: Path) -> tuple[Path, int]:
         path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
         with contextlib.suppress(FileNotFoundError):
             lock = os.open(path, os.O_RDONLY)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            files.lock_open(lock, wait=True)
             # Another process may have removed the folder before it was locked.
             if path.exists():
                 return path, lock
@@ -91,7 +91,7 @@ def _sweep(parent: Path) -> None:
                 continue
             lock = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                files.remove(path)
+                if files.lock_open(lock):
+                    files.remove(path)
             finally:
                 os.close(lock)

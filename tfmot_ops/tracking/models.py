@@ -13,6 +13,7 @@ from mlflow.models import Model, infer_signature
 
 from tfmot_ops.contract import RegisterOptions
 from tfmot_ops.errors import ArtifactError
+from tfmot_ops.system.versions import version
 from tfmot_ops.tracking.client import MLFLOW_SCHEMES, download, quiet
 
 # Named, because MLflow would start a second TensorFlow for half a minute to find them out.
@@ -72,14 +73,6 @@ def _forget(client: mlflow.MlflowClient, run_id: str) -> None:
 
 
 def _pinned(packages: tuple[str, ...]) -> list[str]:
-    from importlib import metadata
-
-    def version(package: str) -> str:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return metadata.version(f"{package}-cpu")  # a CPU image has TensorFlow under this name
-
     return [f"{package}=={version(package)}" for package in packages]
 
 

@@ -8,8 +8,6 @@ transaction of SQLite, puts the outcome in place.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,9 +54,7 @@ def locked(uri: str) -> Iterator[None]:
         yield
         return
     path = path_of(uri)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(path.name + ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with files.lock(path.with_name(path.name + ".lock"), wait=True):
         _make_whole(path, artifact_root(uri))
         yield
 
@@ -69,7 +65,7 @@ def _make_whole(path: Path, root: str) -> None:
     try:
         if not path.exists():
             _migrate(part, root)
-            _sync(part)
+            files.sync(part)
             _remove(path)  # a journal of a database that is gone would be applied to the new one
             part.replace(path)
         elif not _is_current(path):
@@ -143,14 +139,6 @@ def _copy(source: Path, target: Path) -> None:
 def _opened(path: Path) -> Iterator[sqlite3.Connection]:
     with contextlib.closing(sqlite3.connect(path, timeout=_LOCK_WAIT_S)) as connection:
         yield connection
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

@@ -18,6 +18,7 @@ from mlflow.utils.time import get_current_time_millis
 
 from tfmot_ops.contract import CompatResult, Status, SweepResult
 from tfmot_ops.errors import StepFailedError
+from tfmot_ops.system.environment import MLFLOW_UI
 from tfmot_ops.system.uri_secrets import address, hide
 from tfmot_ops.tracking.artifacts import put_file, put_json
 from tfmot_ops.tracking.client import connect, download
@@ -29,8 +30,6 @@ _DOCUMENT = "sweep.json"
 _TABLE = "matrix.json"
 #: Page with the addresses of the runs, which there are only once the sweep is recorded.
 PAGE = "index.html"
-#: Where people look at MLflow, when it is not where programs do.
-_UI_VARIABLE = "TFMOT_OPS_MLFLOW_UI"
 #: MLflow's own patience is 7 retries, 4 minutes for a server that is not there, and a sweep is kept on disk anyway:
 #: 2 retries are 6 s.
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
@@ -123,7 +122,7 @@ def _fingerprint(script: str) -> str:
 
 def run_address(uri: str, experiment_id: str, run_id: str) -> str:
     """Address of a run in MLflow's UI; `runs:/<id>` where nobody knows of one."""
-    ui = os.environ.get(_UI_VARIABLE) or uri
+    ui = MLFLOW_UI.get() or uri
     if not ui.startswith(("http://", "https://")):
         return f"runs:/{run_id}"
     # A page goes to many: a password in the address would, too.

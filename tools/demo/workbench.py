@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from tfmot_ops.errors import SpecError, StepFailedError
+from tfmot_ops.system import processes
+from tfmot_ops.system.environment import TRACKING_URI
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 #: Seconds between SIGTERM and SIGKILL of a group.
@@ -99,7 +101,7 @@ class Workbench:
             "AIRFLOW__API__WORKERS": "1",
             "AIRFLOW__API__HOST": "127.0.0.1",
             "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
-            "TFMOT_OPS_TRACKING_URI": self.tracking_uri,
+            TRACKING_URI.name: self.tracking_uri,
             # `airflow standalone` looks for `airflow` on the path.
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
             "PYTHONUNBUFFERED": "1",
@@ -209,8 +211,7 @@ def _end(process: subprocess.Popen[bytes], mark: bytes) -> None:
     started, so one that is born while the others die is found too.
     """
     if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
+        processes.signal_group(process, signal.SIGTERM)
     deadline = time.monotonic() + GRACE_S
     # Gone is what two looks do not find: while a process executes a program, it has no environment for a moment.
     looks = 0

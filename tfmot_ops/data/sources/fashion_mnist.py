@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +10,11 @@ import numpy.typing as npt
 
 from tfmot_ops.data.sources.source import Source
 from tfmot_ops.errors import SpecError, StepFailedError
+from tfmot_ops.system.environment import FASHION_MNIST
 
-FASHION_MNIST_VARIABLE = "TFMOT_OPS_FASHION_MNIST"
 #: Where the Debian package `dataset-fashion-mnist` puts its files.
 _FASHION_MNIST_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-_FASHION_MNIST_REMEDY = (
-    f"install dataset-fashion-mnist (Debian), or point {FASHION_MNIST_VARIABLE} at the files' folder"
-)
+_FASHION_MNIST_REMEDY = f"install dataset-fashion-mnist (Debian), or point {FASHION_MNIST.name} at the files' folder"
 _FASHION_MNIST_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
@@ -25,7 +22,7 @@ _FASHION_MNIST_CLASSES = (
 
 def read_fashion_mnist() -> Source:
     """60000 training and 10000 test images [N, 28, 28] of uint8 with labels 0 to 9."""
-    folder = os.environ.get(FASHION_MNIST_VARIABLE)
+    folder = FASHION_MNIST.get()
     if folder:
         return _read_idx_folder(Path(folder))
     if _FASHION_MNIST_DEBIAN.is_dir():

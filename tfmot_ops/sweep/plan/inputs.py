@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 import platform
 import sys
 from collections.abc import Iterable
 from functools import cache
-from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,9 +17,8 @@ from tfmot_ops.contract import Recipe
 from tfmot_ops.models.applications import application_constructors
 from tfmot_ops.models.architectures import Architecture
 from tfmot_ops.models.by_name import ENTRY_POINT_GROUP
-
-#: Packages whose versions a result depends on.
-_PACKAGES = ("tensorflow", "tensorflow-cpu", "tf-keras", "tensorflow-model-optimization", "ai-edge-litert", "numpy")
+from tfmot_ops.system.environment import hides_all_gpus
+from tfmot_ops.system.versions import DECIDING, installed
 
 
 @cache
@@ -47,7 +45,7 @@ def inputs_sha256(architecture: Architecture, recipe: Recipe, seed: int) -> str:
         "code": _code(architecture),
         "recipe": recipe.model_dump(mode="json"),
         "python": list(sys.version_info[:2]),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": installed(DECIDING),
         "core": core_sha256(),
         "device": _device(),
         "seed": seed,
@@ -90,13 +88,5 @@ def _device() -> list[str]:
 
     Not asked of TensorFlow, which complains on stderr where it looks for a GPU that is not there.
     """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = [] if visible in {"", "-1"} else sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
+    gpus = [] if hides_all_gpus() else sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
     return [platform.machine(), *gpus]
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""

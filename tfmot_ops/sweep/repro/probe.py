@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tfmot_ops.contract import Recipe, Stage, Status
 from tfmot_ops.sweep.repro.shrink import INPUT, Call, Part
-from tfmot_ops.sweep.run.limits import POLL_S, Limits, death, die_with_parent, imported_for_good, resident_bytes
+from tfmot_ops.sweep.run.limits import POLL_S, Limits, death, imported_for_good
+from tfmot_ops.system.processes import die_with_parent, resident_bytes
 
 if TYPE_CHECKING:
     from tfmot_ops.core import keras

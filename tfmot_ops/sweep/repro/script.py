@@ -28,8 +28,9 @@ from tfmot_ops.contract.document import Document
 from tfmot_ops.errors import SpecError
 from tfmot_ops.sweep.repro.probe import INNER_RANGE, Failure, Prober
 from tfmot_ops.sweep.repro.shrink import INPUT, Call, Part, members, smallest
-from tfmot_ops.sweep.run.limits import Limits, die_with_parent, run_limited
+from tfmot_ops.sweep.run.limits import Limits, run_limited
 from tfmot_ops.system import files
+from tfmot_ops.system.processes import die_with_parent
 
 #: Lines that a script may have.
 LONGEST_SCRIPT = 40

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tfmot_ops.sweep.run.limits import die_with_parent, imported_for_good
+from tfmot_ops.sweep.run.limits import imported_for_good
 from tfmot_ops.system import files
+from tfmot_ops.system.processes import die_with_parent
 
 
 def main(arguments: list[str]) -> int:

@@ -7,7 +7,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +27,7 @@ from tfmot_ops.core.training.batch_norm import refresh_batch_norm
 from tfmot_ops.core.training.checkpoint import build_optimizer
 from tfmot_ops.errors import CompatError
 from tfmot_ops.sweep.run.peak import peak_bytes, reset_peak
+from tfmot_ops.system.versions import installed
 
 #: Largest relative difference that rewriting a model may make, max |a - b| / max |a|.
 _TOLERANCE = 1e-4
@@ -48,7 +48,6 @@ _FLOOR_DB = 0.0
 _LEAST_DB = -6.0
 #: PTQ as the converter does it, which the others are compared with.
 _PTQ = Recipe(name="ptq", quantization=Quantization(method=Method.PTQ))
-_PACKAGES = ("tensorflow", "tf-keras", "tensorflow-model-optimization", "tfmot-ops")
 
 
 class Buildable(Protocol):
@@ -213,7 +212,7 @@ class _Cell:
             error_type=None if error is None else type(error).__name__,
             message="" if error is None else str(error)[:2000],
             metrics=metrics,
-            versions={package: _version(package) for package in _PACKAGES},
+            versions=installed(),
         )
 
     @contextmanager
@@ -362,10 +361,3 @@ def _flat(outputs: Any) -> npt.NDArray[Any]:
 
 def _difference(reference: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:
     return float(np.max(np.abs(reference - other)) / max(float(np.max(np.abs(reference))), 1e-12))
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return version(f"{package}-cpu")  # a CPU image has TensorFlow under this name

@@ -7,10 +7,8 @@ does.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import os
-import select
 import shutil
 import signal
 import subprocess
@@ -21,12 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
+from tfmot_ops.system import processes
+from tfmot_ops.system.environment import TEMPORARY_FOLDER, TETHERED
+
 #: How often a process is looked at.
 POLL_S = 0.1
-_PR_SET_PDEATHSIG = 1
-_PAGE = os.sysconf("SC_PAGE_SIZE")
-#: Set for what is started here, and for all that is started there.
-_TETHERED = "_TFMOT_OPS_TETHERED"
 #: Ending of the folder that a process has for its temporary files.
 SCRATCH = ".tmp"
 
@@ -71,7 +68,7 @@ def run_limited(
 
     Args:
         command: program and arguments. Its stdin is a pipe that closes when this process ends, however it ends, and it
-            calls `die_with_parent` so as not to outlive us.
+            calls `processes.die_with_parent` so as not to outlive us.
         log: file for what it writes.
         limits: see `Limits`.
         environment: its environment variables; besides, TMPDIR is a folder beside the log that is removed with all that
@@ -80,18 +77,12 @@ def run_limited(
     """
     with log.open("wb") as file, _scratch(log) as scratch:
         started = time.monotonic()
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=file,
-            stderr=file,
-            env={**environment, "TMPDIR": str(scratch), _TETHERED: "yes"},
-            start_new_session=True,
-        )
+        tethered = {**environment, TEMPORARY_FOLDER.name: str(scratch), TETHERED.name: "yes"}
+        process = processes.start_child(command, stdout=file, stderr=file, env=tethered)
         try:
             limit, peak = _watch(process, limits, started, stop)
         finally:
-            _kill_group(process)
+            processes.end_group(process)
             process.wait()
             if process.stdin is not None:
                 process.stdin.close()
@@ -120,20 +111,6 @@ def death(exit_code: int) -> str:
     return "crash" if exit_code < 0 else "unknown"
 
 
-def die_with_parent() -> None:
-    """Have the kernel kill this process when the one that started it ends; Linux only, elsewhere it lives on."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is None:
-        return
-    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # A parent that ended before this is known by its end of our stdin, a pipe where `run_limited` has made it.
-    if _TETHERED in os.environ:
-        poll = select.poll()
-        poll.register(0, 0)
-        if poll.poll(0):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
 @contextlib.contextmanager
 def imported_for_good() -> Iterator[None]:
     """Keep what is imported within from the garbage collector: TensorFlow is 344,000 objects that stay anyway."""
@@ -150,7 +127,7 @@ def _watch(
 ) -> tuple[str | None, float]:
     peak = 0.0
     while process.poll() is None:
-        resident = resident_bytes(process.pid)
+        resident = processes.resident_bytes(process.pid)
         peak = max(peak, resident)
         if resident > limits.memory_bytes:
             return "memory", peak
@@ -158,29 +135,13 @@ def _watch(
             return "time", peak
         if stop is not None and stop.is_set():
             return "stopped", peak
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(POLL_S)
+        processes.has_ended(process, POLL_S)
     return None, peak
-
-
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-def resident_bytes(pid: int) -> float:
-    """Resident memory of a process and all below it; 0 for one that is gone."""
-    total = 0.0
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        total += int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * _PAGE
-        for children in Path(f"/proc/{pid}/task").glob("*/children"):
-            total += sum(resident_bytes(int(child)) for child in children.read_text(encoding="ascii").split())
-    return total
 
 
 def main(arguments: list[str]) -> None:
     """Become another program, which keeps what the kernel was told here."""
-    die_with_parent()
+    processes.die_with_parent()
     os.execvp(arguments[0], arguments)  # noqa: S606 - without a shell, as it was asked for
 
 

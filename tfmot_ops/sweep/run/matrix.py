@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -18,7 +17,7 @@ from typing import Protocol
 from tfmot_ops.contract import CompatResult, Recipe, Stage, Status
 from tfmot_ops.sweep.plan.cells import Cost, pick
 from tfmot_ops.sweep.run.error_classes import is_lasting, reclassified
-from tfmot_ops.sweep.run.limits import POLL_S, SCRATCH, Ended, Limits, death, run_limited
+from tfmot_ops.sweep.run.limits import SCRATCH, Ended, Limits, death, run_limited
 from tfmot_ops.system import files
 
 _LOG_TAIL = 2000
@@ -159,12 +158,15 @@ class Matrix:
 
     def _remove_what_the_killed_left(self) -> None:
         for folder in self.folder.glob(f"*{SCRATCH}"):
-            with suppress(BlockingIOError), alone(folder.with_suffix(".lock"), wait=False):
-                shutil.rmtree(folder, ignore_errors=True)
+            with files.lock(folder.with_suffix(".lock")) as held:
+                if held:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def _run_cell(self, cell: Cell, stop: Event, begun: float) -> CompatResult:
         path = self._path(cell)
-        with alone(path.with_suffix(".lock"), stop):
+        with files.lock(path.with_suffix(".lock"), wait=True, stopped=stop.is_set) as held:
+            if not held:
+                raise StoppedError
             # Another sweep may have run it while this one waited for its turn.
             found = self.found(cell, begun if self.force else 0.0)
             if found is not None:
@@ -255,26 +257,3 @@ def _tail(log: Path) -> str:
 
 class StoppedError(Exception):
     """The sweep ends while a cell waits for its turn."""
-
-
-@contextmanager
-def alone(path: Path, stop: Event | None = None, *, wait: bool = True) -> Iterator[None]:
-    """One process at a time, by a lock that the kernel gives back however its holder ends.
-
-    Raises:
-        StoppedError: told to stop before its turn came.
-        BlockingIOError: it is another one's turn, and `wait` is off.
-    """
-    with path.open("w", encoding="utf-8") as file:
-        while True:
-            try:
-                # Asked again and again, as a thread that sleeps in the kernel hears of nothing.
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not wait:
-                    raise
-                if stop is not None and stop.is_set():
-                    raise StoppedError from None
-                time.sleep(POLL_S)
-        yield

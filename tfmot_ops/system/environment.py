@@ -1,0 +1,154 @@
+"""Every environment variable that this package reads, and the functions that read them.
+
+A variable that is empty counts as one that is not set. Switches that this package sets for TensorFlow, Keras and
+MLflow, and never reads, stand where it sets them.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One environment variable.
+
+    Attributes:
+        name: as a shell has it.
+        does: what the variable decides, in one sentence.
+        default: what holds where the variable is not set.
+        internal: this package sets the variable for its own processes and containers; nobody else sets it.
+    """
+
+    name: str
+    does: str
+    default: str
+    internal: bool = False
+
+    def get(self) -> str | None:
+        """The value; None where the variable is empty or not set."""
+        return os.environ.get(self.name) or None
+
+
+RUNNER: Final = Variable(
+    "TFMOT_OPS_RUNNER",
+    "Names the deployment's runner: local, docker or kubernetes.",
+    "local",
+)
+RUNNER_OPTIONS: Final = Variable(
+    "TFMOT_OPS_RUNNER_OPTIONS",
+    "Gives the arguments of the deployment's runner, as a JSON object.",
+    "the runner's own defaults",
+)
+ALLOWED_RUNNERS: Final = Variable(
+    "TFMOT_OPS_ALLOWED_RUNNERS",
+    "Names the runners that a DAG run may choose besides the deployment's, with commas between them.",
+    "the deployment's runner alone; any runner where TFMOT_OPS_RUNNER is not set either",
+)
+FORECAST_PYTHONS: Final = Variable(
+    "TFMOT_OPS_FORECAST_PYTHONS",
+    "Maps each name that the parameter `next_python` of the DAG compat_forecast may have to an interpreter, as a JSON "
+    "object.",
+    "no name",
+)
+FORECAST_IMAGES: Final = Variable(
+    "TFMOT_OPS_FORECAST_IMAGES",
+    "Maps each name that the parameter `next_image` of the DAG compat_forecast may have to an image, as a JSON object.",
+    "no name",
+)
+TRACKING_URI: Final = Variable(
+    "TFMOT_OPS_TRACKING_URI",
+    "Says where MLflow is.",
+    "MLFLOW_TRACKING_URI",
+)
+MLFLOW_TRACKING_URI: Final = Variable(
+    "MLFLOW_TRACKING_URI",
+    "Says where MLflow is, where TFMOT_OPS_TRACKING_URI does not; MLflow's own variable.",
+    "nothing is recorded",
+)
+MLFLOW_UI: Final = Variable(
+    "TFMOT_OPS_MLFLOW_UI",
+    "Gives the address of MLflow in a browser, for links to runs.",
+    "the tracking URI, where that is http or https",
+)
+SWEEP_WEBHOOK: Final = Variable(
+    "TFMOT_OPS_SWEEP_WEBHOOK",
+    "Gives the address that the DAG compat_sweep posts regressions to, as JSON.",
+    "regressions are told in the task's log alone",
+)
+CHECKPOINTS: Final = Variable(
+    "TFMOT_OPS_CHECKPOINTS",
+    "Names the folder, as a path or any fsspec URI, for the checkpoints of steps without an output_uri.",
+    "the folder tfmot_ops/checkpoints in the user's cache",
+)
+FASHION_MNIST: Final = Variable(
+    "TFMOT_OPS_FASHION_MNIST",
+    "Names the folder with the four files of the data set fashion_mnist.",
+    "the files of Debian's package dataset-fashion-mnist, else a download",
+)
+SPEC: Final = Variable(
+    "TFMOT_OPS_SPEC",
+    "Holds the StepSpec of a container's step, as JSON.",
+    "set by the runners docker and kubernetes",
+    internal=True,
+)
+REQUIRE_GPU: Final = Variable(
+    "TFMOT_OPS_REQUIRE_GPU",
+    "Has a step fail where TensorFlow sees no GPU, instead of taking days on a CPU.",
+    "set by a runner for a step whose device is gpu",
+    internal=True,
+)
+TETHERED: Final = Variable(
+    "_TFMOT_OPS_TETHERED",
+    "Says that stdin is a pipe whose other end closes when the process that started this one ends.",
+    "set by a sweep for the processes of its cells",
+    internal=True,
+)
+CACHE_HOME: Final = Variable(
+    "XDG_CACHE_HOME",
+    "Names the folder for the user's caches; a variable of the XDG base directories.",
+    "~/.cache",
+)
+VISIBLE_GPUS: Final = Variable(
+    "CUDA_VISIBLE_DEVICES",
+    "Names the GPUs that a process may see, none by an empty value or -1; CUDA's own variable.",
+    "every GPU",
+)
+TEMPORARY_FOLDER: Final = Variable(
+    "TMPDIR",
+    "Names the folder for temporary files; Python's own variable.",
+    "/tmp",  # noqa: S108 - what Python takes
+)
+
+#: Variables that name MLflow, the first that is set wins.
+TRACKING_VARIABLES: Final = (TRACKING_URI, MLFLOW_TRACKING_URI)
+#: All of them, as a list for people has them.
+VARIABLES: Final = tuple(value for value in list(globals().values()) if isinstance(value, Variable))
+
+
+def tracking_uris() -> list[str]:
+    """URIs of MLflow that the environment names, the one that wins first."""
+    return [uri for uri in (each.get() for each in TRACKING_VARIABLES) if uri is not None]
+
+
+def runner() -> str:
+    """Name of the deployment's runner."""
+    return RUNNER.get() or "local"
+
+
+def hides_all_gpus() -> bool:
+    """Whether the environment lets a process see no GPU."""
+    return os.environ.get(VISIBLE_GPUS.name) in {"", "-1"}
+
+
+def cache_folder() -> Path:
+    """The folder of this package in the user's cache; in the folder for temporary files for a user without a home."""
+    try:
+        cache = Path(CACHE_HOME.get() or Path.home() / ".cache")
+    except RuntimeError:  # a user id without a home, as in some containers
+        cache = Path(tempfile.gettempdir())
+    return cache / "tfmot_ops"
