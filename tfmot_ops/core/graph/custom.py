@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -19,6 +18,7 @@ from tfmot_ops.core.graph.read import read_graph, tell_training
 from tfmot_ops.core.graph.roles import is_custom
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.types import Layer, TensorLike
 
 
 def open_custom_layers(graph: Graph, *, masked: bool = False) -> Graph:
@@ -52,11 +52,11 @@ def open_custom_layers(graph: Graph, *, masked: bool = False) -> Graph:
     return Graph(graph.name, graph.input_structure, graph.input_names, outputs, nodes, graph.weights)
 
 
-def _makes_mask(layer: Any) -> bool:
+def _makes_mask(layer: Layer) -> bool:
     return isinstance(layer, keras.layers.Masking) or bool(getattr(layer, "mask_zero", False))
 
 
-def _reads_mask(layer: Any) -> bool:
+def _reads_mask(layer: Layer) -> bool:
     """Whether the layer, or one within it, reads a mask: Keras hands masks on beside the tensors a trace shows."""
     return any(private.call_signature(part).expects_mask_arg for part in private.layers_within(layer))
 
@@ -81,7 +81,7 @@ def _open(node: Node) -> Graph | None:
     return opened
 
 
-def _trace(layer: Any, inputs: Any, training: Any) -> Graph:
+def _trace(layer: Layer, inputs: object, training: bool | TensorLike | None) -> Graph:
     symbols = map_tensors(inputs, lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype))
     mode = {"training": training} if private.call_signature(layer).expects_training_arg else {}
     logger = logging.getLogger("tensorflow")
@@ -96,7 +96,7 @@ def _trace(layer: Any, inputs: Any, training: Any) -> Graph:
 
 
 @contextmanager
-def _as_it_was(layer: Any) -> Iterator[None]:
+def _as_it_was(layer: Layer) -> Iterator[None]:
     """Whatever Keras notes in the layer and those within it for calls in this context is gone afterwards.
 
     Raises:
@@ -137,7 +137,7 @@ def _follows_training(inference: Graph, training: Graph) -> bool:
     return _equal(inference.outputs, training.outputs, place)
 
 
-def _equal(first: Any, second: Any, place: dict[int, int]) -> bool:
+def _equal(first: object, second: object, place: dict[int, int]) -> bool:
     sides = [tf.nest.flatten(structure) for structure in (first, second)]
     return len(sides[0]) == len(sides[1]) and all(
         one is other
@@ -146,7 +146,7 @@ def _equal(first: Any, second: Any, place: dict[int, int]) -> bool:
     )
 
 
-def _is_closed(graph: Graph, layer: Any) -> bool:
+def _is_closed(graph: Graph, layer: Layer) -> bool:
     """Whether every weight of the layer is a weight of a call, or an operand that a rule makes one of."""
     held = {id(weight) for node in graph.nodes for weight in node.layer.weights}
     free = [
@@ -163,7 +163,7 @@ def _is_closed(graph: Graph, layer: Any) -> bool:
     return fits and {id(weight) for weight in layer.weights} <= held | {_variable(leaf) for _, leaf in free}
 
 
-def _variable(leaf: Any) -> int:
+def _variable(leaf: object) -> int:
     return id(private.plain_variable(leaf))
 
 

@@ -6,15 +6,16 @@ constant outside of it widens that range; one that is far outside leaves too few
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
-from tfmot_ops.core.graph.run import run_graph
+from tfmot_ops.core.graph.run import Compute, run_graph
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.types import Args, Kwargs, TensorLike
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.errors import UnsupportedModelError
 
@@ -53,7 +54,7 @@ def pad_constant(node: Node) -> Any:
 def refuse_far_constants(
     graph: Graph,
     batches: Iterable[list[np.ndarray]],
-    compute: Callable[[Node, Any, Any], Any],
+    compute: Compute,
     is_rounded: Callable[[Node], bool],
     *,
     bits: int = 8,
@@ -75,7 +76,7 @@ def refuse_far_constants(
         return
     widths = {key: np.zeros(4) for key in watched}
 
-    def watch(node: Node, args: Any, kwargs: Any) -> Any:
+    def watch(node: Node, args: Args, kwargs: Kwargs) -> Any:
         result = compute(node, args, kwargs)
         if id(node) in watched:
             leaves = zip(tf.nest.flatten((node.args, node.kwargs)), tf.nest.flatten((args, kwargs)), strict=True)
@@ -92,7 +93,7 @@ def refuse_far_constants(
             raise _too_far(watched[key], (low, high), (lowest, highest))
 
 
-def _extremes(values: list[Any], low: float, high: float) -> tuple[float, float]:
+def _extremes(values: Sequence[TensorLike], low: float, high: float) -> tuple[float, float]:
     """The extremes of values and those seen before; 0 is in every range."""
     arrays = [np.asarray(value) for value in values]
     return min([low, *(float(array.min()) for array in arrays)]), max([high, *(float(array.max()) for array in arrays)])
@@ -110,7 +111,9 @@ def refuse_pads_out_of_range(graph: Graph) -> None:
             raise _too_far(node, None, None)
 
 
-def _too_far(node: Node, values: Any, result: Any) -> UnsupportedModelError:
+def _too_far(
+    node: Node, values: tuple[float, float] | None, result: tuple[float, float] | None
+) -> UnsupportedModelError:
     numbers = ", ".join(f"{number:g}" for array in constants(node) for number in {array.min(), array.max()})
     kind = getattr(inner_layer(node.layer), "symbol", type(inner_layer(node.layer)).__name__)
     of_values = f"{values[0]:.3g} to {values[1]:.3g}" if values else "of an activation"

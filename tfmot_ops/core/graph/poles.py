@@ -16,6 +16,7 @@ from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
 from tfmot_ops.core.graph.layers import Affine, AxisMean, Shift
 from tfmot_ops.core.graph.roles import activation_name
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.types import Layer
 
 _L = keras.layers
 #: Function of TensorFlow -> place of the operand near whose 0 its value, or its slope, has no bound.
@@ -36,7 +37,7 @@ _PREPARES = (
 )
 
 
-def has_pole(layer: Any) -> bool:
+def has_pole(layer: Layer) -> bool:
     """Whether a call of this layer (the inner one, without wrappers) has no bound near 0 of something it reads."""
     return getattr(layer, "symbol", None) in _POLES or activation_name(layer) in _POLE_ACTIVATIONS
 

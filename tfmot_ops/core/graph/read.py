@@ -8,7 +8,6 @@ between two, cannot lose it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -16,6 +15,8 @@ import tensorflow as tf
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, is_graph_model, map_tensors, tensors
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.private import KerasTensor
+from tfmot_ops.core.keras.types import Function, Layer, TensorLike
 from tfmot_ops.errors import UnsupportedModelError
 
 #: Layers that make a mask of inputs without one: themselves, or the layer in them. Of the layers of Keras; a custom
@@ -61,12 +62,12 @@ def _input_structure(model: keras.Model) -> Any:
     return model.inputs[0] if isinstance(model, keras.Sequential) else private.nested_inputs(model)
 
 
-def _bind_input(keras_tensor: Any, bound: dict[int, Tensor]) -> Tensor:
+def _bind_input(keras_tensor: KerasTensor, bound: dict[int, Tensor]) -> Tensor:
     tensor = bound[id(keras_tensor)] = _tensor(keras_tensor, None)
     return tensor
 
 
-def _tensor(keras_tensor: Any, producer: Node | None) -> Tensor:
+def _tensor(keras_tensor: KerasTensor, producer: Node | None) -> Tensor:
     shape = keras_tensor.shape
     sizes = tuple(shape.as_list()) if shape.rank is not None else ()
     return Tensor(sizes, tf.as_dtype(keras_tensor.dtype).name, producer)
@@ -88,7 +89,7 @@ def _read_call(call: Any, prefix: str, bound: dict[int, Tensor], nodes: list[Nod
     layer = call.layer
     path = prefix + layer.name
 
-    def lookup(leaf: Any) -> Any:
+    def lookup(leaf: object) -> Any:
         return bound.get(id(leaf), leaf)
 
     args = tf.nest.map_structure(lookup, call.call_args)
@@ -116,7 +117,7 @@ def name_training(call: Node) -> None:
         call.args = call.args[:1]
 
 
-def tell_training(call: Node, value: Any) -> None:
+def tell_training(call: Node, value: object) -> None:
     """Tell a call of training what the model or layer around it was told; None is nothing."""
     expects = private.call_signature(call.layer).expects_training_arg
     if value is not None and expects and call.kwargs.get("training") is None:
@@ -158,7 +159,7 @@ def _takes_mask(node: Node) -> bool:
     return takes and not spec.arg_was_passed("mask", node.args[1:], node.kwargs)
 
 
-def _masks_of(structure: Any, masks: dict[int, Tensor]) -> Any:
+def _masks_of(structure: object, masks: dict[int, Tensor]) -> Any:
     """The masks of tensors, same structure; None where none has one."""
     if not any(id(tensor) in masks for tensor in tensors(structure)):
         return None
@@ -190,7 +191,7 @@ def _give_attention_mask(node: Node, masks: dict[int, Tensor], nodes: list[Node]
     if not before:
         return
 
-    def combined(values: Any) -> Any:
+    def combined(values: tuple[dict[str, TensorLike], dict[str, TensorLike]]) -> Any:
         operands, operand_masks = values
         for name, mask in operand_masks.items():
             private.set_mask(operands[name], mask)
@@ -212,11 +213,11 @@ def _masks_after(node: Node, masks: dict[int, Tensor], nodes: list[Node]) -> dic
     return {id(tensor): mask for tensor, mask in pairs if isinstance(mask, Tensor)}
 
 
-def _starts_masks(layer: Any) -> bool:
+def _starts_masks(layer: Layer) -> bool:
     return isinstance(layer, _STARTS_MASKS) or not private.is_of_keras_layers(layer)
 
 
-def _record(node: Node, compute: Callable[[Any], Any], values: Any, nodes: list[Node]) -> Any:
+def _record(node: Node, compute: Function, values: object, nodes: list[Node]) -> Any:
     """What a function of a layer gives for tensors; appends the calls of TensorFlow that it is made of."""
     symbols: dict[int, Any] = {}
 

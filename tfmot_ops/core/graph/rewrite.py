@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors
 from tfmot_ops.core.graph.layers import Affine
+from tfmot_ops.core.keras.types import Array, Layer
 
 
 class Rewriter:
@@ -27,7 +29,7 @@ class Rewriter:
         self.nodes.append(node)
         return node.outputs
 
-    def once(self, layer: Any, role: str, make: Callable[[], Any]) -> Any:
+    def once(self, layer: Layer, role: str, make: Callable[[], object]) -> Any:
         """The layer made for a role of an original layer: once, so that a shared layer stays shared."""
         key = (id(layer), role)
         if key not in self._made:
@@ -35,7 +37,14 @@ class Rewriter:
         return self._made[key]
 
     def call(
-        self, layer: Any, path: str, inputs: Any, *, shape: Any = None, weights: Any = None, source_kernel: str = ""
+        self,
+        layer: Layer,
+        path: str,
+        inputs: object,
+        *,
+        shape: Iterable[int | None] | None = None,
+        weights: list[Array] | None = None,
+        source_kernel: str = "",
     ) -> Tensor:
         """Emit a call of a new layer with one output.
 
@@ -56,7 +65,14 @@ class Rewriter:
         return result
 
     def affine(
-        self, path: str, tensor: Tensor, scale: Any, offset: Any, divisor: Any = 1.0, *, trainable: bool = False
+        self,
+        path: str,
+        tensor: Tensor,
+        scale: npt.ArrayLike,
+        offset: npt.ArrayLike,
+        divisor: npt.ArrayLike = 1.0,
+        *,
+        trainable: bool = False,
     ) -> Tensor:
         """(x * scale + offset) / divisor per channel; a frozen affine on a frozen one becomes one."""
         channels = tensor.channels or 1
@@ -70,7 +86,7 @@ class Rewriter:
         return self.call(layer, path, tensor, weights=values)
 
 
-def _composed(first: list[Any], second: list[Any]) -> list[Any]:
+def _composed(first: Sequence[Array], second: Sequence[Array]) -> list[Any]:
     """One affine for two; to the last bit for a scale on which a standardisation follows."""
     (scale, offset, divisor), (next_scale, next_offset, next_divisor) = first, second
     next_scale = next_scale / divisor
@@ -106,7 +122,7 @@ def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
     return new.without_dead_calls()
 
 
-def channel_constant(value: Any, tensor: Tensor) -> np.ndarray | None:
+def channel_constant(value: object, tensor: Tensor) -> np.ndarray | None:
     """A constant operand as one number per channel of `tensor`, or None where it is not that."""
     if isinstance(value, Tensor) or value is None:
         return None

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Graph, Node, map_tensors, tensors
 from tfmot_ops.core.keras import private
+from tfmot_ops.core.keras.types import Args, Kwargs, Layer, TensorLike
+
+#: (call, args, kwargs) -> the result, of the same structure as the call's outputs.
+Compute = Callable[[Node, Args, Kwargs], Any]
 
 
-def run_graph(graph: Graph, inputs: list[Any], compute: Callable[[Node, Any, Any], Any]) -> Any:
+def run_graph(graph: Graph, inputs: Sequence[TensorLike], compute: Compute) -> Any:
     """Compute a graph's outputs.
 
     Args:
@@ -37,7 +41,7 @@ def run_graph(graph: Graph, inputs: list[Any], compute: Callable[[Node, Any, Any
     return map_tensors(graph.outputs, lambda tensor: values[id(tensor)])
 
 
-def infer(layer: Any, args: Any, kwargs: Any) -> Any:
+def infer(layer: Layer, args: Args, kwargs: Kwargs) -> Any:
     """What a call of a layer gives in inference; without the word Keras' augmentation layers augment."""
     if private.call_signature(layer).expects_training_arg:
         kwargs = kwargs | {"training": False}

@@ -23,10 +23,11 @@ from tfmot_ops.core.graph.rebuild import rebuild
 from tfmot_ops.core.graph.run import infer, run_graph
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import QuantizeLayer
+from tfmot_ops.core.keras.types import Args, Array, Kwargs
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.core.measure.noise import power_ratio_db, signal_and_noise
 from tfmot_ops.core.tflite.emit import scope_name
-from tfmot_ops.core.tflite.interpreter import Array, Inputs, dequantized, make_interpreter, quantized
+from tfmot_ops.core.tflite.interpreter import Detail, Inputs, dequantized, make_interpreter, quantized
 
 #: A call: the layer's name, and which of its calls in the graph's order.
 _Key = tuple[str, int]
@@ -189,7 +190,7 @@ class _Calls:
         """Output [N, ...] of each call, in inference."""
         made: dict[_Key, Array] = {}
 
-        def compute(node: Node, args: Any, kwargs: Any) -> Any:
+        def compute(node: Node, args: Args, kwargs: Kwargs) -> Any:
             result = infer(node.layer, args, kwargs)
             key = self.keys[id(node)]
             if key in self.nodes:
@@ -245,7 +246,7 @@ def _written(data: bytes) -> list[int]:
     return [op.Outputs(place) for op in operations for place in range(op.OutputsLength())]
 
 
-def _match(interpreter: Interpreter, details: dict[int, Any], written: list[int], calls: _Calls) -> dict[int, int]:
+def _match(interpreter: Interpreter, details: dict[int, Detail], written: list[int], calls: _Calls) -> dict[int, int]:
     """Position of a call -> the tensor that holds its output.
 
     A tensor bears the names of all calls that its operation computes, and its value is that of the last of them.
@@ -300,6 +301,6 @@ def _computed_with(node: Node, consumers: dict[int, list[Node]]) -> Node | None:
     return readers[0] if len(following) == 1 and following[0].shape == outputs[0].shape else None
 
 
-def _fits(detail: dict[str, Any], tensor: Tensor) -> bool:
+def _fits(detail: Detail, tensor: Tensor) -> bool:
     sizes, wanted = [int(size) for size in detail["shape"]][1:], tensor.shape[1:]
     return len(sizes) == len(wanted) and all(size in {None, there} for size, there in zip(wanted, sizes, strict=True))

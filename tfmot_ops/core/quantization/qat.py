@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,11 +18,12 @@ from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import OnTensor, rebuild
 from tfmot_ops.core.graph.run import infer, run_graph
-from tfmot_ops.core.graph.samples import calibration_batches
+from tfmot_ops.core.graph.samples import Calibration, calibration_batches
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.compiling import compile_like
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import QuantizeLayer, QuantizeWrapper
+from tfmot_ops.core.keras.types import Args, Kwargs, Layer, TensorLike
 from tfmot_ops.core.pruning.sparsity import give_masks, prunable, required_ratio
 from tfmot_ops.core.quantization.quantizers import QuantizedLayer
 from tfmot_ops.core.quantization.ranges import range_variables, tied_ranges
@@ -47,7 +48,9 @@ def normalize(model: keras.Model) -> keras.Model:
     return flat
 
 
-def quantize(model: keras.Model, recipe: Recipe, calibration: Any = None) -> tuple[keras.Model, list[LayerReport]]:
+def quantize(
+    model: keras.Model, recipe: Recipe, calibration: Calibration | None = None
+) -> tuple[keras.Model, list[LayerReport]]:
     """Insert the recipe's quantisers into a copy of a model and set their ranges.
 
     Args:
@@ -109,7 +112,7 @@ def _with_quantisers(
     refuse_pads_out_of_range(graph)
     plan = make_plan(graph, source, quantization, _required_sparsity(model, recipe))
 
-    def wrap(layer: Any, node: Node) -> Any:
+    def wrap(layer: Layer, node: Node) -> Any:
         config = plan.configs.get(id(node.layer))
         return layer if config is None else QuantizedLayer(layer, config)
 
@@ -118,7 +121,7 @@ def _with_quantisers(
     return quantized, plan.reports
 
 
-def _refuse_far_constants(graph: Graph, calibration: Any, samples: int) -> None:
+def _refuse_far_constants(graph: Graph, calibration: Calibration, samples: int) -> None:
     rounds = reads_rounded(graph, lambda node: output_quantizer(node.layer) is not None)
     refuse_far_constants(graph, calibration_batches(graph, calibration, samples), _call_unrounded, rounds)
 
@@ -132,7 +135,7 @@ def _on_tensor(graph: Graph, plan: Plan) -> OnTensor:
             names[id(tensor)] = id(node.layer), f"{layers[node.path]}{suffix}"
     made: dict[tuple[int, str], Any] = {}
 
-    def on_tensor(tensor: Tensor, value: Any) -> Any:
+    def on_tensor(tensor: Tensor, value: TensorLike) -> Any:
         quantizer = plan.tensors.get(id(tensor))
         if quantizer is None:
             return value
@@ -185,7 +188,7 @@ def _refuse(graph: Graph) -> None:
             )
 
 
-def calibrate(model: keras.Model, calibration: Any, samples: int) -> None:
+def calibrate(model: keras.Model, calibration: Calibration, samples: int) -> None:
     """Set the activation ranges of a QAT model to the extremes seen with the quantisers off, in place.
 
     Args:
@@ -201,10 +204,10 @@ def calibrate(model: keras.Model, calibration: Any, samples: int) -> None:
 
     keys = {id(node) for node in observed}
 
-    def extremes(inputs: list[Any]) -> Any:
+    def extremes(inputs: Sequence[TensorLike]) -> Any:
         seen = []
 
-        def compute(node: Node, args: Any, kwargs: Any) -> Any:
+        def compute(node: Node, args: Args, kwargs: Kwargs) -> Any:
             result = _call_unrounded(node, args, kwargs)
             if id(node) in keys:
                 seen.append((tf.reduce_min(result), tf.reduce_max(result)))
@@ -260,13 +263,13 @@ def _assign(node: Node, low: float, high: float) -> None:
         variables[1].assign(high)
 
 
-def unrounded(model: keras.Model, inputs: list[Any]) -> Any:
+def unrounded(model: keras.Model, inputs: Sequence[TensorLike]) -> Any:
     """Outputs of a QAT model with fake-quant disabled; one array [N, ...] for each of its inputs."""
     # Op by op, as Keras answers one batch: a traced graph is optimised, and a deep net amplifies each last bit of it.
     return run_graph(read_graph(model), [tf.convert_to_tensor(each) for each in inputs], _call_unrounded)
 
 
-def _call_unrounded(node: Node, args: Any, kwargs: Any) -> Any:
+def _call_unrounded(node: Node, args: Args, kwargs: Kwargs) -> Any:
     layer = node.layer
     if isinstance(layer, QuantizeLayer):
         return args[0]

@@ -13,6 +13,7 @@ from tfmot_ops.core.graph.roles import Role, role
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import QuantizeLayer, QuantizeWrapper
+from tfmot_ops.core.keras.types import Layer
 from tfmot_ops.core.quantization.quantizers import FixedRangeQuantizer, RangeQuantizer
 from tfmot_ops.core.quantization.scales import LEVELS, Range, Sums, computable
 from tfmot_ops.core.quantization.scheme import output_quantizer, tied_groups
@@ -27,7 +28,7 @@ _ADDITIONS = (
 )
 
 
-def range_variables(layer: Any) -> tuple[Any, Any] | None:
+def range_variables(layer: Layer) -> tuple[Any, Any] | None:
     """(min, max) variables of the range that follows a layer's output, None when there is none."""
     variables = None
     if isinstance(layer, QuantizeWrapper):

@@ -25,6 +25,7 @@ from tfmot_ops.core.graph.roles import Role, role
 from tfmot_ops.core.graph.run import run_graph
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.private import QuantizeLayer
+from tfmot_ops.core.keras.types import Args, Array, Kwargs, Layer, TensorLike
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.core.quantization.quantizers import FixedRangeQuantizer, WeightQuantizer, round_within, symmetric_limits
 from tfmot_ops.core.quantization.ranges import Ranges, tied_ranges
@@ -44,7 +45,7 @@ def inference_of(
     """
     emit = _Emitter(graph, late, unrounded)
 
-    def inference(*inputs: Any) -> Any:
+    def inference(*inputs: TensorLike) -> Any:
         if late is not None:
             late.begin()
         # A list keeps the order of the model's outputs; a dict would be sorted by name.
@@ -90,7 +91,7 @@ class _Emitter:
         self.scales = Ranges(graph, self._largest_weight)
         self.ranges = self.scales.of_layer
 
-    def __call__(self, node: Node, args: Any, kwargs: Any) -> Any:
+    def __call__(self, node: Node, args: Args, kwargs: Kwargs) -> Any:
         layer = inner_layer(node.layer)
         with tf.name_scope(scope_name(layer.name)):
             result = self._compute(node, layer, args, kwargs)
@@ -102,7 +103,7 @@ class _Emitter:
                 return tf.squeeze(result, 1)
             return result
 
-    def _compute(self, node: Node, layer: Any, args: Any, kwargs: Any) -> Any:
+    def _compute(self, node: Node, layer: Layer, args: Args, kwargs: Kwargs) -> Any:
         if isinstance(node.layer, QuantizeLayer) or id(node) in self.folded:
             return args[0]
         if id(node) in self.unrounded:
@@ -116,7 +117,7 @@ class _Emitter:
         own = {Role.CONVOLUTION: self._convolution, Role.AFFINE: self._affine, Role.GATHER: self._gather}.get(kind)
         return _call(layer, args, kwargs) if own is None else own(node, layer, args[0])
 
-    def _in_float(self, node: Node, layer: Any, args: Any, kwargs: Any) -> Any:
+    def _in_float(self, node: Node, layer: Layer, args: Args, kwargs: Kwargs) -> Any:
         """A call that the converter shall not quantise by itself."""
         if self.ranges:
             args, kwargs = tf.nest.map_structure(self._at_entrance, (node.args, node.kwargs), (args, kwargs))
@@ -125,11 +126,11 @@ class _Emitter:
             return args[0] * tf.constant(scale) + tf.constant(offset)
         return _call(layer, args, kwargs)
 
-    def _at_entrance(self, tensor: Any, value: Any) -> Any:
+    def _at_entrance(self, tensor: object, value: TensorLike) -> Any:
         is_inside = isinstance(tensor, Tensor) and id(tensor.producer) in self.unrounded
         return value if is_inside else _float_barrier(value)
 
-    def _convolution(self, node: Node, layer: Any, value: Any) -> Any:
+    def _convolution(self, node: Node, layer: Layer, value: TensorLike) -> Any:
         kernel, bias, quantizer, limits = self._folded(node, layer)
         if quantizer is not None:
             require_finite_folded(layer.name, kernel, bias)
@@ -140,7 +141,7 @@ class _Emitter:
         result = linear(layer, self._kernel(layer, kernel, quantizer, limits), value)
         return result if bias is None else _add_bias(result, bias)
 
-    def _folded(self, node: Node, layer: Any) -> tuple[np.ndarray, Any, WeightQuantizer | None, Any]:
+    def _folded(self, node: Node, layer: Layer) -> tuple[np.ndarray, Any, WeightQuantizer | None, Any]:
         """(kernel, bias, quantiser, limits) of a convolution, with the affine that is folded into it.
 
         The bias is None where there is none; limits are those of a kernel whose clusters are kept.
@@ -167,7 +168,7 @@ class _Emitter:
             return float(np.max(np.abs(affine_constants(layer, self.graph)[0])))
         return float(np.max(np.abs(self._folded(node, layer)[0])))
 
-    def _for_bias(self, node: Node, layer: Any, kernel: np.ndarray, bias: np.ndarray, limits: Any) -> Any:
+    def _for_bias(self, node: Node, layer: Layer, kernel: np.ndarray, bias: np.ndarray, limits: Array | None) -> Any:
         """The limits of a kernel, larger where the bias would be more steps of them than an int32 holds."""
         axes, quantizer = kernels(layer)[0], _weight_quantizer(node.layer)[0]
         # In the kernel of a transposed convolution, which has no limits here, the converter makes room by itself.
@@ -181,7 +182,7 @@ class _Emitter:
         larger = self._with_room(node, bias, present)
         return limits if larger is None else larger
 
-    def _with_room(self, node: Node, bias: np.ndarray, limits: Any) -> Any:
+    def _with_room(self, node: Node, bias: np.ndarray, limits: Array) -> Any:
         """Limits, of each channel or a scalar, on whose steps the bias fits int32; None where those given do."""
         scale = self.scales.scale(node.inputs()[0])
         if scale is None:
@@ -190,7 +191,7 @@ class _Emitter:
         smallest = smallest if np.ndim(limits) else np.max(smallest)
         return np.maximum(limits, smallest) if np.any(smallest > limits) else None
 
-    def _affine(self, node: Node, layer: Any, value: Any) -> Any:
+    def _affine(self, node: Node, layer: Layer, value: TensorLike) -> Any:
         """A free-standing affine as a 1x1 depthwise convolution, its input reshaped to [N, H, W, C] where needed."""
         scale, offset = affine_constants(layer, self.graph)
         shape = value.shape.as_list()
@@ -216,7 +217,7 @@ class _Emitter:
             return WeightQuantizer(per_channel=True, channels_axes=2).round(constant)
         return tf.reshape(round_within(tf.reshape(constant, [1, 1, 1, -1]), tf.constant(limits)), kernel.shape)
 
-    def _kernel(self, layer: Any, kernel: np.ndarray, quantizer: WeightQuantizer | None, limits: Any) -> Any:
+    def _kernel(self, layer: Layer, kernel: np.ndarray, quantizer: WeightQuantizer | None, limits: Array | None) -> Any:
         """A kernel as the graph has it, rounded; `limits` are those of a kernel whose clusters are kept."""
         axes = kernels(layer)[0]
         # A rounded kernel that several calls read gets its scale from its values.
@@ -243,14 +244,14 @@ class _Emitter:
             return tf.constant(rounded, name="kernel")
         return quantizer.round(tf.constant(kernel, name="kernel"))
 
-    def _gather(self, node: Node, layer: Any, indices: Any) -> Any:
+    def _gather(self, node: Node, layer: Layer, indices: TensorLike) -> Any:
         (table,) = _constants(self.graph, layer)
         quantizer, mask = _weight_quantizer(node.layer)
         constant = tf.constant(table if mask is None else table * mask, name="kernel")
         table = constant if quantizer is None else quantizer.round(constant)
         return tf.gather(table, tf.cast(indices, tf.int32))
 
-    def _quantize_output(self, node: Node, value: Any) -> Any:
+    def _quantize_output(self, node: Node, value: TensorLike) -> Any:
         if id(node.layer) in self.ranges:
             low, high = self.ranges[id(node.layer)]
             return tf.quantization.fake_quant_with_min_max_args(value, low, high, num_bits=8)
@@ -282,7 +283,7 @@ _TYING = {
 }
 
 
-def _float_call(layer: Any, args: Any, kwargs: Any) -> Any:
+def _float_call(layer: Layer, args: Args, kwargs: Kwargs) -> Any:
     """A call that is to stay in float: kept from the converter where that would give its input and output one range."""
     graph = tf.compat.v1.get_default_graph()
     before = len(graph.get_operations())
@@ -294,17 +295,17 @@ def _float_call(layer: Any, args: Any, kwargs: Any) -> Any:
     return _in_float(layer, args, kwargs)
 
 
-def _gives_floats(op: Any) -> bool:
+def _gives_floats(op: tf.Operation) -> bool:
     return any(tensor.dtype.is_floating for tensor in op.outputs)
 
 
-def _in_float(layer: Any, args: Any, kwargs: Any) -> Any:
+def _in_float(layer: Layer, args: Args, kwargs: Kwargs) -> Any:
     """A call between barriers: the converter gives its input and output no range of the other's."""
     args, kwargs = tf.nest.map_structure(_float_barrier, (args, kwargs))
     return tf.nest.map_structure(_float_barrier, _call(layer, args, kwargs))
 
 
-def _float_barrier(value: Any) -> Any:
+def _float_barrier(value: TensorLike) -> Any:
     """The same value behind an operation that TFLite has in float only, and that no pass folds away.
 
     The converter quantises whatever stands between two ranges; a sign times a magnitude keeps it out.
@@ -319,7 +320,7 @@ def _along_outputs(kernel: Kernel, value: np.ndarray, scale: np.ndarray) -> np.n
     return scale[:, np.newaxis] if kernel.swap_channels else scale
 
 
-def affine_constants(layer: Any, graph: Graph) -> tuple[np.ndarray, np.ndarray]:
+def affine_constants(layer: Layer, graph: Graph) -> tuple[np.ndarray, np.ndarray]:
     """(scale, offset), each [channels], of what a BatchNormalization or Affine computes in inference."""
     weights = _constants(graph, layer)
     if isinstance(layer, Affine):
@@ -331,13 +332,13 @@ def affine_constants(layer: Any, graph: Graph) -> tuple[np.ndarray, np.ndarray]:
     return scale, beta - mean * scale
 
 
-def _constants(graph: Graph, layer: Any) -> list[np.ndarray]:
+def _constants(graph: Graph, layer: Layer) -> list[np.ndarray]:
     # Out of the function being traced, where a variable still has a value.
     with tf.init_scope():
         return [np.asarray(weight, np.float32) for weight in graph.weights_of(layer)]
 
 
-def _add_bias(value: Any, bias: np.ndarray) -> Any:
+def _add_bias(value: TensorLike, bias: np.ndarray) -> Any:
     bias = np.array(bias, np.float32)
     # The converter of TensorFlow 2.21 keeps equal numbers as one, and rounds that by the first channel's scale for all
     # channels: a bias of 3 became 3.00, 2.95, 2.86. The last bit of one makes them different.
@@ -346,13 +347,13 @@ def _add_bias(value: Any, bias: np.ndarray) -> Any:
     return tf.nn.bias_add(value, tf.constant(bias, name="bias"))
 
 
-def _call(layer: Any, args: Any, kwargs: Any) -> Any:
+def _call(layer: Layer, args: Args, kwargs: Kwargs) -> Any:
     if private.call_signature(layer).expects_training_arg:
         kwargs = kwargs | {"training": False}
     return layer.call(*args, **kwargs)
 
 
-def _weight_quantizer(layer: Any) -> tuple[WeightQuantizer | None, np.ndarray | None]:
+def _weight_quantizer(layer: Layer) -> tuple[WeightQuantizer | None, np.ndarray | None]:
     for _, quantizer, extra in private.weight_variables(layer):
         with tf.init_scope():
             return quantizer, extra["mask"].numpy() if "mask" in extra else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -23,7 +22,7 @@ from tfmot_ops.core.graph.rebuild import rebuild
 from tfmot_ops.core.graph.rewrite import rewrite
 from tfmot_ops.core.graph.rules.padding import pad_by_sum
 from tfmot_ops.core.graph.run import infer
-from tfmot_ops.core.graph.samples import calibration_batches
+from tfmot_ops.core.graph.samples import Calibration, calibration_batches
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import QuantizeLayer, QuantizeWrapper
@@ -46,7 +45,7 @@ _MASKED_IN_FLOAT = (
 )
 
 
-def export_tflite(model: keras.Model, recipe: Recipe, calibration: Any = None) -> bytes:
+def export_tflite(model: keras.Model, recipe: Recipe, calibration: Calibration | None = None) -> bytes:
     """Convert a model to a TFLite file, batch size 1.
 
     Args:
@@ -138,7 +137,7 @@ def _for_integers(graph: Graph, recipe: Recipe) -> Graph:
     return rewrite(graph, [pad_by_sum]) if is_int16 else graph
 
 
-def _refuse_far_constants(graph: Graph, recipe: Recipe, calibration: Any, kept: tuple[str, ...]) -> None:
+def _refuse_far_constants(graph: Graph, recipe: Recipe, calibration: Calibration | None, kept: tuple[str, ...]) -> None:
     """Refuse constants that leave nothing of the values beside them, where ranges are found after training."""
     quantization = recipe.quantization
     if quantization is not None and quantization.weights is Weights.FLOAT16:
@@ -188,7 +187,9 @@ def _results(data: bytes, graph: Graph, scopes: tuple[str, ...]) -> list[str]:
     return found
 
 
-def _convert(graph: Graph, recipe: Recipe, calibration: Any, late: LateWeights | None, kept: tuple[str, ...]) -> bytes:
+def _convert(
+    graph: Graph, recipe: Recipe, calibration: Calibration | None, late: LateWeights | None, kept: tuple[str, ...]
+) -> bytes:
     finish = {} if late is None else {"finish": late.fill}
     calibrated = _is_calibrated(recipe)
     unrounded = unrounded_calls(graph) if _rounds(recipe) else set()
@@ -236,7 +237,9 @@ def _check_kind(recipe: Recipe, quantized: bool) -> None:
         )
 
 
-def _configure(converter: Any, recipe: Recipe, graph: Graph, calibration: Any) -> None:
+def _configure(
+    converter: tf.lite.TFLiteConverter, recipe: Recipe, graph: Graph, calibration: Calibration | None
+) -> None:
     quantization = recipe.quantization
     if quantization is None or quantization.backend is Backend.AI_EDGE_QUANTIZER:
         return
@@ -258,7 +261,9 @@ def _configure(converter: Any, recipe: Recipe, graph: Graph, calibration: Any) -
         converter.representative_dataset = _representative(recipe, graph, calibration)
 
 
-def _representative(recipe: Recipe, graph: Graph, calibration: Any) -> Callable[[], Iterator[list[np.ndarray]]]:
+def _representative(
+    recipe: Recipe, graph: Graph, calibration: Calibration | None
+) -> Callable[[], Iterator[list[np.ndarray]]]:
     samples = recipe.quantization.calibration_samples if recipe.quantization else 0
     if calibration is None:
         raise ExportError(
@@ -276,7 +281,7 @@ def _representative(recipe: Recipe, graph: Graph, calibration: Any) -> Callable[
     return rows
 
 
-def _signature(graph: Graph, calibration: Any) -> list[tf.TensorSpec]:
+def _signature(graph: Graph, calibration: Calibration | None) -> list[tf.TensorSpec]:
     shapes = [list(tensor.shape) for tensor in graph.inputs()]
     if calibration is not None and any(None in shape[1:] for shape in shapes):
         batch = next(iter(calibration_batches(graph, calibration, 1)))
