@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +18,7 @@ from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors
 from tfmot_ops.core.graph.read import read_graph, tell_training
 from tfmot_ops.core.graph.roles import is_custom
 from tfmot_ops.core.keras import private
+from tfmot_ops.core.keras.identity import Itself
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Layer, TensorLike
 
@@ -34,15 +36,15 @@ def open_custom_layers(graph: Graph, *, masked: bool = False) -> Graph:
     """
     calls = graph.calls_per_layer()
     masked = masked or any(_makes_mask(node.layer) for node in graph.nodes)
-    renamed: dict[int, Tensor] = {}
+    renamed: dict[Tensor, Tensor] = {}
     nodes: list[Node] = []
 
     def current(tensor: Tensor) -> Tensor:
-        return renamed.get(id(tensor), tensor)
+        return renamed.get(tensor, tensor)
 
     for node in graph.nodes:
         node.args, node.kwargs = map_tensors((node.args, node.kwargs), current)
-        fits = is_custom(node.layer) and calls[id(node.layer)] == 1 and not (masked and _reads_mask(node.layer))
+        fits = is_custom(node.layer) and calls[node.layer] == 1 and not (masked and _reads_mask(node.layer))
         inner = _open(node) if fits else None
         if inner is None:
             nodes.append(node)
@@ -122,7 +124,7 @@ def _follows_training(inference: Graph, training: Graph) -> bool:
     if len(inference.nodes) != len(training.nodes):
         return False
     place = {
-        id(tensor): index
+        tensor: index
         for graph in (inference, training)
         for index, tensor in enumerate((*graph.inputs(), *(t for node in graph.nodes for t in tensors(node.outputs))))
     }
@@ -137,18 +139,20 @@ def _follows_training(inference: Graph, training: Graph) -> bool:
     return _equal(inference.outputs, training.outputs, place)
 
 
-def _equal(first: object, second: object, place: dict[int, int]) -> bool:
+def _equal(first: object, second: object, place: dict[Tensor, int]) -> bool:
+    def placed(leaf: object) -> Any:
+        return place.get(leaf, leaf) if isinstance(leaf, Tensor) else leaf
+
     sides = [tf.nest.flatten(structure) for structure in (first, second)]
     return len(sides[0]) == len(sides[1]) and all(
-        one is other
-        or (type(one) is type(other) and np.array_equal(place.get(id(one), one), place.get(id(other), other)))
+        one is other or (type(one) is type(other) and np.array_equal(placed(one), placed(other)))
         for one, other in zip(*sides, strict=True)
     )
 
 
 def _is_closed(graph: Graph, layer: Layer) -> bool:
     """Whether every weight of the layer is a weight of a call, or an operand that a rule makes one of."""
-    held = {id(weight) for node in graph.nodes for weight in node.layer.weights}
+    held = {Itself(weight) for node in graph.nodes for weight in node.layer.weights}
     free = [
         (node, leaf)
         for node in graph.nodes
@@ -160,18 +164,18 @@ def _is_closed(graph: Graph, layer: Layer) -> bool:
         node.layer.symbol in arithmetic and leaf.shape.num_elements() in {1, node.output().channels}
         for node, leaf in free
     )
-    return fits and {id(weight) for weight in layer.weights} <= held | {_variable(leaf) for _, leaf in free}
+    return fits and {Itself(weight) for weight in layer.weights} <= held | {_variable(leaf) for _, leaf in free}
 
 
-def _variable(leaf: object) -> int:
-    return id(private.plain_variable(leaf))
+def _variable(leaf: object) -> Itself:
+    return Itself(private.plain_variable(leaf))
 
 
-def _inline(node: Node, inner: Graph, nodes: list[Node], renamed: dict[int, Tensor]) -> None:
-    bound = {id(inside): outside for inside, outside in zip(inner.inputs(), node.inputs(), strict=True)}
+def _inline(node: Node, inner: Graph, nodes: list[Node], renamed: dict[Tensor, Tensor]) -> None:
+    bound = dict(zip(inner.inputs(), node.inputs(), strict=True))
 
     def current(tensor: Tensor) -> Tensor:
-        return bound.get(id(tensor), tensor)
+        return bound.get(tensor, tensor)
 
     seen: dict[str, int] = {}
     for call in inner.nodes:
@@ -183,4 +187,4 @@ def _inline(node: Node, inner: Graph, nodes: list[Node], renamed: dict[int, Tens
         call.origin = node.origin
         nodes.append(call)
     for outside, inside in zip(tensors(node.outputs), tensors(inner.outputs), strict=True):
-        renamed[id(outside)] = current(inside)
+        renamed[outside] = current(inside)

@@ -88,51 +88,55 @@ class Graph:
 
     name: str
     input_structure: Any
-    input_names: dict[int, str]
+    input_names: dict[Tensor, str]
     outputs: Any
     nodes: list[Node]
-    weights: dict[int, list[Any]] = field(default_factory=dict)
+    weights: dict[Layer, list[Any]] = field(default_factory=dict)
 
     def inputs(self) -> list[Tensor]:
         """Graph inputs, in the model's order."""
         return tensors(self.input_structure)
 
-    def consumers(self) -> dict[int, list[Node]]:
-        """id(tensor) -> the calls that read it; a call that reads it twice appears twice."""
-        index: dict[int, list[Node]] = defaultdict(list)
+    def readers(self) -> dict[Tensor, list[Node]]:
+        """Tensor -> the calls that read it; a call that reads it twice appears twice."""
+        index: dict[Tensor, list[Node]] = defaultdict(list)
         for node in self.nodes:
             for tensor in node.inputs():
-                index[id(tensor)].append(node)
+                index[tensor].append(node)
         return index
 
-    def calls_per_layer(self) -> Counter[int]:
-        """id(layer) -> number of calls; more than one means the layer is shared."""
-        return Counter(id(node.layer) for node in self.nodes)
+    def consumers(self) -> dict[int, list[Node]]:
+        """The same by id(tensor), for `quantization.scheme`."""
+        return {id(tensor): nodes for tensor, nodes in self.readers().items()}
+
+    def calls_per_layer(self) -> Counter[Layer]:
+        """Layer -> number of calls; more than one means the layer is shared."""
+        return Counter(node.layer for node in self.nodes)
 
     def weights_of(self, layer: Layer) -> list[Any]:
         """Weight arrays of a layer, in Keras' order."""
-        return self.weights[id(layer)] if id(layer) in self.weights else layer.get_weights()
+        return self.weights[layer] if layer in self.weights else layer.get_weights()
 
     def without_dead_calls(self) -> Graph:
         """Drop the calls no output depends on; inputs stay, as they are the model's signature.
 
         What is left has one layer to a path: where a rule took a path that the user has too, the rule's moves.
         """
-        needed = {id(tensor) for tensor in tensors(self.outputs)}
+        needed = set(tensors(self.outputs))
         kept: list[Node] = []
         for node in reversed(self.nodes):
-            if any(id(tensor) in needed for tensor in tensors(node.outputs)):
-                needed.update(id(tensor) for tensor in node.inputs())
+            if not needed.isdisjoint(tensors(node.outputs)):
+                needed.update(node.inputs())
                 kept.append(node)
         self.nodes = kept[::-1]
         self._part_paths()
         return self
 
     def _part_paths(self) -> None:
-        owners: dict[str, int] = {}
+        owners: dict[str, Layer] = {}
         for node in sorted(self.nodes, key=lambda node: node.path != node.origin):
             path, number = node.path, 1
-            while owners.setdefault(path, id(node.layer)) != id(node.layer):
+            while owners.setdefault(path, node.layer) is not node.layer:
                 path, number = f"{node.path}_{number}", number + 1
             node.path = path
 

@@ -71,26 +71,25 @@ def refuse_far_constants(
     Raises:
         UnsupportedModelError: the call and its constant are named.
     """
-    watched = {id(node): node for node in graph.nodes if constants(node) and is_rounded(node)}
-    if not watched:
+    widths = {node: np.zeros(4) for node in graph.nodes if constants(node) and is_rounded(node)}
+    if not widths:
         return
-    widths = {key: np.zeros(4) for key in watched}
 
     def watch(node: Node, args: Args, kwargs: Kwargs) -> Any:
         result = compute(node, args, kwargs)
-        if id(node) in watched:
+        if node in widths:
             leaves = zip(tf.nest.flatten((node.args, node.kwargs)), tf.nest.flatten((args, kwargs)), strict=True)
             read = [value for leaf, value in leaves if isinstance(leaf, Tensor) and leaf.is_float]
-            seen = widths[id(node)]
-            widths[id(node)] = np.array([*_extremes(read, *seen[:2]), *_extremes(tf.nest.flatten(result), *seen[2:])])
+            seen = widths[node]
+            widths[node] = np.array([*_extremes(read, *seen[:2]), *_extremes(tf.nest.flatten(result), *seen[2:])])
         return result
 
     for batch in batches:
         run_graph(graph, [tf.convert_to_tensor(part) for part in batch], watch)
-    for key, (low, high, lowest, highest) in widths.items():
+    for node, (low, high, lowest, highest) in widths.items():
         levels = 2**bits * (high - low) / (highest - lowest) if highest > lowest else np.inf
         if high > low and not levels >= _FEWEST_LEVELS:
-            raise _too_far(watched[key], (low, high), (lowest, highest))
+            raise _too_far(node, (low, high), (lowest, highest))
 
 
 def _extremes(values: Sequence[TensorLike], low: float, high: float) -> tuple[float, float]:
@@ -129,8 +128,8 @@ def _too_far(
 
 def reads_rounded(graph: Graph, is_rounded: Callable[[Node], bool]) -> Callable[[Node], bool]:
     """A test of whether a call, or one that reads its result, is rounded, by a test of a call alone."""
-    readers = graph.consumers()
+    readers = graph.readers()
     return lambda node: (
         is_rounded(node)
-        or any(is_rounded(reader) for tensor in tensors(node.outputs) for reader in readers.get(id(tensor), []))
+        or any(is_rounded(reader) for tensor in tensors(node.outputs) for reader in readers.get(tensor, []))
     )

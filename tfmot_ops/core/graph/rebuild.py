@@ -52,29 +52,28 @@ def rebuild(
         An uncompiled functional model with the graph's weights.
     """
     names = unique_names(dict.fromkeys(node.path for node in graph.nodes), graph.input_names.values())
-    copies: dict[int, Any] = {}
-    values: dict[int, Any] = {}
-    placeholders: dict[int, Any] = {}
+    copies: dict[Layer, Layer] = {}
+    values: dict[Tensor, KerasTensor] = {}
+    placeholders: dict[Tensor, KerasTensor] = {}
     for tensor in graph.inputs():
-        key = id(tensor)
-        placeholders[key] = keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=graph.input_names[key])
-        values[key] = on_tensor(tensor, placeholders[key])
+        placeholder = keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=graph.input_names[tensor])
+        placeholders[tensor], values[tensor] = placeholder, on_tensor(tensor, placeholder)
     for node in graph.nodes:
-        args, kwargs = map_tensors((node.args, node.kwargs), lambda tensor: values[id(tensor)])
-        if id(node.layer) in copies:
-            result = call_layer(copies[id(node.layer)], args, kwargs, node.outputs)
+        args, kwargs = map_tensors((node.args, node.kwargs), lambda tensor: values[tensor])
+        if node.layer in copies:
+            result = call_layer(copies[node.layer], args, kwargs, node.outputs)
         else:
             copy = copy_layer(node.layer, names[node.path])
-            copies[id(node.layer)] = called = wrap(copy, node)
+            copies[node.layer] = called = wrap(copy, node)
             weights = graph.weights_of(node.layer)
             with without_random_values() if weights else nullcontext():
                 result = call_layer(called, args, kwargs, node.outputs)
             if weights:
                 copy.set_weights(weights)
         for tensor, value in zip(tensors(node.outputs), tf.nest.flatten(result), strict=True):
-            values[id(tensor)] = on_tensor(tensor, value)
-    inputs = map_tensors(graph.input_structure, lambda tensor: placeholders[id(tensor)])
-    outputs = map_tensors(graph.outputs, lambda tensor: values[id(tensor)])
+            values[tensor] = on_tensor(tensor, value)
+    inputs = map_tensors(graph.input_structure, lambda tensor: placeholders[tensor])
+    outputs = map_tensors(graph.outputs, lambda tensor: values[tensor])
     return keras.Model(inputs, outputs, name=graph.name)
 
 

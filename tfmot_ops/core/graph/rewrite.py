@@ -22,7 +22,7 @@ class Rewriter:
         #: Path of the user's layer that is being replaced.
         self.origin = ""
         self._calls = graph.calls_per_layer()
-        self._made: dict[tuple[int, str], Any] = {}
+        self._made: dict[tuple[Layer, str], Any] = {}
 
     def keep(self, node: Node) -> Any:
         """The call as it is."""
@@ -31,7 +31,7 @@ class Rewriter:
 
     def once(self, layer: Layer, role: str, make: Callable[[], object]) -> Any:
         """The layer made for a role of an original layer: once, so that a shared layer stays shared."""
-        key = (id(layer), role)
+        key = (layer, role)
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
@@ -58,7 +58,7 @@ class Rewriter:
         """
         first = tensors(inputs)[0]
         if weights is not None:
-            self.graph.weights[id(layer)] = weights
+            self.graph.weights[layer] = weights
         node = Node(layer, path, (inputs,), {}, None, self.origin, source_kernel)
         node.outputs = result = Tensor(first.shape if shape is None else tuple(shape), first.dtype, node)
         self.nodes.append(node)
@@ -100,10 +100,10 @@ Rule = Callable[[Node, Rewriter], Any]
 def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
     """Offer each call to the rules, in order; the first that answers wins, otherwise the call is kept."""
     rewriter = Rewriter(graph)
-    renamed: dict[int, Tensor] = {}
+    renamed: dict[Tensor, Tensor] = {}
 
     def current(tensor: Tensor) -> Tensor:
-        return renamed.get(id(tensor), tensor)
+        return renamed.get(tensor, tensor)
 
     for old in graph.nodes:
         args, kwargs = map_tensors((old.args, old.kwargs), current)
@@ -115,8 +115,7 @@ def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
         if result is None:
             rewriter.keep(node)
             continue
-        for tensor, replacement in zip(tensors(node.outputs), tensors(result), strict=True):
-            renamed[id(tensor)] = replacement
+        renamed |= zip(tensors(node.outputs), tensors(result), strict=True)
     outputs = map_tensors(graph.outputs, current)
     new = Graph(graph.name, graph.input_structure, graph.input_names, outputs, rewriter.nodes, graph.weights)
     return new.without_dead_calls()

@@ -27,7 +27,7 @@ def calibration_batches(graph: Graph, calibration: Calibration, samples: int) ->
         CalibrationError: the data does not fit the inputs, in structure, shape, number or type, or is not finite.
     """
     dtypes = [tf.as_dtype(tensor.dtype).as_numpy_dtype for tensor in graph.inputs()]
-    names = [graph.input_names[id(tensor)] for tensor in graph.inputs()]
+    names = [graph.input_names[tensor] for tensor in graph.inputs()]
     left, first = samples, 0
     for structure in calibration if isinstance(calibration, tf.data.Dataset) else [calibration]:
         parts = _parts(structure, graph)
@@ -55,7 +55,7 @@ def _parts(structure: object, graph: Graph) -> list[np.ndarray]:
         parts = _arrays(each, graph)
         if parts is not None and _check_parts(parts, graph.inputs()):
             return parts
-    wanted = ", ".join(f"{graph.input_names[id(t)]} {t.dtype} {list(t.shape)}" for t in graph.inputs())
+    wanted = ", ".join(f"{graph.input_names[t]} {t.dtype} {list(t.shape)}" for t in graph.inputs())
     raise CalibrationError(
         "calibration data does not fit the model's inputs",
         required=f"as many samples of each: {wanted}",
@@ -67,7 +67,7 @@ def _parts(structure: object, graph: Graph) -> list[np.ndarray]:
 
 def _arrays(structure: object, graph: Graph) -> list[np.ndarray] | None:
     """Arrays in the graph's order; None for what lacks an input, or makes no array."""
-    names, own = [graph.input_names[id(tensor)] for tensor in graph.inputs()], graph.input_structure
+    names, own = [graph.input_names[tensor] for tensor in graph.inputs()], graph.input_structure
     try:
         if not isinstance(structure, Mapping):
             leaves = tf.nest.flatten(structure) if isinstance(structure, list | tuple) else [structure]

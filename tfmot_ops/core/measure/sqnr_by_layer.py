@@ -166,13 +166,13 @@ class _Calls:
 
     graph: Graph
     nodes: dict[_Key, Node] = field(default_factory=dict)
-    keys: dict[int, _Key] = field(default_factory=dict)
+    keys: dict[Node, _Key] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         seen: Counter[str] = Counter()
         for node in self.graph.nodes:
             name = inner_layer(node.layer).name
-            self.keys[id(node)] = key = (name, seen[name])
+            self.keys[node] = key = (name, seen[name])
             seen[name] += 1
             outputs = tensors(node.outputs)
             if len(outputs) == 1 and outputs[0].is_float and not isinstance(node.layer, QuantizeLayer):
@@ -184,7 +184,7 @@ class _Calls:
 
     def _producer(self, tensor: Tensor) -> _Key | None:
         node = tensor.producer
-        return None if node is None or isinstance(node.layer, QuantizeLayer) else self.keys[id(node)]
+        return None if node is None or isinstance(node.layer, QuantizeLayer) else self.keys[node]
 
     def run(self, batch: list[Array]) -> dict[_Key, Array]:
         """Output [N, ...] of each call, in inference."""
@@ -192,7 +192,7 @@ class _Calls:
 
         def compute(node: Node, args: Args, kwargs: Kwargs) -> Any:
             result = infer(node.layer, args, kwargs)
-            key = self.keys[id(node)]
+            key = self.keys[node]
             if key in self.nodes:
                 (value,) = tf.nest.flatten(result)
                 made[key] = np.asarray(value)
@@ -223,7 +223,7 @@ class _File:
         #: Tensor of each call that has one.
         self.matched: dict[_Key, int] = {}
         for position, index in _match(self._interpreter, self._details, _written(data), calls).items():
-            key = calls.keys[id(calls.graph.nodes[position])]
+            key = calls.keys[calls.graph.nodes[position]]
             if key in calls.nodes and _fits(self._details[index], calls.nodes[key].output()):
                 self.matched[key] = index
 
@@ -263,38 +263,38 @@ def _match(interpreter: Interpreter, details: dict[int, Detail], written: list[i
                 # What an earlier operation made of it was not yet its output.
                 found.pop(position, None)
             found[max(bearers)] = index
-    place = {id(node): position for position, node in enumerate(calls.graph.nodes)}
-    last_calls = {id(tensor.producer) for tensor in tensors(calls.graph.outputs)}
+    place = {node: position for position, node in enumerate(calls.graph.nodes)}
+    last_calls = {tensor.producer for tensor in tensors(calls.graph.outputs)}
     last = _output_tensors(interpreter, calls.graph, place)
-    known, consumers = named | last.keys(), calls.graph.consumers()
+    known, consumers = named | last.keys(), calls.graph.readers()
     ends: dict[int, int] = {}
     for position, index in found.items():
         path = [calls.graph.nodes[position]]
-        while id(path[-1]) not in last_calls and (following := _computed_with(path[-1], consumers)) is not None:
-            if place[id(following)] in known:
+        while path[-1] not in last_calls and (following := _computed_with(path[-1], consumers)) is not None:
+            if place[following] in known:
                 break
             # What leaves the values alone shares the tensor; what changes them takes it over.
             path = [*path, following] if type(following.layer) in _IDENTITIES else [following]
-        ends |= {place[id(node)]: index for node in path}
+        ends |= {place[node]: index for node in path}
     return ends | last
 
 
-def _output_tensors(interpreter: Interpreter, graph: Graph, place: dict[int, int]) -> dict[int, int]:
+def _output_tensors(interpreter: Interpreter, graph: Graph, place: dict[Node, int]) -> dict[int, int]:
     """The same for the model's outputs, whose tensors may have lost their names."""
     results, details = tensors(graph.outputs), interpreter.get_output_details()
     if len(results) != len(details):
         return {}
     pairs = zip(results, details, strict=True)
-    return {place[id(tensor.producer)]: detail["index"] for tensor, detail in pairs if tensor.producer is not None}
+    return {place[tensor.producer]: detail["index"] for tensor, detail in pairs if tensor.producer is not None}
 
 
-def _computed_with(node: Node, consumers: dict[int, list[Node]]) -> Node | None:
+def _computed_with(node: Node, consumers: dict[Tensor, list[Node]]) -> Node | None:
     """The call that, without a tensor of its own, is computed by the same operation as this one.
 
     A folded BatchNormalization is; padding, which the operation after it may compute, changes the shape.
     """
     outputs = tensors(node.outputs)
-    readers = consumers.get(id(outputs[0]), []) if len(outputs) == 1 else []
+    readers = consumers.get(outputs[0], []) if len(outputs) == 1 else []
     if len(readers) != 1 or len(readers[0].inputs()) != 1:
         return None
     following = tensors(readers[0].outputs)

@@ -20,6 +20,7 @@ from tfmot_ops.core.graph.rebuild import copy_layer, rebuild, without_random_val
 from tfmot_ops.core.graph.roles import is_custom
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.compiling import compile_like
+from tfmot_ops.core.keras.identity import Itself
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import (
     PrunableLayer,
@@ -136,14 +137,12 @@ def prune(model: keras.Model, recipe: Recipe, end_step: int | None = None) -> tu
         )
     require_finite_weights(model)
     model = _with_open_blocks(model)
-    chosen = {
-        id(layer): tuple(kernel.attribute for kernel in found) for layer, found in prunable(model, recipe).values()
-    }
+    chosen = {layer: tuple(kernel.attribute for kernel in found) for layer, found in prunable(model, recipe).values()}
     pruned = _wrap_chosen(model, chosen, _pruning_arguments(recipe.sparsity, end_step))
     if end_step is None:
         _apply_masks(pruned)
     layers = [(path, inner_layer(layer)) for path, layer in layer_paths(model)]
-    return pruned, [_report(path, layer, recipe, id(layer) in chosen) for path, layer in layers]
+    return pruned, [_report(path, layer, recipe, layer in chosen) for path, layer in layers]
 
 
 def _with_open_blocks(model: keras.Model) -> keras.Model:
@@ -190,7 +189,7 @@ def wrap_low_magnitude(
         return PruneLowMagnitude(to_prune, kernel_names=_names(to_prune), **arguments) if wrap else to_prune
     if pruning_policy is not None:
         pruning_policy.ensure_model_supports_pruning(to_prune)
-    chosen = {id(layer): _names(layer) for _, layer in layer_paths(to_prune) if is_chosen(layer)}
+    chosen = {layer: _names(layer) for _, layer in layer_paths(to_prune) if is_chosen(layer)}
     return _wrap_chosen(to_prune, chosen, arguments)
 
 
@@ -207,11 +206,11 @@ def _is_tfmots(layer: Layer) -> bool:
     return isinstance(layer, PrunableLayer) or (PruneRegistry.supports(layer) and _has_matrix(layer))
 
 
-def _wrap_chosen(model: keras.Model, chosen: Mapping[int, tuple[str, ...] | None], arguments: Kwargs) -> keras.Model:
+def _wrap_chosen(model: keras.Model, chosen: Mapping[Layer, tuple[str, ...] | None], arguments: Kwargs) -> keras.Model:
     def wrap(layer: Layer, copy: Layer) -> Any:
-        if id(layer) not in chosen:
+        if layer not in chosen:
             return copy
-        return PruneLowMagnitude(copy, kernel_names=chosen[id(layer)], **arguments)
+        return PruneLowMagnitude(copy, kernel_names=chosen[layer], **arguments)
 
     wrapped = _copy_with(model, wrap)
     compile_like(wrapped, model)
@@ -353,12 +352,12 @@ def _copy_with(model: keras.Model, wrap: Callable[[Layer, Layer], Layer]) -> ker
 
 def _masked_weights(layer: Layer) -> list[Any]:
     """Weights of the layer inside a wrapper, under its masks: training ends between an update and their next use."""
-    masks = {id(variable): mask.numpy() for variable, mask, _ in getattr(layer, "pruning_vars", ())}
+    masks = {Itself(variable): mask.numpy() for variable, mask, _ in getattr(layer, "pruning_vars", ())}
     inner = inner_layer(layer)
     values = inner.get_weights()
     # A lookup's table is among `weights` without being a variable, but it is never pruned.
     return (
-        [value * masks.get(id(weight), 1) for value, weight in zip(values, inner.weights, strict=True)]
+        [value * masks.get(Itself(weight), 1) for value, weight in zip(values, inner.weights, strict=True)]
         if masks
         else values
     )

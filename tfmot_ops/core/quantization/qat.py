@@ -113,7 +113,7 @@ def _with_quantisers(
     plan = make_plan(graph, source, quantization, _required_sparsity(model, recipe))
 
     def wrap(layer: Layer, node: Node) -> Any:
-        config = plan.configs.get(id(node.layer))
+        config = plan.configs.get(id(node.layer))  # the keys of a Plan are ids, see there
         return layer if config is None else QuantizedLayer(layer, config)
 
     quantized = rebuild(graph, wrap, _on_tensor(graph, plan))
@@ -127,19 +127,20 @@ def _refuse_far_constants(graph: Graph, calibration: Calibration, samples: int) 
 
 
 def _on_tensor(graph: Graph, plan: Plan) -> OnTensor:
-    names = {key: (key, name) for key, name in graph.input_names.items()}
+    #: Tensor -> (input or layer that it comes from, name of its quantiser's layer).
+    names: dict[Tensor, tuple[Tensor | Layer, str]] = {t: (t, name) for t, name in graph.input_names.items()}
     layers = unique_names(dict.fromkeys(node.path for node in graph.nodes))
     for node in graph.nodes:
         for index, tensor in enumerate(tensors(node.outputs)):
             suffix = f"_{index}" if index else ""
-            names[id(tensor)] = id(node.layer), f"{layers[node.path]}{suffix}"
-    made: dict[tuple[int, str], Any] = {}
+            names[tensor] = node.layer, f"{layers[node.path]}{suffix}"
+    made: dict[tuple[Tensor | Layer, str], Any] = {}
 
     def on_tensor(tensor: Tensor, value: TensorLike) -> Any:
-        quantizer = plan.tensors.get(id(tensor))
+        quantizer = plan.tensors.get(id(tensor))  # the keys of a Plan are ids, see there
         if quantizer is None:
             return value
-        key = names[id(tensor)]
+        key = names[tensor]
         # A shared layer has one range for all its calls.
         if key not in made:
             made[key] = QuantizeLayer(quantizer, name=f"quantize_{key[1]}")
@@ -201,15 +202,14 @@ def calibrate(model: keras.Model, calibration: Calibration, samples: int) -> Non
     """
     graph = read_graph(model)
     observed = [node for node in graph.nodes if range_variables(node.layer) is not None]
-
-    keys = {id(node) for node in observed}
+    has_range = set(observed)
 
     def extremes(inputs: Sequence[TensorLike]) -> Any:
         seen = []
 
         def compute(node: Node, args: Args, kwargs: Kwargs) -> Any:
             result = _call_unrounded(node, args, kwargs)
-            if id(node) in keys:
+            if node in has_range:
                 seen.append((tf.reduce_min(result), tf.reduce_max(result)))
             return result
 
@@ -230,16 +230,16 @@ def calibrate(model: keras.Model, calibration: Calibration, samples: int) -> Non
             "no calibration data", required="at least one sample", received="none", remedy="give calibration samples"
         )
     _require_finite_extremes(observed, lows, highs)
-    extremes_of: dict[int, tuple[float, float]] = {}
+    extremes_of: dict[Layer, tuple[float, float]] = {}
     for node, lowest, highest in zip(observed, lows, highs, strict=True):
         # A shared layer has one range for all its calls.
-        before = extremes_of.get(id(node.layer), (0.0, 0.0))
-        extremes_of[id(node.layer)] = min(float(lowest), before[0]), max(float(highest), before[1])
+        before = extremes_of.get(node.layer, (0.0, 0.0))
+        extremes_of[node.layer] = min(float(lowest), before[0]), max(float(highest), before[1])
     for node in observed:
-        _assign(node, *extremes_of[id(node.layer)])
+        _assign(node, *extremes_of[node.layer])
     tied = tied_ranges(graph)
     for node in observed:
-        low, high = tied[id(node.layer)]
+        low, high = tied[node.layer]
         # int8 levels of a smaller range are below what float32 tells apart in the tensors around it.
         _assign(node, low, max(high, low + _SMALLEST_WIDTH))
 

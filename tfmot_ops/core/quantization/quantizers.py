@@ -9,6 +9,7 @@ import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 
 from tfmot_ops.core.keras import private
+from tfmot_ops.core.keras.identity import Itself
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import QuantizeWrapperV2
 from tfmot_ops.core.keras.types import Config, Layer, Quantizer, TensorLike, Variable
@@ -326,8 +327,8 @@ class QuantizedLayer(QuantizeWrapperV2):
         tfmot counts the kernels as the wrapper's as well, so they train in a frozen layer and are saved twice.
         """
         trained = self.layer.trainable_weights
-        places = {id(variable): place for place, (variable, *_) in enumerate(private.weight_variables(self))}
-        return sorted(trained, key=lambda variable: places.get(id(variable), len(places)))
+        places = {Itself(variable): place for place, (variable, *_) in enumerate(private.weight_variables(self))}
+        return sorted(trained, key=lambda variable: places.get(Itself(variable), len(places)))
 
     def call(self, inputs: TensorLike, training: bool | TensorLike | None = None, **kwargs: object) -> Any:
         """The layer on its rounded weights; afterwards it holds its variables again.

@@ -34,14 +34,14 @@ from tfmot_ops.core.tflite.late_weights import LateWeights
 
 
 def inference_of(
-    graph: Graph, late: LateWeights | None, unrounded: AbstractSet[int] = frozenset()
+    graph: Graph, late: LateWeights | None, unrounded: AbstractSet[Node] = frozenset()
 ) -> Callable[..., Any]:
     """The graph as a function of its inputs to the list of its outputs, to be traced.
 
     Args:
         graph: normalised, quantised or float.
         late: takes the kernels that are written into the file afterwards; None for none.
-        unrounded: ids of the calls that stay apart from those around them, and in float.
+        unrounded: the calls that stay apart from those around them, and in float.
     """
     emit = _Emitter(graph, late, unrounded)
 
@@ -61,33 +61,33 @@ class _Emitter:
     whose values are rounded, as a reshape between them would keep the converter from computing them as one.
     """
 
-    def __init__(self, graph: Graph, late: LateWeights | None, unrounded: AbstractSet[int]) -> None:
+    def __init__(self, graph: Graph, late: LateWeights | None, unrounded: AbstractSet[Node]) -> None:
         self.graph = graph
         self.unrounded = unrounded
         self.late = late
         ranged = tied_ranges(graph)
-        self.calls = Counter(id(inner_layer(node.layer)) for node in graph.nodes)
-        consumers = graph.consumers()
-        results = {id(tensor) for tensor in tensors(graph.outputs)}
-        #: id(affine call) of those that are folded into the convolution before.
-        self.folded: set[int] = set()
-        #: id(convolution call) -> the affine call folded into it.
-        self.folds: dict[int, Node] = {}
-        #: id(call) of those that are computed as one with the next.
-        self.fused: set[int] = set()
+        self.calls = Counter(inner_layer(node.layer) for node in graph.nodes)
+        consumers = graph.readers()
+        results = set(tensors(graph.outputs))
+        #: Affine calls that are folded into the convolution before.
+        self.folded: set[Node] = set()
+        #: Convolution call -> the affine call folded into it.
+        self.folds: dict[Node, Node] = {}
+        #: Calls that are computed as one with the next.
+        self.fused: set[Node] = set()
         for node in graph.nodes:
             outputs = tensors(node.outputs)
-            readers = consumers.get(id(outputs[0]), []) if len(outputs) == 1 else []
-            if len(readers) != 1 or id(outputs[0]) in results or id(node.layer) in ranged:
+            readers = consumers.get(outputs[0], []) if len(outputs) == 1 else []
+            if len(readers) != 1 or outputs[0] in results or node.layer in ranged:
                 continue
-            if id(node) in unrounded or id(readers[0]) in unrounded:
+            if node in unrounded or readers[0] in unrounded:
                 continue
             kind, next_kind = (role(inner_layer(each.layer)) for each in (node, readers[0]))
             if kind is Role.CONVOLUTION and next_kind is Role.AFFINE:
-                self.folds[id(node)] = readers[0]
-                self.folded.add(id(readers[0]))
+                self.folds[node] = readers[0]
+                self.folded.add(readers[0])
             if kind in {Role.CONVOLUTION, Role.AFFINE} and next_kind in {Role.AFFINE, Role.RELU}:
-                self.fused.add(id(node))
+                self.fused.add(node)
         self.scales = Ranges(graph, self._largest_weight)
         self.ranges = self.scales.of_layer
 
@@ -99,14 +99,14 @@ class _Emitter:
             if len(outputs) != 1 or not outputs[0].is_float:
                 return result
             result = self._quantize_output(node, result)
-            if id(node) not in self.fused and len(result.shape) > len(outputs[0].shape):
+            if node not in self.fused and len(result.shape) > len(outputs[0].shape):
                 return tf.squeeze(result, 1)
             return result
 
     def _compute(self, node: Node, layer: Layer, args: Args, kwargs: Kwargs) -> Any:
-        if isinstance(node.layer, QuantizeLayer) or id(node) in self.folded:
+        if isinstance(node.layer, QuantizeLayer) or node in self.folded:
             return args[0]
-        if id(node) in self.unrounded:
+        if node in self.unrounded:
             return self._in_float(node, layer, args, kwargs)
         kind = role(layer)
         keep_float = getattr(getattr(node.layer, "quantize_config", None), "keep_float", False)
@@ -127,7 +127,7 @@ class _Emitter:
         return _call(layer, args, kwargs)
 
     def _at_entrance(self, tensor: object, value: TensorLike) -> Any:
-        is_inside = isinstance(tensor, Tensor) and id(tensor.producer) in self.unrounded
+        is_inside = isinstance(tensor, Tensor) and tensor.producer in self.unrounded
         return value if is_inside else _float_barrier(value)
 
     def _convolution(self, node: Node, layer: Layer, value: TensorLike) -> Any:
@@ -154,7 +154,7 @@ class _Emitter:
             kernel = kernel * mask
         # Of a kernel with one scale; the fold gives each channel its own, and leaves the levels as they are.
         limits = np.max(np.abs(kernel)) if quantizer is not None and quantizer.keep_clusters else None
-        affine = self.folds.get(id(node))
+        affine = self.folds.get(node)
         if affine is not None:
             scale, offset = affine_constants(inner_layer(affine.layer), self.graph)
             kernel = kernel * _along_outputs(kernels(layer)[0], kernel, scale)
@@ -221,7 +221,7 @@ class _Emitter:
         """A kernel as the graph has it, rounded; `limits` are those of a kernel whose clusters are kept."""
         axes = kernels(layer)[0]
         # A rounded kernel that several calls read gets its scale from its values.
-        known = quantizer is None or self.calls[id(layer)] == 1
+        known = quantizer is None or self.calls[layer] == 1
         if self.late is not None and known and axes.channels_axes == 1 and not axes.swap_channels:
             within = limits
             if quantizer is not None and limits is None:
@@ -252,8 +252,8 @@ class _Emitter:
         return tf.gather(table, tf.cast(indices, tf.int32))
 
     def _quantize_output(self, node: Node, value: TensorLike) -> Any:
-        if id(node.layer) in self.ranges:
-            low, high = self.ranges[id(node.layer)]
+        if node.layer in self.ranges:
+            low, high = self.ranges[node.layer]
             return tf.quantization.fake_quant_with_min_max_args(value, low, high, num_bits=8)
         fixed = getattr(getattr(node.layer, "quantize_config", node.layer), "output", None)
         return fixed(value, False, {}) if isinstance(fixed, FixedRangeQuantizer) else value

@@ -16,7 +16,7 @@ from tfmot_ops.core.graph.ir import Graph, Node, tensors, unique_names
 from tfmot_ops.core.graph.kernels import kernels
 from tfmot_ops.core.graph.new_values import reads_rounded, refuse_far_constants, refuse_pads_out_of_range
 from tfmot_ops.core.graph.normalize import normalize_graph
-from tfmot_ops.core.graph.poles import reads_any, unrounded_calls
+from tfmot_ops.core.graph.poles import float_calls, reads_any
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import rebuild
 from tfmot_ops.core.graph.rewrite import rewrite
@@ -121,11 +121,11 @@ def _kept_float(source: Graph, normal: Graph, recipe: Recipe) -> tuple[str, ...]
             remedy="remove the scope, use activations: int8, or (int8 weights) backend: ai_edge_quantizer",
         )
     names = unique_names(dict.fromkeys(node.path for node in normal.nodes), normal.input_names.values())
-    unrounded = unrounded_calls(normal) if _rounds(recipe) else set()
+    unrounded = float_calls(normal) if _rounds(recipe) else set()
     kept = [
         node
         for node in normal.nodes
-        if node.origin in excluded or _stays_float(node) or id(node) in unrounded or reads_any(node, unrounded)
+        if node.origin in excluded or _stays_float(node) or node in unrounded or reads_any(node, unrounded)
     ]
     return tuple(dict.fromkeys(f"{scope_name(names[node.path])}/" for node in kept))
 
@@ -192,7 +192,7 @@ def _convert(
 ) -> bytes:
     finish = {} if late is None else {"finish": late.fill}
     calibrated = _is_calibrated(recipe)
-    unrounded = unrounded_calls(graph) if _rounds(recipe) else set()
+    unrounded = float_calls(graph) if _rounds(recipe) else set()
     inference, signature = inference_of(graph, late, unrounded), _signature(graph, calibration)
     converter = converter_of(inference, signature, **finish, calibrated=calibrated)
     if calibrated:
@@ -288,7 +288,7 @@ def _signature(graph: Graph, calibration: Calibration | None) -> list[tf.TensorS
         shapes = [[1, *part.shape[1:]] for part in batch]
     specs = []
     for tensor, shape in zip(graph.inputs(), shapes, strict=True):
-        name = graph.input_names[id(tensor)]
+        name = graph.input_names[tensor]
         if None in shape[1:]:
             raise ExportError(
                 f"input {name!r} has no fixed size",

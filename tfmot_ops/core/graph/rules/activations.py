@@ -11,6 +11,7 @@ from tfmot_ops.core.graph.ir import Node, Tensor
 from tfmot_ops.core.graph.layers import Affine, HardSwish, scale_and_offset
 from tfmot_ops.core.graph.rebuild import copy_layer, is_public
 from tfmot_ops.core.graph.rewrite import Rewriter
+from tfmot_ops.core.keras.identity import Itself
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Layer
 from tfmot_ops.errors import UnsupportedModelError
@@ -105,8 +106,8 @@ def own_weights(layer: Layer, out: Rewriter) -> list[Any]:
     activation = getattr(layer, "activation", None)
     if not isinstance(activation, _L.Layer):
         return weights
-    theirs = {id(weight) for weight in activation.weights}
-    return [value for weight, value in zip(layer.weights, weights, strict=True) if id(weight) not in theirs]
+    theirs = {Itself(weight) for weight in activation.weights}
+    return [value for weight, value in zip(layer.weights, weights, strict=True) if Itself(weight) not in theirs]
 
 
 def after(node: Node, out: Rewriter, tensor: Tensor, activation: Any = None) -> Tensor:

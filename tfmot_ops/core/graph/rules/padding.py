@@ -34,7 +34,7 @@ def pad_below_all(node: Node, out: Rewriter) -> Any:
     constant = pad_constant(node)
     if isinstance(constant, Tensor) or np.ndim(constant) or not float(constant) <= _BELOW_ALL:
         return None
-    readers = out.graph.consumers().get(id(node.output()), [])
+    readers = out.graph.readers().get(node.output(), [])
     fits = all(size is None or max(pair) <= size for size, pair in zip(tensor.shape, paddings, strict=True))
     if not (fits and readers) or not all(_is_maximum(reader, paddings) for reader in readers):
         return None
