@@ -63,13 +63,13 @@ airflow-%: .venv-airflow-%/.installed
 	@$(@D)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-check: setup ## ruff, mypy --strict, import-linter, hadolint, lean imports
+check: setup ## ruff, mypy --strict, import-linter, hadolint, lean imports, few Any
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/hadolint docker/Dockerfile
-	@$(BIN)/python -m pytest -q tests/contract/test_lean_import.py
+	@$(BIN)/python -m pytest -q tests/contract/test_lean_import.py tests/contract/test_annotations.py
 
 hooks: setup ## have git run the quick checks at each commit (pre-commit)
 	@$(BIN)/pre-commit install

@@ -13,6 +13,8 @@ from rich.text import Text
 from tfmot_ops import core
 from tfmot_ops.contract import Method, Quantization, Recipe
 from tfmot_ops.core import keras
+from tfmot_ops.core.graph.samples import Calibration
+from tfmot_ops.core.keras.types import Config, Layer
 from tfmot_ops.core.quantization.quantizers import LayerQuantizeConfig, RangeQuantizer
 from tfmot_ops.core.saving.safe_files import check_model_file
 
@@ -38,7 +40,7 @@ class NoOpQuantizeConfig(LayerQuantizeConfig):
         return {}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> NoOpQuantizeConfig:
+    def from_config(cls, config: Config) -> NoOpQuantizeConfig:
         """The inverse of `get_config`."""
         return cls(**config)
 
@@ -55,7 +57,7 @@ class DefaultBNQuantizeConfig(LayerQuantizeConfig):
         return {}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> DefaultBNQuantizeConfig:
+    def from_config(cls, config: Config) -> DefaultBNQuantizeConfig:
         """The inverse of `get_config`."""
         return cls(**config)
 
@@ -67,7 +69,7 @@ class Quantize:
     annotated model there.
     """
 
-    def __call__(self, model: keras.Model, calibration: Any = None) -> tuple[keras.Model, keras.Model]:
+    def __call__(self, model: keras.Model, calibration: Calibration | None = None) -> tuple[keras.Model, keras.Model]:
         """Quantise a copy of the model; `calibration` as in `core.quantize`."""
         quantized, _ = core.quantize(model, _QUANTIZE, calibration)
         return quantized, core.normalize(model)
@@ -93,7 +95,9 @@ class Quantize:
             return keras.models.load_model(path, **kwargs)
 
 
-def prune_low_magnitude(layer_or_model: Any, *, exceptions: Iterable[Any] = (), **kwargs: Any) -> Any:
+def prune_low_magnitude(
+    layer_or_model: Layer | list[Layer], *, exceptions: Iterable[str | type] = (), **kwargs: Any
+) -> Any:
     """Wrap what can be pruned in a layer or model, nested models included.
 
     Args:

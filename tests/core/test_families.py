@@ -202,16 +202,16 @@ def test_graphs_are_as_ever(family: str, golden: Callable[[str, str], None]) -> 
 def _dump(model: Any) -> str:
     """The graph of a model, a line a call: path, class or function of TensorFlow, inputs, output shape, quantisers."""
     graph = read_graph(model)
-    names = {id(tensor): graph.input_names[id(tensor)] for tensor in graph.inputs()}
-    lines = [f"{names[id(tensor)]} = input: {_shape(tensor)}" for tensor in graph.inputs()]
+    names = {tensor: graph.input_names[tensor] for tensor in graph.inputs()}
+    lines = [f"{names[tensor]} = input: {_shape(tensor)}" for tensor in graph.inputs()]
     for node in graph.nodes:
         results = tensors(node.outputs)
-        names |= {id(t): f"{node.path}#{index}" if index else node.path for index, t in enumerate(results)}
+        names |= {t: f"{node.path}#{index}" if index else node.path for index, t in enumerate(results)}
         kind = getattr(node.layer, "symbol", None) or type(inner_layer(node.layer)).__name__
-        inputs = ", ".join(names[id(tensor)] for tensor in node.inputs())
+        inputs = ", ".join(names[tensor] for tensor in node.inputs())
         shapes = ", ".join(_shape(tensor) for tensor in results)
         lines.append(f"{node.path} = {kind}({inputs}): {shapes}{''.join(f' | {part}' for part in _quantisers(node))}")
-    lines.append("return " + ", ".join(names[id(tensor)] for tensor in tensors(graph.outputs)))
+    lines.append("return " + ", ".join(names[tensor] for tensor in tensors(graph.outputs)))
     return "\n".join(lines) + "\n"
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.private import KerasTensor
+from tfmot_ops.core.keras.types import Function, Kwargs, TensorLike
 from tfmot_ops.errors import SpecError
 from tfmot_ops.tasks.classification import classifier
 
@@ -56,7 +58,7 @@ def build_application(name: str, input_shape: tuple[int, int, int], num_classes:
     return keras.Model(inputs, classifier(features, num_classes), name=name)
 
 
-def _fit_images(x: Any, name: str) -> Any:
+def _fit_images(x: TensorLike, name: str) -> Any:
     """Give images [N, H, W, C] the size and the three channels that an application takes.
 
     Pixels are repeated as often as fits, and zeros fill the rest. Both, unlike bilinear resizing, are exact on int8
@@ -79,7 +81,7 @@ def _fit_images(x: Any, name: str) -> Any:
     return x
 
 
-def _features(constructor: Callable[..., Any], inputs: Any, fitted: Any, options: dict[str, Any]) -> Any:
+def _features(constructor: Function, inputs: TensorLike, fitted: KerasTensor, options: Kwargs) -> Any:
     """Feature maps [N, h, w, C] of an application on `fitted`: in one flat graph where the constructor allows it."""
     if fitted is inputs:
         return constructor(input_tensor=inputs, **options).output

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.types import TensorLike
 from tfmot_ops.tasks.classification import classifier
 
 DESCRIPTIONS = {
@@ -16,12 +17,12 @@ DESCRIPTIONS = {
 _LARGE_IMAGE = 64
 
 
-def _conv_bn(x: Any, filters: int, kernel: int, strides: int, name: str) -> Any:
+def _conv_bn(x: TensorLike, filters: int, kernel: int, strides: int, name: str) -> Any:
     x = keras.layers.Conv2D(filters, kernel, strides, padding="same", use_bias=False, name=f"{name}_conv")(x)
     return _norm(x, f"{name}_bn")
 
 
-def _norm(x: Any, name: str) -> Any:
+def _norm(x: TensorLike, name: str) -> Any:
     # Keras' default momentum 0.99 needs some 500 steps until inference knows the data's statistics; a small data set
     # gives 200: on the digits, a network that had learnt them scored at chance.
     return keras.layers.BatchNormalization(momentum=0.9, name=name)(x)
@@ -46,7 +47,7 @@ def _resnet8(input_shape: tuple[int, int, int], num_classes: int) -> keras.Model
     return keras.Model(inputs, classifier(x, num_classes), name="resnet8")
 
 
-def _inverted_residual(x: Any, filters: int, strides: int, block: str) -> Any:
+def _inverted_residual(x: TensorLike, filters: int, strides: int, block: str) -> Any:
     """Expand, filter each channel, project (arXiv:1801.04381); added to its input where the shapes allow it."""
     channels = x.shape[-1]
     # ReLU6 bounds the activations, which gives 8 bits a range that training cannot widen.

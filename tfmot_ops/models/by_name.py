@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
 
 from tfmot_ops.contract import BUILTIN_MODELS
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.seeds import set_seed
+from tfmot_ops.core.keras.types import Model
 from tfmot_ops.errors import SpecError, UnsupportedModelError
 from tfmot_ops.models.applications import build_application
 from tfmot_ops.models.builtin import BUILDERS, DESCRIPTIONS
@@ -105,7 +105,7 @@ def _load(path: str, input_shape: tuple[int, int, int], num_classes: int) -> ker
     return model
 
 
-def _check_fit(name: str, model: Any, input_shape: tuple[int, int, int], num_classes: int) -> None:
+def _check_fit(name: str, model: Model, input_shape: tuple[int, int, int], num_classes: int) -> None:
     inputs, outputs = getattr(model, "inputs", None) or [], getattr(model, "outputs", None) or []
     fits = (
         isinstance(model, keras.Model)

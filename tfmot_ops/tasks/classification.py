@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.types import TensorLike
 
 _SPARSE_LOSS = "sparse_categorical_crossentropy"
 
@@ -21,7 +22,7 @@ def compile_default(model: keras.Model, learning_rate: float, *, from_logits: bo
     model.compile(optimizer=keras.optimizers.Adam(learning_rate), loss=loss, metrics=["accuracy"])
 
 
-def classifier(x: Any, num_classes: int) -> Any:
+def classifier(x: TensorLike, num_classes: int) -> Any:
     """The head of a classifier: one probability per class, [N, num_classes], from feature maps [N, H, W, C]."""
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
     return keras.layers.Dense(num_classes, activation="softmax", name="scores")(x)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.types import Array, TensorLike
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.errors import UnsupportedModelError
 
 _L = keras.layers
-Array = npt.NDArray[Any]
 
 #: Activations whose values are probabilities, by the last part of the function's or layer's name.
 _PROBABILITIES = frozenset({"softmax", "softmax_v2", "sigmoid", "hard_sigmoid"})
@@ -42,7 +40,7 @@ def gives_logits(model: keras.Model, samples: Array) -> bool:
     return bool(outputs.min() < 0.0 or np.abs(outputs.sum(axis=-1) - 1.0).max() > _SUM_TOLERANCE)
 
 
-def _last_activation(tensor: Any) -> str | None:
+def _last_activation(tensor: TensorLike) -> str | None:
     """Name of the activation that gives a Keras tensor; None where the layer does not say one."""
     layer, node_index, tensor_index = private.history(tensor)
     layer = inner_layer(layer)
@@ -111,7 +109,7 @@ def is_one_hot(targets: Array) -> bool:
     return targets.ndim > 1
 
 
-def _compute(model: keras.Model, x: Array, y: Array, outputs: Any) -> None:
+def _compute(model: keras.Model, x: Array, y: Array, outputs: object) -> None:
     """Loss and metrics as a training step computes them; of their state, nothing stays."""
     # Keras gives a loss labels with an axis of their own.
     targets = tf.convert_to_tensor(y if is_one_hot(y) else y[:, np.newaxis])
@@ -120,7 +118,7 @@ def _compute(model: keras.Model, x: Array, y: Array, outputs: Any) -> None:
     model.reset_metrics()
 
 
-def _takes_numbers(loss: Any) -> bool | None:
+def _takes_numbers(loss: object) -> bool | None:
     """Whether a loss takes the numbers of the classes; None for one of the user's own, which nobody but it knows."""
     while isinstance(loss, list | tuple | dict) and len(loss) == 1:
         loss = next(iter(loss.values() if isinstance(loss, dict) else loss))
@@ -137,5 +135,5 @@ def _takes_numbers(loss: Any) -> bool | None:
     return "sparse" in _loss_name(loss).lower()
 
 
-def _loss_name(loss: Any) -> str:
+def _loss_name(loss: object) -> str:
     return loss if isinstance(loss, str) else str(getattr(loss, "__name__", type(loss).__name__))

@@ -18,7 +18,9 @@ from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors
 from tfmot_ops.core.graph.read import read_graph, tell_training
 from tfmot_ops.core.graph.roles import is_custom
 from tfmot_ops.core.keras import private
+from tfmot_ops.core.keras.identity import Itself
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.types import Layer, TensorLike
 
 
 def open_custom_layers(graph: Graph, *, masked: bool = False) -> Graph:
@@ -34,15 +36,15 @@ def open_custom_layers(graph: Graph, *, masked: bool = False) -> Graph:
     """
     calls = graph.calls_per_layer()
     masked = masked or any(_makes_mask(node.layer) for node in graph.nodes)
-    renamed: dict[int, Tensor] = {}
+    renamed: dict[Tensor, Tensor] = {}
     nodes: list[Node] = []
 
     def current(tensor: Tensor) -> Tensor:
-        return renamed.get(id(tensor), tensor)
+        return renamed.get(tensor, tensor)
 
     for node in graph.nodes:
         node.args, node.kwargs = map_tensors((node.args, node.kwargs), current)
-        fits = is_custom(node.layer) and calls[id(node.layer)] == 1 and not (masked and _reads_mask(node.layer))
+        fits = is_custom(node.layer) and calls[node.layer] == 1 and not (masked and _reads_mask(node.layer))
         inner = _open(node) if fits else None
         if inner is None:
             nodes.append(node)
@@ -52,11 +54,11 @@ def open_custom_layers(graph: Graph, *, masked: bool = False) -> Graph:
     return Graph(graph.name, graph.input_structure, graph.input_names, outputs, nodes, graph.weights)
 
 
-def _makes_mask(layer: Any) -> bool:
+def _makes_mask(layer: Layer) -> bool:
     return isinstance(layer, keras.layers.Masking) or bool(getattr(layer, "mask_zero", False))
 
 
-def _reads_mask(layer: Any) -> bool:
+def _reads_mask(layer: Layer) -> bool:
     """Whether the layer, or one within it, reads a mask: Keras hands masks on beside the tensors a trace shows."""
     return any(private.call_signature(part).expects_mask_arg for part in private.layers_within(layer))
 
@@ -81,7 +83,7 @@ def _open(node: Node) -> Graph | None:
     return opened
 
 
-def _trace(layer: Any, inputs: Any, training: Any) -> Graph:
+def _trace(layer: Layer, inputs: object, training: bool | TensorLike | None) -> Graph:
     symbols = map_tensors(inputs, lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype))
     mode = {"training": training} if private.call_signature(layer).expects_training_arg else {}
     logger = logging.getLogger("tensorflow")
@@ -96,7 +98,7 @@ def _trace(layer: Any, inputs: Any, training: Any) -> Graph:
 
 
 @contextmanager
-def _as_it_was(layer: Any) -> Iterator[None]:
+def _as_it_was(layer: Layer) -> Iterator[None]:
     """Whatever Keras notes in the layer and those within it for calls in this context is gone afterwards.
 
     Raises:
@@ -122,7 +124,7 @@ def _follows_training(inference: Graph, training: Graph) -> bool:
     if len(inference.nodes) != len(training.nodes):
         return False
     place = {
-        id(tensor): index
+        tensor: index
         for graph in (inference, training)
         for index, tensor in enumerate((*graph.inputs(), *(t for node in graph.nodes for t in tensors(node.outputs))))
     }
@@ -137,18 +139,20 @@ def _follows_training(inference: Graph, training: Graph) -> bool:
     return _equal(inference.outputs, training.outputs, place)
 
 
-def _equal(first: Any, second: Any, place: dict[int, int]) -> bool:
+def _equal(first: object, second: object, place: dict[Tensor, int]) -> bool:
+    def placed(leaf: object) -> Any:
+        return place.get(leaf, leaf) if isinstance(leaf, Tensor) else leaf
+
     sides = [tf.nest.flatten(structure) for structure in (first, second)]
     return len(sides[0]) == len(sides[1]) and all(
-        one is other
-        or (type(one) is type(other) and np.array_equal(place.get(id(one), one), place.get(id(other), other)))
+        one is other or (type(one) is type(other) and np.array_equal(placed(one), placed(other)))
         for one, other in zip(*sides, strict=True)
     )
 
 
-def _is_closed(graph: Graph, layer: Any) -> bool:
+def _is_closed(graph: Graph, layer: Layer) -> bool:
     """Whether every weight of the layer is a weight of a call, or an operand that a rule makes one of."""
-    held = {id(weight) for node in graph.nodes for weight in node.layer.weights}
+    held = {Itself(weight) for node in graph.nodes for weight in node.layer.weights}
     free = [
         (node, leaf)
         for node in graph.nodes
@@ -160,18 +164,18 @@ def _is_closed(graph: Graph, layer: Any) -> bool:
         node.layer.symbol in arithmetic and leaf.shape.num_elements() in {1, node.output().channels}
         for node, leaf in free
     )
-    return fits and {id(weight) for weight in layer.weights} <= held | {_variable(leaf) for _, leaf in free}
+    return fits and {Itself(weight) for weight in layer.weights} <= held | {_variable(leaf) for _, leaf in free}
 
 
-def _variable(leaf: Any) -> int:
-    return id(private.plain_variable(leaf))
+def _variable(leaf: object) -> Itself:
+    return Itself(private.plain_variable(leaf))
 
 
-def _inline(node: Node, inner: Graph, nodes: list[Node], renamed: dict[int, Tensor]) -> None:
-    bound = {id(inside): outside for inside, outside in zip(inner.inputs(), node.inputs(), strict=True)}
+def _inline(node: Node, inner: Graph, nodes: list[Node], renamed: dict[Tensor, Tensor]) -> None:
+    bound = dict(zip(inner.inputs(), node.inputs(), strict=True))
 
     def current(tensor: Tensor) -> Tensor:
-        return bound.get(id(tensor), tensor)
+        return bound.get(tensor, tensor)
 
     seen: dict[str, int] = {}
     for call in inner.nodes:
@@ -183,4 +187,4 @@ def _inline(node: Node, inner: Graph, nodes: list[Node], renamed: dict[int, Tens
         call.origin = node.origin
         nodes.append(call)
     for outside, inside in zip(tensors(node.outputs), tensors(inner.outputs), strict=True):
-        renamed[id(outside)] = current(inside)
+        renamed[outside] = current(inside)

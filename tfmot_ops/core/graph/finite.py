@@ -5,14 +5,13 @@ The TFLite converter makes a file of NaN weights without a word, and ends the pr
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import layer_paths
 from tfmot_ops.core.graph.roles import is_custom
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.types import Layer, Variable
 from tfmot_ops.errors import CalibrationError, NotFiniteError
 
 
@@ -44,7 +43,7 @@ def require_finite_weights(model: keras.Model) -> None:
     )
 
 
-def _wrong(layer: Any, weight: Any) -> int:
+def _wrong(layer: Layer, weight: Variable) -> int:
     """How many values of a weight are none that int8 or a device can compute with."""
     dtype = getattr(weight, "dtype", None)
     if dtype is None or not tf.as_dtype(dtype).is_floating:

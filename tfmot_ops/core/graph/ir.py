@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, count
 from typing import Any
@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.types import Layer, Model
 
 
 @dataclass(eq=False)
@@ -87,73 +88,73 @@ class Graph:
 
     name: str
     input_structure: Any
-    input_names: dict[int, str]
+    input_names: dict[Tensor, str]
     outputs: Any
     nodes: list[Node]
-    weights: dict[int, list[Any]] = field(default_factory=dict)
+    weights: dict[Layer, list[Any]] = field(default_factory=dict)
 
     def inputs(self) -> list[Tensor]:
         """Graph inputs, in the model's order."""
         return tensors(self.input_structure)
 
-    def consumers(self) -> dict[int, list[Node]]:
-        """id(tensor) -> the calls that read it; a call that reads it twice appears twice."""
-        index: dict[int, list[Node]] = defaultdict(list)
+    def readers(self) -> dict[Tensor, list[Node]]:
+        """Tensor -> the calls that read it; a call that reads it twice appears twice."""
+        index: dict[Tensor, list[Node]] = defaultdict(list)
         for node in self.nodes:
             for tensor in node.inputs():
-                index[id(tensor)].append(node)
+                index[tensor].append(node)
         return index
 
-    def calls_per_layer(self) -> Counter[int]:
-        """id(layer) -> number of calls; more than one means the layer is shared."""
-        return Counter(id(node.layer) for node in self.nodes)
+    def calls_per_layer(self) -> Counter[Layer]:
+        """Layer -> number of calls; more than one means the layer is shared."""
+        return Counter(node.layer for node in self.nodes)
 
-    def weights_of(self, layer: Any) -> list[Any]:
+    def weights_of(self, layer: Layer) -> list[Any]:
         """Weight arrays of a layer, in Keras' order."""
-        return self.weights[id(layer)] if id(layer) in self.weights else layer.get_weights()
+        return self.weights[layer] if layer in self.weights else layer.get_weights()
 
     def without_dead_calls(self) -> Graph:
         """Drop the calls no output depends on; inputs stay, as they are the model's signature.
 
         What is left has one layer to a path: where a rule took a path that the user has too, the rule's moves.
         """
-        needed = {id(tensor) for tensor in tensors(self.outputs)}
+        needed = set(tensors(self.outputs))
         kept: list[Node] = []
         for node in reversed(self.nodes):
-            if any(id(tensor) in needed for tensor in tensors(node.outputs)):
-                needed.update(id(tensor) for tensor in node.inputs())
+            if not needed.isdisjoint(tensors(node.outputs)):
+                needed.update(node.inputs())
                 kept.append(node)
         self.nodes = kept[::-1]
         self._part_paths()
         return self
 
     def _part_paths(self) -> None:
-        owners: dict[str, int] = {}
+        owners: dict[str, Layer] = {}
         for node in sorted(self.nodes, key=lambda node: node.path != node.origin):
             path, number = node.path, 1
-            while owners.setdefault(path, id(node.layer)) != id(node.layer):
+            while owners.setdefault(path, node.layer) is not node.layer:
                 path, number = f"{node.path}_{number}", number + 1
             node.path = path
 
 
-def tensors(structure: Any) -> list[Tensor]:
+def tensors(structure: object) -> list[Tensor]:
     """The `Tensor` leaves of a nested structure, in order."""
     return [leaf for leaf in tf.nest.flatten(structure) if isinstance(leaf, Tensor)]
 
 
-def map_tensors(structure: Any, function: Any) -> Any:
+def map_tensors(structure: object, function: Callable[[Tensor], Any]) -> Any:
     """The structure with `function` applied to its `Tensor` leaves; other leaves stay."""
     if isinstance(structure, Tensor):
         return function(structure)
     # What most calls are made of, without what tf.nest costs.
-    if type(structure) in {tuple, list}:
+    if isinstance(structure, tuple | list) and type(structure) in {tuple, list}:
         return type(structure)(map_tensors(part, function) for part in structure)
     if type(structure) is dict:
         return {key: map_tensors(part, function) for key, part in structure.items()}
     return tf.nest.map_structure(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, structure)
 
 
-def layer_paths(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def layer_paths(model: Model, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(path, layer) of every layer, nested models opened, in the model's order; InputLayers left out."""
     for layer in model.layers:
         if isinstance(layer, keras.layers.InputLayer):
@@ -165,7 +166,7 @@ def layer_paths(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield path, layer
 
 
-def is_graph_model(model: Any) -> bool:
+def is_graph_model(model: Model) -> bool:
     """Whether the model is a graph of layers (functional, or a sequential one that is built)."""
     return private.is_graph_network(model)
 

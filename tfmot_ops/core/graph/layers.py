@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.types import Array
 
 
 @keras.saving.register_keras_serializable("tfmot_ops")
@@ -18,10 +20,10 @@ class Affine(keras.layers.Layer):
     of unknown size takes shape [1].
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: object) -> None:
         super().__init__(**{"trainable": False, **kwargs})
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: Sequence[int | None]) -> None:
         """Create `scale`, `offset` and `divisor`."""
         channels = (input_shape[-1] if len(input_shape) else None) or 1
         # A frozen variable is one that no gradient is computed for: not every augmentation before it has one.
@@ -35,12 +37,12 @@ class Affine(keras.layers.Layer):
         scale, offset, divisor = (tf.cast(each, inputs.dtype) for each in (self.scale, self.offset, self.divisor))
         return (inputs * scale + offset) / divisor
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> Any:
         """Same as the input's."""
         return input_shape
 
 
-def scale_and_offset(weights: list[Any]) -> tuple[Any, Any]:
+def scale_and_offset(weights: Sequence[Array]) -> tuple[Any, Any]:
     """The weights of an Affine as what multiplies and what is added, each [channels]."""
     scale, offset, divisor = weights
     return scale / divisor, offset / divisor
@@ -50,7 +52,7 @@ def scale_and_offset(weights: list[Any]) -> tuple[Any, Any]:
 class AxisMean(keras.layers.Layer):
     """Mean over `axes`, which stay with size 1."""
 
-    def __init__(self, axes: list[int], **kwargs: Any) -> None:
+    def __init__(self, axes: list[int], **kwargs: object) -> None:
         super().__init__(**kwargs)
         self.axes = list(axes)
 
@@ -67,7 +69,7 @@ class AxisMean(keras.layers.Layer):
 class Shift(keras.layers.Layer):
     """y = x + value, one number for all."""
 
-    def __init__(self, value: float, **kwargs: Any) -> None:
+    def __init__(self, value: float, **kwargs: object) -> None:
         super().__init__(**kwargs)
         self.value = float(value)
 

@@ -6,7 +6,7 @@ constant outside of it widens that range; one that is far outside leaves too few
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ import tensorflow as tf
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
 from tfmot_ops.core.graph.operations import Constants
 from tfmot_ops.core.graph.roles import spec_of
-from tfmot_ops.core.graph.run import run_graph
+from tfmot_ops.core.graph.run import Compute, run_graph
+from tfmot_ops.core.keras.types import Args, Kwargs, TensorLike
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.errors import UnsupportedModelError
 
@@ -46,7 +47,7 @@ def pad_constant(node: Node) -> Any:
 def refuse_far_constants(
     graph: Graph,
     batches: Iterable[list[np.ndarray]],
-    compute: Callable[[Node, Any, Any], Any],
+    compute: Compute,
     is_rounded: Callable[[Node], bool],
     *,
     bits: int = 8,
@@ -63,29 +64,28 @@ def refuse_far_constants(
     Raises:
         UnsupportedModelError: the call and its constant are named.
     """
-    watched = {id(node): node for node in graph.nodes if constants(node) and is_rounded(node)}
-    if not watched:
+    widths = {node: np.zeros(4) for node in graph.nodes if constants(node) and is_rounded(node)}
+    if not widths:
         return
-    widths = {key: np.zeros(4) for key in watched}
 
-    def watch(node: Node, args: Any, kwargs: Any) -> Any:
+    def watch(node: Node, args: Args, kwargs: Kwargs) -> Any:
         result = compute(node, args, kwargs)
-        if id(node) in watched:
+        if node in widths:
             leaves = zip(tf.nest.flatten((node.args, node.kwargs)), tf.nest.flatten((args, kwargs)), strict=True)
             read = [value for leaf, value in leaves if isinstance(leaf, Tensor) and leaf.is_float]
-            seen = widths[id(node)]
-            widths[id(node)] = np.array([*_extremes(read, *seen[:2]), *_extremes(tf.nest.flatten(result), *seen[2:])])
+            seen = widths[node]
+            widths[node] = np.array([*_extremes(read, *seen[:2]), *_extremes(tf.nest.flatten(result), *seen[2:])])
         return result
 
     for batch in batches:
         run_graph(graph, [tf.convert_to_tensor(part) for part in batch], watch)
-    for key, (low, high, lowest, highest) in widths.items():
+    for node, (low, high, lowest, highest) in widths.items():
         levels = 2**bits * (high - low) / (highest - lowest) if highest > lowest else np.inf
         if high > low and not levels >= _FEWEST_LEVELS:
-            raise _too_far(watched[key], (low, high), (lowest, highest))
+            raise _too_far(node, (low, high), (lowest, highest))
 
 
-def _extremes(values: list[Any], low: float, high: float) -> tuple[float, float]:
+def _extremes(values: Sequence[TensorLike], low: float, high: float) -> tuple[float, float]:
     """The extremes of values and those seen before; 0 is in every range."""
     arrays = [np.asarray(value) for value in values]
     return min([low, *(float(array.min()) for array in arrays)]), max([high, *(float(array.max()) for array in arrays)])
@@ -103,7 +103,9 @@ def refuse_pads_out_of_range(graph: Graph) -> None:
             raise _too_far(node, None, None)
 
 
-def _too_far(node: Node, values: Any, result: Any) -> UnsupportedModelError:
+def _too_far(
+    node: Node, values: tuple[float, float] | None, result: tuple[float, float] | None
+) -> UnsupportedModelError:
     numbers = ", ".join(f"{number:g}" for array in constants(node) for number in {array.min(), array.max()})
     kind = getattr(inner_layer(node.layer), "symbol", type(inner_layer(node.layer)).__name__)
     of_values = f"{values[0]:.3g} to {values[1]:.3g}" if values else "of an activation"
@@ -119,8 +121,8 @@ def _too_far(node: Node, values: Any, result: Any) -> UnsupportedModelError:
 
 def reads_rounded(graph: Graph, is_rounded: Callable[[Node], bool]) -> Callable[[Node], bool]:
     """A test of whether a call, or one that reads its result, is rounded, by a test of a call alone."""
-    readers = graph.consumers()
+    readers = graph.readers()
     return lambda node: (
         is_rounded(node)
-        or any(is_rounded(reader) for tensor in tensors(node.outputs) for reader in readers.get(id(tensor), []))
+        or any(is_rounded(reader) for tensor in tensors(node.outputs) for reader in readers.get(tensor, []))
     )

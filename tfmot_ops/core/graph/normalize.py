@@ -24,19 +24,19 @@ def _merge_twins(graph: Graph) -> Graph:
 
     The converter merges them itself, and would be left with two ranges for one tensor.
     """
-    first: dict[tuple[int, str | None], Tensor] = {}
-    renamed: dict[int, Tensor] = {}
+    first: dict[tuple[Tensor, str | None], Tensor] = {}
+    renamed: dict[Tensor, Tensor] = {}
     nodes = []
     calls = graph.calls_per_layer()
     for node in graph.nodes:
-        node.args, node.kwargs = map_tensors((node.args, node.kwargs), lambda t: renamed.get(id(t), t))
-        if role(node.layer) is Role.RELU and calls[id(node.layer)] == 1:
-            key = id(node.inputs()[0]), activation_name(node.layer)
+        node.args, node.kwargs = map_tensors((node.args, node.kwargs), lambda t: renamed.get(t, t))
+        if role(node.layer) is Role.RELU and calls[node.layer] == 1:
+            key = node.inputs()[0], activation_name(node.layer)
             if key in first:
-                renamed[id(node.output())] = first[key]
+                renamed[node.output()] = first[key]
                 continue
             first[key] = node.output()
         nodes.append(node)
     graph.nodes = nodes
-    graph.outputs = map_tensors(graph.outputs, lambda t: renamed.get(id(t), t))
+    graph.outputs = map_tensors(graph.outputs, lambda t: renamed.get(t, t))
     return graph

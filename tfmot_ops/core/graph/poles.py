@@ -16,6 +16,7 @@ from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
 from tfmot_ops.core.graph.layers import Affine, AxisMean, Shift
 from tfmot_ops.core.graph.roles import activation_name
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.types import Layer
 
 _L = keras.layers
 #: Function of TensorFlow -> place of the operand near whose 0 its value, or its slope, has no bound.
@@ -36,31 +37,31 @@ _PREPARES = (
 )
 
 
-def has_pole(layer: Any) -> bool:
+def has_pole(layer: Layer) -> bool:
     """Whether a call of this layer (the inner one, without wrappers) has no bound near 0 of something it reads."""
     return getattr(layer, "symbol", None) in _POLES or activation_name(layer) in _POLE_ACTIVATIONS
 
 
-def unrounded_calls(graph: Graph) -> set[int]:
-    """The ids of the calls that a function with a pole reads its operand from, and that have to stay in float.
+def float_calls(graph: Graph) -> set[Node]:
+    """The calls that a function with a pole reads its operand from, and that have to stay in float.
 
     Args:
         graph: normalised or quantised.
     """
-    chosen: set[int] = set()
+    chosen: set[Node] = set()
     waiting = [tensor for node in graph.nodes for tensor in _operand(node)]
     while waiting:
         node = waiting.pop().producer
-        if node is None or id(node) in chosen or not _prepares(node):
+        if node is None or node in chosen or not _prepares(node):
             continue
-        chosen.add(id(node))
+        chosen.add(node)
         waiting += node.inputs()
     return chosen
 
 
-def reads_any(node: Node, unrounded: AbstractSet[int]) -> bool:
+def reads_any(node: Node, unrounded: AbstractSet[Node]) -> bool:
     """Whether a call has a pole at what one of these calls gives."""
-    return any(tensor.producer is not None and id(tensor.producer) in unrounded for tensor in _operand(node))
+    return any(tensor.producer in unrounded for tensor in _operand(node))
 
 
 def _inner(node: Node) -> Any:
@@ -84,5 +85,5 @@ def _prepares(node: Node) -> bool:
     layer = _inner(node)
     if type(layer) is _L.Multiply:
         # A square; a product of two tensors may be a large one, and has a range of its own.
-        return len({id(tensor) for tensor in node.inputs()}) == 1
+        return len(set(node.inputs())) == 1
     return getattr(layer, "symbol", type(layer)) in _PREPARES or has_pole(layer)

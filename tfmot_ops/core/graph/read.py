@@ -8,15 +8,20 @@ between two, cannot lose it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, is_graph_model, map_tensors, tensors
 from tfmot_ops.core.keras import private
+from tfmot_ops.core.keras.identity import Itself
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.private import KerasTensor
+from tfmot_ops.core.keras.types import Function, Layer, TensorLike
 from tfmot_ops.errors import UnsupportedModelError
+
+#: Symbolic tensor of a model of Keras -> the tensor of the graph that stands for it.
+Bound = dict[Itself, Tensor]
 
 #: Layers that make a mask of inputs without one: themselves, or the layer in them. Of the layers of Keras; a custom
 #: layer is asked.
@@ -34,9 +39,9 @@ def read_graph(model: keras.Model) -> Graph:
             mask is no function of tensors.
     """
     _require_graph(model, model.name)
-    bound: dict[int, Tensor] = {}
+    bound: Bound = {}
     structure = tf.nest.map_structure(lambda keras_tensor: _bind_input(keras_tensor, bound), _input_structure(model))
-    names = {id(bound[id(keras_tensor)]): private.history(keras_tensor).layer.name for keras_tensor in model.inputs}
+    names = {bound[Itself(keras_tensor)]: private.history(keras_tensor).layer.name for keras_tensor in model.inputs}
     nodes: list[Node] = []
     outputs = _walk(model, "", bound, nodes)
     return _with_masks(Graph(model.name, structure, names, outputs, nodes))
@@ -61,19 +66,19 @@ def _input_structure(model: keras.Model) -> Any:
     return model.inputs[0] if isinstance(model, keras.Sequential) else private.nested_inputs(model)
 
 
-def _bind_input(keras_tensor: Any, bound: dict[int, Tensor]) -> Tensor:
-    tensor = bound[id(keras_tensor)] = _tensor(keras_tensor, None)
+def _bind_input(keras_tensor: KerasTensor, bound: Bound) -> Tensor:
+    tensor = bound[Itself(keras_tensor)] = _tensor(keras_tensor, None)
     return tensor
 
 
-def _tensor(keras_tensor: Any, producer: Node | None) -> Tensor:
+def _tensor(keras_tensor: KerasTensor, producer: Node | None) -> Tensor:
     shape = keras_tensor.shape
     sizes = tuple(shape.as_list()) if shape.rank is not None else ()
     return Tensor(sizes, tf.as_dtype(keras_tensor.dtype).name, producer)
 
 
-def _walk(model: keras.Model, prefix: str, bound: dict[int, Tensor], nodes: list[Node]) -> Any:
-    """Append the calls of `model` to `nodes`; `bound` maps id(KerasTensor) of this model to tensors."""
+def _walk(model: keras.Model, prefix: str, bound: Bound, nodes: list[Node]) -> Any:
+    """Append the calls of `model` to `nodes`; `bound` maps the symbolic tensors of this model."""
     by_depth = private.calls_by_depth(model)
     for depth in sorted(by_depth, reverse=True):
         for call in by_depth[depth]:
@@ -81,15 +86,15 @@ def _walk(model: keras.Model, prefix: str, bound: dict[int, Tensor], nodes: list
                 continue
             _read_call(call, prefix, bound, nodes)
     nested = model.outputs[0] if isinstance(model, keras.Sequential) else private.nested_outputs(model)
-    return tf.nest.map_structure(lambda keras_tensor: bound[id(keras_tensor)], nested)
+    return tf.nest.map_structure(lambda keras_tensor: bound[Itself(keras_tensor)], nested)
 
 
-def _read_call(call: Any, prefix: str, bound: dict[int, Tensor], nodes: list[Node]) -> None:
+def _read_call(call: Any, prefix: str, bound: Bound, nodes: list[Node]) -> None:
     layer = call.layer
     path = prefix + layer.name
 
-    def lookup(leaf: Any) -> Any:
-        return bound.get(id(leaf), leaf)
+    def lookup(leaf: object) -> Any:
+        return bound.get(Itself(leaf), leaf)
 
     args = tf.nest.map_structure(lookup, call.call_args)
     kwargs = {name: tf.nest.map_structure(lookup, value) for name, value in call.call_kwargs.items()}
@@ -105,7 +110,7 @@ def _read_call(call: Any, prefix: str, bound: dict[int, Tensor], nodes: list[Nod
         outputs = node.outputs = tf.nest.map_structure(lambda out: _tensor(out, node), call.outputs)
         nodes.append(node)
     for keras_tensor, tensor in zip(tf.nest.flatten(call.outputs), tensors(outputs), strict=True):
-        bound[id(keras_tensor)] = tensor
+        bound[Itself(keras_tensor)] = tensor
 
 
 def name_training(call: Node) -> None:
@@ -116,7 +121,7 @@ def name_training(call: Node) -> None:
         call.args = call.args[:1]
 
 
-def tell_training(call: Node, value: Any) -> None:
+def tell_training(call: Node, value: object) -> None:
     """Tell a call of training what the model or layer around it was told; None is nothing."""
     expects = private.call_signature(call.layer).expects_training_arg
     if value is not None and expects and call.kwargs.get("training") is None:
@@ -124,7 +129,7 @@ def tell_training(call: Node, value: Any) -> None:
 
 
 def _open(model: keras.Model, path: str, arguments: list[Tensor], nodes: list[Node]) -> Any:
-    inner = {id(keras_tensor): tensor for keras_tensor, tensor in zip(model.inputs, arguments, strict=True)}
+    inner = {Itself(keras_tensor): tensor for keras_tensor, tensor in zip(model.inputs, arguments, strict=True)}
     outputs = _walk(model, path + "/", inner, nodes)
     # A nested model that returns its own input would otherwise alias two tensors of the outer graph.
     return map_tensors(outputs, lambda tensor: tensor)
@@ -132,7 +137,7 @@ def _open(model: keras.Model, path: str, arguments: list[Tensor], nodes: list[No
 
 def _with_masks(graph: Graph) -> Graph:
     """The graph with the masks as arguments of the calls that take them."""
-    masks: dict[int, Tensor] = {}
+    masks: dict[Tensor, Tensor] = {}
     nodes: list[Node] = []
     for node in graph.nodes:
         # The calls that compute a mask stand before its reader.
@@ -158,11 +163,11 @@ def _takes_mask(node: Node) -> bool:
     return takes and not spec.arg_was_passed("mask", node.args[1:], node.kwargs)
 
 
-def _masks_of(structure: Any, masks: dict[int, Tensor]) -> Any:
+def _masks_of(structure: object, masks: dict[Tensor, Tensor]) -> Any:
     """The masks of tensors, same structure; None where none has one."""
-    if not any(id(tensor) in masks for tensor in tensors(structure)):
+    if masks.keys().isdisjoint(tensors(structure)):
         return None
-    return tf.nest.map_structure(lambda leaf: masks.get(id(leaf)), structure)
+    return tf.nest.map_structure(lambda leaf: masks.get(leaf) if isinstance(leaf, Tensor) else None, structure)
 
 
 def _inputs(node: Node) -> Any:
@@ -170,14 +175,14 @@ def _inputs(node: Node) -> Any:
     return node.args[0] if node.args else next(iter(node.kwargs.values()), None)
 
 
-def _give_mask(node: Node, masks: dict[int, Tensor], nodes: list[Node]) -> None:
+def _give_mask(node: Node, masks: dict[Tensor, Tensor], nodes: list[Node]) -> None:
     if isinstance(node.layer, keras.layers.MultiHeadAttention):
         _give_attention_mask(node, masks, nodes)
     elif _takes_mask(node) and (mask := _masks_of(_inputs(node), masks)) is not None:
         node.kwargs["mask"] = mask
 
 
-def _give_attention_mask(node: Node, masks: dict[int, Tensor], nodes: list[Node]) -> None:
+def _give_attention_mask(node: Node, masks: dict[Tensor, Tensor], nodes: list[Node]) -> None:
     """MultiHeadAttention looks for the masks of its operands itself, and combines them with its argument."""
     spec = private.call_signature(node.layer)
     names = ("query", "value", "key", "attention_mask")
@@ -190,7 +195,7 @@ def _give_attention_mask(node: Node, masks: dict[int, Tensor], nodes: list[Node]
     if not before:
         return
 
-    def combined(values: Any) -> Any:
+    def combined(values: tuple[dict[str, TensorLike], dict[str, TensorLike]]) -> Any:
         operands, operand_masks = values
         for name, mask in operand_masks.items():
             private.set_mask(operands[name], mask)
@@ -200,8 +205,8 @@ def _give_attention_mask(node: Node, masks: dict[int, Tensor], nodes: list[Node]
     node.args, node.kwargs = spec.set_arg_value("attention_mask", mask, node.args, node.kwargs, inputs_in_args=True)
 
 
-def _masks_after(node: Node, masks: dict[int, Tensor], nodes: list[Node]) -> dict[int, Tensor]:
-    """id(tensor) -> mask of the results of a call; appends the calls that compute it."""
+def _masks_after(node: Node, masks: dict[Tensor, Tensor], nodes: list[Node]) -> dict[Tensor, Tensor]:
+    """Tensor -> mask of the results of a call; appends the calls that compute it."""
     layer, inputs = node.layer, _inputs(node)
     given = node.kwargs["mask"] if "mask" in node.kwargs else _masks_of(inputs, masks)
     if not layer.supports_masking or (given is None and not _starts_masks(layer)):
@@ -209,26 +214,26 @@ def _masks_after(node: Node, masks: dict[int, Tensor], nodes: list[Node]) -> dic
     if not private.hands_mask_on(layer):
         given = _record(node, lambda values: layer.compute_mask(*values), (inputs, given), nodes)
     pairs = zip(tf.nest.flatten(node.outputs), tf.nest.flatten(given), strict=False)
-    return {id(tensor): mask for tensor, mask in pairs if isinstance(mask, Tensor)}
+    return {tensor: mask for tensor, mask in pairs if isinstance(mask, Tensor)}
 
 
-def _starts_masks(layer: Any) -> bool:
+def _starts_masks(layer: Layer) -> bool:
     return isinstance(layer, _STARTS_MASKS) or not private.is_of_keras_layers(layer)
 
 
-def _record(node: Node, compute: Callable[[Any], Any], values: Any, nodes: list[Node]) -> Any:
+def _record(node: Node, compute: Function, values: object, nodes: list[Node]) -> Any:
     """What a function of a layer gives for tensors; appends the calls of TensorFlow that it is made of."""
-    symbols: dict[int, Any] = {}
+    symbols: dict[Tensor, KerasTensor] = {}
 
     def symbol(tensor: Tensor) -> Any:
-        return symbols.setdefault(id(tensor), keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype))
+        return symbols.setdefault(tensor, keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype))
 
     given = map_tensors(values, symbol)
-    bound = {id(symbols[id(tensor)]): tensor for tensor in tensors(values)}
+    bound = {Itself(symbols[tensor]): tensor for tensor in tensors(values)}
     made: list[Node] = []
     try:
         result = compute(given)
-        found = [leaf for leaf in tf.nest.flatten(result) if leaf is not None and id(leaf) not in bound]
+        found = [leaf for leaf in tf.nest.flatten(result) if leaf is not None and Itself(leaf) not in bound]
         if found:
             _walk(keras.Model(list(symbols.values()), found), "", bound, made)
     except Exception as error:  # what somebody's code does with symbolic tensors
@@ -246,4 +251,4 @@ def _record(node: Node, compute: Callable[[Any], Any], values: Any, nodes: list[
         call.path = f"{node.path}/mask_{kind}" + (f"_{seen[kind]}" if seen[kind] > 1 else "")
         call.origin = node.origin
     nodes += made
-    return tf.nest.map_structure(lambda leaf: bound.get(id(leaf)), result)
+    return tf.nest.map_structure(lambda leaf: bound.get(Itself(leaf)), result)

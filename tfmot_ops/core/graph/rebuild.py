@@ -15,6 +15,7 @@ from tfmot_ops.core.graph.layers import LAYERS
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import KerasTensor, QuantizeLayer, QuantizeWrapperV2
+from tfmot_ops.core.keras.types import Args, Config, Function, Kwargs, Layer
 from tfmot_ops.errors import UnsupportedModelError
 
 #: (new layer, the call it stands for) -> the layer that is called in its place.
@@ -51,33 +52,32 @@ def rebuild(
         An uncompiled functional model with the graph's weights.
     """
     names = unique_names(dict.fromkeys(node.path for node in graph.nodes), graph.input_names.values())
-    copies: dict[int, Any] = {}
-    values: dict[int, Any] = {}
-    placeholders: dict[int, Any] = {}
+    copies: dict[Layer, Layer] = {}
+    values: dict[Tensor, KerasTensor] = {}
+    placeholders: dict[Tensor, KerasTensor] = {}
     for tensor in graph.inputs():
-        key = id(tensor)
-        placeholders[key] = keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=graph.input_names[key])
-        values[key] = on_tensor(tensor, placeholders[key])
+        placeholder = keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=graph.input_names[tensor])
+        placeholders[tensor], values[tensor] = placeholder, on_tensor(tensor, placeholder)
     for node in graph.nodes:
-        args, kwargs = map_tensors((node.args, node.kwargs), lambda tensor: values[id(tensor)])
-        if id(node.layer) in copies:
-            result = call_layer(copies[id(node.layer)], args, kwargs, node.outputs)
+        args, kwargs = map_tensors((node.args, node.kwargs), lambda tensor: values[tensor])
+        if node.layer in copies:
+            result = call_layer(copies[node.layer], args, kwargs, node.outputs)
         else:
             copy = copy_layer(node.layer, names[node.path])
-            copies[id(node.layer)] = called = wrap(copy, node)
+            copies[node.layer] = called = wrap(copy, node)
             weights = graph.weights_of(node.layer)
             with without_random_values() if weights else nullcontext():
                 result = call_layer(called, args, kwargs, node.outputs)
             if weights:
                 copy.set_weights(weights)
         for tensor, value in zip(tensors(node.outputs), tf.nest.flatten(result), strict=True):
-            values[id(tensor)] = on_tensor(tensor, value)
-    inputs = map_tensors(graph.input_structure, lambda tensor: placeholders[id(tensor)])
-    outputs = map_tensors(graph.outputs, lambda tensor: values[id(tensor)])
+            values[tensor] = on_tensor(tensor, value)
+    inputs = map_tensors(graph.input_structure, lambda tensor: placeholders[tensor])
+    outputs = map_tensors(graph.outputs, lambda tensor: values[tensor])
     return keras.Model(inputs, outputs, name=graph.name)
 
 
-def copy_layer(layer: Any, name: str, **changes: Any) -> Any:
+def copy_layer(layer: Layer, name: str, **changes: object) -> Any:
     """An unbuilt copy of a layer under a name, frozen where the original is.
 
     Args:
@@ -107,7 +107,7 @@ def copy_layer(layer: Any, name: str, **changes: Any) -> Any:
     return copy
 
 
-def _config(layer: Any) -> dict[str, Any]:
+def _config(layer: Layer) -> dict[str, Any]:
     config: dict[str, Any]
     if getattr(getattr(layer, "activation", None), "__name__", "") != "<lambda>":
         config = layer.get_config()
@@ -119,12 +119,12 @@ def _config(layer: Any) -> dict[str, Any]:
     return config
 
 
-def is_public(function: Any) -> bool:
+def is_public(function: object) -> bool:
     """Whether Keras finds this function again by its name: it is one of Keras' own or TensorFlow's."""
     return str(getattr(function, "__module__", "")).startswith(("tf_keras.", "tensorflow."))
 
 
-def _functions(layer: Any, config: dict[str, Any]) -> dict[str, Any]:
+def _functions(layer: Layer, config: Config) -> dict[str, Any]:
     """The user's functions, and activations that are layers, among a layer's arguments: a config only names them."""
     kinds = ("activation", "initializer", "regularizer", "constraint")
     values = {key: getattr(layer, key, None) for key in config if key.endswith(kinds)}
@@ -137,7 +137,7 @@ def _functions(layer: Any, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _freeze_like(layer: Any, copy: Any) -> None:
+def _freeze_like(layer: Layer, copy: Layer) -> None:
     """Freeze what is frozen in `layer`: the whole, or layers inside it."""
     pairs = list(zip(private.layers_within(layer), private.layers_within(copy), strict=False))
     for original, copied in pairs:
@@ -146,7 +146,7 @@ def _freeze_like(layer: Any, copy: Any) -> None:
             copied.trainable = original.trainable
 
 
-def call_layer(layer: Any, args: Any, kwargs: Any, outputs: Any) -> Any:
+def call_layer(layer: Layer, args: Args, kwargs: Kwargs, outputs: object) -> Any:
     """Call a layer on KerasTensors, without tracing its `call` where its outputs are known beforehand.
 
     Keras learns a layer's output shapes by tracing its call in a graph of its own; for a quantisation wrapper
@@ -164,7 +164,7 @@ def call_layer(layer: Any, args: Any, kwargs: Any, outputs: Any) -> Any:
     if not (_is_pure(layer) and _are_known(layer, outputs)):
         return layer(*args, **kwargs)
 
-    def infer(inputs: Any, masks: Any, more: Any, named: Any) -> Any:
+    def infer(inputs: object, masks: object, more: Args, named: Kwargs) -> Any:
         if not _are_plain(inputs, masks):
             return private.trace_outputs(layer, inputs, masks, more, named)
         private.build_for_call(layer, inputs, more, named)
@@ -182,7 +182,7 @@ def without_traces() -> Iterator[None]:
     half of what loading it costs.
     """
 
-    def infer(layer: Any, inputs: Any, masks: Any, args: Any, kwargs: Any) -> Any:
+    def infer(layer: Layer, inputs: object, masks: object, args: Args, kwargs: Kwargs) -> Any:
         shape_of = _formula(layer)
         if shape_of is None or not _are_plain(inputs, masks):
             return private.trace_outputs(layer, inputs, masks, args, kwargs)
@@ -194,7 +194,7 @@ def without_traces() -> Iterator[None]:
         yield
 
 
-def _formula(layer: Any) -> Callable[[Any], Any] | None:
+def _formula(layer: Layer) -> Callable[[Any], Any] | None:
     """Shape of the inputs -> shape of the one output, None for a layer that has to be traced for it."""
     inner = layer.layer if isinstance(layer, QuantizeWrapperV2) else layer
     if not _is_pure(layer) or layer.compute_dtype != "float32" or inner.compute_dtype != "float32":
@@ -205,7 +205,7 @@ def _formula(layer: Any) -> Callable[[Any], Any] | None:
     return inner.compute_output_shape if has_one else None
 
 
-def _is_pure(layer: Any) -> bool:
+def _is_pure(layer: Layer) -> bool:
     """Whether a call of the layer only computes: no state is made in it, no loss added."""
     inner = layer.layer if isinstance(layer, QuantizeWrapperV2) else layer
     if isinstance(inner, keras.layers.Wrapper) or inner.activity_regularizer is not None:
@@ -215,13 +215,13 @@ def _is_pure(layer: Any) -> bool:
     return private.package_of(inner) in _PURE_PACKAGES or type(inner) in _PURE_LAYERS
 
 
-def _are_known(layer: Any, outputs: Any) -> bool:
+def _are_known(layer: Layer, outputs: object) -> bool:
     """Whether the graph says what the call gives: no tensor of unknown rank, none that a dtype policy casts."""
     dtypes = {layer.compute_dtype, getattr(layer, "layer", layer).compute_dtype}
     return all(tensor.shape and {tensor.dtype} == dtypes for tensor in tensors(outputs))
 
 
-def _are_plain(inputs: Any, masks: Any) -> bool:
+def _are_plain(inputs: object, masks: object) -> bool:
     """Whether the inputs are dense tensors without a mask, as are then the outputs."""
     return all(mask is None for mask in tf.nest.flatten(masks)) and all(
         type(value) is KerasTensor for value in tf.nest.flatten(inputs)
@@ -231,7 +231,7 @@ def _are_plain(inputs: Any, masks: Any) -> bool:
 def without_random_values() -> AbstractContextManager[None]:
     """Variables made in this context start from zeros instead of random numbers."""
 
-    def create(next_creator: Any, **kwargs: Any) -> Any:
+    def create(next_creator: Function, **kwargs: Any) -> Any:
         initial = kwargs["initial_value"]
         # Keras gives a partial of the initialiser, with the shape as its argument.
         if isinstance(getattr(initial, "func", None), _RANDOM):

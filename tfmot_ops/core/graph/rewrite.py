@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors
 from tfmot_ops.core.graph.layers import Affine
+from tfmot_ops.core.keras.types import Array, Layer
 
 
 class Rewriter:
@@ -20,22 +22,29 @@ class Rewriter:
         #: Path of the user's layer that is being replaced.
         self.origin = ""
         self._calls = graph.calls_per_layer()
-        self._made: dict[tuple[int, str], Any] = {}
+        self._made: dict[tuple[Layer, str], Any] = {}
 
     def keep(self, node: Node) -> Any:
         """The call as it is."""
         self.nodes.append(node)
         return node.outputs
 
-    def once(self, layer: Any, role: str, make: Callable[[], Any]) -> Any:
+    def once(self, layer: Layer, role: str, make: Callable[[], object]) -> Any:
         """The layer made for a role of an original layer: once, so that a shared layer stays shared."""
-        key = (id(layer), role)
+        key = (layer, role)
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
 
     def call(
-        self, layer: Any, path: str, inputs: Any, *, shape: Any = None, weights: Any = None, source_kernel: str = ""
+        self,
+        layer: Layer,
+        path: str,
+        inputs: object,
+        *,
+        shape: Iterable[int | None] | None = None,
+        weights: list[Array] | None = None,
+        source_kernel: str = "",
     ) -> Tensor:
         """Emit a call of a new layer with one output.
 
@@ -49,14 +58,21 @@ class Rewriter:
         """
         first = tensors(inputs)[0]
         if weights is not None:
-            self.graph.weights[id(layer)] = weights
+            self.graph.weights[layer] = weights
         node = Node(layer, path, (inputs,), {}, None, self.origin, source_kernel)
         node.outputs = result = Tensor(first.shape if shape is None else tuple(shape), first.dtype, node)
         self.nodes.append(node)
         return result
 
     def affine(
-        self, path: str, tensor: Tensor, scale: Any, offset: Any, divisor: Any = 1.0, *, trainable: bool = False
+        self,
+        path: str,
+        tensor: Tensor,
+        scale: npt.ArrayLike,
+        offset: npt.ArrayLike,
+        divisor: npt.ArrayLike = 1.0,
+        *,
+        trainable: bool = False,
     ) -> Tensor:
         """(x * scale + offset) / divisor per channel; a frozen affine on a frozen one becomes one."""
         channels = tensor.channels or 1
@@ -70,7 +86,7 @@ class Rewriter:
         return self.call(layer, path, tensor, weights=values)
 
 
-def _composed(first: list[Any], second: list[Any]) -> list[Any]:
+def _composed(first: Sequence[Array], second: Sequence[Array]) -> list[Any]:
     """One affine for two; to the last bit for a scale on which a standardisation follows."""
     (scale, offset, divisor), (next_scale, next_offset, next_divisor) = first, second
     next_scale = next_scale / divisor
@@ -84,10 +100,10 @@ Rule = Callable[[Node, Rewriter], Any]
 def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
     """Offer each call to the rules, in order; the first that answers wins, otherwise the call is kept."""
     rewriter = Rewriter(graph)
-    renamed: dict[int, Tensor] = {}
+    renamed: dict[Tensor, Tensor] = {}
 
     def current(tensor: Tensor) -> Tensor:
-        return renamed.get(id(tensor), tensor)
+        return renamed.get(tensor, tensor)
 
     for old in graph.nodes:
         args, kwargs = map_tensors((old.args, old.kwargs), current)
@@ -99,14 +115,13 @@ def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
         if result is None:
             rewriter.keep(node)
             continue
-        for tensor, replacement in zip(tensors(node.outputs), tensors(result), strict=True):
-            renamed[id(tensor)] = replacement
+        renamed |= zip(tensors(node.outputs), tensors(result), strict=True)
     outputs = map_tensors(graph.outputs, current)
     new = Graph(graph.name, graph.input_structure, graph.input_names, outputs, rewriter.nodes, graph.weights)
     return new.without_dead_calls()
 
 
-def channel_constant(value: Any, tensor: Tensor) -> np.ndarray | None:
+def channel_constant(value: object, tensor: Tensor) -> np.ndarray | None:
     """A constant operand as one number per channel of `tensor`, or None where it is not that."""
     if isinstance(value, Tensor) or value is None:
         return None

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
 
 from tfmot_ops.core.graph.finite import require_finite_samples
 from tfmot_ops.core.graph.ir import Graph, Tensor
+from tfmot_ops.core.keras.types import Array
 from tfmot_ops.errors import CalibrationError
 
+#: What calibration may be given: an array [N, ...], a list of arrays or a dict by the inputs' names, one array for each
+#: input of the model; or a data set that gives these batch by batch, alone or in tuples with targets.
+Calibration: TypeAlias = Array | Sequence[Array] | Mapping[str, Array] | tf.data.Dataset
 #: Samples an observer step reads at once; a memory bound, without effect on the ranges.
 _BATCH = 64
 
 
-def calibration_batches(graph: Graph, calibration: Any, samples: int) -> Iterator[list[np.ndarray]]:
+def calibration_batches(graph: Graph, calibration: Calibration, samples: int) -> Iterator[list[np.ndarray]]:
     """Batches as one array per graph input, in the graph's order and of its types, `samples` at most.
 
     Raises:
         CalibrationError: the data does not fit the inputs, in structure, shape, number or type, or is not finite.
     """
     dtypes = [tf.as_dtype(tensor.dtype).as_numpy_dtype for tensor in graph.inputs()]
-    names = [graph.input_names[id(tensor)] for tensor in graph.inputs()]
+    names = [graph.input_names[tensor] for tensor in graph.inputs()]
     left, first = samples, 0
     for structure in calibration if isinstance(calibration, tf.data.Dataset) else [calibration]:
         parts = _parts(structure, graph)
@@ -41,17 +45,17 @@ def calibration_batches(graph: Graph, calibration: Any, samples: int) -> Iterato
             return
 
 
-def _parts(structure: Any, graph: Graph) -> list[np.ndarray]:
+def _parts(structure: object, graph: Graph) -> list[np.ndarray]:
     """The arrays for the graph's inputs: the structure's, or those of its first part, as Keras reads a tuple.
 
     (x, y) and (x, y, sample weights) are what Keras trains on; only x is read.
     """
-    labelled = isinstance(structure, tuple) and len(structure) in {2, 3}
-    for each in (structure, structure[0]) if labelled else (structure,):
+    first = structure[:1] if isinstance(structure, tuple) and len(structure) in {2, 3} else ()
+    for each in (structure, *first):
         parts = _arrays(each, graph)
         if parts is not None and _check_parts(parts, graph.inputs()):
             return parts
-    wanted = ", ".join(f"{graph.input_names[id(t)]} {t.dtype} {list(t.shape)}" for t in graph.inputs())
+    wanted = ", ".join(f"{graph.input_names[t]} {t.dtype} {list(t.shape)}" for t in graph.inputs())
     raise CalibrationError(
         "calibration data does not fit the model's inputs",
         required=f"as many samples of each: {wanted}",
@@ -61,9 +65,9 @@ def _parts(structure: Any, graph: Graph) -> list[np.ndarray]:
     )
 
 
-def _arrays(structure: Any, graph: Graph) -> list[np.ndarray] | None:
+def _arrays(structure: object, graph: Graph) -> list[np.ndarray] | None:
     """Arrays in the graph's order; None for what lacks an input, or makes no array."""
-    names, own = [graph.input_names[id(tensor)] for tensor in graph.inputs()], graph.input_structure
+    names, own = [graph.input_names[tensor] for tensor in graph.inputs()], graph.input_structure
     try:
         if not isinstance(structure, Mapping):
             leaves = tf.nest.flatten(structure) if isinstance(structure, list | tuple) else [structure]
@@ -96,7 +100,7 @@ def _is_numeric(array: np.ndarray) -> bool:
     return array.dtype.kind in "biuf" or array.dtype == tf.bfloat16.as_numpy_dtype
 
 
-def _described(structure: Any) -> str:
+def _described(structure: object) -> str:
     if isinstance(structure, Mapping):
         return "{" + ", ".join(f"{key!r}: {_described(value)}" for key, value in structure.items()) + "}"
     if isinstance(structure, list | tuple):

@@ -16,6 +16,7 @@ import tensorflow as tf
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import AddLoss, AddMetric, has_functional_like_constructor
+from tfmot_ops.core.keras.types import Config, Configured, Optimizer
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.errors import UnsupportedModelError
 
@@ -116,7 +117,7 @@ def _output_keys(model: keras.Model) -> list[str]:
     return sorted(outputs) if isinstance(outputs, Mapping) else list(model.output_names or ())
 
 
-def _by_place(structure: Any, source: keras.Model) -> Any:
+def _by_place(structure: object, source: keras.Model) -> Any:
     """A dict by outputs' names as a list by their places: a saved model goes by other names than the one in memory."""
     is_dict = isinstance(private.nested_outputs(source), Mapping)
     if not isinstance(structure, Mapping) or is_dict:
@@ -124,7 +125,7 @@ def _by_place(structure: Any, source: keras.Model) -> Any:
     return [structure.get(name) for name in source.output_names]
 
 
-def _map_leaves(function: Callable[[Any], Any], structure: Any) -> Any:
+def _map_leaves(function: Callable[[Any], Any], structure: object) -> Any:
     """Apply `function` to what is in nested lists, tuples and dicts, which become lists and dicts."""
     if isinstance(structure, Mapping):
         return {key: _map_leaves(function, value) for key, value in structure.items()}
@@ -133,7 +134,7 @@ def _map_leaves(function: Callable[[Any], Any], structure: Any) -> Any:
     return function(structure)
 
 
-def _fresh_optimizer(optimizer: Any) -> Any:
+def _fresh_optimizer(optimizer: Optimizer) -> Any:
     config = optimizer.get_config()
     rate = private.given_learning_rate(optimizer)
     if callable(rate) and not isinstance(rate, tf.Variable):
@@ -150,13 +151,13 @@ def _fresh_optimizer(optimizer: Any) -> Any:
     return fresh
 
 
-def _fresh_metrics(structure: Any, source: keras.Model) -> Any:
+def _fresh_metrics(structure: object, source: keras.Model) -> Any:
     # With several outputs Keras puts the output's name before that of a metric object when it first meets data; it
     # will do so again for the new model.
     named = source.compiled_metrics.built and len(source.output_names or ()) > 1
     prefixes = tuple(f"{name}_" for name in source.output_names or ()) if named else ()
 
-    def fresh(metric: Any) -> Any:
+    def fresh(metric: object) -> Any:
         if not isinstance(metric, keras.metrics.Metric):
             return metric  # a name, a function or None: Keras makes a new metric of it
         config = metric.get_config()
@@ -171,7 +172,7 @@ def _fresh_metrics(structure: Any, source: keras.Model) -> Any:
     return _map_leaves(fresh, placed)
 
 
-def _from_config(instance: Any, config: dict[str, Any]) -> Any:
+def _from_config(instance: Configured, config: Config) -> Any:
     try:
         return type(instance).from_config(config)
     except (TypeError, ValueError) as error:
@@ -205,7 +206,7 @@ def compile_parameters(model: keras.Model) -> dict[str, Scalar]:
     return parameters | {name: _scalar(value) for name, value in arguments.items()}
 
 
-def _scalar(value: Any) -> Scalar:
+def _scalar(value: object) -> Scalar:
     if isinstance(value, np.ndarray | np.generic | tf.Variable | tf.Tensor):
         value = np.asarray(value).item() if np.size(value) == 1 else np.asarray(value).tolist()
     if value is None or isinstance(value, str | int | float | bool):
@@ -213,7 +214,7 @@ def _scalar(value: Any) -> Scalar:
     return _readable(value).removeprefix("[").removesuffix("]") if isinstance(value, list | tuple) else _readable(value)
 
 
-def _readable(value: Any) -> str:
+def _readable(value: object) -> str:
     if isinstance(value, Mapping):
         if {"class_name", "config"} <= value.keys():
             return _call(str(value["class_name"]).rsplit(">", 1)[-1], value["config"])
@@ -227,11 +228,11 @@ def _readable(value: Any) -> str:
     return str(_scalar(value))
 
 
-def _call(name: str, config: Any) -> str:
+def _call(name: str, config: object) -> str:
     arguments = config.items() if isinstance(config, Mapping) else [("config", config)]
     return f"{name}({', '.join(f'{key}={_readable(item)}' for key, item in arguments)})"
 
 
-def _qualified_name(value: Any) -> str:
+def _qualified_name(value: object) -> str:
     name = getattr(value, "__qualname__", type(value).__qualname__)
     return f"{getattr(value, '__module__', type(value).__module__)}.{name}"

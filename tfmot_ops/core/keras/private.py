@@ -8,7 +8,7 @@ on here, so that an upgrade of a pin fails there first.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import RLock
 from typing import Any
@@ -86,6 +86,7 @@ from tf_keras.src.saving.legacy.saved_model import constants as saved_model_name
 from tf_keras.src.saving.serialization_lib import BUILTIN_MODULES, SafeModeScope
 
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.types import Args, Drawer, Function, Kwargs, Layer, Model, Optimizer, QuantizeFile, Variable
 
 #: Packages of tf_keras' own layers, and of its applications, which keep some layers to themselves.
 LAYERS_PACKAGE = "tf_keras.src.layers."
@@ -107,7 +108,7 @@ _NOTES = ("_inbound_nodes", "_outbound_nodes", "_losses", "_callable_losses", "_
 # Layers and their calls
 
 
-def call_signature(layer: Any) -> Any:
+def call_signature(layer: Layer) -> Any:
     """Keras' record of the signature of a layer's `call`: `arg_names`, `expects_training_arg`, `expects_mask_arg`, ...
 
     `inspect.signature` does not know what Keras adds for `training` and `mask`. Upstream: `Layer._call_signature`.
@@ -115,49 +116,49 @@ def call_signature(layer: Any) -> Any:
     return layer._call_spec
 
 
-def layers_within(layer: Any) -> Iterator[Any]:
+def layers_within(layer: Layer) -> Iterator[Any]:
     """The layer and all layers in it, wrapped ones too; `Model.layers` stops at wrappers. Upstream: the same."""
     yield from layer._flatten_layers()
 
 
-def package_of(layer: Any) -> str:
+def package_of(layer: Layer) -> str:
     """The package of tf_keras' layers that a layer's class is of (`convolutional`), or its own module's name."""
     return str(type(layer).__module__.removeprefix(LAYERS_PACKAGE).split(".")[0])
 
 
-def is_of_keras_layers(layer: Any) -> bool:
+def is_of_keras_layers(layer: Layer) -> bool:
     """Whether the class of a layer is one of tf_keras' own layers."""
     return str(type(layer).__module__).startswith(LAYERS_PACKAGE)
 
 
-def copy_activity_regularizer(copy: Any, layer: Any) -> None:
+def copy_activity_regularizer(copy: Layer, layer: Layer) -> None:
     """Give a layer the activity regulariser of another; a wrapper's public attribute cannot be set. Upstream: none."""
     copy._activity_regularizer = layer._activity_regularizer
 
 
-def projection_regularizers(attention: Any) -> tuple[Any, Any]:
+def projection_regularizers(attention: Layer) -> tuple[Any, Any]:
     """Regularisers (of the kernels, of the biases) of a MultiHeadAttention, which has no accessor. Upstream: none."""
     return attention._kernel_regularizer, attention._bias_regularizer
 
 
-def rename(layer: Any, name: str) -> None:
+def rename(layer: Layer, name: str) -> None:
     """Rename a layer; the public name cannot be set. Upstream: none."""
     layer._name = name
 
 
-def place_of_call(layer: Any, call: Any) -> int:
+def place_of_call(layer: Layer, call: object) -> int:
     """Number of a call among the layer's calls, as `get_output_at` counts. Upstream: gone in Keras 3."""
     return int(layer._inbound_nodes.index(call))
 
 
-def notes_of_calls(layer: Any) -> list[tuple[Any, str, list[Any]]]:
+def notes_of_calls(layer: Layer) -> list[tuple[Any, str, list[Any]]]:
     """(layer, attribute, list) of every list in which a layer and those in it note calls, losses and metrics."""
     return [
         (part, name, getattr(part, name)) for part in layers_within(layer) for name in _NOTES if hasattr(part, name)
     ]
 
 
-def plain_variable(value: Any) -> Any:
+def plain_variable(value: object) -> Any:
     """The variable inside the one that Keras casts under mixed precision, or the value itself."""
     return getattr(value, "_variable", value)
 
@@ -165,13 +166,13 @@ def plain_variable(value: Any) -> Any:
 # Symbolic calls: how a layer's output shapes are found
 
 
-def trace_outputs(layer: Any, inputs: Any, masks: Any, args: Any, kwargs: Any) -> Any:
+def trace_outputs(layer: Layer, inputs: object, masks: object, args: Args, kwargs: Kwargs) -> Any:
     """Outputs of a layer's call, found by tracing it. Upstream: the public `Layer.compute_output_spec` of Keras 3."""
     return _TRACE(layer, inputs, masks, args, kwargs)
 
 
 @contextmanager
-def outputs_of_one_layer(layer: Any, infer: Callable[[Any, Any, Any, Any], Any]) -> Iterator[None]:
+def outputs_of_one_layer(layer: Layer, infer: Function) -> Iterator[None]:
     """A call of this layer on symbolic tensors in this context gives what `infer(inputs, masks, args, kwargs)` gives.
 
     tf_keras has no way to be given the outputs' shapes. Upstream: `compute_output_spec` can be overridden in Keras 3.
@@ -185,7 +186,7 @@ def outputs_of_one_layer(layer: Any, infer: Callable[[Any, Any, Any, Any], Any])
 
 
 @contextmanager
-def outputs_of_all_layers(infer: Callable[[Any, Any, Any, Any, Any], Any]) -> Iterator[None]:
+def outputs_of_all_layers(infer: Function) -> Iterator[None]:
     """The same for every layer: `infer(layer, inputs, masks, args, kwargs)`. One thread at a time."""
     with _PATCHING:
         keras.layers.Layer._keras_tensor_symbolic_call = infer
@@ -195,7 +196,7 @@ def outputs_of_all_layers(infer: Callable[[Any, Any, Any, Any, Any], Any]) -> It
             keras.layers.Layer._keras_tensor_symbolic_call = _TRACE
 
 
-def build_for_call(layer: Any, inputs: Any, args: Any, kwargs: Any) -> None:
+def build_for_call(layer: Layer, inputs: object, args: Args, kwargs: Kwargs) -> None:
     """What a call of a layer does besides computing: it builds the layer, and notes how it was called."""
     with tf.name_scope(layer._name_scope()):
         layer._maybe_build(inputs)
@@ -205,47 +206,47 @@ def build_for_call(layer: Any, inputs: Any, args: Any, kwargs: Any) -> None:
 # Models
 
 
-def is_graph_network(model: Any) -> bool:
+def is_graph_network(model: Model) -> bool:
     """Whether a model is a graph of layers. Upstream: `isinstance(model, keras.src.models.Functional)` of Keras 3."""
     return bool(getattr(model, "_is_graph_network", False))
 
 
-def calls_by_depth(model: Any) -> dict[int, list[Any]]:
+def calls_by_depth(model: Model) -> dict[int, list[Any]]:
     """Depth -> calls, the only order of a model's calls that Keras records. Upstream: `Function._nodes_by_depth`."""
     return dict(getattr(model, "_nodes_by_depth", {}))
 
 
-def nested_inputs(model: Any) -> Any:
+def nested_inputs(model: Model) -> Any:
     """The inputs in the structure that the user gave; `Model.inputs` is flat. Upstream: `Function._inputs_struct`."""
     return model._nested_inputs
 
 
-def nested_outputs(model: Any) -> Any:
+def nested_outputs(model: Model) -> Any:
     """The outputs in the user's structure; None for a subclassed model. Upstream: `Function._outputs_struct`."""
     return getattr(model, "_nested_outputs", None)
 
 
-def output_layers(model: Any) -> list[Any]:
+def output_layers(model: Model) -> list[Any]:
     """The layers whose outputs are the model's; empty for a subclassed model. Upstream: gone in Keras 3."""
     return list(getattr(model, "_output_layers", None) or [])
 
 
-def history(keras_tensor: Any) -> Any:
+def history(keras_tensor: KerasTensor) -> Any:
     """(layer, number of its call, number of the result) that a symbolic tensor comes from. Upstream: the same."""
     return keras_tensor._keras_history
 
 
-def set_mask(tensor: Any, mask: Any) -> None:
+def set_mask(tensor: KerasTensor, mask: object) -> None:
     """Put a mask where Keras looks for that of a tensor. Upstream: `keras.src.backend.set_keras_mask`."""
     tensor._keras_mask = mask
 
 
-def attention_mask(attention: Any, **operands: Any) -> Any:
+def attention_mask(attention: Layer, **operands: KerasTensor) -> Any:
     """The mask that a MultiHeadAttention combines of its operands' masks. Upstream: the same method in Keras 3."""
     return attention._compute_attention_mask(**operands)
 
 
-def hands_mask_on(layer: Any) -> bool:
+def hands_mask_on(layer: Layer) -> bool:
     """Whether a layer's `compute_mask` is Keras' own, which hands the mask on as it is. Upstream: none."""
     return bool(getattr(layer.compute_mask, "_is_default", False))
 
@@ -253,12 +254,12 @@ def hands_mask_on(layer: Any) -> bool:
 # Compiling and training
 
 
-def is_compiled(model: Any) -> bool:
+def is_compiled(model: Model) -> bool:
     """Whether `compile` was called. Upstream: `Model.compiled` of Keras 3, which is public."""
     return bool(getattr(model, "_is_compiled", False))
 
 
-def compile_arguments(model: Any) -> dict[str, Any]:
+def compile_arguments(model: Model) -> dict[str, Any]:
     """The arguments that the user gave to `compile`, but for the optimizer, read as `Model._get_compile_args` does.
 
     Upstream: `Model.get_compile_config` of Keras 3, which is public.
@@ -275,35 +276,35 @@ def compile_arguments(model: Any) -> dict[str, Any]:
     }
 
 
-def tunes_steps_per_execution(model: Any) -> bool:
+def tunes_steps_per_execution(model: Model) -> bool:
     """Whether `steps_per_execution="auto"` was given to `compile`. Upstream: the same attribute in Keras 3."""
     return bool(getattr(model, "_autotune_steps_per_execution", False))
 
 
-def given_learning_rate(optimizer: Any) -> Any:
+def given_learning_rate(optimizer: Optimizer) -> Any:
     """The learning rate as it was given: number, variable, schedule or function. Upstream: the same attribute."""
     legacy = getattr(optimizer, "_hyper", None)
     return legacy.get("learning_rate") if legacy else getattr(optimizer, "_learning_rate", None)
 
 
-def learning_rate_variables(optimizer: Any) -> list[Any]:
+def learning_rate_variables(optimizer: Optimizer) -> list[Any]:
     """The variables that hold a learning rate that a callback may change."""
     rates = (getattr(optimizer, "_learning_rate", None), getattr(optimizer, "_hyper", {}).get("learning_rate"))
     return [rate for rate in rates if isinstance(rate, tf.Variable)]
 
 
-def names_without_decay(optimizer: Any) -> list[str]:
+def names_without_decay(optimizer: Optimizer) -> list[str]:
     """Parts of names of the variables that weight decay leaves alone; they are in no config. Upstream: the same."""
     return list(getattr(optimizer, "_exclude_from_weight_decay_names", None) or [])
 
 
-def loss_scale_variables(optimizer: Any) -> list[Any]:
+def loss_scale_variables(optimizer: Optimizer) -> list[Any]:
     """Variables of the dynamic loss scale of mixed precision. Upstream: `LossScaleOptimizer.dynamic_scale`."""
     weights: Mapping[str, Any] = getattr(getattr(optimizer, "_loss_scale", None), "_weights", {})
     return list(weights.values())
 
 
-def build_optimizer(optimizer: Any, variables: list[Any]) -> None:
+def build_optimizer(optimizer: Optimizer, variables: Sequence[Variable]) -> None:
     """Make the optimizer's variables, which otherwise its first step does; a legacy one has no public `build`."""
     build = getattr(optimizer, "build", None) or optimizer._create_all_weights
     build(variables)
@@ -312,50 +313,47 @@ def build_optimizer(optimizer: Any, variables: list[Any]) -> None:
 # Random numbers
 
 
-def own_seed(drawer: Any) -> int | None:
+def own_seed(drawer: Drawer) -> int | None:
     """The seed that a layer's random generator was made with. Upstream: `SeedGenerator._initial_seed`."""
     return getattr(drawer, "_seed", None)
 
 
-def set_own_seed(drawer: Any, seed: int | None) -> None:
+def set_own_seed(drawer: Drawer, seed: int | None) -> None:
     """Set the seed of the kind of Keras' generators that counts it up each time it is traced; others keep theirs."""
     if getattr(drawer, "_rng_type", None) == "legacy_stateful":
         drawer._seed = seed
 
 
-def make_generator(drawer: Any) -> None:
+def make_generator(drawer: Drawer) -> None:
     """Make a layer's generator now; otherwise it does so in its first step."""
     if hasattr(drawer, "_maybe_init"):
         drawer._maybe_init()
 
 
-def generator_of(drawer: Any) -> Any:
+def generator_of(drawer: Drawer) -> Any:
     """The generator of TensorFlow inside a generator of Keras, or the drawer itself. Upstream: `SeedGenerator`."""
     return getattr(drawer, "_generator", drawer)
 
 
-def traces_of(function: Any) -> list[Any]:
+def traces_of(function: tf.types.experimental.PolymorphicFunction) -> list[Any]:
     """The concrete functions of a `tf.function`, which has no public reader. Upstream: none."""
     return list(function._list_all_concrete_functions())
 
 
-# Wrappers of tfmot
+# Wrappers of tfmot, which has no accessors. Upstream: none.
 
 
-# tfmot has no accessors. Upstream: none.
-
-
-def pruning_arguments(pruning: Any) -> tuple[Any, Any, Any]:
+def pruning_arguments(pruning: pruning_impl.Pruning) -> tuple[Any, Any, Any]:
     """(function of the training step, variables, schedule) that tfmot's `Pruning` was made with."""
     return pruning._step_fn, pruning._pruning_vars, pruning._pruning_schedule
 
 
-def weight_variables(wrapper: Any) -> list[tuple[Any, Any, dict[str, Any]]]:
+def weight_variables(wrapper: Layer) -> list[tuple[Any, Any, dict[str, Any]]]:
     """(variable, quantiser, the quantiser's variables) of each weight that a wrapper quantises; [] for other layers."""
     return list(getattr(wrapper, "_weight_vars", ()))
 
 
-def output_range_variables(wrapper: Any) -> dict[str, Any] | None:
+def output_range_variables(wrapper: Layer) -> dict[str, Any] | None:
     """The variables of a wrapper's output quantiser; None where it has none."""
     return dict(wrapper._output_quantizer_vars) if wrapper._output_quantizers else None
 
@@ -368,13 +366,13 @@ def names_of_operations(group: str) -> list[str]:
 # The converter
 
 
-def finish_before_quantizing(converter: Any, finish: Callable[[bytes], bytes]) -> None:
+def finish_before_quantizing(converter: tf.lite.TFLiteConverter, finish: Callable[[bytes], bytes]) -> None:
     """Have `finish` change the file between its conversion and its calibration. Upstream: none."""
     then = converter._optimize_tflite_model
     converter._optimize_tflite_model = lambda data, *args, **kwargs: then(finish(data), *args, **kwargs)
 
 
-def quantize_after_calibration(converter: Any, quantize: Callable[[bytes, bytes, tuple[Any, ...]], bytes]) -> None:
+def quantize_after_calibration(converter: tf.lite.TFLiteConverter, quantize: QuantizeFile) -> None:
     """Have `quantize(data, calibrated, types)` quantise a calibrated file, in place of the converter.
 
     `data` is the float file, `calibrated` the same with ranges, `types` the other arguments of the converter's own
@@ -382,7 +380,7 @@ def quantize_after_calibration(converter: Any, quantize: Callable[[bytes, bytes,
     """
     calibrate = converter._quantize
 
-    def replaced(data: bytes, *types: Any) -> bytes:
+    def replaced(data: bytes, *types: object) -> bytes:
         converter._experimental_calibrate_only = True  # from here on the converter reads it for this call only
         return quantize(data, calibrate(data, *types), types)
 
@@ -394,6 +392,6 @@ def int16_quantizer(calibrated: bytes) -> Any:
     return Calibrator(calibrated, [], [])._calibrator
 
 
-def function_bodies(graph: Any) -> list[Any]:
+def function_bodies(graph: tf.Graph) -> list[Any]:
     """Definitions of the functions that a graph calls, without the weights. Upstream: none."""
     return [each.cached_definition for each in graph._functions.values()]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.types import Array
 from tfmot_ops.core.measure.predictions import BATCH_SIZE, classes_of, finite_outputs
-from tfmot_ops.core.tflite.interpreter import Array, Inputs
+from tfmot_ops.core.tflite.interpreter import Inputs
 from tfmot_ops.errors import (
     SamplesError,
 )

@@ -62,7 +62,7 @@ def latency_ms(data: bytes, threads: int = 1, runs: int = 50, *, xnnpack: bool =
     return Latency(median=float(median), p10=float(p10), p90=float(p90))
 
 
-def _largest_input(dtype: Any) -> float:
+def _largest_input(dtype: np.dtype[Any]) -> float:
     if not np.issubdtype(dtype, np.integer):
         return 1.0
     # Wide integers are indices, into a table of unknown size: only 0 is in each.

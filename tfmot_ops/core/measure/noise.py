@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from tfmot_ops.core.tflite.interpreter import Array
+from tfmot_ops.core.keras.types import Array
 
 
 def sqnr_db(reference: Array, other: Array) -> float:

@@ -9,7 +9,8 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from tfmot_ops.core.keras.pinned import keras
-from tfmot_ops.core.tflite.interpreter import Array, Inputs, arrays, check_inputs, run_tflite
+from tfmot_ops.core.keras.types import Array
+from tfmot_ops.core.tflite.interpreter import Inputs, arrays, check_inputs, run_tflite
 from tfmot_ops.errors import (
     StepFailedError,
     UnsupportedModelError,

@@ -23,10 +23,11 @@ from tfmot_ops.core.graph.rebuild import rebuild
 from tfmot_ops.core.graph.run import infer, run_graph
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import QuantizeLayer
+from tfmot_ops.core.keras.types import Args, Array, Kwargs
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.core.measure.noise import power_ratio_db, signal_and_noise
 from tfmot_ops.core.tflite.emit import scope_name
-from tfmot_ops.core.tflite.interpreter import Array, Inputs, dequantized, make_interpreter, quantized
+from tfmot_ops.core.tflite.interpreter import Detail, Inputs, dequantized, make_interpreter, quantized
 
 #: A call: the layer's name, and which of its calls in the graph's order.
 _Key = tuple[str, int]
@@ -165,13 +166,13 @@ class _Calls:
 
     graph: Graph
     nodes: dict[_Key, Node] = field(default_factory=dict)
-    keys: dict[int, _Key] = field(default_factory=dict)
+    keys: dict[Node, _Key] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         seen: Counter[str] = Counter()
         for node in self.graph.nodes:
             name = inner_layer(node.layer).name
-            self.keys[id(node)] = key = (name, seen[name])
+            self.keys[node] = key = (name, seen[name])
             seen[name] += 1
             outputs = tensors(node.outputs)
             if len(outputs) == 1 and outputs[0].is_float and not isinstance(node.layer, QuantizeLayer):
@@ -183,15 +184,15 @@ class _Calls:
 
     def _producer(self, tensor: Tensor) -> _Key | None:
         node = tensor.producer
-        return None if node is None or isinstance(node.layer, QuantizeLayer) else self.keys[id(node)]
+        return None if node is None or isinstance(node.layer, QuantizeLayer) else self.keys[node]
 
     def run(self, batch: list[Array]) -> dict[_Key, Array]:
         """Output [N, ...] of each call, in inference."""
         made: dict[_Key, Array] = {}
 
-        def compute(node: Node, args: Any, kwargs: Any) -> Any:
+        def compute(node: Node, args: Args, kwargs: Kwargs) -> Any:
             result = infer(node.layer, args, kwargs)
-            key = self.keys[id(node)]
+            key = self.keys[node]
             if key in self.nodes:
                 (value,) = tf.nest.flatten(result)
                 made[key] = np.asarray(value)
@@ -222,7 +223,7 @@ class _File:
         #: Tensor of each call that has one.
         self.matched: dict[_Key, int] = {}
         for position, index in _match(self._interpreter, self._details, _written(data), calls).items():
-            key = calls.keys[id(calls.graph.nodes[position])]
+            key = calls.keys[calls.graph.nodes[position]]
             if key in calls.nodes and _fits(self._details[index], calls.nodes[key].output()):
                 self.matched[key] = index
 
@@ -245,7 +246,7 @@ def _written(data: bytes) -> list[int]:
     return [op.Outputs(place) for op in operations for place in range(op.OutputsLength())]
 
 
-def _match(interpreter: Interpreter, details: dict[int, Any], written: list[int], calls: _Calls) -> dict[int, int]:
+def _match(interpreter: Interpreter, details: dict[int, Detail], written: list[int], calls: _Calls) -> dict[int, int]:
     """Position of a call -> the tensor that holds its output.
 
     A tensor bears the names of all calls that its operation computes, and its value is that of the last of them.
@@ -262,44 +263,44 @@ def _match(interpreter: Interpreter, details: dict[int, Any], written: list[int]
                 # What an earlier operation made of it was not yet its output.
                 found.pop(position, None)
             found[max(bearers)] = index
-    place = {id(node): position for position, node in enumerate(calls.graph.nodes)}
-    last_calls = {id(tensor.producer) for tensor in tensors(calls.graph.outputs)}
+    place = {node: position for position, node in enumerate(calls.graph.nodes)}
+    last_calls = {tensor.producer for tensor in tensors(calls.graph.outputs)}
     last = _output_tensors(interpreter, calls.graph, place)
-    known, consumers = named | last.keys(), calls.graph.consumers()
+    known, consumers = named | last.keys(), calls.graph.readers()
     ends: dict[int, int] = {}
     for position, index in found.items():
         path = [calls.graph.nodes[position]]
-        while id(path[-1]) not in last_calls and (following := _computed_with(path[-1], consumers)) is not None:
-            if place[id(following)] in known:
+        while path[-1] not in last_calls and (following := _computed_with(path[-1], consumers)) is not None:
+            if place[following] in known:
                 break
             # What leaves the values alone shares the tensor; what changes them takes it over.
             path = [*path, following] if type(following.layer) in _IDENTITIES else [following]
-        ends |= {place[id(node)]: index for node in path}
+        ends |= {place[node]: index for node in path}
     return ends | last
 
 
-def _output_tensors(interpreter: Interpreter, graph: Graph, place: dict[int, int]) -> dict[int, int]:
+def _output_tensors(interpreter: Interpreter, graph: Graph, place: dict[Node, int]) -> dict[int, int]:
     """The same for the model's outputs, whose tensors may have lost their names."""
     results, details = tensors(graph.outputs), interpreter.get_output_details()
     if len(results) != len(details):
         return {}
     pairs = zip(results, details, strict=True)
-    return {place[id(tensor.producer)]: detail["index"] for tensor, detail in pairs if tensor.producer is not None}
+    return {place[tensor.producer]: detail["index"] for tensor, detail in pairs if tensor.producer is not None}
 
 
-def _computed_with(node: Node, consumers: dict[int, list[Node]]) -> Node | None:
+def _computed_with(node: Node, consumers: dict[Tensor, list[Node]]) -> Node | None:
     """The call that, without a tensor of its own, is computed by the same operation as this one.
 
     A folded BatchNormalization is; padding, which the operation after it may compute, changes the shape.
     """
     outputs = tensors(node.outputs)
-    readers = consumers.get(id(outputs[0]), []) if len(outputs) == 1 else []
+    readers = consumers.get(outputs[0], []) if len(outputs) == 1 else []
     if len(readers) != 1 or len(readers[0].inputs()) != 1:
         return None
     following = tensors(readers[0].outputs)
     return readers[0] if len(following) == 1 and following[0].shape == outputs[0].shape else None
 
 
-def _fits(detail: dict[str, Any], tensor: Tensor) -> bool:
+def _fits(detail: Detail, tensor: Tensor) -> bool:
     sizes, wanted = [int(size) for size in detail["shape"]][1:], tensor.shape[1:]
     return len(sizes) == len(wanted) and all(size in {None, there} for size, there in zip(wanted, sizes, strict=True))

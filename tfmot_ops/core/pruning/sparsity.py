@@ -13,6 +13,7 @@ from tfmot_ops.core.graph.operations import Kernel
 from tfmot_ops.core.graph.roles import kernels
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.types import Layer
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.errors import SparsityLostError
 from tfmot_ops.recipes.scope import select
@@ -52,7 +53,7 @@ def prunable(model: keras.Model, recipe: Recipe) -> dict[str, tuple[Any, tuple[K
 
 
 def required_ratio(
-    chosen: Mapping[str, tuple[Any, tuple[Kernel, ...]]], node: Node, kernel: Kernel, ratio: float
+    chosen: Mapping[str, tuple[Layer, tuple[Kernel, ...]]], node: Node, kernel: Kernel, ratio: float
 ) -> float:
     """Fraction of zeros that a kernel of a normalised graph has to hold: `ratio`, or 0 where it is not pruned.
 
@@ -75,7 +76,7 @@ def _plain(path: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
-def _pattern_fits(layer: Any, kernel: Kernel, recipe: Recipe) -> bool:
+def _pattern_fits(layer: Layer, kernel: Kernel, recipe: Recipe) -> bool:
     """Whether the recipe's pattern can be had in a kernel.
 
     n of m needs m input channels in a row. Blocks need a matrix with more than one of them each way: tfmot squeezes its
@@ -105,7 +106,7 @@ def layer_sparsity(model: keras.Model) -> dict[str, float]:
     return result
 
 
-def _value(layer: Any, inner: Any, attribute: str) -> np.ndarray:
+def _value(layer: Layer, inner: Layer, attribute: str) -> np.ndarray:
     """A kernel's trained value, under its mask where a quantisation wrapper holds one."""
     for (variable, _, extra), name in zip(private.weight_variables(layer), _quantized_names(layer), strict=True):
         if name == attribute:
@@ -114,7 +115,7 @@ def _value(layer: Any, inner: Any, attribute: str) -> np.ndarray:
     return np.asarray(getattr(inner, attribute))
 
 
-def _quantized_names(layer: Any) -> tuple[str, ...]:
+def _quantized_names(layer: Layer) -> tuple[str, ...]:
     config = getattr(layer, "quantize_config", None)
     return tuple(getattr(config, "weights", ())) if private.weight_variables(layer) else ()
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
+import tensorflow_model_optimization as tfmot
 
 from tfmot_ops.contract import LayerReport, Outcome, Recipe, Schedule, Sparsity
 from tfmot_ops.core.graph.custom import open_custom_layers
@@ -18,6 +19,7 @@ from tfmot_ops.core.graph.rebuild import copy_layer, rebuild, without_random_val
 from tfmot_ops.core.graph.roles import is_custom, kernels
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.compiling import compile_like
+from tfmot_ops.core.keras.identity import Itself
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import (
     PrunableLayer,
@@ -28,6 +30,7 @@ from tfmot_ops.core.keras.private import (
     pruning_schedule,
     pruning_wrapper,
 )
+from tfmot_ops.core.keras.types import Array, Kwargs, Layer, TensorLike
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.core.pruning.sparsity import prunable
 from tfmot_ops.errors import RecipeError
@@ -36,7 +39,7 @@ from tfmot_ops.errors import RecipeError
 class _Pruning(pruning_impl.Pruning):
     """tfmot's, which keeps all weights of a kernel whose magnitudes are equal: none is below its threshold."""
 
-    def _update_mask(self, weights: Any) -> tuple[Any, Any]:
+    def _update_mask(self, weights: TensorLike) -> tuple[Any, Any]:
         """(threshold, mask) of weights of any shape: the largest stay, of equal ones the first."""
         magnitudes = tf.reshape(tf.abs(weights), [-1])
         share = 1.0 - tf.cast(self._pruning_schedule(self._step_fn())[1], tf.float32)
@@ -58,7 +61,9 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
         kernel_names: attributes of the layer that are pruned; None takes tfmot's choice.
     """
 
-    def __init__(self, layer: Any, *args: Any, kernel_names: tuple[str, ...] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, layer: Layer, *args: object, kernel_names: tuple[str, ...] | None = None, **kwargs: object
+    ) -> None:
         if kernel_names is not None:
             layer.get_prunable_weights = lambda: [getattr(layer, name) for name in kernel_names]
         super().__init__(layer, *args, **kwargs)
@@ -69,13 +74,13 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
         # As Keras does for a layer: whether `reset_states` of the model concerns it.
         self.stateful = layer.stateful
 
-    def call(self, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
+    def call(self, inputs: TensorLike, training: bool | TensorLike | None = None, **kwargs: object) -> Any:
         """The layer's result; a mask goes to a layer that takes one, and round any other."""
         if not private.call_signature(self.layer).expects_mask_arg:
             kwargs.pop("mask", None)
         return super().call(inputs, training=training, **kwargs)
 
-    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
+    def compute_mask(self, inputs: TensorLike, mask: TensorLike | None = None) -> Any:
         """The layer's own."""
         return self.layer.compute_mask(inputs, mask)
 
@@ -83,12 +88,12 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
         """The layer's own, of a recurrent layer."""
         self.layer.reset_states()
 
-    def add_weight(self, name: str | None = None, *args: Any, **kwargs: Any) -> Any:
+    def add_weight(self, name: str | None = None, *args: object, **kwargs: object) -> Any:
         """The variable; the masks of a second kernel get a name of their own, without which a .h5 cannot be written."""
         taken = sum(1 for weight in self.weights if weight.name.split("/")[-1].split(":")[0].startswith(str(name)))
         return super().add_weight(f"{name}_{taken}" if taken and name else name, *args, **kwargs)
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: tf.TensorShape) -> None:
         """tfmot's, with masks in which of equal weights the first stay."""
         super().build(input_shape)
         own = vars(self)["pruning_obj"]
@@ -131,14 +136,12 @@ def prune(model: keras.Model, recipe: Recipe, end_step: int | None = None) -> tu
         )
     require_finite_weights(model)
     model = _with_open_blocks(model)
-    chosen = {
-        id(layer): tuple(kernel.attribute for kernel in found) for layer, found in prunable(model, recipe).values()
-    }
+    chosen = {layer: tuple(kernel.attribute for kernel in found) for layer, found in prunable(model, recipe).values()}
     pruned = _wrap_chosen(model, chosen, _pruning_arguments(recipe.sparsity, end_step))
     if end_step is None:
         _apply_masks(pruned)
     layers = [(path, inner_layer(layer)) for path, layer in layer_paths(model)]
-    return pruned, [_report(path, layer, recipe, id(layer) in chosen) for path, layer in layers]
+    return pruned, [_report(path, layer, recipe, layer in chosen) for path, layer in layers]
 
 
 def _with_open_blocks(model: keras.Model) -> keras.Model:
@@ -152,7 +155,11 @@ def _with_open_blocks(model: keras.Model) -> keras.Model:
 
 
 def wrap_low_magnitude(
-    to_prune: Any, exceptions: Iterable[str] = (), *, pruning_policy: Any = None, **arguments: Any
+    to_prune: Layer | list[Layer],
+    exceptions: Iterable[str] = (),
+    *,
+    pruning_policy: tfmot.sparsity.keras.PruningPolicy | None = None,
+    **arguments: Any,
 ) -> Any:
     """Wrap a layer, layers, or every layer of a model that can be pruned, with tfmot's own arguments.
 
@@ -169,7 +176,7 @@ def wrap_low_magnitude(
     """
     excluded = set(exceptions)
 
-    def is_chosen(layer: Any) -> bool:
+    def is_chosen(layer: Layer) -> bool:
         if type(layer).__name__ in excluded or not (pruning_policy is None or pruning_policy.allow_pruning(layer)):
             return False
         return bool(_names(layer)) or _is_tfmots(layer)
@@ -181,16 +188,16 @@ def wrap_low_magnitude(
         return PruneLowMagnitude(to_prune, kernel_names=_names(to_prune), **arguments) if wrap else to_prune
     if pruning_policy is not None:
         pruning_policy.ensure_model_supports_pruning(to_prune)
-    chosen = {id(layer): _names(layer) for _, layer in layer_paths(to_prune) if is_chosen(layer)}
+    chosen = {layer: _names(layer) for _, layer in layer_paths(to_prune) if is_chosen(layer)}
     return _wrap_chosen(to_prune, chosen, arguments)
 
 
-def _names(layer: Any) -> tuple[str, ...] | None:
+def _names(layer: Layer) -> tuple[str, ...] | None:
     """The kernels that are pruned without being named; None leaves it to tfmot."""
     return tuple(kernel.attribute for kernel in kernels(layer) if kernel.pruned_by_default) or None
 
 
-def _is_tfmots(layer: Any) -> bool:
+def _is_tfmots(layer: Layer) -> bool:
     """Whether tfmot finds weights to prune in a layer of which we know no kernel: a recurrent one, for one."""
     # The kernels of an attention layer are made by its first call, which is after tfmot asks for them.
     if kernels(layer) or isinstance(layer, keras.layers.MultiHeadAttention):
@@ -198,13 +205,11 @@ def _is_tfmots(layer: Any) -> bool:
     return isinstance(layer, PrunableLayer) or (PruneRegistry.supports(layer) and _has_matrix(layer))
 
 
-def _wrap_chosen(
-    model: keras.Model, chosen: Mapping[int, tuple[str, ...] | None], arguments: dict[str, Any]
-) -> keras.Model:
-    def wrap(layer: Any, copy: Any) -> Any:
-        if id(layer) not in chosen:
+def _wrap_chosen(model: keras.Model, chosen: Mapping[Layer, tuple[str, ...] | None], arguments: Kwargs) -> keras.Model:
+    def wrap(layer: Layer, copy: Layer) -> Any:
+        if layer not in chosen:
             return copy
-        return PruneLowMagnitude(copy, kernel_names=chosen[id(layer)], **arguments)
+        return PruneLowMagnitude(copy, kernel_names=chosen[layer], **arguments)
 
     wrapped = _copy_with(model, wrap)
     compile_like(wrapped, model)
@@ -262,7 +267,7 @@ def _apply_masks(model: keras.Model) -> None:
         layer.pruning_obj.weight_mask_op()
 
 
-def smallest_kept(magnitudes: npt.NDArray[Any], ratio: float) -> float:
+def smallest_kept(magnitudes: Array, ratio: float) -> float:
     """The magnitude below which weights are pruned: tfmot's threshold, without sorting the kernel.
 
     Args:
@@ -273,7 +278,7 @@ def smallest_kept(magnitudes: npt.NDArray[Any], ratio: float) -> float:
     return float(np.partition(magnitudes, pruned, axis=None)[pruned])
 
 
-def kept(magnitudes: npt.NDArray[Any], ratio: float) -> npt.NDArray[np.bool_]:
+def kept(magnitudes: Array, ratio: float) -> npt.NDArray[np.bool_]:
     """Which weights stay: the largest; of equal ones the first, so that the ratio is reached.
 
     Args:
@@ -292,7 +297,7 @@ def _number_kept(size: int, ratio: float) -> int:
     return max(round(float(np.float32(size) * np.float32(1 - ratio))), 1)
 
 
-def _report(path: str, layer: Any, recipe: Recipe, chosen: bool) -> LayerReport:
+def _report(path: str, layer: Layer, recipe: Recipe, chosen: bool) -> LayerReport:
     name = type(layer).__name__
     if chosen and recipe.sparsity is not None:
         pattern = (
@@ -310,18 +315,18 @@ def _report(path: str, layer: Any, recipe: Recipe, chosen: bool) -> LayerReport:
     return LayerReport(path=path, class_name=name, outcome=Outcome.NOT_PRUNED, reason=reason)
 
 
-def _has_matrix(layer: Any) -> bool:
+def _has_matrix(layer: Layer) -> bool:
     """Whether a layer has, or once it is built will have, weights of more than one axis."""
     if not layer.built:
         return hasattr(layer, "cell") or hasattr(layer, "kernel_initializer")
     return any(len(weight.shape) > 1 for weight in layer.trainable_weights)
 
 
-def _copy_with(model: keras.Model, wrap: Callable[[Any, Any], Any]) -> keras.Model:
+def _copy_with(model: keras.Model, wrap: Callable[[Layer, Layer], Layer]) -> keras.Model:
     """A copy with the model's structure, nested models kept; `wrap` gets (original, unbuilt inner copy)."""
     copies: list[tuple[Any, Any]] = []
 
-    def clone(layer: Any) -> Any:
+    def clone(layer: Layer) -> Any:
         if isinstance(layer, keras.Model):
             return _clone(layer)
         inner = inner_layer(layer)
@@ -344,18 +349,18 @@ def _copy_with(model: keras.Model, wrap: Callable[[Any, Any], Any]) -> keras.Mod
     return result
 
 
-def _masked_weights(layer: Any) -> list[Any]:
+def _masked_weights(layer: Layer) -> list[Any]:
     """Weights of the layer inside a wrapper, under its masks: training ends between an update and their next use."""
-    masks = {id(variable): mask.numpy() for variable, mask, _ in getattr(layer, "pruning_vars", ())}
+    masks = {Itself(variable): mask.numpy() for variable, mask, _ in getattr(layer, "pruning_vars", ())}
     inner = inner_layer(layer)
     values = inner.get_weights()
     # A lookup's table is among `weights` without being a variable, but it is never pruned.
     return (
-        [value * masks.get(id(weight), 1) for value, weight in zip(values, inner.weights, strict=True)]
+        [value * masks.get(Itself(weight), 1) for value, weight in zip(values, inner.weights, strict=True)]
         if masks
         else values
     )
 
 
-def _input_copy(layer: Any) -> Any:
+def _input_copy(layer: Layer) -> Any:
     return type(layer).from_config(layer.get_config())

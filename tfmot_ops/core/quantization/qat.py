@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,11 +18,12 @@ from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import OnTensor, rebuild
 from tfmot_ops.core.graph.run import infer, run_graph
-from tfmot_ops.core.graph.samples import calibration_batches
+from tfmot_ops.core.graph.samples import Calibration, calibration_batches
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.compiling import compile_like
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import QuantizeLayer, QuantizeWrapper
+from tfmot_ops.core.keras.types import Args, Kwargs, Layer, TensorLike
 from tfmot_ops.core.pruning.sparsity import give_masks, prunable, required_ratio
 from tfmot_ops.core.quantization.quantizers import QuantizedLayer
 from tfmot_ops.core.quantization.ranges import range_variables, tied_ranges
@@ -47,7 +48,9 @@ def normalize(model: keras.Model) -> keras.Model:
     return flat
 
 
-def quantize(model: keras.Model, recipe: Recipe, calibration: Any = None) -> tuple[keras.Model, list[LayerReport]]:
+def quantize(
+    model: keras.Model, recipe: Recipe, calibration: Calibration | None = None
+) -> tuple[keras.Model, list[LayerReport]]:
     """Insert the recipe's quantisers into a copy of a model and set their ranges.
 
     Args:
@@ -109,8 +112,8 @@ def _with_quantisers(
     refuse_pads_out_of_range(graph)
     plan = make_plan(graph, source, quantization, _required_sparsity(model, recipe))
 
-    def wrap(layer: Any, node: Node) -> Any:
-        config = plan.configs.get(id(node.layer))
+    def wrap(layer: Layer, node: Node) -> Any:
+        config = plan.configs.get(node.layer)
         return layer if config is None else QuantizedLayer(layer, config)
 
     quantized = rebuild(graph, wrap, _on_tensor(graph, plan))
@@ -118,25 +121,26 @@ def _with_quantisers(
     return quantized, plan.reports
 
 
-def _refuse_far_constants(graph: Graph, calibration: Any, samples: int) -> None:
+def _refuse_far_constants(graph: Graph, calibration: Calibration, samples: int) -> None:
     rounds = reads_rounded(graph, lambda node: output_quantizer(node.layer) is not None)
     refuse_far_constants(graph, calibration_batches(graph, calibration, samples), _call_unrounded, rounds)
 
 
 def _on_tensor(graph: Graph, plan: Plan) -> OnTensor:
-    names = {key: (key, name) for key, name in graph.input_names.items()}
+    #: Tensor -> (input or layer that it comes from, name of its quantiser's layer).
+    names: dict[Tensor, tuple[Tensor | Layer, str]] = {t: (t, name) for t, name in graph.input_names.items()}
     layers = unique_names(dict.fromkeys(node.path for node in graph.nodes))
     for node in graph.nodes:
         for index, tensor in enumerate(tensors(node.outputs)):
             suffix = f"_{index}" if index else ""
-            names[id(tensor)] = id(node.layer), f"{layers[node.path]}{suffix}"
-    made: dict[tuple[int, str], Any] = {}
+            names[tensor] = node.layer, f"{layers[node.path]}{suffix}"
+    made: dict[tuple[Tensor | Layer, str], Any] = {}
 
-    def on_tensor(tensor: Tensor, value: Any) -> Any:
-        quantizer = plan.tensors.get(id(tensor))
+    def on_tensor(tensor: Tensor, value: TensorLike) -> Any:
+        quantizer = plan.tensors.get(tensor)
         if quantizer is None:
             return value
-        key = names[id(tensor)]
+        key = names[tensor]
         # A shared layer has one range for all its calls.
         if key not in made:
             made[key] = QuantizeLayer(quantizer, name=f"quantize_{key[1]}")
@@ -185,7 +189,7 @@ def _refuse(graph: Graph) -> None:
             )
 
 
-def calibrate(model: keras.Model, calibration: Any, samples: int) -> None:
+def calibrate(model: keras.Model, calibration: Calibration, samples: int) -> None:
     """Set the activation ranges of a QAT model to the extremes seen with the quantisers off, in place.
 
     Args:
@@ -198,15 +202,14 @@ def calibrate(model: keras.Model, calibration: Any, samples: int) -> None:
     """
     graph = read_graph(model)
     observed = [node for node in graph.nodes if range_variables(node.layer) is not None]
+    has_range = set(observed)
 
-    keys = {id(node) for node in observed}
-
-    def extremes(inputs: list[Any]) -> Any:
+    def extremes(inputs: Sequence[TensorLike]) -> Any:
         seen = []
 
-        def compute(node: Node, args: Any, kwargs: Any) -> Any:
+        def compute(node: Node, args: Args, kwargs: Kwargs) -> Any:
             result = _call_unrounded(node, args, kwargs)
-            if id(node) in keys:
+            if node in has_range:
                 seen.append((tf.reduce_min(result), tf.reduce_max(result)))
             return result
 
@@ -227,16 +230,16 @@ def calibrate(model: keras.Model, calibration: Any, samples: int) -> None:
             "no calibration data", required="at least one sample", received="none", remedy="give calibration samples"
         )
     _require_finite_extremes(observed, lows, highs)
-    extremes_of: dict[int, tuple[float, float]] = {}
+    extremes_of: dict[Layer, tuple[float, float]] = {}
     for node, lowest, highest in zip(observed, lows, highs, strict=True):
         # A shared layer has one range for all its calls.
-        before = extremes_of.get(id(node.layer), (0.0, 0.0))
-        extremes_of[id(node.layer)] = min(float(lowest), before[0]), max(float(highest), before[1])
+        before = extremes_of.get(node.layer, (0.0, 0.0))
+        extremes_of[node.layer] = min(float(lowest), before[0]), max(float(highest), before[1])
     for node in observed:
-        _assign(node, *extremes_of[id(node.layer)])
+        _assign(node, *extremes_of[node.layer])
     tied = tied_ranges(graph)
     for node in observed:
-        low, high = tied[id(node.layer)]
+        low, high = tied[node.layer]
         # int8 levels of a smaller range are below what float32 tells apart in the tensors around it.
         _assign(node, low, max(high, low + _SMALLEST_WIDTH))
 
@@ -260,13 +263,13 @@ def _assign(node: Node, low: float, high: float) -> None:
         variables[1].assign(high)
 
 
-def unrounded(model: keras.Model, inputs: list[Any]) -> Any:
+def unrounded(model: keras.Model, inputs: Sequence[TensorLike]) -> Any:
     """Outputs of a QAT model with fake-quant disabled; one array [N, ...] for each of its inputs."""
     # Op by op, as Keras answers one batch: a traced graph is optimised, and a deep net amplifies each last bit of it.
     return run_graph(read_graph(model), [tf.convert_to_tensor(each) for each in inputs], _call_unrounded)
 
 
-def _call_unrounded(node: Node, args: Any, kwargs: Any) -> Any:
+def _call_unrounded(node: Node, args: Args, kwargs: Kwargs) -> Any:
     layer = node.layer
     if isinstance(layer, QuantizeLayer):
         return args[0]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 
 from tfmot_ops.core.keras import private
+from tfmot_ops.core.keras.identity import Itself
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import QuantizeWrapperV2
+from tfmot_ops.core.keras.types import Config, Layer, Quantizer, TensorLike, Variable
 
 #: What a range starts from before calibration or training, as in tfmot.
 INITIAL_RANGE = (-6.0, 6.0)
@@ -21,7 +24,7 @@ _SMALLEST_LIMIT = 1e-7
 _LEVELS = 127.0
 
 
-def symmetric_limits(weights: Any, *, per_channel: bool) -> tf.Tensor:
+def symmetric_limits(weights: TensorLike, *, per_channel: bool) -> tf.Tensor:
     """Largest magnitude of the weights: [channels] over the last axis, or a scalar.
 
     A channel of zeros has that of the kernel, as it stays zero on any scale.
@@ -30,7 +33,7 @@ def symmetric_limits(weights: Any, *, per_channel: bool) -> tf.Tensor:
     return _usable(tf.reduce_max(magnitude, axis=list(range(len(weights.shape) - 1)) if per_channel else None))
 
 
-def _usable(limits: Any) -> tf.Tensor:
+def _usable(limits: TensorLike) -> tf.Tensor:
     """The limits, with another for zeros, of which there are many in a sparse kernel.
 
     A bias is an int32 number of steps of its channel's scale times the input's: on a tiny scale the bias of a channel
@@ -41,7 +44,7 @@ def _usable(limits: Any) -> tf.Tensor:
     return tf.where(limits > 0.0, tf.maximum(limits, _SMALLEST_LIMIT), largest)
 
 
-def fake_quantize_weights(weights: Any, *, per_channel: bool) -> tf.Tensor:
+def fake_quantize_weights(weights: TensorLike, *, per_channel: bool) -> tf.Tensor:
     """Round weights to 255 symmetric int8 levels; zero stays exactly zero.
 
     Args:
@@ -51,7 +54,7 @@ def fake_quantize_weights(weights: Any, *, per_channel: bool) -> tf.Tensor:
     return round_within(weights, symmetric_limits(weights, per_channel=per_channel))
 
 
-def round_within(weights: Any, limits: Any) -> tf.Tensor:
+def round_within(weights: TensorLike, limits: TensorLike) -> tf.Tensor:
     """Round weights to the int8 levels between -limits and limits, [channels] (last axis) or a scalar."""
     quantize = (
         tf.quantization.fake_quant_with_min_max_vars_per_channel
@@ -61,7 +64,7 @@ def round_within(weights: Any, limits: Any) -> tf.Tensor:
     return quantize(weights, -limits, limits, num_bits=8, narrow_range=True)
 
 
-def tie(kernel: Any, clusters: Any) -> tf.Tensor:
+def tie(kernel: TensorLike, clusters: TensorLike) -> tf.Tensor:
     """The kernel with each weight replaced by the mean of its cluster: cluster-preserving training, as tfmot's CQAT.
 
     Args:
@@ -73,7 +76,7 @@ def tie(kernel: Any, clusters: Any) -> tf.Tensor:
 
 
 @tf.custom_gradient
-def _straight_through(_weights: Any, quantized: Any) -> Any:
+def _straight_through(_weights: TensorLike, quantized: TensorLike) -> Any:
     # The limits cover every weight, so nothing is clipped and the gradient passes as it is.
     return tf.identity(quantized), lambda gradient: (gradient, None)
 
@@ -112,7 +115,7 @@ class WeightQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
         self.swap_channels = swap_channels
         self.required_sparsity = required_sparsity
 
-    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+    def build(self, tensor_shape: tf.TensorShape, name: str, layer: Layer) -> dict[str, Any]:
         """Create the mask and the clusters, of the kernel's shape, where they are kept."""
         kept = {"mask": (self.keep_sparsity, "float32", "ones"), "clusters": (self.keep_clusters, "int32", "zeros")}
         return {
@@ -122,7 +125,9 @@ class WeightQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
         }
 
     @tf.autograph.experimental.do_not_convert
-    def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **_: Any) -> tf.Tensor:
+    def __call__(
+        self, inputs: TensorLike, training: bool | TensorLike | None, weights: Mapping[str, Variable], **_: object
+    ) -> tf.Tensor:
         """Kernel in, kernel rounded to int8 levels out, same shape."""
         del training
         kernel = tie(inputs, weights["clusters"]) if self.keep_clusters else tf.convert_to_tensor(inputs)
@@ -130,7 +135,7 @@ class WeightQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
             kernel *= weights["mask"]
         return _straight_through(kernel, self._round_fast(tf.stop_gradient(kernel)))
 
-    def _round_fast(self, kernel: Any) -> tf.Tensor:
+    def _round_fast(self, kernel: TensorLike) -> tf.Tensor:
         """What `round` gives at a tenth of its cost; a weight halfway between two levels may go to the other one.
 
         The per-channel fake-quant op runs in one thread and took 27 ms for a 3x3 kernel of 512 channels, these
@@ -145,7 +150,7 @@ class WeightQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
         step = limits / _LEVELS
         return tf.round(kernel * (1.0 / step)) * step
 
-    def round(self, kernel: Any) -> tf.Tensor:
+    def round(self, kernel: TensorLike) -> tf.Tensor:
         """The rounding alone, without mask or gradient; the form the TFLite converter folds."""
         shape = kernel.shape
         if self.channels_axes > 1:
@@ -180,10 +185,10 @@ class RowsQuantizer(WeightQuantizer):
     rounded here.
     """
 
-    def _round_fast(self, kernel: Any) -> tf.Tensor:
+    def _round_fast(self, kernel: TensorLike) -> tf.Tensor:
         return kernel
 
-    def round(self, kernel: Any) -> tf.Tensor:
+    def round(self, kernel: TensorLike) -> tf.Tensor:
         """The table as it is."""
         return kernel
 
@@ -196,7 +201,9 @@ class RangeQuantizer(tfmot.quantization.keras.quantizers.MovingAverageQuantizer)
         super().__init__(num_bits=8, per_axis=False, symmetric=False, narrow_range=False)
 
     @tf.autograph.experimental.do_not_convert
-    def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **_: Any) -> tf.Tensor:
+    def __call__(
+        self, inputs: TensorLike, training: bool | TensorLike | None, weights: Mapping[str, Variable], **_: object
+    ) -> tf.Tensor:
         """Activations in, activations on 256 levels out; the range moves while training."""
         return super().__call__(inputs, training, weights)
 
@@ -213,13 +220,15 @@ class FixedRangeQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
         self.low = low
         self.high = high
 
-    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+    def build(self, tensor_shape: tf.TensorShape, name: str, layer: Layer) -> dict[str, Any]:
         """Nothing to create."""
         del tensor_shape, name, layer
         return {}
 
     @tf.autograph.experimental.do_not_convert
-    def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **_: Any) -> tf.Tensor:
+    def __call__(
+        self, inputs: TensorLike, training: bool | TensorLike | None, weights: Mapping[str, Variable], **_: object
+    ) -> tf.Tensor:
         """Activations in, activations on 256 levels out."""
         del training, weights
         return tf.quantization.fake_quant_with_min_max_args(inputs, self.low, self.high, num_bits=8)
@@ -240,17 +249,21 @@ class LayerQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
     """
 
     def __init__(
-        self, weights: dict[str, WeightQuantizer] | None = None, output: Any = None, *, keep_float: bool = False
+        self,
+        weights: dict[str, WeightQuantizer] | None = None,
+        output: Quantizer | None = None,
+        *,
+        keep_float: bool = False,
     ) -> None:
         self.weights = weights or {}
         self.output = output
         self.keep_float = keep_float
 
-    def get_weights_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
+    def get_weights_and_quantizers(self, layer: Layer) -> list[tuple[Any, Any]]:
         """(variable, quantiser) pairs."""
         return [(getattr(layer, name), quantizer) for name, quantizer in self.weights.items()]
 
-    def set_quantize_weights(self, layer: Any, quantize_weights: list[Any]) -> None:
+    def set_quantize_weights(self, layer: Layer, quantize_weights: Sequence[TensorLike]) -> None:
         """Put the rounded weights where the layer's `call` reads them.
 
         Past Keras' own `__setattr__`, which would drop the variable from the layer's weights.
@@ -258,16 +271,16 @@ class LayerQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
         for name, value in zip(self.weights, quantize_weights, strict=True):
             object.__setattr__(layer, name, value)
 
-    def get_activations_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
+    def get_activations_and_quantizers(self, layer: Layer) -> list[tuple[Any, Any]]:
         """None: after normalisation an activation is a layer of its own."""
         del layer
         return []
 
-    def set_quantize_activations(self, layer: Any, quantize_activations: list[Any]) -> None:
+    def set_quantize_activations(self, layer: Layer, quantize_activations: Sequence[TensorLike]) -> None:
         """Nothing to set."""
         del layer, quantize_activations
 
-    def get_output_quantizers(self, layer: Any) -> list[Any]:
+    def get_output_quantizers(self, layer: Layer) -> list[Any]:
         """The output quantiser, if there is one."""
         del layer
         return [] if self.output is None else [self.output]
@@ -282,7 +295,7 @@ class LayerQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> LayerQuantizeConfig:
+    def from_config(cls, config: Config) -> LayerQuantizeConfig:
         """The inverse of `get_config`."""
         deserialize = keras.utils.legacy.deserialize_keras_object
         weights = {name: deserialize(quantizer) for name, quantizer in config["weights"].items()}
@@ -298,12 +311,12 @@ class QuantizedLayer(QuantizeWrapperV2):
     `LayerQuantizeConfig` has none.
     """
 
-    def __init__(self, layer: Any, quantize_config: Any, **kwargs: Any) -> None:
+    def __init__(self, layer: Layer, quantize_config: LayerQuantizeConfig, **kwargs: object) -> None:
         super().__init__(layer, quantize_config, **kwargs)
         # tfmot calls the layer past Keras' `__call__`, which is where Keras adds what this regulariser gives.
         private.copy_activity_regularizer(self, layer)
 
-    def add_weight(self, name: str | None = None, *args: Any, **kwargs: Any) -> Any:
+    def add_weight(self, name: str | None = None, *args: object, **kwargs: object) -> Any:
         """The variable; None for the counter."""
         return None if name == "optimizer_step" else super().add_weight(name, *args, **kwargs)
 
@@ -314,10 +327,10 @@ class QuantizedLayer(QuantizeWrapperV2):
         tfmot counts the kernels as the wrapper's as well, so they train in a frozen layer and are saved twice.
         """
         trained = self.layer.trainable_weights
-        places = {id(variable): place for place, (variable, *_) in enumerate(private.weight_variables(self))}
-        return sorted(trained, key=lambda variable: places.get(id(variable), len(places)))
+        places = {Itself(variable): place for place, (variable, *_) in enumerate(private.weight_variables(self))}
+        return sorted(trained, key=lambda variable: places.get(Itself(variable), len(places)))
 
-    def call(self, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
+    def call(self, inputs: TensorLike, training: bool | TensorLike | None = None, **kwargs: object) -> Any:
         """The layer on its rounded weights; afterwards it holds its variables again.
 
         A SavedModel traces the layer on its own too, where the rounded weights of another trace are out of reach.

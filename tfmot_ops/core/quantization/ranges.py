@@ -12,12 +12,13 @@ from tfmot_ops.core.graph.operations import Arithmetic, Role
 from tfmot_ops.core.graph.roles import role, spec_of
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.private import QuantizeLayer, QuantizeWrapper
+from tfmot_ops.core.keras.types import Layer
 from tfmot_ops.core.quantization.quantizers import FixedRangeQuantizer, RangeQuantizer
 from tfmot_ops.core.quantization.scales import LEVELS, Range, Sums, computable
 from tfmot_ops.core.quantization.scheme import output_quantizer, tied_groups
 
 
-def range_variables(layer: Any) -> tuple[Any, Any] | None:
+def range_variables(layer: Layer) -> tuple[Any, Any] | None:
     """(min, max) variables of the range that follows a layer's output, None when there is none."""
     variables = None
     if isinstance(layer, QuantizeWrapper):
@@ -38,25 +39,25 @@ class Ranges:
             what is folded into them; None leaves an output's range as it is next to those of the call's inputs.
 
     Attributes:
-        of_layer: id(layer) -> the range that follows its calls, 0 included.
+        of_layer: layer -> the range that follows its calls, 0 included.
     """
 
     def __init__(self, graph: Graph, largest_weight: Callable[[Node], float] | None = None) -> None:
-        self._groups = {id(tensor): number for number, group in enumerate(tied_groups(graph)) for tensor in group}
-        fixed: dict[int, Range] = {}
-        follows: dict[int, Hashable] = {}
+        self._groups = {tensor: number for number, group in enumerate(tied_groups(graph)) for tensor in group}
+        fixed: dict[Layer, Range] = {}
+        follows: dict[Layer, Hashable] = {}
         seen: dict[Hashable, Range] = {}
         for node in graph.nodes:
             quantizer, variables = output_quantizer(node.layer), range_variables(node.layer)
             if isinstance(quantizer, FixedRangeQuantizer):
-                fixed[id(node.layer)] = quantizer.low, quantizer.high
+                fixed[node.layer] = quantizer.low, quantizer.high
                 continue
             if variables is None:
                 continue
-            key = follows[id(node.layer)] = self._key(tensors(node.outputs)[0])
+            key = follows[node.layer] = self._key(tensors(node.outputs)[0])
             low, high = seen.get(key, (0.0, 0.0))
             seen[key] = min(float(variables[0]), low), max(float(variables[1]), high)
-        outside = {self._key(node.output()): fixed[id(node.layer)] for node in graph.nodes if id(node.layer) in fixed}
+        outside = {self._key(node.output()): fixed[node.layer] for node in graph.nodes if node.layer in fixed}
         sums = [] if largest_weight is None or not seen else list(self._sums(graph, {*seen, *outside}, largest_weight))
         found = computable(seen, sums, outside)
         self.of_layer = {layer: found[key] for layer, key in follows.items()} | fixed
@@ -69,20 +70,20 @@ class Ranges:
 
     def _key(self, tensor: Tensor) -> Hashable:
         """The group of a tensor, or the tensor where it is tied to none."""
-        return ("group", self._groups[id(tensor)]) if id(tensor) in self._groups else ("tensor", id(tensor))
+        return ("group", self._groups[tensor]) if tensor in self._groups else tensor
 
     def _sums(
         self, graph: Graph, known: AbstractSet[Hashable], largest_weight: Callable[[Node], float]
     ) -> Iterator[Sums]:
         """What each range is computed from; calls that are computed as one are one."""
-        before: dict[int, Sums] = {}
+        before: dict[Tensor, Sums] = {}
         for node in graph.nodes:
             floats = [tensor for tensor in node.inputs() if tensor.is_float]
             outputs = tensors(node.outputs)
             if not floats or len(outputs) != 1:
                 continue
             kind = role(getattr(node.layer, "layer", node.layer))
-            sums = before.get(id(floats[0])) if kind in {Role.AFFINE, Role.RELU} else None
+            sums = before.get(floats[0]) if kind in {Role.AFFINE, Role.RELU} else None
             sums = sums or self._computed(node, floats, largest_weight)
             if sums is None:
                 continue
@@ -90,7 +91,7 @@ class Ranges:
             if key in known:
                 yield replace(sums, output=key)
             else:
-                before[id(outputs[0])] = sums
+                before[outputs[0]] = sums
 
     def _computed(self, node: Node, inputs: list[Tensor], largest_weight: Callable[[Node], float]) -> Sums | None:
         spec = spec_of(getattr(node.layer, "layer", node.layer))
@@ -102,6 +103,6 @@ class Ranges:
         return Sums(keys) if spec.role is Role.RELU or spec.arithmetic is Arithmetic.SUM else None
 
 
-def tied_ranges(graph: Graph) -> dict[int, Range]:
-    """The id of each layer of a QAT graph that a range follows, with its (low, high); see `Ranges`."""
+def tied_ranges(graph: Graph) -> dict[Layer, Range]:
+    """Each layer of a QAT graph that a range follows, with its (low, high); see `Ranges`."""
     return Ranges(graph).of_layer

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from tfmot_ops.core.keras.types import Array
 
 Range = tuple[float, float]
 
@@ -86,7 +87,7 @@ def _at_least(width: float, low: float, high: float) -> Range:
     return (low, low + width) if high > 0.0 or low == 0.0 else (high - width, high)
 
 
-def smallest_limits(bias: npt.NDArray[Any], input_scale: float) -> npt.NDArray[np.float32]:
+def smallest_limits(bias: Array, input_scale: float) -> npt.NDArray[np.float32]:
     """The smallest limits of a kernel on whose steps a bias fits int32, [channels].
 
     Rounded within them, the weights of a channel lose less than a ten-millionth of its bias for each level of an input.

@@ -11,9 +11,10 @@ from tfmot_ops.contract import LayerReport, Outcome, Quantization
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
 from tfmot_ops.core.graph.new_values import constants
 from tfmot_ops.core.graph.operations import ACTIVATIONS, UNKNOWN, Kernel, OpSpec, Role
-from tfmot_ops.core.graph.poles import unrounded_calls
+from tfmot_ops.core.graph.poles import float_calls
 from tfmot_ops.core.graph.roles import activation_name, float_reason, kernels, role, spec_of
 from tfmot_ops.core.keras.private import QuantizeLayer
+from tfmot_ops.core.keras.types import Layer
 from tfmot_ops.core.quantization.quantizers import (
     FixedRangeQuantizer,
     LayerQuantizeConfig,
@@ -35,14 +36,14 @@ class Plan:
     """What to put on each call.
 
     Attributes:
-        configs: id(layer) -> the quantisers a wrapper puts on it; a layer not in it is left as it is.
-        tensors: id(tensor) -> quantiser that follows a tensor without a wrapper: a graph input, the result of a call
+        configs: layer -> the quantisers a wrapper puts on it; a layer not in it is left as it is.
+        tensors: tensor -> quantiser that follows a tensor without a wrapper: a graph input, the result of a call
             that is kept in float, or of a function of TensorFlow.
         reports: one row per layer.
     """
 
-    configs: dict[int, LayerQuantizeConfig] = field(default_factory=dict)
-    tensors: dict[int, Any] = field(default_factory=dict)
+    configs: dict[Layer, LayerQuantizeConfig] = field(default_factory=dict)
+    tensors: dict[Tensor, Any] = field(default_factory=dict)
     reports: list[LayerReport] = field(default_factory=list)
 
 
@@ -62,10 +63,10 @@ def make_plan(graph: Graph, source: Graph, quantization: Quantization, required:
     user_layers = {node.path: type(node.layer).__name__ for node in source.nodes}
     excluded = {path for path, chosen in select(quantization.scope, user_layers.items()).items() if chosen is False}
     placer = _Placer(graph, excluded, required, keep_clusters=quantization.keep_clusters)
-    plan = Plan(tensors={id(t): RangeQuantizer() for t in graph.inputs() if t.is_float})
-    calls: dict[int, list[Node]] = {}
+    plan = Plan(tensors={t: RangeQuantizer() for t in graph.inputs() if t.is_float})
+    calls: dict[Layer, list[Node]] = {}
     for node in graph.nodes:
-        calls.setdefault(id(node.layer), []).append(node)
+        calls.setdefault(node.layer, []).append(node)
     for key, nodes in calls.items():
         # A shared layer has one wrapper: the call that needs a quantiser decides for all.
         placed = [placer.place(node) for node in nodes]
@@ -92,21 +93,21 @@ class _Placer:
     def __init__(
         self, graph: Graph, excluded: set[str], required: RequiredSparsity | None, *, keep_clusters: bool
     ) -> None:
-        self.consumers = graph.consumers()
-        self.results = Counter(id(tensor) for tensor in tensors(graph.outputs))
+        self.consumers = graph.readers()
+        self.results = Counter(tensor for tensor in tensors(graph.outputs))
         self.excluded = excluded
         self.required = required
         self.keep_clusters = keep_clusters
-        #: id(call) of those that a function without bound near 0 reads from.
-        self.unrounded = unrounded_calls(graph)
-        self.roles = {id(node): self._role(node) for node in graph.nodes}
-        #: id(tensor) -> the range that all of its group have, where TFLite fixes the range of each call they come from.
-        self.fixed: dict[int, tuple[float, float]] = {}
-        #: id(tensor) -> functions in its group whose results are requantised, as their fixed range is not the group's.
-        self.requantized: dict[int, list[str]] = {}
-        #: id(tensor) of the table rows that have a range with other tensors.
-        self.shared_rows: set[int] = set()
-        for group in tied_groups(graph, lambda node: self.roles[id(node)]):
+        #: Calls that a function without bound near 0 reads from.
+        self.unrounded = float_calls(graph)
+        self.roles = {node: self._role(node) for node in graph.nodes}
+        #: Tensor -> the range that all of its group have, where TFLite fixes the range of each call they come from.
+        self.fixed: dict[Tensor, tuple[float, float]] = {}
+        #: Tensor -> functions in its group whose results are requantised, as their fixed range is not the group's.
+        self.requantized: dict[Tensor, list[str]] = {}
+        #: The table rows that have a range with other tensors.
+        self.shared_rows: set[Tensor] = set()
+        for group in tied_groups(graph, lambda node: self.roles[node]):
             self._read_group(group)
 
     def _read_group(self, group: list[Tensor]) -> None:
@@ -115,44 +116,44 @@ class _Placer:
         origins = [(tensor, kind) for tensor, kind in kinds if kind is None or not _keeps_range(tensor.producer, kind)]
         fixed = [tensor.producer for tensor, kind in origins if kind is Role.FIXED_RANGE and tensor.producer]
         names = {activation_name(node.layer) or "" for node in fixed}
-        keys = [id(tensor) for tensor in group]
+        keys = group
         widest = max(names, key=lambda name: _FIXED_RANGES[name][1] - _FIXED_RANGES[name][0], default="")
         if fixed and len(fixed) == len(origins) and not _leave(group, *_FIXED_RANGES[widest]):
             self.fixed |= dict.fromkeys(keys, _FIXED_RANGES[widest])
             names = {name for name in names if _FIXED_RANGES[name] != _FIXED_RANGES[widest]}
         self.requantized |= dict.fromkeys(keys, sorted(names))
         if any(kind is Role.SAME_SCALE or not self._is_alone(tensor) for tensor, kind in kinds):
-            self.shared_rows |= {id(tensor) for tensor, kind in origins if kind is Role.GATHER}
+            self.shared_rows |= {tensor for tensor, kind in origins if kind is Role.GATHER}
 
     def _kind(self, tensor: Tensor) -> Role | None:
-        return None if tensor.producer is None else self.roles[id(tensor.producer)]
+        return None if tensor.producer is None else self.roles[tensor.producer]
 
     def _is_alone(self, tensor: Tensor) -> bool:
         """Whether a tensor has one reader (or is a result), and its call no other result."""
-        readers = len(self.consumers.get(id(tensor), [])) + self.results[id(tensor)]
+        readers = len(self.consumers.get(tensor, [])) + self.results[tensor]
         return readers == 1 and (tensor.producer is None or len(tensors(tensor.producer.outputs)) == 1)
 
     def _role(self, node: Node) -> Role:
         # Where a mask decides, the same operation is made of others, which TFLite has in float.
         masked = isinstance(node.kwargs.get("mask"), Tensor)
-        is_float = masked or node.origin in self.excluded or id(node) in self.unrounded
+        is_float = masked or node.origin in self.excluded or node in self.unrounded
         kind = Role.FLOAT if is_float else role(node.layer)
         # What puts a constant among the values has a range for both.
         return Role.SAME_SCALE if kind is Role.PASS and constants(node) else kind
 
-    def place(self, node: Node) -> tuple[LayerQuantizeConfig | None, dict[int, Any], LayerReport]:
+    def place(self, node: Node) -> tuple[LayerQuantizeConfig | None, dict[Tensor, Any], LayerReport]:
         """(what a wrapper puts on the layer, what follows tensors of a call without wrapper, report)."""
-        kind, outputs = self.roles[id(node)], [tensor for tensor in tensors(node.outputs) if tensor.is_float]
+        kind, outputs = self.roles[node], [tensor for tensor in tensors(node.outputs) if tensor.is_float]
         if not outputs:
             return None, {}, _report(node, Outcome.ABSORBED, "computes no floating-point values")
         if kind is Role.FLOAT:
             # What the converter could quantise by itself is told to stay.
-            told = node.origin in self.excluded or id(node) in self.unrounded
+            told = node.origin in self.excluded or node in self.unrounded
             marked = told and not hasattr(node.layer, "symbol") and role(node.layer) is not Role.FLOAT
             config = LayerQuantizeConfig(keep_float=True) if marked else None
             return config, self._around(outputs), _report(node, Outcome.KEPT_FLOAT, self._why(node))
         if len(outputs) > 1 or hasattr(node.layer, "symbol"):
-            placed = {id(tensor): self._output(node, tensor) for tensor in outputs}
+            placed = {tensor: self._output(node, tensor) for tensor in outputs}
             reason = next((reason for output, reason in placed.values() if output), "passes its input's int8 values on")
             found = {key: output for key, (output, _) in placed.items() if output}
             return None, found, _report(node, Outcome.QUANTIZED if found else Outcome.ABSORBED, reason)
@@ -187,21 +188,21 @@ class _Placer:
             return "excluded by the recipe's scope"
         if isinstance(node.kwargs.get("mask"), Tensor):
             return "reads a mask, which TFLite does in float"
-        if id(node) in self.unrounded:
+        if node in self.unrounded:
             return "a function without bound near 0 reads its result, whose small values int8 would round to 0"
         return float_reason(node.layer)
 
-    def _around(self, outputs: list[Tensor]) -> dict[int, Any]:
+    def _around(self, outputs: list[Tensor]) -> dict[Tensor, Any]:
         """Quantisers where the result of a float call enters the int8 part again."""
         return {
-            id(tensor): RangeQuantizer()
+            tensor: RangeQuantizer()
             for tensor in outputs
-            if self.results[id(tensor)]
-            or any(self.roles[id(reader)] is not Role.FLOAT for reader in self.consumers.get(id(tensor), []))
+            if self.results[tensor]
+            or any(self.roles[reader] is not Role.FLOAT for reader in self.consumers.get(tensor, []))
         }
 
     def _output(self, node: Node, tensor: Tensor) -> tuple[Any, str]:
-        readers, kind = self.consumers.get(id(tensor), []), self.roles[id(node)]
+        readers, kind = self.consumers.get(tensor, []), self.roles[node]
         if kind is Role.FIXED_RANGE:
             name = activation_name(node.layer) or ""
             return FixedRangeQuantizer(*_FIXED_RANGES[name]), f"output int8 over the fixed range of {name}"
@@ -209,22 +210,22 @@ class _Placer:
         if kind is Role.PASS and self._is_alone(tensor):
             return None, "passes its input's int8 values on"
         if kind is Role.GATHER:
-            shares = id(tensor) in self.shared_rows or not self._is_alone(tensor)
+            shares = tensor in self.shared_rows or not self._is_alone(tensor)
             return RangeQuantizer() if shares else None, "rows of the int8 table"
-        if len(readers) + self.results[id(tensor)] == 1 and readers and self._fuses(node, readers[0]):
+        if len(readers) + self.results[tensor] == 1 and readers and self._fuses(node, readers[0]):
             return None, f"computed as one with {readers[0].path}"
-        requantized = self.requantized.get(id(tensor)) if kind is Role.SAME_SCALE else None
+        requantized = self.requantized.get(tensor) if kind is Role.SAME_SCALE else None
         more = f", to which the fixed range of {' and '.join(requantized)} is requantised" if requantized else ""
-        if id(tensor) in self.fixed:
-            return FixedRangeQuantizer(*self.fixed[id(tensor)]), f"output int8 over the fixed range of its input{more}"
+        if tensor in self.fixed:
+            return FixedRangeQuantizer(*self.fixed[tensor]), f"output int8 over the fixed range of its input{more}"
         return RangeQuantizer(), f"output int8{more}"
 
     def _fuses(self, node: Node, reader: Node) -> bool:
-        fuses, next_kind = self._spec(node).fuses, self.roles[id(reader)]
-        if self.roles[id(node)] is Role.AFFINE:
+        fuses, next_kind = self._spec(node).fuses, self.roles[reader]
+        if self.roles[node] is Role.AFFINE:
             # Folded into the convolution before it, it takes part in what that one is fused with.
             before = node.inputs()[0].producer
-            folds = before is not None and self.roles[id(before)] is Role.CONVOLUTION
+            folds = before is not None and self.roles[before] is Role.CONVOLUTION
             fuses = self._spec(before).fuses if before is not None and folds else fuses
             return next_kind is Role.RELU and next_kind in fuses
         if next_kind is Role.AFFINE:
@@ -235,7 +236,7 @@ class _Placer:
 
     def _spec(self, node: Node) -> OpSpec:
         """The row of a call; of one that has to stay in float, the row of an unknown operation."""
-        return UNKNOWN if self.roles[id(node)] is Role.FLOAT else spec_of(node.layer)
+        return UNKNOWN if self.roles[node] is Role.FLOAT else spec_of(node.layer)
 
 
 def _leave(group: list[Tensor], low: float, high: float) -> bool:
@@ -259,18 +260,17 @@ def tied_groups(graph: Graph, role_of: Callable[[Node], Role] | None = None) -> 
         graph: normalised or quantised.
         role_of: the role of a call; None takes that of its layer.
     """
-    leader: dict[int, int] = {}
-    members: dict[int, list[Tensor]] = {}
-    quantized: dict[int, Tensor] = {}
+    leader: dict[Tensor, Tensor] = {}
+    members: dict[Tensor, list[Tensor]] = {}
+    quantized: dict[Layer, Tensor] = {}
 
-    def find(tensor: Tensor) -> int:
-        key = id(tensor)
-        leader.setdefault(key, key)
-        members.setdefault(key, [tensor])
-        while leader[key] != key:
-            leader[key] = leader[leader[key]]
-            key = leader[key]
-        return key
+    def find(tensor: Tensor) -> Tensor:
+        leader.setdefault(tensor, tensor)
+        members.setdefault(tensor, [tensor])
+        while leader[tensor] is not tensor:
+            leader[tensor] = leader[leader[tensor]]
+            tensor = leader[tensor]
+        return tensor
 
     def tie(first: Tensor, others: list[Tensor]) -> None:
         for tensor in others:
@@ -288,7 +288,7 @@ def tied_groups(graph: Graph, role_of: Callable[[Node], Role] | None = None) -> 
         if isinstance(layer, QuantizeLayer) or _keeps_range(node, role_of(node) if role_of else role(layer)):
             tie(floats[0], floats[1:])
         if output_quantizer(node.layer) is not None:
-            tie(quantized.setdefault(id(node.layer), floats[0]), floats[:1])
+            tie(quantized.setdefault(node.layer, floats[0]), floats[:1])
     return [group for group in members.values() if len(group) > 1]
 
 

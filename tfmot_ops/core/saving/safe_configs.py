@@ -12,6 +12,7 @@ from google.protobuf import json_format
 
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import IndexLookup, RNNCellWrapper, TensorFlowOpLayer, feature_column_v2, tf_op_layer
+from tfmot_ops.core.keras.types import Config
 from tfmot_ops.core.saving.safe_graphs import is_symbol_of_tensors, unsafe_operation
 from tfmot_ops.core.saving.safe_names import classes_of, is_harmful_name, is_harmless_function, is_known_layer
 
@@ -56,7 +57,7 @@ class _Part(NamedTuple):
     key: str
 
 
-def unsafe_names(config: Any, *, graph_stands_in: bool = False) -> Iterator[Finding]:
+def unsafe_names(config: object, *, graph_stands_in: bool = False) -> Iterator[Finding]:
     """What a model's description says besides what is known to be harmless.
 
     Harmless are: the layers, initializers, losses, optimizers and the like of tf_keras, tfmot and this package;
@@ -105,12 +106,12 @@ def _items(part: _Part) -> Iterator[_Part]:
         yield _Part(item, f"{part.where}[{index}]{label}", part.key)
 
 
-def _config_of(value: dict[str, Any]) -> dict[str, Any]:
+def _config_of(value: Config) -> dict[str, Any]:
     config = value.get("config")
     return config if isinstance(config, dict) else {}
 
 
-def _is_left_to_the_graph(value: dict[str, Any]) -> bool:
+def _is_left_to_the_graph(value: Config) -> bool:
     name = value.get("class_name")
     if not isinstance(name, str) or "module" in value:
         return False
@@ -119,7 +120,7 @@ def _is_left_to_the_graph(value: dict[str, Any]) -> bool:
     return is_code or not is_known_layer(name)
 
 
-def _unsafe_object(value: dict[str, Any]) -> str | None:
+def _unsafe_object(value: Config) -> str | None:
     """What a serialized object is, if it is not known to be harmless."""
     name, module = value["class_name"], value.get("module")
     if not isinstance(name, str) or not all(isinstance(value.get(key), str | None) for key in ("module", _REGISTERED)):
@@ -129,7 +130,7 @@ def _unsafe_object(value: dict[str, Any]) -> str | None:
     return _NOT_CLASSES.get(name, _unsafe_instance)(value)
 
 
-def _unsafe_instance(value: dict[str, Any]) -> str | None:
+def _unsafe_instance(value: Config) -> str | None:
     name, module = value["class_name"], value.get("module")
     found = classes_of(name, module, value.get(_REGISTERED, name))
     if not found or not all(inspect.isclass(item) for item in found):
@@ -137,14 +138,14 @@ def _unsafe_instance(value: dict[str, Any]) -> str | None:
     return next(filter(None, (_unsafe_use(item, _config_of(value)) for item in found)), None)
 
 
-def _unsafe_spec(value: dict[str, Any]) -> str | None:
+def _unsafe_spec(value: Config) -> str | None:
     name = value.get("spec_name") or str(value.get("type_spec")).removeprefix("tf.")
     module = str(value.get("module") or "tensorflow.")
     known = name in _SPECS and value.get(_REGISTERED) is None and module.startswith("tensorflow.")
     return None if known else f"type {name} of module {module}"
 
 
-def _unsafe_function(value: dict[str, Any]) -> str | None:
+def _unsafe_function(value: Config) -> str | None:
     name, module = value.get("config"), value.get("module")
     # Some places look the registered name up instead.
     if is_harmless_function(name, module) and not is_harmful_name(value.get(_REGISTERED)):
@@ -152,7 +153,7 @@ def _unsafe_function(value: dict[str, Any]) -> str | None:
     return f"function {name!r} of module {module!r}"
 
 
-def _unsafe_use(cls: type, config: dict[str, Any]) -> str | None:
+def _unsafe_use(cls: type, config: Config) -> str | None:
     """What a class does with the arguments that the description gives it, besides computing."""
     if cls is keras.layers.Lambda:
         return "Python code (a Lambda layer)"
@@ -162,39 +163,39 @@ def _unsafe_use(cls: type, config: dict[str, Any]) -> str | None:
     return None
 
 
-def _unsafe_symbol(config: dict[str, Any]) -> str | None:
+def _unsafe_symbol(config: Config) -> str | None:
     symbol = config.get("function")
     return None if is_symbol_of_tensors(symbol) else f"function tf.{symbol}"
 
 
-def _unsafe_method(config: dict[str, Any]) -> str | None:
+def _unsafe_method(config: Config) -> str | None:
     owner, name = config.get("cls_symbol"), config.get("method_name")
     return None if owner == "RaggedTensor" and str(name) in _RAGGED_METHODS else f"method tf.{owner}.{name}"
 
 
-def _unsafe_attribute(config: dict[str, Any]) -> str | None:
+def _unsafe_attribute(config: Config) -> str | None:
     name = str(config.get("attr_name"))
     return None if name in _ATTRIBUTES else f"attribute {name} of a tensor"
 
 
-def _unsafe_node(config: dict[str, Any]) -> str | None:
+def _unsafe_node(config: Config) -> str | None:
     node = config.get("node_def")
     if not isinstance(node, dict):
         return "an operation that is not written as JSON"
     return unsafe_operation(json_format.ParseDict(node, tf.compat.v1.NodeDef()))
 
 
-def _unsafe_vocabulary(config: dict[str, Any]) -> str | None:
+def _unsafe_vocabulary(config: Config) -> str | None:
     words = config.get("vocabulary")
     return f"vocabulary file {words!r}" if isinstance(words, str) else None
 
 
-def _unsafe_wrapper(config: dict[str, Any]) -> str | None:
+def _unsafe_wrapper(config: Config) -> str | None:
     brings = [key for key in ("dropout_fn", "residual_fn") if key in config]
     return f"Python code ({brings[0]} of a cell's wrapper)" if brings else None
 
 
-def _unsafe_column(config: dict[str, Any]) -> str | None:
+def _unsafe_column(config: Config) -> str | None:
     path = config.get("ckpt_to_load_from")
     return None if path is None else f"checkpoint {path!r}"
 

@@ -7,7 +7,7 @@ import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import h5py
 import tensorflow as tf
@@ -61,7 +61,7 @@ def _refuse(path: Path, what: str, where: str, *, remedy: str = _TRUST) -> NoRet
     )
 
 
-def _check_config(path: Path, source: str, text: Any, *, graph_stands_in: bool = False) -> None:
+def _check_config(path: Path, source: str, text: str | bytes | None, *, graph_stands_in: bool = False) -> None:
     if text is None:
         return
     for finding in unsafe_names(json.loads(text), graph_stands_in=graph_stands_in):
@@ -81,7 +81,7 @@ def _check_keras(path: Path) -> None:
                 _check_weights(path, weights, file)
 
 
-def _check_weights(path: Path, source: str, file: Any) -> None:
+def _check_weights(path: Path, source: str, file: h5py.Group) -> None:
     """Numbers may be in the file itself only: HDF5 can take them from any other one."""
     groups, seen = [file["/"]], set()
     while groups:
@@ -102,7 +102,7 @@ def _check_weights(path: Path, source: str, file: Any) -> None:
                 groups.append(item)
 
 
-def _unsafe_data(data: Any) -> Iterator[str]:
+def _unsafe_data(data: h5py.Dataset) -> Iterator[str]:
     if data.external:
         yield f"numbers from another file, {data.external[0][0]!r},"
     if data.is_virtual:
@@ -117,12 +117,12 @@ def _check_saved_model(path: Path) -> None:
         _refuse(path, "a graph of TensorFlow 1, which runs while it is loaded,", "saved_model.pb")
     for part, what in unsafe_parts(meta_graphs[0]):
         _refuse(path, what, f"{part} of the graph")
-    for source, identifier, metadata in _metadata(path, meta_graphs[0].object_graph_def):
+    for source, identifier, metadata in _metadata(path, meta_graphs[0]):
         is_layer = identifier != constants.METRIC_IDENTIFIER
         _check_config(path, source, metadata, graph_stands_in=is_layer)
 
 
-def _metadata(path: Path, objects: Any) -> Iterator[tuple[str, str, str]]:
+def _metadata(path: Path, meta_graph: tf.compat.v1.MetaGraphDef) -> Iterator[tuple[str, str, str]]:
     """Name, kind and description of each object of Keras in a SavedModel."""
     file = path / constants.SAVED_METADATA_PATH
     if file.exists():
@@ -131,6 +131,6 @@ def _metadata(path: Path, objects: Any) -> Iterator[tuple[str, str, str]]:
             yield f"{file.name}, {node.node_path}", node.identifier, node.metadata
         return
     # TensorFlow before 2.5 kept the descriptions in saved_model.pb.
-    for index, item in enumerate(objects.nodes):
+    for index, item in enumerate(meta_graph.object_graph_def.nodes):
         if item.user_object.identifier in constants.KERAS_OBJECT_IDENTIFIERS and item.user_object.metadata:
             yield f"saved_model.pb, object {index}", item.user_object.identifier, item.user_object.metadata

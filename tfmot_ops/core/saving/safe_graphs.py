@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import cache
-from typing import Any
 
 import tensorflow as tf
 
@@ -76,7 +75,7 @@ def _operations_in_memory() -> frozenset[str]:
     return frozenset(name for name in names - _NOT_IN_MEMORY if op_def_registry.get(name) is not None)
 
 
-def is_function_of_tensors(function: Any) -> bool:
+def is_function_of_tensors(function: object) -> bool:
     """Whether a public function of TensorFlow only computes tensors from tensors.
 
     Keras writes only functions with dispatch into a model: those that can be called on the tensors of a graph.
@@ -90,12 +89,12 @@ def is_function_of_tensors(function: Any) -> bool:
     return name not in _NOT_OF_TENSORS and (namespace in _NAMESPACES or name in _FUNCTIONS)
 
 
-def is_symbol_of_tensors(symbol: Any) -> bool:
+def is_symbol_of_tensors(symbol: object) -> bool:
     """The same, for the name under which a `TFOpLambda` layer keeps its function: `math.add`."""
     return isinstance(symbol, str) and is_function_of_tensors(get_symbol_from_name(symbol))
 
 
-def unsafe_operation(node: Any, functions: Iterable[str] = ()) -> str | None:
+def unsafe_operation(node: tf.compat.v1.NodeDef, functions: Iterable[str] = ()) -> str | None:
     """What a node of a graph would do besides computing, None for nothing.
 
     Args:
@@ -111,7 +110,7 @@ def unsafe_operation(node: Any, functions: Iterable[str] = ()) -> str | None:
     return f"operation {node.op}"
 
 
-def unsafe_parts(meta_graph: Any) -> Iterator[tuple[str, str]]:
+def unsafe_parts(meta_graph: tf.compat.v1.MetaGraphDef) -> Iterator[tuple[str, str]]:
     """What a SavedModel's graph would do besides computing.
 
     Each SavedModel has functions that save and restore its variables, hence hold operations on files. They are passed
@@ -140,7 +139,7 @@ def unsafe_parts(meta_graph: Any) -> Iterator[tuple[str, str]]:
                 yield f"function {name}", f"{unsafe} (node {node.name})"
 
 
-def _called(meta_graph: Any, names: set[str]) -> Iterator[str]:
+def _called(meta_graph: tf.compat.v1.MetaGraphDef, names: set[str]) -> Iterator[str]:
     """Names of the functions that a function or an object of a SavedModel can call."""
     objects = meta_graph.object_graph_def
     yield from objects.concrete_functions

@@ -61,7 +61,7 @@ _COLUMNS = (
 )
 
 
-def registered(name: Any) -> Any:
+def registered(name: object) -> Any:
     """What the user's process, or the scope in which the model is loaded, knows by this name; None for nothing."""
     return keras.saving.get_registered_object(name) if isinstance(name, str) else None
 
@@ -93,17 +93,17 @@ def classes_of(name: str, module: str | None, registered_name: str | None) -> li
     return [by_path, *by_name] if _is_harmless_class(by_path) else []
 
 
-def is_harmless_function(name: Any, module: Any) -> bool:
+def is_harmless_function(name: object, module: object) -> bool:
     """Whether a function, which Keras looks for in a module, is the user's own or only computes tensors."""
     return isinstance(name, str) and (registered(name) is not None or _is_of_tensors(_member(module, name)))
 
 
-def is_harmful_name(name: Any) -> bool:
+def is_harmful_name(name: object) -> bool:
     """Whether Keras finds something else by this name alone than a harmless class or function."""
     return name in _harmful_names() and registered(name) is None
 
 
-def _member(module: Any, name: str) -> Any:
+def _member(module: object, name: str) -> Any:
     """What Keras finds under this name in a module, as far as it can be found without an import."""
     if not isinstance(module, str):
         return None
@@ -118,14 +118,14 @@ def _member(module: Any, name: str) -> Any:
     return vars(loaded).get(name) if isinstance(loaded, ModuleType) else None
 
 
-def _is_harmless_class(item: Any) -> bool:
+def _is_harmless_class(item: object) -> bool:
     return inspect.isclass(item) and (
         item in _COLUMNS
         or (issubclass(item, _KINDS) and item.__module__.startswith(_PACKAGES) and item not in _REFUSED)
     )
 
 
-def _is_of_tensors(item: Any) -> bool:
+def _is_of_tensors(item: object) -> bool:
     if inspect.isfunction(item) and item.__module__ in FUNCTION_MODULES:
         return not item.__name__.startswith("_") and item.__name__ not in _FINDERS
     return item is regularizers.l1_l2 or is_function_of_tensors(item)

@@ -20,6 +20,7 @@ from tfmot_ops.core.keras.private import (
     func_graph_from_py_func,
     mlir_quantize,
 )
+from tfmot_ops.core.keras.types import ConverterTypes, Function, TensorLike
 from tfmot_ops.errors import UnsupportedModelError
 
 _LOOPS = {"While", "StatelessWhile"}
@@ -28,7 +29,7 @@ _PATCHING = RLock()
 
 
 def converter_of(
-    function: Callable[..., Any],
+    function: Function,
     signature: list[tf.TensorSpec],
     finish: Callable[[bytes], bytes] = lambda data: data,
     *,
@@ -51,7 +52,9 @@ def converter_of(
 
 
 def change_calibrated(
-    converter: Any, change: Callable[[bytes, list[str]], bytes], floats_in: Callable[[bytes], list[str]] | None = None
+    converter: tf.lite.TFLiteConverter,
+    change: Callable[[bytes, list[str]], bytes],
+    floats_in: Callable[[bytes], list[str]] | None = None,
 ) -> None:
     """Have a say between a converter's calibration and what it quantises with the ranges found.
 
@@ -62,7 +65,7 @@ def change_calibrated(
             can have; None lets it quantise all it can.
     """
 
-    def quantize_changed(data: bytes, found: bytes, types: tuple[Any, ...]) -> bytes:
+    def quantize_changed(data: bytes, found: bytes, types: ConverterTypes) -> bytes:
         kept = [] if floats_in is None else floats_in(data)
         calibrated = change(found, kept)
         in_type, out_type, activations, biases, allow_float, variables, debug = types
@@ -96,12 +99,12 @@ def _without_loops() -> Iterator[None]:
     """
     rnn, reverse = backend.rnn, backend.reverse
 
-    def gathered(value: Any, axes: Any) -> Any:
+    def gathered(value: TensorLike, axes: object) -> Any:
         if not isinstance(axes, int) or value.shape[axes] is None:
             return reverse(value, axes)
         return tf.gather(value, tf.range(value.shape[axes] - 1, -1, -1), axis=axes)
 
-    def unrolled(step: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def unrolled(step: Function, inputs: object, *args: object, **kwargs: Any) -> Any:
         axis = 0 if kwargs.get("time_major") else 1
         if not tf.nest.flatten(inputs)[0].shape[axis]:
             return rnn(step, inputs, *args, **kwargs)
@@ -120,15 +123,15 @@ def _without_loops() -> Iterator[None]:
             backend.rnn, backend.reverse = rnn, reverse
 
 
-def _unrolled(function: Callable[..., Any]) -> Callable[..., Any]:
-    def without_loops(*inputs: Any) -> Any:
+def _unrolled(function: Function) -> Callable[..., Any]:
+    def without_loops(*inputs: object) -> Any:
         with _without_loops():
             return function(*inputs)
 
     return without_loops
 
 
-def _refuse_loops(graph: Any) -> None:
+def _refuse_loops(graph: tf.Graph) -> None:
     """Refuse a graph with a loop: in TensorFlow 2.21 calibrating one ends the process (SIGSEGV)."""
     bodies = private.function_bodies(graph)
     looping = {body.signature.name for body in bodies if any(node.op in _LOOPS for node in body.node_def)}
@@ -143,7 +146,7 @@ def _refuse_loops(graph: Any) -> None:
             )
 
 
-def _converter_of(function: Callable[..., Any], signature: list[tf.TensorSpec], *, calibrated: bool) -> Any:
+def _converter_of(function: Function, signature: list[tf.TensorSpec], *, calibrated: bool) -> Any:
     graph = func_graph_from_py_func("inference", function, signature, {})
     if calibrated:
         _refuse_loops(graph)
@@ -164,7 +167,7 @@ class _ConstantsConverter(TFLiteFrozenGraphConverterV2):
     three that are left in Python, graph, definition and what the converter reads, only the last is held meanwhile.
     """
 
-    def __init__(self, graph: Any) -> None:
+    def __init__(self, graph: tf.Graph) -> None:
         self._definition: Any = _Definition(graph.as_graph_def())
         # The converter asks a tensor for its name, type and shape only.
         self._outputs = [SimpleNamespace(name=tensor.name) for tensor in graph.outputs]
@@ -182,7 +185,7 @@ class _ConstantsConverter(TFLiteFrozenGraphConverterV2):
         gc.collect()  # the graph and its operations point at each other
         return self._definition, self._inputs, self._outputs, None
 
-    def _optimize_tf_model(self, definition: Any, *_: Any) -> Any:
+    def _optimize_tf_model(self, definition: tf.compat.v1.GraphDef, *_: object) -> Any:
         """The graph as it is."""
         return definition
 
@@ -190,7 +193,7 @@ class _ConstantsConverter(TFLiteFrozenGraphConverterV2):
 class _Definition:
     """A GraphDef that ends when it is serialised: the base class keeps it until the conversion is over."""
 
-    def __init__(self, definition: Any) -> None:
+    def __init__(self, definition: tf.compat.v1.GraphDef) -> None:
         self._definition = definition
         # What the base class looks for: whether an operation is one of QAT, and its origin. A copy, as a part of a
         # protobuf keeps the whole.
@@ -205,6 +208,6 @@ class _Definition:
         return data
 
 
-def _outline(node: Any) -> SimpleNamespace:
+def _outline(node: tf.compat.v1.NodeDef) -> SimpleNamespace:
     origin = SimpleNamespace(original_node_names=(), original_func_names=())
     return SimpleNamespace(op=node.op, name=node.name, experimental_debug_info=origin)

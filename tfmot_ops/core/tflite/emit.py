@@ -24,6 +24,7 @@ from tfmot_ops.core.graph.roles import kernels, role, spec_of
 from tfmot_ops.core.graph.run import run_graph
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.private import QuantizeLayer
+from tfmot_ops.core.keras.types import Args, Array, Kwargs, Layer, TensorLike
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.core.quantization.quantizers import FixedRangeQuantizer, WeightQuantizer, round_within, symmetric_limits
 from tfmot_ops.core.quantization.ranges import Ranges, tied_ranges
@@ -32,18 +33,18 @@ from tfmot_ops.core.tflite.late_weights import LateWeights, Place
 
 
 def inference_of(
-    graph: Graph, late: LateWeights | None, unrounded: AbstractSet[int] = frozenset()
+    graph: Graph, late: LateWeights | None, unrounded: AbstractSet[Node] = frozenset()
 ) -> Callable[..., Any]:
     """The graph as a function of its inputs to the list of its outputs, to be traced.
 
     Args:
         graph: normalised, quantised or float.
         late: takes the kernels that are written into the file afterwards; None for none.
-        unrounded: ids of the calls that stay apart from those around them, and in float.
+        unrounded: the calls that stay apart from those around them, and in float.
     """
     emit = _Emitter(graph, late, unrounded)
 
-    def inference(*inputs: Any) -> Any:
+    def inference(*inputs: TensorLike) -> Any:
         if late is not None:
             late.begin()
         # A list keeps the order of the model's outputs; a dict would be sorted by name.
@@ -59,37 +60,37 @@ class _Emitter:
     whose values are rounded, as a reshape between them would keep the converter from computing them as one.
     """
 
-    def __init__(self, graph: Graph, late: LateWeights | None, unrounded: AbstractSet[int]) -> None:
+    def __init__(self, graph: Graph, late: LateWeights | None, unrounded: AbstractSet[Node]) -> None:
         self.graph = graph
         self.unrounded = unrounded
         self.late = late
         ranged = tied_ranges(graph)
-        self.calls = Counter(id(inner_layer(node.layer)) for node in graph.nodes)
-        consumers = graph.consumers()
-        results = {id(tensor) for tensor in tensors(graph.outputs)}
-        #: id(affine call) of those that are folded into the convolution before.
-        self.folded: set[int] = set()
-        #: id(convolution call) -> the affine call folded into it.
-        self.folds: dict[int, Node] = {}
-        #: id(call) of those that are computed as one with the next.
-        self.fused: set[int] = set()
+        self.calls = Counter(inner_layer(node.layer) for node in graph.nodes)
+        consumers = graph.readers()
+        results = set(tensors(graph.outputs))
+        #: Affine calls that are folded into the convolution before.
+        self.folded: set[Node] = set()
+        #: Convolution call -> the affine call folded into it.
+        self.folds: dict[Node, Node] = {}
+        #: Calls that are computed as one with the next.
+        self.fused: set[Node] = set()
         for node in graph.nodes:
             outputs = tensors(node.outputs)
-            readers = consumers.get(id(outputs[0]), []) if len(outputs) == 1 else []
-            if len(readers) != 1 or id(outputs[0]) in results or id(node.layer) in ranged:
+            readers = consumers.get(outputs[0], []) if len(outputs) == 1 else []
+            if len(readers) != 1 or outputs[0] in results or node.layer in ranged:
                 continue
-            if id(node) in unrounded or id(readers[0]) in unrounded:
+            if node in unrounded or readers[0] in unrounded:
                 continue
             kind, next_kind = (role(inner_layer(each.layer)) for each in (node, readers[0]))
             if kind is Role.CONVOLUTION and next_kind is Role.AFFINE:
-                self.folds[id(node)] = readers[0]
-                self.folded.add(id(readers[0]))
+                self.folds[node] = readers[0]
+                self.folded.add(readers[0])
             if kind in {Role.CONVOLUTION, Role.AFFINE} and next_kind in {Role.AFFINE, Role.RELU}:
-                self.fused.add(id(node))
+                self.fused.add(node)
         self.scales = Ranges(graph, self._largest_weight)
         self.ranges = self.scales.of_layer
 
-    def __call__(self, node: Node, args: Any, kwargs: Any) -> Any:
+    def __call__(self, node: Node, args: Args, kwargs: Kwargs) -> Any:
         layer = inner_layer(node.layer)
         with tf.name_scope(scope_name(layer.name)):
             result = self._compute(node, layer, args, kwargs)
@@ -97,14 +98,14 @@ class _Emitter:
             if len(outputs) != 1 or not outputs[0].is_float:
                 return result
             result = self._quantize_output(node, result)
-            if id(node) not in self.fused and len(result.shape) > len(outputs[0].shape):
+            if node not in self.fused and len(result.shape) > len(outputs[0].shape):
                 return tf.squeeze(result, 1)
             return result
 
-    def _compute(self, node: Node, layer: Any, args: Any, kwargs: Any) -> Any:
-        if isinstance(node.layer, QuantizeLayer) or id(node) in self.folded:
+    def _compute(self, node: Node, layer: Layer, args: Args, kwargs: Kwargs) -> Any:
+        if isinstance(node.layer, QuantizeLayer) or node in self.folded:
             return args[0]
-        if id(node) in self.unrounded:
+        if node in self.unrounded:
             return self._in_float(node, layer, args, kwargs)
         kind = role(layer)
         keep_float = getattr(getattr(node.layer, "quantize_config", None), "keep_float", False)
@@ -115,7 +116,7 @@ class _Emitter:
         own = {Role.CONVOLUTION: self._convolution, Role.AFFINE: self._affine, Role.GATHER: self._gather}.get(kind)
         return _call(layer, args, kwargs) if own is None else own(node, layer, args[0])
 
-    def _in_float(self, node: Node, layer: Any, args: Any, kwargs: Any) -> Any:
+    def _in_float(self, node: Node, layer: Layer, args: Args, kwargs: Kwargs) -> Any:
         """A call that the converter shall not quantise by itself."""
         if self.ranges:
             args, kwargs = tf.nest.map_structure(self._at_entrance, (node.args, node.kwargs), (args, kwargs))
@@ -124,11 +125,11 @@ class _Emitter:
             return args[0] * tf.constant(scale) + tf.constant(offset)
         return _call(layer, args, kwargs)
 
-    def _at_entrance(self, tensor: Any, value: Any) -> Any:
-        is_inside = isinstance(tensor, Tensor) and id(tensor.producer) in self.unrounded
+    def _at_entrance(self, tensor: object, value: TensorLike) -> Any:
+        is_inside = isinstance(tensor, Tensor) and tensor.producer in self.unrounded
         return value if is_inside else _float_barrier(value)
 
-    def _convolution(self, node: Node, layer: Any, value: Any) -> Any:
+    def _convolution(self, node: Node, layer: Layer, value: TensorLike) -> Any:
         kernel, bias, quantizer, limits = self._folded(node, layer)
         if quantizer is not None:
             require_finite_folded(layer.name, kernel, bias)
@@ -142,7 +143,7 @@ class _Emitter:
         result = spec.sums(layer, self._kernel(layer, kernel, quantizer, limits), value)
         return result if bias is None else _add_bias(result, bias)
 
-    def _folded(self, node: Node, layer: Any) -> tuple[np.ndarray, Any, WeightQuantizer | None, Any]:
+    def _folded(self, node: Node, layer: Layer) -> tuple[np.ndarray, Any, WeightQuantizer | None, Any]:
         """(kernel, bias, quantiser, limits) of a convolution, with the affine that is folded into it.
 
         The bias is None where there is none; limits are those of a kernel whose clusters are kept.
@@ -155,7 +156,7 @@ class _Emitter:
             kernel = kernel * mask
         # Of a kernel with one scale; the fold gives each channel its own, and leaves the levels as they are.
         limits = np.max(np.abs(kernel)) if quantizer is not None and quantizer.keep_clusters else None
-        affine = self.folds.get(id(node))
+        affine = self.folds.get(node)
         if affine is not None:
             scale, offset = affine_constants(inner_layer(affine.layer), self.graph)
             kernel = kernel * _along_outputs(kernels(layer)[0], kernel, scale)
@@ -169,7 +170,7 @@ class _Emitter:
             return float(np.max(np.abs(affine_constants(layer, self.graph)[0])))
         return float(np.max(np.abs(self._folded(node, layer)[0])))
 
-    def _for_bias(self, node: Node, layer: Any, kernel: np.ndarray, bias: np.ndarray, limits: Any) -> Any:
+    def _for_bias(self, node: Node, layer: Layer, kernel: np.ndarray, bias: np.ndarray, limits: Array | None) -> Any:
         """The limits of a kernel, larger where the bias would be more steps of them than an int32 holds."""
         axes, quantizer = kernels(layer)[0], _weight_quantizer(node.layer)[0]
         # In the kernel of a transposed convolution, which has no limits here, the converter makes room by itself.
@@ -183,7 +184,7 @@ class _Emitter:
         larger = self._with_room(node, bias, present)
         return limits if larger is None else larger
 
-    def _with_room(self, node: Node, bias: np.ndarray, limits: Any) -> Any:
+    def _with_room(self, node: Node, bias: np.ndarray, limits: Array) -> Any:
         """Limits, of each channel or a scalar, on whose steps the bias fits int32; None where those given do."""
         scale = self.scales.scale(node.inputs()[0])
         if scale is None:
@@ -192,7 +193,7 @@ class _Emitter:
         smallest = smallest if np.ndim(limits) else np.max(smallest)
         return np.maximum(limits, smallest) if np.any(smallest > limits) else None
 
-    def _affine(self, node: Node, layer: Any, value: Any) -> Any:
+    def _affine(self, node: Node, layer: Layer, value: TensorLike) -> Any:
         """A free-standing affine as a 1x1 depthwise convolution, its input reshaped to [N, H, W, C] where needed."""
         scale, offset = affine_constants(layer, self.graph)
         shape = value.shape.as_list()
@@ -218,11 +219,11 @@ class _Emitter:
             return WeightQuantizer(per_channel=True, channels_axes=2).round(constant)
         return tf.reshape(round_within(tf.reshape(constant, [1, 1, 1, -1]), tf.constant(limits)), kernel.shape)
 
-    def _kernel(self, layer: Any, kernel: np.ndarray, quantizer: WeightQuantizer | None, limits: Any) -> Any:
+    def _kernel(self, layer: Layer, kernel: np.ndarray, quantizer: WeightQuantizer | None, limits: Array | None) -> Any:
         """A kernel as the graph has it, rounded; `limits` are those of a kernel whose clusters are kept."""
         axes = kernels(layer)[0]
         # A rounded kernel that several calls read gets its scale from its values.
-        known = quantizer is None or self.calls[id(layer)] == 1
+        known = quantizer is None or self.calls[layer] == 1
         if self.late is not None and known and axes.stored_axes is not None:
             within = limits
             if quantizer is not None and limits is None:
@@ -246,16 +247,16 @@ class _Emitter:
             return tf.constant(rounded, name="kernel")
         return quantizer.round(tf.constant(kernel, name="kernel"))
 
-    def _gather(self, node: Node, layer: Any, indices: Any) -> Any:
+    def _gather(self, node: Node, layer: Layer, indices: TensorLike) -> Any:
         (table,) = _constants(self.graph, layer)
         quantizer, mask = _weight_quantizer(node.layer)
         constant = tf.constant(table if mask is None else table * mask, name="kernel")
         table = constant if quantizer is None else quantizer.round(constant)
         return tf.gather(table, tf.cast(indices, tf.int32))
 
-    def _quantize_output(self, node: Node, value: Any) -> Any:
-        if id(node.layer) in self.ranges:
-            low, high = self.ranges[id(node.layer)]
+    def _quantize_output(self, node: Node, value: TensorLike) -> Any:
+        if node.layer in self.ranges:
+            low, high = self.ranges[node.layer]
             return tf.quantization.fake_quant_with_min_max_args(value, low, high, num_bits=8)
         fixed = getattr(getattr(node.layer, "quantize_config", node.layer), "output", None)
         return fixed(value, False, {}) if isinstance(fixed, FixedRangeQuantizer) else value
@@ -285,7 +286,7 @@ _TYING = {
 }
 
 
-def _float_call(layer: Any, args: Any, kwargs: Any) -> Any:
+def _float_call(layer: Layer, args: Args, kwargs: Kwargs) -> Any:
     """A call that is to stay in float: kept from the converter where that would give its input and output one range."""
     graph = tf.compat.v1.get_default_graph()
     before = len(graph.get_operations())
@@ -297,17 +298,17 @@ def _float_call(layer: Any, args: Any, kwargs: Any) -> Any:
     return _in_float(layer, args, kwargs)
 
 
-def _gives_floats(op: Any) -> bool:
+def _gives_floats(op: tf.Operation) -> bool:
     return any(tensor.dtype.is_floating for tensor in op.outputs)
 
 
-def _in_float(layer: Any, args: Any, kwargs: Any) -> Any:
+def _in_float(layer: Layer, args: Args, kwargs: Kwargs) -> Any:
     """A call between barriers: the converter gives its input and output no range of the other's."""
     args, kwargs = tf.nest.map_structure(_float_barrier, (args, kwargs))
     return tf.nest.map_structure(_float_barrier, _call(layer, args, kwargs))
 
 
-def _float_barrier(value: Any) -> Any:
+def _float_barrier(value: TensorLike) -> Any:
     """The same value behind an operation that TFLite has in float only, and that no pass folds away.
 
     The converter quantises whatever stands between two ranges; a sign times a magnitude keeps it out.
@@ -322,7 +323,7 @@ def _along_outputs(kernel: Kernel, value: np.ndarray, scale: np.ndarray) -> np.n
     return scale[:, np.newaxis] if kernel.swap_channels else scale
 
 
-def affine_constants(layer: Any, graph: Graph) -> tuple[np.ndarray, np.ndarray]:
+def affine_constants(layer: Layer, graph: Graph) -> tuple[np.ndarray, np.ndarray]:
     """(scale, offset), each [channels], of what a BatchNormalization or Affine computes in inference."""
     weights = _constants(graph, layer)
     if isinstance(layer, Affine):
@@ -334,13 +335,13 @@ def affine_constants(layer: Any, graph: Graph) -> tuple[np.ndarray, np.ndarray]:
     return scale, beta - mean * scale
 
 
-def _constants(graph: Graph, layer: Any) -> list[np.ndarray]:
+def _constants(graph: Graph, layer: Layer) -> list[np.ndarray]:
     # Out of the function being traced, where a variable still has a value.
     with tf.init_scope():
         return [np.asarray(weight, np.float32) for weight in graph.weights_of(layer)]
 
 
-def _add_bias(value: Any, bias: np.ndarray) -> Any:
+def _add_bias(value: TensorLike, bias: np.ndarray) -> Any:
     bias = np.array(bias, np.float32)
     # The converter of TensorFlow 2.21 keeps equal numbers as one, and rounds that by the first channel's scale for all
     # channels: a bias of 3 became 3.00, 2.95, 2.86. The last bit of one makes them different.
@@ -349,13 +350,13 @@ def _add_bias(value: Any, bias: np.ndarray) -> Any:
     return tf.nn.bias_add(value, tf.constant(bias, name="bias"))
 
 
-def _call(layer: Any, args: Any, kwargs: Any) -> Any:
+def _call(layer: Layer, args: Args, kwargs: Kwargs) -> Any:
     if private.call_signature(layer).expects_training_arg:
         kwargs = kwargs | {"training": False}
     return layer.call(*args, **kwargs)
 
 
-def _weight_quantizer(layer: Any) -> tuple[WeightQuantizer | None, np.ndarray | None]:
+def _weight_quantizer(layer: Layer) -> tuple[WeightQuantizer | None, np.ndarray | None]:
     for _, quantizer, extra in private.weight_variables(layer):
         with tf.init_scope():
             return quantizer, extra["mask"].numpy() if "mask" in extra else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -16,14 +15,14 @@ from tfmot_ops.core.graph.finite import require_finite_weights
 from tfmot_ops.core.graph.ir import Graph, Node, tensors, unique_names
 from tfmot_ops.core.graph.new_values import reads_rounded, refuse_far_constants, refuse_pads_out_of_range
 from tfmot_ops.core.graph.normalize import normalize_graph
-from tfmot_ops.core.graph.poles import reads_any, unrounded_calls
+from tfmot_ops.core.graph.poles import float_calls, reads_any
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import rebuild
 from tfmot_ops.core.graph.rewrite import rewrite
 from tfmot_ops.core.graph.roles import kernels
 from tfmot_ops.core.graph.rules.padding import pad_by_sum
 from tfmot_ops.core.graph.run import infer
-from tfmot_ops.core.graph.samples import calibration_batches
+from tfmot_ops.core.graph.samples import Calibration, calibration_batches
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import QuantizeLayer, QuantizeWrapper
@@ -46,7 +45,7 @@ _MASKED_IN_FLOAT = (
 )
 
 
-def export_tflite(model: keras.Model, recipe: Recipe, calibration: Any = None) -> bytes:
+def export_tflite(model: keras.Model, recipe: Recipe, calibration: Calibration | None = None) -> bytes:
     """Convert a model to a TFLite file, batch size 1.
 
     Args:
@@ -122,11 +121,11 @@ def _kept_float(source: Graph, normal: Graph, recipe: Recipe) -> tuple[str, ...]
             remedy="remove the scope, use activations: int8, or (int8 weights) backend: ai_edge_quantizer",
         )
     names = unique_names(dict.fromkeys(node.path for node in normal.nodes), normal.input_names.values())
-    unrounded = unrounded_calls(normal) if _rounds(recipe) else set()
+    unrounded = float_calls(normal) if _rounds(recipe) else set()
     kept = [
         node
         for node in normal.nodes
-        if node.origin in excluded or _stays_float(node) or id(node) in unrounded or reads_any(node, unrounded)
+        if node.origin in excluded or _stays_float(node) or node in unrounded or reads_any(node, unrounded)
     ]
     return tuple(dict.fromkeys(f"{scope_name(names[node.path])}/" for node in kept))
 
@@ -138,7 +137,7 @@ def _for_integers(graph: Graph, recipe: Recipe) -> Graph:
     return rewrite(graph, [pad_by_sum]) if is_int16 else graph
 
 
-def _refuse_far_constants(graph: Graph, recipe: Recipe, calibration: Any, kept: tuple[str, ...]) -> None:
+def _refuse_far_constants(graph: Graph, recipe: Recipe, calibration: Calibration | None, kept: tuple[str, ...]) -> None:
     """Refuse constants that leave nothing of the values beside them, where ranges are found after training."""
     quantization = recipe.quantization
     if quantization is not None and quantization.weights is Weights.FLOAT16:
@@ -188,10 +187,12 @@ def _results(data: bytes, graph: Graph, scopes: tuple[str, ...]) -> list[str]:
     return found
 
 
-def _convert(graph: Graph, recipe: Recipe, calibration: Any, late: LateWeights | None, kept: tuple[str, ...]) -> bytes:
+def _convert(
+    graph: Graph, recipe: Recipe, calibration: Calibration | None, late: LateWeights | None, kept: tuple[str, ...]
+) -> bytes:
     finish = {} if late is None else {"finish": late.fill}
     calibrated = _is_calibrated(recipe)
-    unrounded = unrounded_calls(graph) if _rounds(recipe) else set()
+    unrounded = float_calls(graph) if _rounds(recipe) else set()
     inference, signature = inference_of(graph, late, unrounded), _signature(graph, calibration)
     converter = converter_of(inference, signature, **finish, calibrated=calibrated)
     if calibrated:
@@ -236,7 +237,9 @@ def _check_kind(recipe: Recipe, quantized: bool) -> None:
         )
 
 
-def _configure(converter: Any, recipe: Recipe, graph: Graph, calibration: Any) -> None:
+def _configure(
+    converter: tf.lite.TFLiteConverter, recipe: Recipe, graph: Graph, calibration: Calibration | None
+) -> None:
     quantization = recipe.quantization
     if quantization is None or quantization.backend is Backend.AI_EDGE_QUANTIZER:
         return
@@ -258,7 +261,9 @@ def _configure(converter: Any, recipe: Recipe, graph: Graph, calibration: Any) -
         converter.representative_dataset = _representative(recipe, graph, calibration)
 
 
-def _representative(recipe: Recipe, graph: Graph, calibration: Any) -> Callable[[], Iterator[list[np.ndarray]]]:
+def _representative(
+    recipe: Recipe, graph: Graph, calibration: Calibration | None
+) -> Callable[[], Iterator[list[np.ndarray]]]:
     samples = recipe.quantization.calibration_samples if recipe.quantization else 0
     if calibration is None:
         raise ExportError(
@@ -276,14 +281,14 @@ def _representative(recipe: Recipe, graph: Graph, calibration: Any) -> Callable[
     return rows
 
 
-def _signature(graph: Graph, calibration: Any) -> list[tf.TensorSpec]:
+def _signature(graph: Graph, calibration: Calibration | None) -> list[tf.TensorSpec]:
     shapes = [list(tensor.shape) for tensor in graph.inputs()]
     if calibration is not None and any(None in shape[1:] for shape in shapes):
         batch = next(iter(calibration_batches(graph, calibration, 1)))
         shapes = [[1, *part.shape[1:]] for part in batch]
     specs = []
     for tensor, shape in zip(graph.inputs(), shapes, strict=True):
-        name = graph.input_names[id(tensor)]
+        name = graph.input_names[tensor]
         if None in shape[1:]:
             raise ExportError(
                 f"input {name!r} has no fixed size",

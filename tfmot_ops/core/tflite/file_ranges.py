@@ -9,6 +9,7 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from tfmot_ops.core.keras.types import Array
 from tfmot_ops.core.quantization.scales import WEIGHT_LEVELS, Range, Sums, computable, smallest_limits
 from tfmot_ops.errors import CalibrationError
 
@@ -149,7 +150,7 @@ def make_room_for_biases(quantized: bytes, source: bytes) -> bytes:
     return _packed(model, len(quantized))
 
 
-def _packed(model: Any, size: int) -> bytes:
+def _packed(model: schema.ModelT, size: int) -> bytes:
     builder = flatbuffers.Builder(size)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
@@ -159,19 +160,19 @@ def _is_finite(extremes: Range) -> bool:
     return all(abs(extreme) < _INFINITE for extreme in extremes)
 
 
-def _steps(bias: Any, input_scales: Any) -> Any:
+def _steps(bias: Array, input_scales: Array | None) -> Any:
     """The smallest scales of the weights of each channel on which a bias fits; None where the input has no scale."""
     return None if input_scales is None else smallest_limits(bias, float(input_scales[0])) / np.float32(WEIGHT_LEVELS)
 
 
-def _text(name: Any) -> str:
+def _text(name: object) -> str:
     return name.decode() if isinstance(name, bytes) else str(name or "")
 
 
 class _File:
     """The main graph of a TFLite file, as far as scales go."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: schema.ModelT) -> None:
         self.model = model
         self.graph = model.subgraphs[0]
         self.names = {index: _text(tensor.name) for index, tensor in enumerate(self.graph.tensors)}
@@ -255,14 +256,14 @@ class _File:
         quantization = self.graph.tensors[index].quantization
         return None if quantization is None or not np.size(quantization.scale) else quantization.scale
 
-    def store_bias(self, index: int, values: Any, scales: Any) -> None:
+    def store_bias(self, index: int, values: Array, scales: Array) -> None:
         """Write a bias anew, counted in these scales."""
         tensor = self.graph.tensors[index]
         dtype = np.int32 if tensor.type == schema.TensorType.INT32 else np.int64
         tensor.quantization.scale = np.broadcast_to(np.asarray(scales, np.float32), tensor.quantization.scale.shape)
         self._store(tensor, np.rint(values.astype(np.float64) / scales).astype(dtype))
 
-    def rescale(self, index: int, scales: Any) -> None:
+    def rescale(self, index: int, scales: Array) -> None:
         """Count int8 weights in other scales."""
         tensor = self.graph.tensors[index]
         stored = np.asarray(self.model.buffers[tensor.buffer].data, np.uint8).view(np.int8).reshape(tensor.shape)
@@ -274,7 +275,7 @@ class _File:
         tensor.quantization.scale = np.asarray(scales, np.float32)
         self._store(tensor, np.rint(stored * factor).astype(np.int8))
 
-    def _store(self, tensor: Any, values: Any) -> None:
+    def _store(self, tensor: schema.TensorT, values: Array) -> None:
         buffer = schema.BufferT()
         buffer.data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
         # A buffer of its own: others may have had the old one too.

@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+from tfmot_ops.core.keras.types import Array
 from tfmot_ops.errors import (
     ArtifactError,
     ExportError,
     SamplesError,
 )
 
-Array = npt.NDArray[Any]
+#: The interpreter's record of a tensor of the file: its name, index, shape, type, scales and zero points.
+Detail = dict[str, Any]
 #: One array [N, ...], or one for each input, in the model's order.
 Inputs = Array | Sequence[Array]
 
@@ -139,17 +140,17 @@ def _invoke(interpreter: Interpreter, batch: list[Array]) -> list[Array]:
     return [dequantized(interpreter.get_tensor(detail["index"]), detail) for detail in interpreter.get_output_details()]
 
 
-def quantized(values: Array, detail: dict[str, Any]) -> Array:
+def quantized(values: Array, detail: Detail) -> Array:
     """Values as a tensor of a TFLite file holds them; `detail` is the interpreter's record of the tensor."""
     scale, zero_point = detail["quantization"]
-    dtype = np.dtype(detail["dtype"])
+    dtype: np.dtype[Any] = np.dtype(detail["dtype"])
     if not np.issubdtype(dtype, np.integer) or scale == 0.0:  # a scale of 0 means: not quantised
         return values.astype(dtype)
     limits = np.iinfo(dtype)
     return np.asarray(np.clip(np.round(values / scale) + zero_point, limits.min, limits.max), dtype)
 
 
-def dequantized(values: Array, detail: dict[str, Any]) -> Array:
+def dequantized(values: Array, detail: Detail) -> Array:
     """What a tensor of a TFLite file stands for, float32; the inverse of `quantized`."""
     scale, zero_point = detail["quantization"]
     if scale == 0.0:

@@ -50,7 +50,7 @@ class Place(NamedTuple):
     axes: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Late:
     """A kernel to be written, in TFLite's order of axes, what reads it, and how its tensor is known."""
 
@@ -134,7 +134,7 @@ class LateWeights:
             return data
         model = schema.ModelT.InitFromPackedBuf(data)
         tables = len(data) - _stored_bytes(model)
-        placed: set[int] = set()
+        placed: set[_Late] = set()
         #: Values of a kernel -> its buffer: a kernel that several calls read is stored once.
         buffers: dict[bytes, int] = {}
         for graph in model.subgraphs:
@@ -146,13 +146,13 @@ class LateWeights:
                 values = found[0].values
                 if readers.get(index) != {(found[0].reader, 1)}:
                     raise LateWeightsError(f"{tensor.name!r} is read by {readers.get(index)}")
-                placed.update(id(late) for late in found)
+                placed.update(found)
                 tensor.buffer = buffers.setdefault(sha256(values.data).digest(), len(model.buffers))
                 if tensor.buffer == len(model.buffers):
                     buffer = schema.BufferT()
                     buffer.data = values.reshape(-1).view(np.uint8)
                     model.buffers.append(buffer)
-        if lost := [late for late in self._late if id(late) not in placed]:
+        if lost := [late for late in self._late if late not in placed]:
             raise LateWeightsError(f"{len(lost)} of {len(self._late)} kernels have no place")
         self._late.clear()
         return _pack(model, tables)

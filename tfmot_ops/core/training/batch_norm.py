@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -10,9 +11,10 @@ from tfmot_ops.core.graph.ir import Node
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.run import infer, run_graph
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.types import Args, Kwargs, TensorLike
 
 
-def refresh_batch_norm(model: keras.Model, inputs: list[Any]) -> None:
+def refresh_batch_norm(model: keras.Model, inputs: Sequence[TensorLike]) -> None:
     """Set the moving statistics of a float model to those of one batch, in place.
 
     One pass is enough: each BatchNormalization normalises by the batch's own statistics, so the layers after it
@@ -23,7 +25,7 @@ def refresh_batch_norm(model: keras.Model, inputs: list[Any]) -> None:
         inputs: one array [N, ...] for each of its inputs; a batch of some dozens.
     """
 
-    def compute(node: Node, args: Any, kwargs: Any) -> Any:
+    def compute(node: Node, args: Args, kwargs: Kwargs) -> Any:
         layer = node.layer
         if not isinstance(layer, keras.layers.BatchNormalization):
             return infer(layer, args, kwargs)

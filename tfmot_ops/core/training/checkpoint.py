@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
+import tensorflow_model_optimization as tfmot
 
 from tfmot_ops.core.graph.ir import layer_paths
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.types import Array, Layer
 from tfmot_ops.core.pruning.sparsity import require_sparsity
 from tfmot_ops.system import files
 
 #: Metric name -> one value per epoch.
 History = dict[str, list[float]]
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Checkpoint:
     saved: Callable[[Path], None] = lambda _: None
 
 
-def identity(model: keras.Model, x: Array, y: Array, compiled: Mapping[str, Any], **settings: int) -> dict[str, str]:
+def identity(model: keras.Model, x: Array, y: Array, compiled: Mapping[str, object], **settings: int) -> dict[str, str]:
     """What a state belongs to: a training that differs in any of it must not go on from there.
 
     Args:
@@ -147,7 +147,7 @@ def assert_masks_hold(model: keras.Model) -> None:
                 require_sparsity(path, [value], ratio)
 
 
-def _held(layer: Any) -> Iterator[tuple[Array, float]]:
+def _held(layer: Layer) -> Iterator[tuple[Array, float]]:
     """The kernels of a wrapper with the fraction of zeros that each has to hold now."""
     for variable, mask, _ in getattr(layer, "pruning_vars", ()):
         held = 1.0 - float(np.mean(mask.numpy()))
@@ -158,7 +158,7 @@ def _held(layer: Any) -> Iterator[tuple[Array, float]]:
         yield kept, float(getattr(quantizer, "required_sparsity", 0.0))
 
 
-def _scheduled(schedule: Any, step: int) -> float:
+def _scheduled(schedule: tfmot.sparsity.keras.PruningSchedule, step: int) -> float:
     """The ratio of a schedule's last update at or before `step`, 0 before the first."""
     begin, end, every = (getattr(schedule, name, None) for name in ("begin_step", "end_step", "frequency"))
     if begin is None or end is None or every is None or step < begin:
@@ -214,7 +214,7 @@ def _differences(found: dict[str, str], wanted: dict[str, str]) -> str:
     )
 
 
-def _write(path: Path, about: dict[str, Any], values: list[Array]) -> None:
+def _write(path: Path, about: dict[str, object], values: list[Array]) -> None:
     entries: dict[str, Any] = {f"variable_{index}": value for index, value in enumerate(values)}
     with files.whole(path) as part, part.open("wb") as file:
         np.savez(file, about=np.frombuffer(json.dumps(about).encode(), np.uint8), allow_pickle=False, **entries)

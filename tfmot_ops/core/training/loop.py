@@ -7,14 +7,12 @@ original's state in it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
-
-import numpy.typing as npt
+from collections.abc import Callable, Iterable
 
 from tfmot_ops.core.keras.compiling import compile_parameters, is_compiled
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.seeds import set_seed
+from tfmot_ops.core.keras.types import Array, Logs
 from tfmot_ops.core.training.checkpoint import Checkpoint, History, Keeper, identity
 from tfmot_ops.core.training.seeding import SeedEachEpoch, batches
 from tfmot_ops.errors import SpecError, StepFailedError
@@ -25,9 +23,9 @@ OnEpoch = Callable[[int, int, dict[str, float]], None]
 
 def fit(
     model: keras.Model,
-    x: npt.NDArray[Any],
-    y: npt.NDArray[Any],
-    validation: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None,
+    x: Array,
+    y: Array,
+    validation: tuple[Array, Array] | None,
     *,
     epochs: int,
     batch_size: int,
@@ -107,7 +105,7 @@ class _EpochEnd(keras.callbacks.Callback):
         self._keeper = keeper
         self._history = history
 
-    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         figures = {name: float(value) for name, value in (logs or {}).items()}
         if not math.isfinite(figures.get("loss", 0.0)):
             raise StepFailedError(

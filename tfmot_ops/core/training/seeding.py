@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.types import Array, Logs
 
 
 def epoch_seed(*parts: int) -> int:
@@ -25,7 +25,7 @@ def epoch_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1)[0] >> 1)
 
 
-def batches(x: npt.NDArray[Any], y: npt.NDArray[Any], batch_size: int, seed: int, epochs: range) -> tf.data.Dataset:
+def batches(x: Array, y: Array, batch_size: int, seed: int, epochs: range) -> tf.data.Dataset:
     """The batches of all `epochs`, one after the other, each epoch in an order of its own.
 
     Indices are shuffled, so that no sample is copied into a buffer.
@@ -62,7 +62,7 @@ class SeedEachEpoch(keras.callbacks.Callback):
         self._own_seeds: list[int | None] = []
         self._without_draws: Any = None
 
-    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+    def on_train_begin(self, logs: Logs = None) -> None:
         """Find what draws."""
         del logs
         self._drawers = list(_drawers(self.model))
@@ -72,13 +72,13 @@ class SeedEachEpoch(keras.callbacks.Callback):
             # A layer's own seed is counted up each time it is traced, and how often that is depends on the process.
             private.set_own_seed(drawer, None)
 
-    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+    def on_train_end(self, logs: Logs = None) -> None:
         """Give the layers their own seeds back."""
         del logs
         for drawer, own in zip(self._drawers, self._own_seeds, strict=True):
             private.set_own_seed(drawer, own)
 
-    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Seed it."""
         del logs
         seed = epoch_seed(self._seed, epoch)
@@ -122,7 +122,7 @@ def _drawers(model: keras.Model) -> Iterator[Any]:
                 yield value
 
 
-def _has_seeded_ops(graph: Any) -> bool:
+def _has_seeded_ops(graph: tf.Graph) -> bool:
     definition = graph.as_graph_def()
     nodes = chain(definition.node, *(function.node_def for function in definition.library.function))
     return any("seed2" in node.attr for node in nodes)

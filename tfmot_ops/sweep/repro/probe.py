@@ -283,9 +283,10 @@ INNER_RANGE = (-1.0, 1.0)
 def _read(model: keras.Model) -> list[tuple[Call, Any]]:
     from tfmot_ops.core import keras
     from tfmot_ops.core.keras import private
+    from tfmot_ops.core.keras.identity import Itself
 
     found: list[tuple[Call, Any]] = []
-    index: dict[int, int] = {}
+    index: dict[Itself, int] = {}
     by_depth = private.calls_by_depth(model)
     for node in (node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]):
         layer = node.layer
@@ -293,8 +294,8 @@ def _read(model: keras.Model) -> list[tuple[Call, Any]]:
             continue
         outputs = _flat(node.outputs)
         for output in outputs:
-            index[id(output)] = len(found)
-        sources = tuple(index.get(id(tensor), INPUT) for tensor in node.keras_inputs)
+            index[Itself(output)] = len(found)
+        sources = tuple(index.get(Itself(tensor), INPUT) for tensor in node.keras_inputs)
         kind = type(layer).__name__ + (f":{layer.symbol}" if hasattr(layer, "symbol") else "")
         place = private.place_of_call(layer, node)
         entry = _sizes(layer.inputs) if isinstance(layer, keras.Model) and layer.inputs else None

@@ -11,7 +11,9 @@ from tfmot_ops.core.graph.ir import Node, Tensor
 from tfmot_ops.core.graph.layers import Affine, HardSwish, scale_and_offset
 from tfmot_ops.core.graph.rebuild import copy_layer, is_public
 from tfmot_ops.core.graph.rewrite import Rewriter
+from tfmot_ops.core.keras.identity import Itself
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.types import Layer
 from tfmot_ops.errors import UnsupportedModelError
 
 _LOG = logging.getLogger(__name__)
@@ -69,7 +71,7 @@ def _named(node: Node, activation: Any) -> Any:
     return activation
 
 
-def _emit_layer(out: Rewriter, tensor: Tensor, layer: Any, path: str) -> Tensor:
+def _emit_layer(out: Rewriter, tensor: Tensor, layer: Layer, path: str) -> Tensor:
     """A layer that is the activation of another one: a call of its own, with its weights."""
     call = Node(layer, path, (tensor,), {}, Tensor(tensor.shape, tensor.dtype), out.origin)
     result = activation_layer(call, out)
@@ -98,14 +100,14 @@ def fused_activation(node: Node, out: Rewriter) -> Any:
     return after(node, out, out.call(plain, node.path, tensor, shape=shape, weights=own_weights(layer, out)))
 
 
-def own_weights(layer: Any, out: Rewriter) -> list[Any]:
+def own_weights(layer: Layer, out: Rewriter) -> list[Any]:
     """Weight arrays of a layer without those of a layer that is its activation."""
     weights = out.graph.weights_of(layer)
     activation = getattr(layer, "activation", None)
     if not isinstance(activation, _L.Layer):
         return weights
-    theirs = {id(weight) for weight in activation.weights}
-    return [value for weight, value in zip(layer.weights, weights, strict=True) if id(weight) not in theirs]
+    theirs = {Itself(weight) for weight in activation.weights}
+    return [value for weight, value in zip(layer.weights, weights, strict=True) if Itself(weight) not in theirs]
 
 
 def after(node: Node, out: Rewriter, tensor: Tensor, activation: Any = None) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Node, Tensor, tensors
@@ -46,7 +48,7 @@ def symbol_of(node: Node) -> str:
     return getattr(node.layer, "symbol", None) or ""
 
 
-def all_tensors(values: Any) -> bool:
+def all_tensors(values: object) -> bool:
     """Whether a call's argument is a list of tensors of the graph, without a constant among them."""
     return isinstance(values, list | tuple) and all(isinstance(value, Tensor) for value in values)
 
@@ -90,13 +92,13 @@ def _one_sided(node: Node, out: Rewriter, symbol: str) -> Any:
     return out.affine(node.path, tensor, 1.0, values, trainable=getattr(rest[0], "trainable", False))
 
 
-def _with_constant(node: Node, out: Rewriter, tensor: Any, constant: Any, *, reversed_: bool) -> Any:
+def _with_constant(node: Node, out: Rewriter, tensor: object, constant: object, *, reversed_: bool) -> Any:
     values = channel_constant(constant, tensor) if isinstance(tensor, Tensor) and tensor.is_float else None
-    if values is None or node.output().shape != tensor.shape:
+    if not isinstance(tensor, Tensor) or values is None or node.output().shape != tensor.shape:
         return None
     trainable = bool(getattr(constant, "trainable", False))
 
-    def affine(scale: Any, offset: Any, divisor: Any = 1.0) -> Tensor:
+    def affine(scale: npt.ArrayLike, offset: npt.ArrayLike, divisor: npt.ArrayLike = 1.0) -> Tensor:
         return out.affine(node.path, tensor, scale, offset, divisor, trainable=trainable)
 
     match symbol_of(node):
@@ -138,7 +140,7 @@ def _concatenation(node: Node, out: Rewriter, parts: Any, axis: int) -> Any:
     return out.call(_L.Concatenate(axis, name=node.layer.name), node.path, parts, shape=node.output().shape)
 
 
-def _mean(node: Node, out: Rewriter, extra: list[Any]) -> Any:
+def _mean(node: Node, out: Rewriter, extra: Sequence[npt.ArrayLike]) -> Any:
     (tensor,) = node.inputs()
     # (axis, keepdims), by position or by name
     axes = extra[0] if extra else None

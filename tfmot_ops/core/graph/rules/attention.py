@@ -19,6 +19,7 @@ from tfmot_ops.core.graph.rules.activations import after
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import TFOpLambda
+from tfmot_ops.core.keras.types import Array
 
 _L = keras.layers
 #: [N, T, channels]
@@ -125,13 +126,20 @@ class _Emitter:
         self.node = node
         self.out = out
 
-    def call(self, role: str, make: Callable[[str], Any], inputs: Any, shape: Any, weights: Any = None) -> Tensor:
+    def call(
+        self,
+        role: str,
+        make: Callable[[str], object],
+        inputs: object,
+        shape: tuple[int | None, ...],
+        weights: list[Array] | None = None,
+    ) -> Tensor:
         """A call of the layer that `make` gives for a name."""
         suffix = f"_{role}" if role else ""
         layer = self.out.once(self.node.layer, role or "projection", lambda: make(f"{self.node.layer.name}{suffix}"))
         return self.out.call(layer, f"{self.node.path}{suffix}", inputs, shape=shape, weights=weights)
 
-    def dense(self, role: str, tensor: Tensor, weights: list[Any], *regularizers: Any) -> Tensor:
+    def dense(self, role: str, tensor: Tensor, weights: list[Array], *regularizers: object) -> Tensor:
         """A Dense layer with these weights, its kernel [channels, units]."""
         units, (of_kernel, of_bias) = weights[0].shape[1], regularizers
         trainable = self.node.layer.trainable

@@ -12,6 +12,7 @@ from tfmot_ops.core.graph.ir import Node
 from tfmot_ops.core.graph.rewrite import Rewriter
 from tfmot_ops.core.graph.rules.activations import after, own_weights
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.types import Array, Layer, TensorLike
 
 _L = keras.layers
 _R = keras.regularizers
@@ -33,11 +34,11 @@ class _Reshaped:
     #: `get` and `serialize` of what `inner` is one of.
     _kind: ClassVar[Any]
 
-    def __init__(self, inner: Any, shape: Sequence[int]) -> None:
+    def __init__(self, inner: object, shape: Sequence[int]) -> None:
         self.inner = self._kind.get(inner)
         self.shape = tuple(shape)
 
-    def __call__(self, kernel: Any) -> Any:
+    def __call__(self, kernel: TensorLike) -> Any:
         """What `inner` gives: a loss, or a kernel, which gets the shape that it came in."""
         result = self.inner(tf.reshape(kernel, self.shape))
         return tf.reshape(result, kernel.shape) if result.shape.rank else result
@@ -67,7 +68,7 @@ keras.saving.get_custom_objects().update({cls.__name__: cls for cls in (Reshaped
 _SHAPELESS = {type(None), _R.L1, _R.L2, _R.L1L2, keras.constraints.NonNeg}
 
 
-def _kernel_rules(layer: Any, kernel: Any, name: str = "kernel") -> dict[str, Any]:
+def _kernel_rules(layer: Layer, kernel: Array, name: str = "kernel") -> dict[str, Any]:
     """Arguments of a layer whose kernel (called `name` there) has another shape than `layer.kernel`."""
     constraint, regularizer = layer.kernel_constraint, layer.kernel_regularizer
     if type(constraint) not in _SHAPELESS:
@@ -77,7 +78,7 @@ def _kernel_rules(layer: Any, kernel: Any, name: str = "kernel") -> dict[str, An
     return {f"{name}_regularizer": regularizer, f"{name}_constraint": constraint, **_bias_rules(layer)}
 
 
-def _bias_rules(layer: Any) -> dict[str, Any]:
+def _bias_rules(layer: Layer) -> dict[str, Any]:
     return {
         "use_bias": layer.use_bias,
         "bias_regularizer": layer.bias_regularizer,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tfmot_ops.core.graph.ir import Node, Tensor
 from tfmot_ops.core.graph.rewrite import Rewriter
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.types import Layer
 
 _L = keras.layers
 #: Merges that a chain of pairs computes. Maximum, Minimum and Concatenate are none: they have one range for all.
@@ -54,7 +56,7 @@ def _parts(node: Node) -> list[Any]:
     return sorted(parts, key=lambda part: not isinstance(part, Tensor)) if isinstance(parts, list | tuple) else []
 
 
-def _chain(node: Node, out: Rewriter, parts: list[Any], last: Any, path: str) -> Any:
+def _chain(node: Node, out: Rewriter, parts: Sequence[Tensor | npt.ArrayLike], last: Layer, path: str) -> Any:
     """((a + b) + c) + ..., by calls of layers as `last` is; the last one is of `last`, which stands at `path`."""
     name = path.rsplit("/", 1)[-1]
     merge: Callable[..., Any] = type(last)
@@ -68,5 +70,5 @@ def _chain(node: Node, out: Rewriter, parts: list[Any], last: Any, path: str) ->
     return result
 
 
-def _shape(part: Any) -> tuple[int | None, ...]:
+def _shape(part: Tensor | npt.ArrayLike) -> tuple[int | None, ...]:
     return part.shape if isinstance(part, Tensor) else tuple(np.shape(part))

@@ -12,6 +12,7 @@ from tfmot_ops.core.graph.new_values import pad_constant
 from tfmot_ops.core.graph.rewrite import Rewriter
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import TFOpLambda
+from tfmot_ops.core.keras.types import Args, Function
 
 _L = keras.layers
 #: A number that is below every activation: the lowest of float16, or lower.
@@ -33,7 +34,7 @@ def pad_below_all(node: Node, out: Rewriter) -> Any:
     constant = pad_constant(node)
     if isinstance(constant, Tensor) or np.ndim(constant) or not float(constant) <= _BELOW_ALL:
         return None
-    readers = out.graph.consumers().get(id(node.output()), [])
+    readers = out.graph.readers().get(node.output(), [])
     fits = all(size is None or max(pair) <= size for size, pair in zip(tensor.shape, paddings, strict=True))
     if not (fits and readers) or not all(_is_maximum(reader, paddings) for reader in readers):
         return None
@@ -94,7 +95,7 @@ def _window(reader: Node) -> Any:
     return sizes[1:3] if plain and len(sizes) == 4 else sizes if plain else None  # noqa: PLR2004 - [N, H, W, C]
 
 
-def _function(node: Node, out: Rewriter, function: Any, args: Any, path: str) -> Tensor:
+def _function(node: Node, out: Rewriter, function: Function, args: Args, path: str) -> Tensor:
     """A call of a function of TensorFlow that gives the shape of `node`'s result."""
     layer = out.once(node.layer, path, lambda: TFOpLambda(function, name=path.rsplit("/", 1)[-1]))
     result = out.call(layer, path, args[0], shape=node.output().shape)

@@ -11,6 +11,7 @@ from tfmot_ops.core.graph.ir import Node, Tensor
 from tfmot_ops.core.graph.layers import AxisMean, InverseRoot, Shift
 from tfmot_ops.core.graph.rewrite import Rewriter, channel_constant
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.types import Function
 
 _L = keras.layers
 
@@ -81,7 +82,7 @@ def _standardized(node: Node, out: Rewriter, tensor: Tensor, axes: list[int]) ->
     layer = node.layer
     sizes = tuple(1 if axis in axes else size for axis, size in enumerate(tensor.shape))
 
-    def call(role: str, make: Any, inputs: Any, shape: Any = tensor.shape) -> Tensor:
+    def call(role: str, make: Function, inputs: object, shape: tuple[int | None, ...] = tensor.shape) -> Tensor:
         made = out.once(layer, role, lambda: make(name=f"{layer.name}_{role}"))
         return out.call(made, f"{node.path}_{role}", inputs, shape=shape)
 
