@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tfmot_ops.data.sources.source import Source
+from tfmot_ops.data.sources.source import Reader, Source
 
 
 def read_digits() -> Source:
@@ -15,3 +15,6 @@ def read_digits() -> Source:
     # The images are counts of 0 to 16 dark pixels in 4x4 blocks.
     images = (bunch.images / 16.0).astype(np.float32)
     return Source(images, bunch.target, class_names=tuple("0123456789"))
+
+
+READER = Reader("digits", "1797 handwritten digits, 8x8x1, 10 classes (scikit-learn)", lambda _: read_digits())

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tfmot_ops.data.sources.source import Source
+from tfmot_ops.data.sources.source import Reader, Source
 from tfmot_ops.errors import SpecError, StepFailedError
 from tfmot_ops.system.environment import FASHION_MNIST
 
@@ -62,3 +62,6 @@ def _read_idx(path: Path, rank: int) -> npt.NDArray[np.uint8]:
             received=f"{type(error).__name__}: {error}",
             remedy=_FASHION_MNIST_REMEDY,
         ) from error
+
+
+READER = Reader("fashion_mnist", "70000 articles of clothing, 28x28x1, 10 classes", lambda _: read_fashion_mnist())

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tfmot_ops.data.sources.source import Source
+from tfmot_ops.data.sources.source import Reader, Source
 from tfmot_ops.errors import SpecError
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -76,3 +76,10 @@ def _decoded(paths: list[Path], size: tuple[int, int] | None) -> npt.NDArray[np.
             pixels = tf.image.resize(pixels, size, antialias=True)
         images.append(np.clip(pixels.numpy() / 255.0, 0.0, 1.0))
     return np.stack(images).astype(np.float32)
+
+
+READER = Reader(
+    "images:<folder>",
+    "PNG or JPEG files in one sub-folder per class; images:<folder>?size=32 resizes to 32x32",
+    read_images,
+)

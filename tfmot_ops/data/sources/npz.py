@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tfmot_ops.data.sources.source import Source
+from tfmot_ops.data.sources.source import Reader, Source
 from tfmot_ops.errors import SpecError
 
 
@@ -41,3 +41,10 @@ def from_mapping(name: str, arrays: object) -> Source:
         received=f"keys {sorted(map(str, arrays))}" if isinstance(arrays, Mapping) else type(arrays).__name__,
         remedy="name the arrays as required",
     )
+
+
+READER = Reader(
+    "npz:<path>",
+    "arrays x_train, y_train, x_test, y_test, or x, y, in one .npz file",
+    lambda path: read_npz(Path(path)),
+)

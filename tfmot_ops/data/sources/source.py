@@ -1,7 +1,8 @@
-"""What every source gives."""
+"""What every source gives, and how a source is found by name."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,3 +16,28 @@ class Source:
     x_test: Any = None
     y_test: Any = None
     class_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a source is read. Each module of this package that has a `READER` is a source; no other list names it.
+
+    Attributes:
+        form: what a user writes: a name (`digits`), or a name with what follows its colon (`npz:<path>`).
+        description: one line on it.
+        read: from the text after the colon, empty for a name alone, to the samples.
+    """
+
+    form: str
+    description: str
+    read: Callable[[str], Source]
+
+    @property
+    def name(self) -> str:
+        """The part before the colon."""
+        return self.form.partition(":")[0]
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether a text follows the name, after a colon."""
+        return ":" in self.form
