@@ -64,23 +64,32 @@ def _reads_mask(layer: Layer) -> bool:
 
 
 def _open(node: Node) -> Graph | None:
-    layer, spec, given = node.layer, private.call_signature(node.layer), node.kwargs.get("training")
-    by_default = given is None and spec.default_training_arg
-    if len(node.args) != 1 or node.kwargs.keys() - {"training"} or by_default or layer.activity_regularizer is not None:
+    """The graph of what a call of a custom layer computes; None where the layer has to stay as it is."""
+    layer, given = node.layer, node.kwargs.get("training")
+    if not _takes_one_input(node) or layer.activity_regularizer is not None:
         return None
     modes = (False, True) if given is None else (given, given)
     try:
-        # What a second time comes out differently is no graph.
+        # A layer that computes something else at a second trace has no graph.
         opened, other = (_trace(layer, node.args[0], mode) for mode in modes)
         same = _follows_training(opened, other)
     except Exception:  # noqa: BLE001 - somebody's code that does not take symbolic tensors: it stays one layer
         return None
-    shapes = [[tensor.shape for tensor in tensors(structure)] for structure in (opened.outputs, node.outputs)]
-    if not (same and opened.nodes and shapes[0] == shapes[1] and _is_closed(opened, layer)):
+    if not (same and opened.nodes and _shapes(opened.outputs) == _shapes(node.outputs) and _is_closed(opened, layer)):
         return None
     for call in opened.nodes:
         tell_training(call, given)
     return opened
+
+
+def _takes_one_input(node: Node) -> bool:
+    """Whether a call has no arguments but its input and `training`, and no default of its own for that one."""
+    has_own_default = node.kwargs.get("training") is None and private.call_signature(node.layer).default_training_arg
+    return len(node.args) == 1 and not node.kwargs.keys() - {"training"} and not has_own_default
+
+
+def _shapes(structure: object) -> list[tuple[int | None, ...]]:
+    return [tensor.shape for tensor in tensors(structure)]
 
 
 def _trace(layer: Layer, inputs: object, training: bool | TensorLike | None) -> Graph:
@@ -123,20 +132,27 @@ def _follows_training(inference: Graph, training: Graph) -> bool:
     """
     if len(inference.nodes) != len(training.nodes):
         return False
-    place = {
-        tensor: index
-        for graph in (inference, training)
-        for index, tensor in enumerate((*graph.inputs(), *(t for node in graph.nodes for t in tensors(node.outputs))))
-    }
+    place = _places(inference) | _places(training)
     for call, other in zip(inference.nodes, training.nodes, strict=True):
         if call.kwargs.get("training") is False and other.kwargs.get("training") is True:
             del call.kwargs["training"], other.kwargs["training"]
-        functions = [getattr(node.layer, "symbol", None) for node in (call, other)]
-        if (functions[0] is None and call.layer is not other.layer) or functions[0] != functions[1]:
+        if not _calls_the_same(call.layer, other.layer):
             return False
         if not _equal((call.args, call.kwargs), (other.args, other.kwargs), place):
             return False
     return _equal(inference.outputs, training.outputs, place)
+
+
+def _places(graph: Graph) -> dict[Tensor, int]:
+    """Tensor -> its number among all tensors of the graph, in order."""
+    results = [tensor for node in graph.nodes for tensor in tensors(node.outputs)]
+    return {tensor: number for number, tensor in enumerate([*graph.inputs(), *results])}
+
+
+def _calls_the_same(layer: Layer, other: Layer) -> bool:
+    """Whether two calls are of one layer, or of one function: Keras makes a new layer for each call of a function."""
+    function = getattr(layer, "symbol", None)
+    return layer is other or (function is not None and function == getattr(other, "symbol", None))
 
 
 def _equal(first: object, second: object, place: dict[Tensor, int]) -> bool:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +33,8 @@ from tfmot_ops.core.tflite.interpreter import Detail, Inputs, dequantized, make_
 
 #: A call: the layer's name, and which of its calls in the graph's order.
 _Key = tuple[str, int]
+#: The figures of a row: which two forms are compared.
+_PAIRS = ("float_qat", "qat_file", "float_file")
 #: Samples that are run at once; a memory bound, without effect on the figures.
 _BATCH = 16
 #: Layers that do nothing in inference.
@@ -94,10 +98,8 @@ def layer_sqnr(
     source = _Calls(read_graph(rebuild(normal)))
     qat = None if quantized_model is None else _Calls(read_graph(quantized_model))
     file = None if tflite is None else _File(tflite, qat or source)
-    parts = [np.asarray(part) for part in (x if isinstance(x, list | tuple) else [x])]
     ratios: dict[tuple[str, _Key], _Ratio] = {}
-    for start in range(0, len(parts[0]), _BATCH):
-        batch = [part[start : start + _BATCH] for part in parts]
+    for batch in _batches(x):
         values = {
             "float": source.run(batch),
             "qat": qat.run(batch) if qat else {},
@@ -106,15 +108,20 @@ def layer_sqnr(
         _compare(values, ratios, source, qat)
     return [
         LayerSqnr(
-            _path(paths, key),
-            type(inner_layer(node.layer)).__name__,
-            *(
-                ratios[pair, key].db if (pair, key) in ratios else None
-                for pair in ("float_qat", "qat_file", "float_file")
-            ),
+            _path(paths, key), type(inner_layer(node.layer)).__name__, *(_db(ratios, pair, key) for pair in _PAIRS)
         )
         for key, node in source.nodes.items()
     ]
+
+
+def _batches(x: Inputs) -> Iterator[list[Array]]:
+    parts = [np.asarray(part) for part in (x if isinstance(x, list | tuple) else [x])]
+    for start in range(0, len(parts[0]), _BATCH):
+        yield [part[start : start + _BATCH] for part in parts]
+
+
+def _db(ratios: dict[tuple[str, _Key], _Ratio], pair: str, key: _Key) -> float | None:
+    return ratios[pair, key].db if (pair, key) in ratios else None
 
 
 def layer_sqnr_csv(rows: list[LayerSqnr]) -> str:
@@ -251,32 +258,56 @@ def _match(interpreter: Interpreter, details: dict[int, Detail], written: list[i
 
     A tensor bears the names of all calls that its operation computes, and its value is that of the last of them.
     """
+    found, named = _by_name(details, written, calls)
+    nodes = calls.graph.nodes
+    place = {node: position for position, node in enumerate(nodes)}
+    outputs = _output_tensors(interpreter, calls.graph, place)
+    last_calls = {tensor.producer for tensor in tensors(calls.graph.outputs)}
+    stops = {node for node in nodes if place[node] in named | outputs.keys()}
+    readers = calls.graph.readers()
+    ends: dict[int, int] = {}
+    for position, index in found.items():
+        for node in _sharing(nodes[position], last_calls, stops, readers):
+            ends[place[node]] = index
+    return ends | outputs
+
+
+def _by_name(details: dict[int, Detail], written: list[int], calls: _Calls) -> tuple[dict[int, int], set[int]]:
+    """(position of a call -> the tensor with its name, positions of all calls that some tensor's name has)."""
     positions = calls.positions()
     found: dict[int, int] = {}
     named: set[int] = set()
     for index in written:
         scopes = [part.split("/", 1)[0] + "/" for part in details[index]["name"].split(";")]
         bearers = {positions[scope] for scope in scopes if scope in positions}
+        named |= bearers
+        for position in bearers:
+            # An earlier operation with this name computed a part of the call, not yet its output.
+            found.pop(position, None)
         if bearers:
-            named |= bearers
-            for position in bearers:
-                # What an earlier operation made of it was not yet its output.
-                found.pop(position, None)
             found[max(bearers)] = index
-    place = {node: position for position, node in enumerate(calls.graph.nodes)}
-    last_calls = {tensor.producer for tensor in tensors(calls.graph.outputs)}
-    last = _output_tensors(interpreter, calls.graph, place)
-    known, consumers = named | last.keys(), calls.graph.readers()
-    ends: dict[int, int] = {}
-    for position, index in found.items():
-        path = [calls.graph.nodes[position]]
-        while path[-1] not in last_calls and (following := _computed_with(path[-1], consumers)) is not None:
-            if place[following] in known:
-                break
-            # What leaves the values alone shares the tensor; what changes them takes it over.
-            path = [*path, following] if type(following.layer) in _IDENTITIES else [following]
-        ends |= {place[node]: index for node in path}
-    return ends | last
+    return found, named
+
+
+def _sharing(
+    node: Node, last_calls: AbstractSet[Node | None], stops: AbstractSet[Node], readers: dict[Tensor, list[Node]]
+) -> list[Node]:
+    """The calls whose output is in one tensor: a call, or the one that is computed with it, and identities behind it.
+
+    Args:
+        node: the call whose name the tensor has.
+        last_calls: the calls whose results are outputs of the model.
+        stops: the calls that have a tensor of their own.
+        readers: tensor -> the calls that read it.
+    """
+    path = [node]
+    while path[-1] not in last_calls:
+        following = _computed_with(path[-1], readers)
+        if following is None or following in stops:
+            break
+        # An identity shares the tensor; a call that changes the values takes the tensor over.
+        path = [*path, following] if type(following.layer) in _IDENTITIES else [following]
+    return path
 
 
 def _output_tensors(interpreter: Interpreter, graph: Graph, place: dict[Node, int]) -> dict[int, int]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from tfmot_ops.contract import LayerReport, Outcome, Quantization
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
@@ -70,12 +70,12 @@ def make_plan(graph: Graph, source: Graph, quantization: Quantization, required:
     for key, nodes in calls.items():
         # A shared layer has one wrapper: the call that needs a quantiser decides for all.
         placed = [placer.place(node) for node in nodes]
-        for _, following, _ in placed:
-            plan.tensors |= following
-        config, _, report = min(placed, key=lambda one: _PRECEDENCE[type(one[0].output if one[0] else None)])
-        plan.reports.append(report)
-        if config is not None:
-            plan.configs[key] = config
+        for placement in placed:
+            plan.tensors |= placement.following
+        decides = min(placed, key=lambda each: _PRECEDENCE[type(each.config.output if each.config else None)])
+        plan.reports.append(decides.report)
+        if decides.config is not None:
+            plan.configs[key] = decides.config
     computed = {node.origin for node in graph.nodes}
     plan.reports += [
         LayerReport(path=path, class_name=name, outcome=Outcome.ABSORBED, reason="composed into the layers around it")
@@ -87,6 +87,20 @@ def make_plan(graph: Graph, source: Graph, quantization: Quantization, required:
 
 #: Of the calls of a shared layer: a range that moves serves all of them.
 _PRECEDENCE = {RangeQuantizer: 0, FixedRangeQuantizer: 1, type(None): 2}
+
+
+class Placement(NamedTuple):
+    """The quantisers of one call.
+
+    Attributes:
+        report: the row of its layer.
+        config: what a wrapper puts on the layer; None for no wrapper.
+        following: tensor -> the quantiser behind it, for results without a wrapper.
+    """
+
+    report: LayerReport
+    config: LayerQuantizeConfig | None = None
+    following: Mapping[Tensor, Any] = {}
 
 
 class _Placer:
@@ -112,18 +126,26 @@ class _Placer:
 
     def _read_group(self, group: list[Tensor]) -> None:
         """What the calls that a group's values come from mean for all its tensors."""
-        kinds = [(tensor, self._kind(tensor)) for tensor in group]
-        origins = [(tensor, kind) for tensor, kind in kinds if kind is None or not _keeps_range(tensor.producer, kind)]
-        fixed = [tensor.producer for tensor, kind in origins if kind is Role.FIXED_RANGE and tensor.producer]
-        names = {activation_name(node.layer) or "" for node in fixed}
-        keys = group
-        widest = max(names, key=lambda name: _FIXED_RANGES[name][1] - _FIXED_RANGES[name][0], default="")
-        if fixed and len(fixed) == len(origins) and not _leave(group, *_FIXED_RANGES[widest]):
-            self.fixed |= dict.fromkeys(keys, _FIXED_RANGES[widest])
-            names = {name for name in names if _FIXED_RANGES[name] != _FIXED_RANGES[widest]}
-        self.requantized |= dict.fromkeys(keys, sorted(names))
-        if any(kind is Role.SAME_SCALE or not self._is_alone(tensor) for tensor, kind in kinds):
-            self.shared_rows |= {tensor for tensor, kind in origins if kind is Role.GATHER}
+        origins = [tensor for tensor in group if not self._passes_on(tensor)]
+        self._share_fixed_range(group, origins)
+        if any(self._kind(tensor) is Role.SAME_SCALE or not self._is_alone(tensor) for tensor in group):
+            self.shared_rows |= {tensor for tensor in origins if self._kind(tensor) is Role.GATHER}
+
+    def _passes_on(self, tensor: Tensor) -> bool:
+        """Whether a tensor holds values of another tensor of its group."""
+        kind = self._kind(tensor)
+        return kind is not None and _keeps_range(tensor.producer, kind)
+
+    def _share_fixed_range(self, group: list[Tensor], origins: list[Tensor]) -> None:
+        """Give a group the widest fixed range of its origins, where all of them have one and no constant leaves it."""
+        fixed = [tensor.producer for tensor in origins if tensor.producer and self._kind(tensor) is Role.FIXED_RANGE]
+        ranges = {name: _FIXED_RANGES[name] for name in {activation_name(node.layer) or "" for node in fixed}}
+        if fixed and len(fixed) == len(origins):
+            widest = max(ranges.values(), key=lambda limits: limits[1] - limits[0])
+            if not _leave(group, *widest):
+                self.fixed |= dict.fromkeys(group, widest)
+                ranges = {name: limits for name, limits in ranges.items() if limits != widest}
+        self.requantized |= dict.fromkeys(group, sorted(ranges))
 
     def _kind(self, tensor: Tensor) -> Role | None:
         return None if tensor.producer is None else self.roles[tensor.producer]
@@ -141,30 +163,43 @@ class _Placer:
         # What puts a constant among the values has a range for both.
         return Role.SAME_SCALE if kind is Role.PASS and constants(node) else kind
 
-    def place(self, node: Node) -> tuple[LayerQuantizeConfig | None, dict[Tensor, Any], LayerReport]:
-        """(what a wrapper puts on the layer, what follows tensors of a call without wrapper, report)."""
-        kind, outputs = self.roles[node], [tensor for tensor in tensors(node.outputs) if tensor.is_float]
+    def place(self, node: Node) -> Placement:
+        """The quantisers of one call, and the row of its layer's report."""
+        outputs = [tensor for tensor in tensors(node.outputs) if tensor.is_float]
         if not outputs:
-            return None, {}, _report(node, Outcome.ABSORBED, "computes no floating-point values")
-        if kind is Role.FLOAT:
-            # What the converter could quantise by itself is told to stay.
-            told = node.origin in self.excluded or node in self.unrounded
-            marked = told and not hasattr(node.layer, "symbol") and role(node.layer) is not Role.FLOAT
-            config = LayerQuantizeConfig(keep_float=True) if marked else None
-            return config, self._around(outputs), _report(node, Outcome.KEPT_FLOAT, self._why(node))
+            return Placement(_report(node, Outcome.ABSORBED, "computes no floating-point values"))
+        if self.roles[node] is Role.FLOAT:
+            return self._place_float(node, outputs)
         if len(outputs) > 1 or hasattr(node.layer, "symbol"):
-            placed = {tensor: self._output(node, tensor) for tensor in outputs}
-            reason = next((reason for output, reason in placed.values() if output), "passes its input's int8 values on")
-            found = {key: output for key, (output, _) in placed.items() if output}
-            return None, found, _report(node, Outcome.QUANTIZED if found else Outcome.ABSORBED, reason)
-        output, reason = self._output(node, outputs[0])
-        shares = kind is Role.GATHER and output is not None
+            return self._place_behind(node, outputs)
+        return self._place_on_layer(node, outputs[0])
+
+    def _place_float(self, node: Node, outputs: list[Tensor]) -> Placement:
+        """A call that stays in float: quantisers stand where its results enter the int8 part again."""
+        chosen = node.origin in self.excluded or node in self.unrounded
+        has_int8_form = not hasattr(node.layer, "symbol") and role(node.layer) is not Role.FLOAT
+        # The mark keeps the converter from quantising a layer that it could quantise by itself.
+        config = LayerQuantizeConfig(keep_float=True) if chosen and has_int8_form else None
+        return Placement(_report(node, Outcome.KEPT_FLOAT, self._why(node)), config, self._around(outputs))
+
+    def _place_behind(self, node: Node, outputs: list[Tensor]) -> Placement:
+        """A call that no wrapper fits, a function or one with several results: quantisers follow its results."""
+        placed = {tensor: self._output(node, tensor) for tensor in outputs}
+        reason = next((reason for output, reason in placed.values() if output), "passes its input's int8 values on")
+        following = {tensor: output for tensor, (output, _) in placed.items() if output}
+        outcome = Outcome.QUANTIZED if following else Outcome.ABSORBED
+        return Placement(_report(node, outcome, reason), following=following)
+
+    def _place_on_layer(self, node: Node, tensor: Tensor) -> Placement:
+        """A call of a layer with one result: a wrapper holds the quantisers of its weights and its output."""
+        output, reason = self._output(node, tensor)
+        shares = self.roles[node] is Role.GATHER and output is not None
         weights = self._weights(node, RowsQuantizer if shares else WeightQuantizer)
         if not weights and output is None:
-            return None, {}, _report(node, Outcome.ABSORBED, reason)
+            return Placement(_report(node, Outcome.ABSORBED, reason))
         held = {name: ", its clusters held" if quantizer.keep_clusters else "" for name, quantizer in weights.items()}
         reason = " and ".join([*(f"{name} int8{more}" for name, more in held.items()), reason])
-        return LayerQuantizeConfig(weights, output), {}, _report(node, Outcome.QUANTIZED, reason)
+        return Placement(_report(node, Outcome.QUANTIZED, reason), LayerQuantizeConfig(weights, output))
 
     def _weights(self, node: Node, quantizer: type[WeightQuantizer]) -> dict[str, WeightQuantizer]:
         return {

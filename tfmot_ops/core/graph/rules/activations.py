@@ -145,12 +145,16 @@ def _activation_form(node: Node, out: Rewriter) -> Tensor | None:
     layer = node.layer
     if type(layer) is _L.Activation:
         function = _named(node, layer.activation)
-        simple = {keras.activations.swish, keras.activations.hard_sigmoid}
-        return emit_activation(node, out, node.inputs()[0], function, node.path) if (
-            function in simple or isinstance(function, _L.Layer)
-        ) else None  # fmt: skip
-    if type(layer) is not _L.ReLU or layer.threshold:
+        composed = function in {keras.activations.swish, keras.activations.hard_sigmoid}
+        if composed or isinstance(function, _L.Layer):
+            return emit_activation(node, out, node.inputs()[0], function, node.path)
         return None
+    return _relu_form(node, out) if type(layer) is _L.ReLU and not layer.threshold else None
+
+
+def _relu_form(node: Node, out: Rewriter) -> Tensor | None:
+    """A ReLU with a slope as LeakyReLU, one with a bound b as relu6(6 / b x) b / 6; None for ReLU and ReLU6."""
+    layer = node.layer
     bound = None if layer.max_value is None else float(layer.max_value)
     slope = float(layer.negative_slope or 0.0)
     if slope and bound is None:

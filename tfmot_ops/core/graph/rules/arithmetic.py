@@ -119,18 +119,21 @@ def function(node: Node, out: Rewriter) -> Any:
     if not symbol:
         return None
     given = [*node.args, *(value for name, value in node.kwargs.items() if name != "name")]
-    extra = [value for value in given if not (value is None or tensors(value))]
-    if symbol in _ACTIVATIONS and len(inputs) == 1 and not extra:
-        activation = keras.activations.get(_ACTIVATIONS[symbol])
-        return emit_activation(node, out, inputs[0], activation, node.path)
-    if symbol == "nn.leaky_relu" and len(inputs) == 1:
-        alpha = float(extra[0]) if extra else 0.2
-        return out.call(_L.LeakyReLU(alpha, name=node.layer.name), node.path, inputs[0])
-    if symbol == "math.square" and inputs[0].is_float:
-        return out.call(_L.Multiply(name=node.layer.name), node.path, [inputs[0], inputs[0]])
-    if symbol == "concat" and len(inputs) > 1 and len(extra) == 1:
-        return _concatenation(node, out, given[0], int(extra[0]))
-    return _mean(node, out, extra) if symbol == "math.reduce_mean" and inputs[0].is_float else None
+    constants = [value for value in given if not (value is None or tensors(value))]
+    match symbol:
+        case "nn.leaky_relu" if len(inputs) == 1:
+            alpha = float(constants[0]) if constants else 0.2
+            return out.call(_L.LeakyReLU(alpha, name=node.layer.name), node.path, inputs[0])
+        case "math.square" if inputs[0].is_float:
+            return out.call(_L.Multiply(name=node.layer.name), node.path, [inputs[0], inputs[0]])
+        case "concat" if len(inputs) > 1 and len(constants) == 1:
+            return _concatenation(node, out, given[0], int(constants[0]))
+        case "math.reduce_mean" if inputs[0].is_float:
+            return _mean(node, out, constants)
+        case _ if symbol in _ACTIVATIONS and len(inputs) == 1 and not constants:
+            activation = keras.activations.get(_ACTIVATIONS[symbol])
+            return emit_activation(node, out, inputs[0], activation, node.path)
+    return None
 
 
 def _concatenation(node: Node, out: Rewriter, parts: Any, axis: int) -> Any:

@@ -104,19 +104,23 @@ def attention(node: Node, out: Rewriter) -> Any:
 
 def _query_value_key(node: Node) -> tuple[Tensor, Tensor, Tensor] | None:
     """The three inputs, each [N, T, channels]; None for a call with a mask, or one that gives its scores too."""
-    names = ("query", "value", "key")
-    first = node.args[0]
-    given = first if isinstance(first, list | tuple) else node.args
-    found = dict(zip(names, given, strict=False)) | {name: node.kwargs[name] for name in names if name in node.kwargs}
-    found = {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
-    leaves = [leaf for leaf in tf.nest.flatten((node.args, node.kwargs)) if not (leaf is None or leaf is False)]
-    others = len(leaves) != len(found)
-    query, value = found.get("query"), found.get("value")
-    if others or query is None or value is None or len(tensors(node.outputs)) != 1:
+    found = _named_inputs(node)
+    arguments = [leaf for leaf in tf.nest.flatten((node.args, node.kwargs)) if not (leaf is None or leaf is False)]
+    has_others = len(arguments) != len(found)
+    if has_others or not {"query", "value"} <= found.keys() or len(tensors(node.outputs)) != 1:
         return None
-    inputs = query, value, found.get("key", value)
+    inputs = found["query"], found["value"], found.get("key", found["value"])
     plain = all(len(tensor.shape) == _RANK and tensor.channels and tensor.is_float for tensor in inputs)
     return inputs if plain else None
+
+
+def _named_inputs(node: Node) -> dict[str, Tensor]:
+    """The tensors among `query`, `value` and `key`, given by position, in a list, or by name."""
+    names = ("query", "value", "key")
+    first = node.args[0]
+    by_position = first if isinstance(first, list | tuple) else node.args
+    given = dict(zip(names, by_position, strict=False)) | {n: node.kwargs[n] for n in names if n in node.kwargs}
+    return {name: tensor for name, tensor in given.items() if isinstance(tensor, Tensor)}
 
 
 class _Emitter:
