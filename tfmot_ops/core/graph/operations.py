@@ -44,8 +44,8 @@ class Role(StrEnum):
 class Arithmetic(StrEnum):
     """How the magnitude of a call's output follows from the magnitudes of its inputs."""
 
-    SUM = "adds up what it reads, or passes it on within a slope of 1"
-    PRODUCT = "multiplies what it reads"
+    SUM = "adds up its inputs, or has a slope of at most 1 (LeakyReLU)"
+    PRODUCT = "multiplies its inputs"
 
 
 class Constants(StrEnum):

@@ -47,8 +47,8 @@ def compile_like(model: keras.Model, source: keras.Model) -> None:
         UnsupportedModelError: the models have different numbers of outputs, or an optimizer or a metric cannot be
             re-created from its config.
     """
-    _take_class(model, source)
-    _take_names(model, source)
+    _copy_class(model, source)
+    _copy_output_names(model, source)
     _warn_of_losses(model, source)
     if not is_compiled(source):
         return
@@ -64,14 +64,14 @@ def compile_like(model: keras.Model, source: keras.Model) -> None:
             remedy="compile the model yourself",
         )
     arguments = private.compile_arguments(source)
-    arguments |= {name: _by_place(arguments[name], source) for name in ("loss", "loss_weights")}
+    arguments |= {name: _by_position(arguments[name], source) for name in ("loss", "loss_weights")}
     arguments |= {name: _fresh_metrics(arguments[name], source) for name in ("metrics", "weighted_metrics")}
     if private.tunes_steps_per_execution(source):
         arguments["steps_per_execution"] = "auto"
     model.compile(optimizer=_map_leaves(_fresh_optimizer, source.optimizer), **arguments)
 
 
-def _take_class(model: keras.Model, source: keras.Model) -> None:
+def _copy_class(model: keras.Model, source: keras.Model) -> None:
     cls = type(source)
     if cls is type(model) or cls.__module__.startswith("tf_keras."):
         return
@@ -89,7 +89,7 @@ def _take_class(model: keras.Model, source: keras.Model) -> None:
     cls.__init__(model, private.nested_inputs(model), private.nested_outputs(model), name=model.name)
 
 
-def _take_names(model: keras.Model, source: keras.Model) -> None:
+def _copy_output_names(model: keras.Model, source: keras.Model) -> None:
     """Copy the output names of `source` to `model`; a pruning wrapper's name is replaced by its inner layer's."""
     names, layers = source.output_names, private.output_layers(source)
     if not names or not layers or len(names) != len(model.output_names or ()):
@@ -120,7 +120,7 @@ def _output_keys(model: keras.Model) -> list[str]:
     return sorted(outputs) if isinstance(outputs, Mapping) else list(model.output_names or ())
 
 
-def _by_place(structure: object, source: keras.Model) -> Any:
+def _by_position(structure: object, source: keras.Model) -> Any:
     """A dict by output names as a list in the outputs' order, as output names change when a model is saved."""
     is_dict = isinstance(private.nested_outputs(source), Mapping)
     if not isinstance(structure, Mapping) or is_dict:
@@ -168,7 +168,7 @@ def _fresh_metrics(structure: object, source: keras.Model) -> Any:
         config["name"] = metric.name.removeprefix(prefix)
         return _from_config(metric, config)
 
-    placed = _by_place(structure, source)
+    placed = _by_position(structure, source)
     if placed is not structure:
         # One list per output, as Keras would apply every metric of a flat list to every output.
         placed = [item if isinstance(item, list | tuple) else [] if item is None else [item] for item in placed]

@@ -38,17 +38,17 @@ def arena_bytes(data: bytes) -> int:
             received=str(error),
             remedy="export the model without custom operations",
         ) from error
-    stored = _stored(data)
+    stored = _constant_tensors(data)
     places = [
         place
         for detail in interpreter.get_tensor_details()
-        if detail["index"] not in stored and (place := _place(interpreter, detail["index"])) is not None
+        if detail["index"] not in stored and (place := _address_range(interpreter, detail["index"])) is not None
     ]
-    starts = {place[0] for d in interpreter.get_input_details() if (place := _place(interpreter, d["index"]))}
-    return sum(high - low for low, high in _stretches(places) if any(low <= start < high for start in starts))
+    starts = {place[0] for d in interpreter.get_input_details() if (place := _address_range(interpreter, d["index"]))}
+    return sum(high - low for low, high in _merged_ranges(places) if any(low <= start < high for start in starts))
 
 
-def _stored(data: bytes) -> set[int]:
+def _constant_tensors(data: bytes) -> set[int]:
     """Indices of the main graph's constant tensors, whose values are in the file."""
     model = schema.Model.GetRootAs(data, 0)
     graph = model.Subgraphs(0)
@@ -57,7 +57,7 @@ def _stored(data: bytes) -> set[int]:
     return {index for index, buffer in buffers.items() if buffer.DataLength() or buffer.Offset() > 1}
 
 
-def _place(interpreter: Interpreter, index: int) -> tuple[int, int] | None:
+def _address_range(interpreter: Interpreter, index: int) -> tuple[int, int] | None:
     """(address of the first byte, address after the last byte) of a tensor; None for a tensor without memory."""
     try:
         view: Any = interpreter.tensor(index)()
@@ -67,7 +67,7 @@ def _place(interpreter: Interpreter, index: int) -> tuple[int, int] | None:
     return (first, first + view.nbytes) if view.nbytes else None
 
 
-def _stretches(places: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def _merged_ranges(places: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """The memory ranges, merged where the gap between two is less than an alignment."""
     joined: list[tuple[int, int]] = []
     for low, high in sorted(places):

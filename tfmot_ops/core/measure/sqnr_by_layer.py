@@ -223,7 +223,7 @@ class _File:
         self._details = {detail["index"]: detail for detail in self._interpreter.get_tensor_details()}
         #: Key of a call -> index of its output tensor in the file.
         self.matched: dict[_Key, int] = {}
-        for position, index in _match(self._interpreter, self._details, _written(data), calls).items():
+        for position, index in _match(self._interpreter, self._details, _written_tensors(data), calls).items():
             key = calls.keys[calls.graph.nodes[position]]
             if key in calls.nodes and _fits(self._details[index], calls.nodes[key].output()):
                 self.matched[key] = index
@@ -240,7 +240,7 @@ class _File:
         return {key: np.concatenate(parts) for key, parts in rows.items()}
 
 
-def _written(data: bytes) -> list[int]:
+def _written_tensors(data: bytes) -> list[int]:
     """Indices of the tensors that the main graph's operations write, in the order of execution."""
     graph = schema.Model.GetRootAs(data, 0).Subgraphs(0)
     operations = [graph.Operators(place) for place in range(graph.OperatorsLength())]
@@ -303,5 +303,8 @@ def _computed_with(node: Node, consumers: dict[Tensor, list[Node]]) -> Node | No
 
 
 def _fits(detail: Detail, tensor: Tensor) -> bool:
-    sizes, wanted = [int(size) for size in detail["shape"]][1:], tensor.shape[1:]
-    return len(sizes) == len(wanted) and all(size in {None, there} for size, there in zip(wanted, sizes, strict=True))
+    """Whether the shapes [batch, ...] of a file's tensor and a graph's tensor agree, apart from the batch."""
+    in_file, in_graph = [int(size) for size in detail["shape"]][1:], tensor.shape[1:]
+    return len(in_file) == len(in_graph) and all(
+        size in {None, file_size} for size, file_size in zip(in_graph, in_file, strict=True)
+    )

@@ -40,10 +40,12 @@ def prunable(model: keras.Model, recipe: Recipe) -> dict[str, tuple[Any, tuple[K
     layers = [(path, inner_layer(layer)) for path, layer in layer_paths(model)]
     # In a model that is frozen as a whole, `trainable` does not distinguish the layers.
     some_train = any(layer.trainable for _, layer in layers if kernels(layer))
-    named = select(recipe.sparsity.scope, [(_plain(path), type(layer).__name__) for path, layer in layers])
+    named = select(
+        recipe.sparsity.scope, [(_without_wrapper_prefix(path), type(layer).__name__) for path, layer in layers]
+    )
     chosen: dict[str, tuple[Any, tuple[Kernel, ...]]] = {}
     for path, layer in layers:
-        decision = named[_plain(path)]
+        decision = named[_without_wrapper_prefix(path)]
         found = tuple(
             kernel
             for kernel in kernels(layer)
@@ -51,7 +53,7 @@ def prunable(model: keras.Model, recipe: Recipe) -> dict[str, tuple[Any, tuple[K
             and _pattern_fits(layer, kernel, recipe)
         )
         if found and decision is not False:
-            chosen[_plain(path)] = (layer, found)
+            chosen[_without_wrapper_prefix(path)] = (layer, found)
     return chosen
 
 
@@ -71,7 +73,7 @@ def required_ratio(
     return ratio if (node.source_kernel or kernel.attribute) in names else 0.0
 
 
-def _plain(path: str) -> str:
+def _without_wrapper_prefix(path: str) -> str:
     """The path without the prefixes that tfmot's wrappers add to a layer's name (`quant_conv` -> `conv`)."""
     folder, _, name = path.rpartition("/")
     for prefix in ("prune_low_magnitude_", "quant_"):
@@ -105,7 +107,7 @@ def layer_sparsity(model: keras.Model) -> dict[str, float]:
         values = [_value(layer, inner, kernel.attribute) for kernel in kernels(inner)]
         size = sum(value.size for value in values)
         if size:
-            result[_plain(path)] = float(sum(int((value == 0).sum()) for value in values) / size)
+            result[_without_wrapper_prefix(path)] = float(sum(int((value == 0).sum()) for value in values) / size)
     return result
 
 
@@ -150,7 +152,7 @@ def assert_sparsity(model: keras.Model, recipe: Recipe) -> dict[str, float]:
         return {}
     measured = {}
     for path, (layer, found) in prunable(model, recipe).items():
-        wrapped = next(outer for p, outer in layer_paths(model) if _plain(p) == path)
+        wrapped = next(outer for p, outer in layer_paths(model) if _without_wrapper_prefix(p) == path)
         values = [_value(wrapped, layer, kernel.attribute) for kernel in found]
         require_sparsity(path, values, recipe.sparsity.ratio)
         measured[path] = float(sum((v == 0).sum() for v in values) / sum(v.size for v in values))

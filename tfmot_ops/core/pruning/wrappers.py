@@ -185,20 +185,20 @@ def wrap_low_magnitude(
     def is_chosen(layer: Layer) -> bool:
         if type(layer).__name__ in excluded or not (pruning_policy is None or pruning_policy.allow_pruning(layer)):
             return False
-        return bool(_names(layer)) or _tfmot_can_prune(layer)
+        return bool(_default_kernels(layer)) or _tfmot_can_prune(layer)
 
     if isinstance(to_prune, list):
         return [wrap_low_magnitude(layer, excluded, pruning_policy=pruning_policy, **arguments) for layer in to_prune]
     if not isinstance(to_prune, keras.Model):
         wrap = is_chosen(to_prune)
-        return PruneLowMagnitude(to_prune, kernel_names=_names(to_prune), **arguments) if wrap else to_prune
+        return PruneLowMagnitude(to_prune, kernel_names=_default_kernels(to_prune), **arguments) if wrap else to_prune
     if pruning_policy is not None:
         pruning_policy.ensure_model_supports_pruning(to_prune)
-    chosen = {layer: _names(layer) for _, layer in layer_paths(to_prune) if is_chosen(layer)}
+    chosen = {layer: _default_kernels(layer) for _, layer in layer_paths(to_prune) if is_chosen(layer)}
     return _wrap_chosen(to_prune, chosen, arguments)
 
 
-def _names(layer: Layer) -> tuple[str, ...] | None:
+def _default_kernels(layer: Layer) -> tuple[str, ...] | None:
     """The kernels of a layer that are pruned by default; None leaves the choice to tfmot."""
     return tuple(kernel.attribute for kernel in kernels(layer) if kernel.pruned_by_default) or None
 

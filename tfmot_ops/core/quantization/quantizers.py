@@ -18,7 +18,7 @@ from tfmot_ops.core.keras.types import Config, Layer, Quantizer, TensorLike, Var
 INITIAL_RANGE = (-6.0, 6.0)
 #: Decay of the ranges' moving averages per training step; tfmot's default, a time constant of about 1000 steps.
 DECAY = 0.999
-#: Smallest limit of a channel whose weights are not all 0; see `_usable`.
+#: Smallest limit of a channel whose weights are not all 0; see `_without_tiny_limits`.
 _SMALLEST_LIMIT = 1e-7
 #: Levels on each side of zero of symmetric int8.
 _LEVELS = 127.0
@@ -30,10 +30,12 @@ def symmetric_limits(weights: TensorLike, *, per_channel: bool) -> tf.Tensor:
     A channel of zeros gets the largest magnitude of the whole kernel: zeros stay 0 with any scale.
     """
     magnitude = tf.abs(weights)
-    return _usable(tf.reduce_max(magnitude, axis=list(range(len(weights.shape) - 1)) if per_channel else None))
+    return _without_tiny_limits(
+        tf.reduce_max(magnitude, axis=list(range(len(weights.shape) - 1)) if per_channel else None)
+    )
 
 
-def _usable(limits: TensorLike) -> tf.Tensor:
+def _without_tiny_limits(limits: TensorLike) -> tf.Tensor:
     """The limits with 0 replaced by the kernel's largest limit (or 1), and tiny ones raised to `_SMALLEST_LIMIT`.
 
     A bias is stored as int32 in steps of (weight scale * input scale). With a tiny scale, the bias of a channel of
@@ -147,7 +149,7 @@ class WeightQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
         rank = len(kernel.shape)
         channels = {rank - 2} if self.swap_channels else set(range(rank - self.channels_axes, rank))
         others = [axis for axis in range(rank) if axis not in channels]
-        limits = _usable(tf.reduce_max(tf.abs(kernel), axis=others, keepdims=True))
+        limits = _without_tiny_limits(tf.reduce_max(tf.abs(kernel), axis=others, keepdims=True))
         step = limits / _LEVELS
         return tf.round(kernel * (1.0 / step)) * step
 

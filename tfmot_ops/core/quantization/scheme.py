@@ -124,17 +124,17 @@ class _Placer:
         names = {activation_name(node.layer) or "" for node in fixed}
         keys = group
         widest = max(names, key=lambda name: _FIXED_RANGES[name][1] - _FIXED_RANGES[name][0], default="")
-        if fixed and len(fixed) == len(origins) and not _leave(group, *_FIXED_RANGES[widest]):
+        if fixed and len(fixed) == len(origins) and not _has_constants_outside(group, *_FIXED_RANGES[widest]):
             self.fixed |= dict.fromkeys(keys, _FIXED_RANGES[widest])
             names = {name for name in names if _FIXED_RANGES[name] != _FIXED_RANGES[widest]}
         self.requantized |= dict.fromkeys(keys, sorted(names))
-        if any(kind is Role.SAME_SCALE or not self._is_alone(tensor) for tensor, kind in kinds):
+        if any(kind is Role.SAME_SCALE or not self._is_used_once(tensor) for tensor, kind in kinds):
             self.shared_rows |= {tensor for tensor, kind in origins if kind is Role.GATHER}
 
     def _kind(self, tensor: Tensor) -> Role | None:
         return None if tensor.producer is None else self.roles[tensor.producer]
 
-    def _is_alone(self, tensor: Tensor) -> bool:
+    def _is_used_once(self, tensor: Tensor) -> bool:
         """Whether a tensor is used once (by a call, or as an output), and is the only result of its call."""
         readers = len(self.consumers.get(tensor, [])) + self.results[tensor]
         return readers == 1 and (tensor.producer is None or len(tensors(tensor.producer.outputs)) == 1)
@@ -157,7 +157,11 @@ class _Placer:
             must_stay = node.origin in self.excluded or node in self.unrounded
             keep_float = must_stay and not hasattr(node.layer, "symbol") and role(node.layer) is not Role.FLOAT
             config = LayerQuantizeConfig(keep_float=True) if keep_float else None
-            return config, self._around(outputs), _report(node, Outcome.KEPT_FLOAT, self._why(node))
+            return (
+                config,
+                self._quantizers_after_float(outputs),
+                _report(node, Outcome.KEPT_FLOAT, self._why_float(node)),
+            )
         if len(outputs) > 1 or hasattr(node.layer, "symbol"):
             placed = {tensor: self._output(node, tensor) for tensor in outputs}
             reason = next((reason for output, reason in placed.values() if output), "passes its input's int8 values on")
@@ -175,9 +179,9 @@ class _Placer:
     def _weights(self, node: Node, quantizer: type[WeightQuantizer]) -> dict[str, WeightQuantizer]:
         return {
             kernel.attribute: quantizer(
-                per_channel=kernel.per_channel and not self._clustered(kernel),
+                per_channel=kernel.per_channel and not self._keeps_clusters(kernel),
                 keep_sparsity=self.required is not None,
-                keep_clusters=self._clustered(kernel),
+                keep_clusters=self._keeps_clusters(kernel),
                 required_sparsity=self.required(node, kernel) if self.required else 0.0,
                 channels_axes=kernel.channels_axes,
                 swap_channels=kernel.swap_channels,
@@ -185,11 +189,11 @@ class _Placer:
             for kernel in kernels(node.layer)
         }
 
-    def _clustered(self, kernel: Kernel) -> bool:
+    def _keeps_clusters(self, kernel: Kernel) -> bool:
         """Whether a kernel's clusters are kept; only for kernels [..., C_out], whose scales export can fold."""
         return self.keep_clusters and kernel.channels_axes == 1 and not kernel.swap_channels
 
-    def _why(self, node: Node) -> str:
+    def _why_float(self, node: Node) -> str:
         if node.origin in self.excluded:
             return "excluded by the recipe's scope"
         if isinstance(node.kwargs.get("mask"), Tensor):
@@ -198,7 +202,7 @@ class _Placer:
             return "a function that diverges at 0 (log, division) reads its result, which int8 could round to 0"
         return float_reason(node.layer)
 
-    def _around(self, outputs: list[Tensor]) -> dict[Tensor, Any]:
+    def _quantizers_after_float(self, outputs: list[Tensor]) -> dict[Tensor, Any]:
         """Quantisers for the results of a float call that an int8 call reads or that are outputs of the model."""
         return {
             tensor: RangeQuantizer()
@@ -213,10 +217,10 @@ class _Placer:
             name = activation_name(node.layer) or ""
             return FixedRangeQuantizer(*_FIXED_RANGES[name]), f"output int8 over the fixed range of {name}"
         # The converter does not copy a range through a call with several results, so those get quantisers.
-        if kind is Role.PASS and self._is_alone(tensor):
+        if kind is Role.PASS and self._is_used_once(tensor):
             return None, "passes its input's int8 values on"
         if kind is Role.GATHER:
-            shares = tensor in self.shared_rows or not self._is_alone(tensor)
+            shares = tensor in self.shared_rows or not self._is_used_once(tensor)
             return RangeQuantizer() if shares else None, "rows of the int8 table"
         if len(readers) + self.results[tensor] == 1 and readers and self._fuses(node, readers[0]):
             return None, f"computed as one with {readers[0].path}"
@@ -236,7 +240,7 @@ class _Placer:
             return next_kind is Role.RELU and next_kind in fuses
         if next_kind is Role.AFFINE:
             # A clustered kernel with one scale: folding a scale per channel would split its clusters.
-            parts = any(self._clustered(kernel) and not kernel.per_channel for kernel in kernels(node.layer))
+            parts = any(self._keeps_clusters(kernel) and not kernel.per_channel for kernel in kernels(node.layer))
             return next_kind in fuses and not parts
         return next_kind in fuses
 
@@ -245,7 +249,7 @@ class _Placer:
         return UNKNOWN if self.roles[node] is Role.FLOAT else spec_of(node.layer)
 
 
-def _leave(group: list[Tensor], low: float, high: float) -> bool:
+def _has_constants_outside(group: list[Tensor], low: float, high: float) -> bool:
     """Whether a constant in the outputs of the group's calls is more than one int8 step outside the range."""
     step = (high - low) / 255
     calls = [tensor.producer for tensor in group if tensor.producer is not None]

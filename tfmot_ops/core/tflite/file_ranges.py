@@ -62,13 +62,13 @@ def make_computable(data: bytes, ranges: Mapping[str, Range], kept: Iterable[str
         if index in own:
             low, high = together.get(first, (0.0, 0.0))
             together[first] = min(low, own[index][0]), max(high, own[index][1])
-    wanted = computable(together, file.sums(group), file.known(group))
+    widened = computable(together, file.sums(group), file.known(group))
     # Not every quantiser gives a group one range, so a tensor whose own range is too narrow gets the group's range.
     alone = computable(own, file.sums(ungrouped), file.known(ungrouped))
     return {
-        file.names[index]: wanted[first]
+        file.names[index]: widened[first]
         for index, first in group.items()
-        if index in own and (own[index] != alone[index] or together[first] != wanted[first])
+        if index in own and (own[index] != alone[index] or together[first] != widened[first])
     }
 
 
@@ -108,14 +108,14 @@ def widen_calibrated(data: bytes, kept: Iterable[str] = ()) -> bytes:
     seen = {
         name: (float(tensor.quantization.min[0]), float(tensor.quantization.max[0])) for name, tensor in entries.items()
     }
-    wanted = make_computable(data, seen, kept)
-    endless = [name for name, extremes in seen.items() if not _is_finite(extremes)]
-    if not (wanted or endless):
+    widened = make_computable(data, seen, kept)
+    infinite = [name for name, extremes in seen.items() if not _is_finite(extremes)]
+    if not (widened or infinite):
         return data
-    for name, (low, high) in wanted.items():
+    for name, (low, high) in widened.items():
         entries[name].quantization.min = np.array([low], np.float32)
         entries[name].quantization.max = np.array([high], np.float32)
-    for name in endless:
+    for name in infinite:
         # A float tensor needs no range, and the converter would copy an infinite one to the int8 tensor before it.
         entries[name].quantization = None
     return _packed(model, len(data))

@@ -42,8 +42,8 @@ def report_file(model: keras.Model, data: bytes) -> list[LayerReport]:
         scopes[node.origin].add(f"{scope_name(names[node.path])}/")
     tensors = [(entry["name"], entry["dtype"].__name__) for entry in make_interpreter(data).get_tensor_details()]
     return [
-        _report(path, kinds[path], {kind for name, kind in tensors if any(scope in name for scope in wanted)})
-        for path, wanted in scopes.items()
+        _report(path, kinds[path], {kind for name, kind in tensors if any(scope in name for scope in own_scopes)})
+        for path, own_scopes in scopes.items()
     ]
 
 

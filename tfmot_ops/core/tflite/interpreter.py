@@ -98,16 +98,17 @@ def check_inputs(shapes: Sequence[Sequence[int]], inputs: list[Array], what: str
     Raises:
         SamplesError: number or shapes of the arrays do not fit, there is no sample, or the N differ.
     """
-    wanted = [[int(size) for size in shape[1:]] for shape in shapes]
+    required = [[int(size) for size in shape[1:]] for shape in shapes]
     given = [list(array.shape[1:]) for array in inputs]
-    fits = len(wanted) == len(given) and all(
-        len(one) == len(other) and all(size in (-1, there) for size, there in zip(one, other, strict=True))
-        for one, other in zip(wanted, given, strict=True)
+    fits = len(required) == len(given) and all(
+        len(sizes) == len(given_sizes)
+        and all(size in (-1, given_size) for size, given_size in zip(sizes, given_sizes, strict=True))
+        for sizes, given_sizes in zip(required, given, strict=True)
     )
     if not fits or not len(inputs[0]) or len({len(array) for array in inputs}) > 1:
         raise SamplesError(
             f"the samples do not fit the {what}",
-            required=f"inputs of shapes {[['N', *shape] for shape in wanted]}, N >= 1",
+            required=f"inputs of shapes {[['N', *shape] for shape in required]}, N >= 1",
             received=f"{[list(array.shape) for array in inputs]}",
             remedy="give one array for each input, in the model's order, with the shapes that the model was built for",
         )

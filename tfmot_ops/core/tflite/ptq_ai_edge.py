@@ -59,14 +59,14 @@ def quantize_file(
         )
     package = _package()
     kept = list(kept)
-    wanted = [*getattr(package.recipe, _RECIPES[recipe.quantization.activations])(), *map(_keep_float, kept)]
+    quantizer_recipe = [*getattr(package.recipe, _RECIPES[recipe.quantization.activations])(), *map(_keep_float, kept)]
     signed = _with_signature(data)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             # The quantizer warns that reading every tensor takes memory, and draws a progress bar on stderr.
             warnings.simplefilter("ignore")
-            quantizer = package.Quantizer(signed, wanted)
-            ranges = _ranges(package, signed, wanted, rows(), kept) if quantizer.need_calibration else None
+            quantizer = package.Quantizer(signed, quantizer_recipe)
+            ranges = _ranges(package, signed, quantizer_recipe, rows(), kept) if quantizer.need_calibration else None
             result = quantizer.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
     except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
         raise ExportError(
@@ -116,8 +116,8 @@ def _ranges(package: Any, data: bytes, recipe: Any, rows: Iterable[list[np.ndarr
     calibrator.calibrate({_SIGNATURE: samples}, manager)
     found = calibrator.get_model_qsvs()
     extremes = {name: (float(np.min(entry["min"])), float(np.max(entry["max"]))) for name, entry in found.items()}
-    for name, wanted in make_computable(data, extremes, kept).items():
-        for extreme, value in zip(("min", "max"), wanted, strict=True):
+    for name, widened in make_computable(data, extremes, kept).items():
+        for extreme, value in zip(("min", "max"), widened, strict=True):
             found[name][extreme] = np.full_like(found[name][extreme], value)
     return found
 

@@ -143,23 +143,26 @@ def assert_masks_hold(model: keras.Model) -> None:
         SparsityLostError: a kernel has fewer zeros; names its layer.
     """
     for path, layer in layer_paths(model):
-        for value, ratio in _held(layer):
+        for value, ratio in _masked_kernels(layer):
             if ratio > 0.0:
                 require_sparsity(path, [value], ratio)
 
 
-def _held(layer: Layer) -> Iterator[tuple[Array, float]]:
+def _masked_kernels(layer: Layer) -> Iterator[tuple[Array, float]]:
     """(kernel with its mask applied, required fraction of zeros) of each kernel in a wrapper."""
     for variable, mask, _ in getattr(layer, "pruning_vars", ()):
-        held = 1.0 - float(np.mean(mask.numpy()))
-        yield variable.numpy(), max(held, _scheduled(layer.pruning_schedule, int(layer.pruning_step.numpy())))
+        masked_share = 1.0 - float(np.mean(mask.numpy()))
+        yield (
+            variable.numpy(),
+            max(masked_share, _scheduled_ratio(layer.pruning_schedule, int(layer.pruning_step.numpy()))),
+        )
     for variable, quantizer, extra in private.weight_variables(layer):
         value = variable.numpy()
         kept = value * extra["mask"].numpy() if "mask" in extra else value
         yield kept, float(getattr(quantizer, "required_sparsity", 0.0))
 
 
-def _scheduled(schedule: tfmot.sparsity.keras.PruningSchedule, step: int) -> float:
+def _scheduled_ratio(schedule: tfmot.sparsity.keras.PruningSchedule, step: int) -> float:
     """The fraction of zeros at a schedule's last update, at or before `step`; 0 before its first update.
 
     0 also for a user's own schedule without `begin_step`, `end_step` and `frequency`.

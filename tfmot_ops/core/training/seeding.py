@@ -61,25 +61,25 @@ class SeedEachEpoch(keras.callbacks.Callback):
     def __init__(self, seed: int) -> None:
         super().__init__()
         self._seed = seed
-        self._drawers: list[Any] = []
+        self._generators: list[Any] = []
         self._own_seeds: list[int | None] = []
         self._without_draws: Any = None
 
     def on_train_begin(self, logs: Logs = None) -> None:
         """Find the layers' random generators."""
         del logs
-        self._drawers = list(_drawers(self.model))
-        self._own_seeds = [private.own_seed(drawer) for drawer in self._drawers]
-        for drawer in self._drawers:
-            private.make_generator(drawer)
+        self._generators = list(_generators(self.model))
+        self._own_seeds = [private.own_seed(random_generator) for random_generator in self._generators]
+        for random_generator in self._generators:
+            private.make_generator(random_generator)
             # Keras increments a layer's own seed at each trace, and the number of traces differs between processes.
-            private.set_own_seed(drawer, None)
+            private.set_own_seed(random_generator, None)
 
     def on_train_end(self, logs: Logs = None) -> None:
         """Restore the layers' own seeds."""
         del logs
-        for drawer, own in zip(self._drawers, self._own_seeds, strict=True):
-            private.set_own_seed(drawer, own)
+        for random_generator, own in zip(self._generators, self._own_seeds, strict=True):
+            private.set_own_seed(random_generator, own)
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Seed Python, NumPy, TensorFlow and the layers' generators for this epoch."""
@@ -87,8 +87,8 @@ class SeedEachEpoch(keras.callbacks.Callback):
         seed = epoch_seed(self._seed, epoch)
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - a user's layers and callbacks may use the global generator
-        for index, (drawer, own) in enumerate(zip(self._drawers, self._own_seeds, strict=True)):
-            generator = private.generator_of(drawer)
+        for index, (random_generator, own) in enumerate(zip(self._generators, self._own_seeds, strict=True)):
+            generator = private.generator_of(random_generator)
             if isinstance(generator, tf.random.Generator):
                 generator.reset_from_seed(epoch_seed(seed, index, own or 0))
         if self._draws_from_state():
@@ -117,7 +117,7 @@ def _not_of_tracing(record: logging.LogRecord) -> bool:
     return "triggered tf.function retracing" not in record.getMessage()
 
 
-def _drawers(model: keras.Model) -> Iterator[Any]:
+def _generators(model: keras.Model) -> Iterator[Any]:
     """The random generators (Keras' or TensorFlow's) of all layers, nested ones included, in the model's order."""
     for layer in private.layers_within(model):
         for value in vars(layer).values():
