@@ -92,8 +92,8 @@ class OpSpec:
         fuses: roles of a next call that TFLite fuses into this operation, such as a ReLU into a convolution.
         relu_keeps_range: whether a ReLU after the operation is fused and shares its range, as after a pooling.
         fixed_range: (lowest, highest) value of the output range that TFLite prescribes.
-        arithmetic: how the output's magnitude follows from the inputs', to find ranges too narrow for TFLite's int32
-            multipliers; None where no limit is known.
+        arithmetic: how the output's magnitude follows from the inputs', to find output ranges that are too narrow for
+            int8 kernels (see `quantization.scales`); None where no limit is known.
         constants: which argument holds constants that appear in the output.
         becomes_int8: whether normalisation rewrites the operation to calls that have an int8 form.
         why_float: why the operation stays in float: a sentence with {} for the operation's name.
