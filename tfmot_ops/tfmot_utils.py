@@ -1,4 +1,4 @@
-"""The names of the module this project grew out of, mapped to `core`; no logic of its own."""
+"""The interface of the original module `tfmot_utils`, implemented by calls of `tfmot_ops.core`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tfmot_ops.core.keras.types import Config, Layer
 from tfmot_ops.core.quantization.quantizers import LayerQuantizeConfig, RangeQuantizer
 from tfmot_ops.core.saving.safe_files import check_model_file
 
-#: Text that a typical error carries -> its short name; seen with TF 2.21.0 and tfmot 0.8.1.
+#: Part of an error message of TensorFlow 2.21.0 or tfmot 0.8.1 -> short name of the error.
 TYPICAL_ERRORS = {
     "Shape must be rank 4 but is rank 5": "tensor rank",
     "keras Model inside another keras Model": "nested models",
     "tf.__operators__.add": "unsupported operation (a plain tensor sum)",
 }
-#: What a recipe for the original interface says: standard int8, quantisation-aware.
+#: The recipe of the original interface: QAT with int8 weights and activations.
 _QUANTIZE = Recipe(name="wi8_ai8", quantization=Quantization(method=Method.QAT))
 
 
@@ -63,10 +63,10 @@ class DefaultBNQuantizeConfig(LayerQuantizeConfig):
 
 
 class Quantize:
-    """Callable: a model in, `(quantised model, normalised float model)` out, both compiled as the model was.
+    """Callable: model -> (QAT model, normalised float model), both compiled like the model.
 
-    The second is the model on which the quantisers were placed; the original module returned the
-    annotated model there.
+    The second model is the one on which the quantisers were placed; the original module returned tfmot's annotated
+    model instead.
     """
 
     def __call__(self, model: keras.Model, calibration: Calibration | None = None) -> tuple[keras.Model, keras.Model]:
@@ -98,12 +98,12 @@ class Quantize:
 def prune_low_magnitude(
     layer_or_model: Layer | list[Layer], *, exceptions: Iterable[str | type] = (), **kwargs: Any
 ) -> Any:
-    """Wrap what can be pruned in a layer or model, nested models included.
+    """Wrap the prunable layers of a model, nested models included, or single layers.
 
     Args:
         layer_or_model: a model (a wrapped copy is returned), one layer, or a list of layers.
-        exceptions: layer classes, or their names, that stay as they are. Layers without a kernel
-            (Resizing, Rescaling, custom ones that are no `PrunableLayer`) always do.
+        exceptions: layer classes, or their names, that are not wrapped. Layers without a kernel (Resizing, Rescaling,
+            custom layers that are no `PrunableLayer`) are never wrapped.
         kwargs: as for `tfmot.sparsity.keras.prune_low_magnitude`: `pruning_schedule`, `block_size`,
             `block_pooling_type`, `pruning_policy`, `sparsity_m_by_n`.
     """
@@ -117,7 +117,7 @@ def unprune(model: keras.Model) -> keras.Model:
 
 
 def get_pruning_callbacks(tensorboard_dir: str | None = None) -> list[Any]:
-    """The callbacks that pruning needs; with a folder also the TensorBoard summaries."""
+    """The callbacks for training a pruned model; with a folder also TensorBoard summaries."""
     return core.pruning_callbacks(tensorboard_dir)
 
 
@@ -125,14 +125,14 @@ def test_applications(
     applications: Iterable[Callable[..., keras.Model]] | None = None,  # noqa: PT028 - the original name, not a test
     include_top: bool = False,  # noqa: PT028
 ) -> dict[str, str | None]:
-    """Try quantisation on constructors of `keras.applications` and list them, green or red.
+    """Quantise models of `keras.applications` and print their names, green on success and red on failure.
 
     Args:
-        applications: constructors; None takes all of them.
+        applications: constructors (`keras.applications.MobileNetV2`); None takes all.
         include_top: build with the classification head; then the input has the default size.
 
     Returns:
-        Constructor name -> None when it worked, otherwise the typical error's short name or the message.
+        Constructor name -> None on success, otherwise the short name from `TYPICAL_ERRORS` or the error message.
     """
     console = Console(file=sys.stdout, highlight=False)
     results: dict[str, str | None] = {}
@@ -140,7 +140,7 @@ def test_applications(
         name = build.__name__
         results[name] = _try_to_quantize(build, include_top)
         reason = results[name]
-        # As text, since a message may hold what rich would read as its markup.
+        # As Text, since rich would interpret square brackets in a message as markup.
         line = Text(name, "green") if reason is None else Text(f"{name}: {reason}", "red")
         console.print(line, soft_wrap=True)
         keras.backend.clear_session()
@@ -149,7 +149,7 @@ def test_applications(
 
 # A function that users call, not a test that pytest collects.
 test_applications.__test__ = False  # type: ignore[attr-defined]
-#: The original's spelling.
+#: The original module's spelling, kept for its users.
 test_aplications = test_applications
 
 
@@ -161,7 +161,7 @@ def _try_to_quantize(build: Callable[..., keras.Model], include_top: bool) -> st
         arguments["include_preprocessing"] = False
     try:
         Quantize()(build(**arguments))
-    except Exception as error:  # noqa: BLE001 - the listing goes on whatever one architecture does
+    except Exception as error:  # noqa: BLE001 - one architecture's failure must not stop the list
         message = str(error)
         return next((short for text, short in TYPICAL_ERRORS.items() if text in message), message)
     return None

@@ -174,7 +174,7 @@ def test_a_file_that_does_not_run_is_an_error_of_the_step():
     bias.type = schema.TensorType.INT16
     builder = flatbuffers.Builder()
     builder.Finish(file.Pack(builder), b"TFL3")
-    with pytest.raises(ExportError, match="TFLite does not run the file") as caught:
+    with pytest.raises(ExportError, match="the TFLite interpreter cannot run the file") as caught:
         evaluate(bytes(builder.Output()), X, np.zeros(21))
     assert "failed to prepare" in caught.value.received
 

@@ -1,4 +1,4 @@
-"""Functions without bound near 0: what they read is not rounded, so that a small constant before them stays one."""
+"""Functions that diverge at 0: their operand is not rounded, so that a small constant before them stays nonzero."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_the_report_names_the_constant_and_why() -> None:
     _, reports = core.quantize(_model("log of a maximum"), core.recipes.decode("wi8_ai8"), _X)
     kept = {row.path: row.reason for row in reports if row.outcome == Outcome.KEPT_FLOAT}
     (floor,) = (reason for path, reason in kept.items() if "maximum" in path)
-    assert "without bound near 0" in floor
+    assert "a function that diverges at 0" in floor
     assert len(kept) == 2
 
 

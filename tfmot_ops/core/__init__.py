@@ -1,4 +1,4 @@
-"""Model in, model or bytes out: pure functions that copy their argument and never mutate it."""
+"""Functions that prune, quantise, export and measure a model; all except `calibrate` leave the model unchanged."""
 
 from tfmot_ops.core import keras  # isort: skip - pins tf_keras before the others load TensorFlow
 
@@ -56,7 +56,7 @@ __all__ = [
     "wrap_low_magnitude",
 ]
 
-#: Names that have moved to a layer above the core, which the core must not import: name -> its module now.
+#: Moved name -> its present module; the core imports these modules lazily, as they import the core.
 _MOVED = {
     "Architecture": "tfmot_ops.models.architectures",
     "application_constructors": "tfmot_ops.models.applications",
@@ -67,7 +67,7 @@ _MOVED = {
 
 
 def __getattr__(name: str) -> Any:
-    """Names that have moved, for scripts that still take them from here."""
+    """Resolve moved names, for scripts that still import them from `tfmot_ops.core`."""
     if name not in _MOVED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_MOVED[name]), name)

@@ -1,1 +1,1 @@
-"""The layer graph of a model: read, normalise, rebuild in one pass."""
+"""The layer graph of a model: reading, normalisation, and rebuilding as a Keras model."""

@@ -1,7 +1,7 @@
-"""Custom layers opened: what their `call` does to tensors becomes calls of the graph.
+"""Inlining of custom layers: the TensorFlow functions that a layer's `call` applies become calls of the graph.
 
-Keras records TensorFlow functions that are applied to its symbolic tensors, so calling a layer's `call` on such
-tensors gives a graph of its own: a layer that multiplies by a weight becomes a multiplication with that weight.
+Keras records each TensorFlow function that is applied to a symbolic tensor. Calling a layer's `call` on symbolic
+tensors therefore yields a graph: a layer that multiplies by a weight becomes a multiplication with that weight.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from tfmot_ops.core.keras.types import Layer, TensorLike
 
 
 def open_custom_layers(graph: Graph, *, masked: bool = False) -> Graph:
-    """Replace the calls of custom layers by what they compute, where that can be read; those within them too.
+    """Replace the call of each custom layer by the operations in its `call`, recursively, where Keras can record them.
 
-    Opened are layers that are called once (opened twice, their weights would part) and whose `call` does the same in
-    training as in inference, but for what it tells the layers within it. Those then learn of training as all layers of
-    a model do, so a BatchNormalization goes on with its statistics.
+    A layer is opened if it is called once (two copies of a shared layer would no longer share their weights) and if
+    its `call` does the same in training and in inference, except for the `training` argument of its inner layers. The
+    inner layers then get `training` from the new model, so a BatchNormalization keeps updating its statistics.
 
     Args:
-        graph: the graph; the layers in it are left as they are.
-        masked: whether the tensors it reads may have masks.
+        graph: the graph; its layers are not changed.
+        masked: whether the tensors that the graph reads may carry Keras masks.
     """
     calls = graph.calls_per_layer()
     masked = masked or any(_makes_mask(node.layer) for node in graph.nodes)
@@ -59,7 +59,7 @@ def _makes_mask(layer: Layer) -> bool:
 
 
 def _reads_mask(layer: Layer) -> bool:
-    """Whether the layer, or one within it, reads a mask: Keras hands masks on beside the tensors a trace shows."""
+    """Whether the layer or an inner layer reads a mask: a mask is an attribute of a tensor, which a trace loses."""
     return any(private.call_signature(part).expects_mask_arg for part in private.layers_within(layer))
 
 
@@ -70,10 +70,10 @@ def _open(node: Node) -> Graph | None:
         return None
     modes = (False, True) if given is None else (given, given)
     try:
-        # A layer that computes something else at a second trace has no graph.
+        # Two traces that differ show that the layer keeps state or draws random numbers; no graph can replace it.
         opened, other = (_trace(layer, node.args[0], mode) for mode in modes)
         same = _follows_training(opened, other)
-    except Exception:  # noqa: BLE001 - somebody's code that does not take symbolic tensors: it stays one layer
+    except Exception:  # noqa: BLE001 - the user's `call` does not take symbolic tensors: the layer stays whole
         return None
     if not (same and opened.nodes and _shapes(opened.outputs) == _shapes(node.outputs) and _is_closed(opened, layer)):
         return None
@@ -98,20 +98,20 @@ def _trace(layer: Layer, inputs: object, training: bool | TensorLike | None) -> 
     logger = logging.getLogger("tensorflow")
     level = logger.level
     try:
-        # Keras warns of weights that a recorded function reads; here they become weights of the new layer.
+        # Keras warns that a recorded function reads a weight; here the weight becomes a weight of the new layer.
         logger.setLevel(logging.ERROR)
-        with _as_it_was(layer):
+        with _without_recorded_calls(layer):
             return read_graph(keras.Model(symbols, layer.call(symbols, **mode)))
     finally:
         logger.setLevel(level)
 
 
 @contextmanager
-def _as_it_was(layer: Layer) -> Iterator[None]:
-    """Whatever Keras notes in the layer and those within it for calls in this context is gone afterwards.
+def _without_recorded_calls(layer: Layer) -> Iterator[None]:
+    """Undo what calls in this context append to the lists (losses, metrics, nodes) of the layer and its inner layers.
 
     Raises:
-        ValueError: the layer adds losses or metrics of its own, which a graph does not show.
+        ValueError: the layer adds losses or metrics of its own, which a graph cannot represent.
     """
     before = [(part, name, len(notes)) for part, name, notes in private.notes_of_calls(layer)]
     try:
@@ -126,9 +126,9 @@ def _as_it_was(layer: Layer) -> Iterator[None]:
 
 
 def _follows_training(inference: Graph, training: Graph) -> bool:
-    """Whether two traces of a layer are the same, but for calls told that it is inference, and training.
+    """Whether two traces of a layer differ only in `training=False` against `training=True` of inner calls.
 
-    Such calls of the first are left to learn it from the model.
+    These arguments are removed from the inference trace, so that the inner calls follow the model's training mode.
     """
     if len(inference.nodes) != len(training.nodes):
         return False
@@ -167,7 +167,10 @@ def _equal(first: object, second: object, place: dict[Tensor, int]) -> bool:
 
 
 def _is_closed(graph: Graph, layer: Layer) -> bool:
-    """Whether every weight of the layer is a weight of a call, or an operand that a rule makes one of."""
+    """Whether every weight of the layer belongs to an inner layer, or is an operand that a rule makes a weight.
+
+    Example of such an operand: `gamma` in `x * gamma`, which the arithmetic rule turns into the scale of an Affine.
+    """
     held = {Itself(weight) for node in graph.nodes for weight in node.layer.weights}
     free = [
         (node, leaf)
@@ -196,7 +199,7 @@ def _inline(node: Node, inner: Graph, nodes: list[Node], renamed: dict[Tensor, T
     seen: dict[str, int] = {}
     for call in inner.nodes:
         call.args, call.kwargs = map_tensors((call.args, call.kwargs), current)
-        # Keras numbers recorded functions through the whole process; here they are numbered within the layer.
+        # Keras counts recorded functions over the whole process (`tf.math.multiply_17`); names count within the layer.
         kind = call.layer.symbol.replace(".", "_").strip("_") if hasattr(call.layer, "symbol") else call.path
         seen[kind] = seen.get(kind, 0) + 1
         call.path = f"{node.path}/{kind}" + (f"_{seen[kind]}" if seen[kind] > 1 else "")

@@ -1,6 +1,6 @@
-"""Numbers that are none: weights, ranges and data with NaN or infinity are refused before they reach a converter.
+"""Checks for NaN and infinity: weights, ranges and calibration data are refused before they reach a converter.
 
-The TFLite converter makes a file of NaN weights without a word, and ends the process (SIGSEGV) on a range without end.
+The TFLite converter writes NaN weights to the file without a warning, and crashes (SIGSEGV) on an infinite range.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from tfmot_ops.errors import CalibrationError, NotFiniteError
 def require_finite_weights(model: keras.Model) -> None:
     """Refuse a model whose weights, or ranges of its quantisers, are not all finite numbers.
 
-    An infinite constant in a custom layer's weight that never trains, as a mask is one, passes.
+    Infinity is allowed in a custom layer's weight with trainable=False: attention masks are stored so.
 
     Raises:
-        NotFiniteError: the first layer with such a weight is named, and the weight.
+        NotFiniteError: a value is NaN or infinite; names the first layer and weight.
     """
     found = [
-        (path, weight, wrong)
+        (path, weight, count)
         for path, layer in layer_paths(model)
         for weight in getattr(layer, "weights", ())
-        if (wrong := _wrong(layer, weight))
+        if (count := _count_not_finite(layer, weight))
     ]
     if not found:
         return
-    path, weight, wrong = found[0]
+    path, weight, count = found[0]
     is_range = weight.name.split(":")[0].endswith(("_min", "_max"))
-    more = f"; {len(found) - 1} more weights of the model are like it" if len(found) > 1 else ""
+    more = f"; {len(found) - 1} more weights of the model also have NaN or infinity" if len(found) > 1 else ""
     raise NotFiniteError(
         f"layer {path!r}: {'the range' if is_range else 'the weight'} {weight.name!r} is not finite",
         required="finite numbers in all weights and ranges",
-        received=f"{wrong} of {int(weight.shape.num_elements() or 1)} values are NaN or infinite{more}",
+        received=f"{count} of {int(weight.shape.num_elements() or 1)} values are NaN or infinite{more}",
         remedy="the training diverged: go back to an earlier checkpoint, or train again with a lower learning rate and "
         "without NaN in the data",
     )
 
 
-def _wrong(layer: Layer, weight: Variable) -> int:
-    """How many values of a weight are none that int8 or a device can compute with."""
+def _count_not_finite(layer: Layer, weight: Variable) -> int:
+    """How many values of a weight are NaN or, where infinity is not allowed, infinite."""
     dtype = getattr(weight, "dtype", None)
     if dtype is None or not tf.as_dtype(dtype).is_floating:
         return 0
@@ -59,11 +59,11 @@ def require_finite_samples(values: np.ndarray, name: str, first: int) -> None:
 
     Args:
         values: samples [N, ...] of one input.
-        name: of the input.
-        first: number of the first of these samples.
+        name: the input's name.
+        first: index of `values[0]` in the whole data set, for the message.
 
     Raises:
-        CalibrationError: the input and the first such sample are named.
+        CalibrationError: a value is NaN or infinite; names the input and the first sample that has one.
     """
     if np.issubdtype(values.dtype, np.integer) or values.dtype == bool:
         return
@@ -76,23 +76,25 @@ def require_finite_samples(values: np.ndarray, name: str, first: int) -> None:
         f"calibration data is not finite: input {name!r}, sample {first + sample}",
         required="finite numbers",
         received=f"{int(np.count_nonzero(~good[sample]))} of {good.shape[1]} values are NaN or infinite"
-        + (f"; {len(samples) - 1} more samples near it have such values" if len(samples) > 1 else ""),
+        + (f"; {len(samples) - 1} more samples of this batch have NaN or infinity" if len(samples) > 1 else ""),
         remedy="leave these samples out, or replace the missing values as before the training",
     )
 
 
 def require_finite_folded(layer: str, *values: np.ndarray | None) -> None:
-    """Refuse constants that are to be rounded to int8 and are not finite, which finite weights may make together.
+    """Refuse a kernel or bias that became NaN or infinite when a BatchNormalization was folded into it.
+
+    Finite weights can give this: gamma / sqrt(variance + epsilon) is NaN for a negative variance.
 
     Raises:
-        NotFiniteError: the layer is named.
+        NotFiniteError: names the layer.
     """
-    for each in values:
-        if each is not None and not np.isfinite(each).all():
+    for value in values:
+        if value is not None and not np.isfinite(value).all():
             raise NotFiniteError(
                 f"layer {layer!r}: its weights, with the normalisation after it folded in, are not finite",
                 required="finite numbers to be rounded to int8",
-                received=f"{int(np.count_nonzero(~np.isfinite(each)))} of {each.size} values are NaN or infinite",
+                received=f"{int(np.count_nonzero(~np.isfinite(value)))} of {value.size} values are NaN or infinite",
                 remedy="look for a negative variance, an infinite constant or very large weights in this layer and the "
                 "one after it, or keep it in float by the recipe's quantization.scope",
             )

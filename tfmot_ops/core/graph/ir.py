@@ -1,4 +1,4 @@
-"""The layer graph: calls of layers, the tensors between them, cheap to index both ways."""
+"""The layer graph: the calls of a model's layers and the tensors between them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Tensor:
     Attributes:
         shape: static shape, the batch axis first; unknown sizes are None.
         dtype: name of the element type (`float32`).
-        producer: the call it comes from; None for an input of the graph.
+        producer: the call that computes the tensor; None for an input of the graph.
     """
 
     shape: tuple[int | None, ...]
@@ -46,12 +46,13 @@ class Node:
 
     Attributes:
         layer: the layer; two calls of a shared layer carry the same object.
-        path: where the layer stands in the flat graph (`backbone/conv1_relu`).
+        path: names of the nested models and the layer, joined by `/` (`backbone/conv1_relu`).
         args, kwargs: the call's arguments, with a `Tensor` instead of each tensor.
         outputs: the call's result, same structure, with `Tensor` leaves.
-        origin: path of the layer in the user's model that this call computes (`backbone/conv1`); reports,
-            scopes and sparsity speak of it.
-        source_kernel: attribute of that layer which this call's kernel was made from; empty when it is the same.
+        origin: path of the user's layer that this call was made from (`backbone/conv1`); reports, scopes and
+            sparsity use this path.
+        source_kernel: attribute of the user's layer that holds this call's kernel (`pointwise_kernel`); empty when
+            both layers use the same attribute name.
     """
 
     layer: Any
@@ -83,7 +84,8 @@ class Graph:
         inputs: graph inputs, with the InputLayer name of each.
         outputs: the model's output structure with `Tensor` leaves.
         input_structure: the model's input structure with `Tensor` leaves.
-        weights: weight arrays of layers that a rewrite made; the others hold their own.
+        weights: weight arrays of the layers that a rewrite made, which are not built yet; all other layers hold
+            their weights themselves.
     """
 
     name: str
@@ -114,9 +116,10 @@ class Graph:
         return self.weights[layer] if layer in self.weights else layer.get_weights()
 
     def without_dead_calls(self) -> Graph:
-        """Drop the calls no output depends on; inputs stay, as they are the model's signature.
+        """Drop the calls that no output depends on; inputs stay, as they are the model's signature.
 
-        What is left has one layer to a path: where a rule took a path that the user has too, the rule's moves.
+        Afterwards each path belongs to one layer: where a rule's new layer has the path of a user's layer, the new
+        layer gets a number (`conv_relu_1`).
         """
         needed = set(tensors(self.outputs))
         kept: list[Node] = []
@@ -125,10 +128,10 @@ class Graph:
                 needed.update(node.inputs())
                 kept.append(node)
         self.nodes = kept[::-1]
-        self._part_paths()
+        self._make_paths_unique()
         return self
 
-    def _part_paths(self) -> None:
+    def _make_paths_unique(self) -> None:
         owners: dict[str, Layer] = {}
         for node in sorted(self.nodes, key=lambda node: node.path != node.origin):
             path, number = node.path, 1
@@ -146,7 +149,7 @@ def map_tensors(structure: object, function: Callable[[Tensor], Any]) -> Any:
     """The structure with `function` applied to its `Tensor` leaves; other leaves stay."""
     if isinstance(structure, Tensor):
         return function(structure)
-    # What most calls are made of, without what tf.nest costs.
+    # Most arguments are plain tuples, lists and dicts; mapping them here is faster than by tf.nest.
     if isinstance(structure, tuple | list) and type(structure) in {tuple, list}:
         return type(structure)(map_tensors(part, function) for part in structure)
     if type(structure) is dict:
@@ -174,12 +177,12 @@ def is_graph_model(model: Model) -> bool:
 def unique_names(paths: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
     """Map each path to a layer name: its last part where that is unique, the whole path otherwise.
 
-    Layer names hold no `/`, as an h5 file would read it as a folder. Where a whole path reads like another layer's
-    name (`stem/conv` beside `stem_conv`) it is numbered.
+    Layer names contain no `/`, as an h5 file would read it as a folder. A whole path that equals another layer's name
+    after `/` became `_` (`stem/conv` beside `stem_conv`) gets a number.
 
     Args:
-        paths: different ones.
-        taken: names that are not free.
+        paths: the paths, without duplicates.
+        taken: names that are already in use.
     """
     paths = list(paths)
     last = Counter([path.rsplit("/", 1)[-1] for path in paths] + list(taken := set(taken)))

@@ -1,4 +1,4 @@
-"""The layers that normalisation brings in: what no standard layer says, in forms that have an int8 operation."""
+"""Layers that graph normalisation inserts: computations that no Keras layer has and TFLite computes in int8."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tfmot_ops.core.keras.types import Array
 
 @keras.saving.register_keras_serializable("tfmot_ops")
 class Affine(keras.layers.Layer):
-    """y = (x * scale + offset) / divisor, each of shape [channels] (last axis).
+    """y = (x * scale + offset) / divisor; scale, offset and divisor have shape [channels] (the last axis).
 
-    Frozen where the numbers come from preprocessing, trained where they were weights of a layer; the divisor never is.
-    It is there to compute a standardisation to the last bit as Keras does, which a deep network amplifies. An axis
-    of unknown size takes shape [1].
+    Scale and offset are frozen where they come from preprocessing, and trained where they were weights of a layer.
+    The divisor is always frozen: dividing by it reproduces Keras' `(x - mean) / deviation` bit by bit, as a deep
+    network amplifies rounding differences. If the size of the last axis is unknown, the shapes are [1].
     """
 
     def __init__(self, **kwargs: object) -> None:
@@ -26,7 +26,7 @@ class Affine(keras.layers.Layer):
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Create `scale`, `offset` and `divisor`."""
         channels = (input_shape[-1] if len(input_shape) else None) or 1
-        # A frozen variable is one that no gradient is computed for: not every augmentation before it has one.
+        # trainable=False, so that no gradient flows to an augmentation layer before it: some have no gradient.
         self.scale = self.add_weight("scale", (channels,), initializer="ones", trainable=self.trainable)
         self.offset = self.add_weight("offset", (channels,), initializer="zeros", trainable=self.trainable)
         self.divisor = self.add_weight("divisor", (channels,), initializer="ones", trainable=False)
@@ -34,7 +34,7 @@ class Affine(keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Inputs [..., channels] to outputs of the same shape."""
-        scale, offset, divisor = (tf.cast(each, inputs.dtype) for each in (self.scale, self.offset, self.divisor))
+        scale, offset, divisor = (tf.cast(value, inputs.dtype) for value in (self.scale, self.offset, self.divisor))
         return (inputs * scale + offset) / divisor
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> Any:
@@ -43,14 +43,14 @@ class Affine(keras.layers.Layer):
 
 
 def scale_and_offset(weights: Sequence[Array]) -> tuple[Any, Any]:
-    """The weights of an Affine as what multiplies and what is added, each [channels]."""
+    """(scale / divisor, offset / divisor) of an Affine's weights, each [channels]: y = x * first + second."""
     scale, offset, divisor = weights
     return scale / divisor, offset / divisor
 
 
 @keras.saving.register_keras_serializable("tfmot_ops")
 class AxisMean(keras.layers.Layer):
-    """Mean over `axes`, which stay with size 1."""
+    """Mean over `axes`, with keepdims: [N, T, C] over axis 2 gives [N, T, 1]."""
 
     def __init__(self, axes: list[int], **kwargs: object) -> None:
         super().__init__(**kwargs)
@@ -67,7 +67,7 @@ class AxisMean(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("tfmot_ops")
 class Shift(keras.layers.Layer):
-    """y = x + value, one number for all."""
+    """y = x + value, with one scalar `value` for all elements."""
 
     def __init__(self, value: float, **kwargs: object) -> None:
         super().__init__(**kwargs)
@@ -84,11 +84,11 @@ class Shift(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("tfmot_ops")
 class InverseRoot(keras.layers.Layer):
-    """y = 1 / sqrt(x), of positive inputs."""
+    """y = 1 / sqrt(max(x, epsilon)), with Keras' epsilon of 1e-7, for inputs that are never negative."""
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Inputs of any shape to outputs of the same."""
-        # Rounding to int8 may give 0, whose root has no gradient.
+        """Inputs of any shape to outputs of the same shape."""
+        # Rounding to int8 may give 0, where 1 / sqrt(x) and its gradient are infinite.
         return tf.math.rsqrt(tf.maximum(inputs, keras.backend.epsilon()))
 
 
@@ -101,5 +101,5 @@ class HardSwish(keras.layers.Layer):
         return inputs * tf.nn.relu6(inputs + 3.0) * (1.0 / 6.0)
 
 
-#: Every class above: for the scope in which files that hold them are read, and as layers that only compute.
+#: All layer classes of this module.
 LAYERS = (Affine, HardSwish, InverseRoot, AxisMean, Shift)

@@ -1,8 +1,8 @@
-"""What layers with a kernel compute, with any kernel in its place and without bias and activation.
+"""The linear part of a layer with a kernel: its convolution or matrix product, without bias and activation.
 
-Each function takes (layer, kernel, value). The layer gives strides, padding and dilation; the kernel has the layer's
-own shape. A layer over one axis is computed over two: its kernel has an axis of 1 before its own, its value is
-[N, T, C] or [N, 1, T, C], and the result [N, 1, T', C'].
+Each function takes (layer, kernel, value). Strides, padding and dilation come from the layer; the kernel is passed in,
+so that a rounded one can replace the layer's own, and has the same shape. A 1D convolution is computed as a 2D one of
+height 1: the kernel is [1, k, C_in, C_out], the value [N, T, C] or [N, 1, T, C], the result [N, 1, T', C'].
 """
 
 from __future__ import annotations
@@ -13,28 +13,29 @@ import tensorflow as tf
 
 
 def dense(layer: Any, kernel: Any, value: Any) -> Any:
-    """Sums over the last axis: [..., C] with a kernel [C, units] gives [..., units]."""
+    """Matrix product over the last axis: [..., C] with a kernel [C, units] gives [..., units]."""
     del layer
     return tf.tensordot(value, kernel, 1) if len(value.shape) > 2 else tf.matmul(value, kernel)  # noqa: PLR2004 - [N, C]
 
 
 def convolution(layer: Any, kernel: Any, value: Any) -> Any:
-    """A convolution over one or two axes."""
+    """A 1D or 2D convolution: [N, H, W, C] with a kernel [kh, kw, C, C'] gives [N, H', W', C']."""
     value, strides, dilations, padding = _over_two_axes(layer, value)
     return tf.nn.conv2d(value, kernel, strides, padding, dilations=dilations)
 
 
 def depthwise(layer: Any, kernel: Any, value: Any) -> Any:
-    """A depthwise convolution over one or two axes."""
+    """A 1D or 2D depthwise convolution: [N, H, W, C] with a kernel [kh, kw, C, m] gives [N, H', W', C * m]."""
     value, strides, dilations, padding = _over_two_axes(layer, value)
     if len(layer.strides) == 1:
-        strides = [strides[1]] * 2  # TensorFlow takes equal ones only; the axis of 1 has one position at any stride
+        # TensorFlow takes equal strides only; along the height of 1 any stride gives the same result.
+        strides = [strides[1]] * 2
     return tf.nn.depthwise_conv2d(value, kernel, [1, *strides, 1], padding=padding, dilations=dilations)
 
 
 def transposed(layer: Any, kernel: Any, value: Any) -> Any:
-    """A transposed convolution over two axes."""
-    # Its call computes the output's size, and reads the kernel from the layer: from one that has no other use.
+    """A 2D transposed convolution: [N, H, W, C] with a kernel [kh, kw, C', C] gives [N, H', W', C']."""
+    # Keras computes the output's size in `call`, which reads `layer.kernel`: a copy of the layer holds this kernel.
     config = layer.get_config() | {"use_bias": False}
     config.pop("batch_input_shape", None)
     twin = type(layer).from_config(config)
@@ -43,7 +44,7 @@ def transposed(layer: Any, kernel: Any, value: Any) -> Any:
 
 
 def _over_two_axes(layer: Any, value: Any) -> tuple[Any, list[int], list[int], str]:
-    """(value, strides, dilations, padding) of a layer over one or two axes, as one over two."""
+    """(value, strides, dilations, padding) for a 2D operation; those of a 1D layer get a height of 1."""
     strides, dilations, padding = list(layer.strides), list(layer.dilation_rate), layer.padding.upper()
     if len(strides) > 1:
         return value, strides, dilations, padding

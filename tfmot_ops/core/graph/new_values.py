@@ -1,7 +1,7 @@
-"""Constants that a call puts among the values it passes on: they need room in the range of these values.
+"""Constants that an operation puts into its output, such as the padding value of `tf.pad`.
 
-Padding with a number, a concatenation with a constant and the like have one range for input and output in TFLite. A
-constant outside of it widens that range; one that is far outside leaves too few int8 levels for the rest.
+In TFLite the input and the output of a padding or a concatenation share one range. A constant outside the range of
+the input widens it: where values from 0 to 1 are padded with -1000, they share one or two of the 256 int8 levels.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from tfmot_ops.core.keras.types import Args, Kwargs, TensorLike
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.errors import UnsupportedModelError
 
-#: Levels that a constant has to leave for the values beside it.
+#: Fewest levels of the shared range that must remain for the input's own values. Chosen: 8 levels are 3 bits.
 _FEWEST_LEVELS = 8
 
 
 def constants(node: Node) -> list[np.ndarray]:
-    """The constants that a call puts among the values it passes on; zeros are in every range and not among them."""
+    """The constants that a call puts into its output; without zeros, which every range contains."""
     found: Any = []
     match spec_of(inner_layer(node.layer)).constants:
         case Constants.PADDING:
@@ -39,7 +39,7 @@ def constants(node: Node) -> list[np.ndarray]:
 
 
 def pad_constant(node: Node) -> Any:
-    """What a call of `tf.pad` puts around a tensor; 0 where it repeats values of the tensor."""
+    """The padding value of a call of `tf.pad`; 0 for the modes REFLECT and SYMMETRIC, which repeat the tensor."""
     given = dict(zip(("tensor", "paddings", "mode", "name", "constant_values"), node.args, strict=False)) | node.kwargs
     return given.get("constant_values", 0) if str(given.get("mode", "CONSTANT")).upper() == "CONSTANT" else 0
 
@@ -52,17 +52,19 @@ def refuse_far_constants(
     *,
     bits: int = 8,
 ) -> None:
-    """Refuse a model with a constant so far from the values beside it that a common range says nothing of these.
+    """Refuse a model where a shared range with a constant leaves an operation's input fewer than 8 integer levels.
+
+    The levels are 2**bits * (width of the input's range) / (width of the output's range, which has the constant).
 
     Args:
         graph: normalised or quantised.
-        batches: one array for each graph input, in order.
+        batches: calibration data; each batch has one array [N, ...] for each graph input, in order.
         compute: `(call, args, kwargs) -> result` without rounding.
-        is_rounded: whether a call, or one that reads it, is quantised.
-        bits: of the activations.
+        is_rounded: whether a call, or a call that reads its result, is quantised.
+        bits: bits of the activations, 8 or 16.
 
     Raises:
-        UnsupportedModelError: the call and its constant are named.
+        UnsupportedModelError: names the call and its constant.
     """
     widths = {node: np.zeros(4) for node in graph.nodes if constants(node) and is_rounded(node)}
     if not widths:
@@ -82,28 +84,28 @@ def refuse_far_constants(
     for node, (low, high, lowest, highest) in widths.items():
         levels = 2**bits * (high - low) / (highest - lowest) if highest > lowest else np.inf
         if high > low and not levels >= _FEWEST_LEVELS:
-            raise _too_far(node, (low, high), (lowest, highest))
+            raise _far_constant_error(node, (low, high), (lowest, highest))
 
 
 def _extremes(values: Sequence[TensorLike], low: float, high: float) -> tuple[float, float]:
-    """The extremes of values and those seen before; 0 is in every range."""
+    """(minimum, maximum) of the values and of the extremes `low` and `high` found so far."""
     arrays = [np.asarray(value) for value in values]
     return min([low, *(float(array.min()) for array in arrays)]), max([high, *(float(array.max()) for array in arrays)])
 
 
 def refuse_pads_out_of_range(graph: Graph) -> None:
-    """Refuse padding with a number that float16 does not hold, nor any range of activations.
+    """Refuse a padding value beyond float16 (65504): it would become infinite in a float16 file.
 
     Raises:
-        UnsupportedModelError: the call and its constant are named.
+        UnsupportedModelError: names the call and its constant.
     """
     for node in graph.nodes:
         is_pad = spec_of(inner_layer(node.layer)).constants is Constants.PADDING
         if is_pad and any(not np.all(np.abs(array) <= np.finfo(np.float16).max) for array in constants(node)):
-            raise _too_far(node, None, None)
+            raise _far_constant_error(node, None, None)
 
 
-def _too_far(
+def _far_constant_error(
     node: Node, values: tuple[float, float] | None, result: tuple[float, float] | None
 ) -> UnsupportedModelError:
     numbers = ", ".join(f"{number:g}" for array in constants(node) for number in {array.min(), array.max()})
@@ -120,7 +122,7 @@ def _too_far(
 
 
 def reads_rounded(graph: Graph, is_rounded: Callable[[Node], bool]) -> Callable[[Node], bool]:
-    """A test of whether a call, or one that reads its result, is rounded, by a test of a call alone."""
+    """Extend a predicate on calls: true for a call if it holds for the call or for a call that reads its result."""
     readers = graph.readers()
     return lambda node: (
         is_rounded(node)

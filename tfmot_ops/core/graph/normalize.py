@@ -1,7 +1,7 @@
-"""Normalisation: same outputs, same weights, weighted layers keep their names.
+"""Graph normalisation: rewrites a graph to fewer kinds of calls with equal outputs, weights and weighted layers' names.
 
-After it a graph has no nested model, no tensor arithmetic that a standard layer can say, no fused activation, no
-separable convolution: few forms, so that quantisers are placed by few rules.
+A normalised graph has no nested model, no tensor arithmetic that a layer can compute, no activation inside another
+layer and no separable convolution, so that few rules are enough to place the quantisers.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ def normalize_graph(graph: Graph) -> Graph:
 
 
 def _merge_twins(graph: Graph) -> Graph:
-    """Two relus of one tensor become one: common-subexpression elimination, of relus only.
+    """Merge equal ReLUs of one tensor: common-subexpression elimination, for ReLUs only.
 
-    The converter merges them itself, and would be left with two ranges for one tensor.
+    The converter merges equal ReLUs too; with a quantiser on each, the merged tensor would have two ranges.
     """
     first: dict[tuple[Tensor, str | None], Tensor] = {}
     renamed: dict[Tensor, Tensor] = {}

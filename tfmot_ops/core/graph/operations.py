@@ -1,8 +1,9 @@
-"""The operation table: one row for each operation of a model, with all that the int8 graph and the TFLite file need.
+"""The operation table: for each operation, its kernels, its ranges, and the TFLite operations that it converts to.
 
-An operation is a layer class (`LAYERS`), a function of TensorFlow that is called on tensors of a model (`FUNCTIONS`,
-by the symbol that Keras records) or an activation function (`ACTIVATIONS`). An operation without a row stays in float.
-`roles` looks up the row of a call; placement, tying, sparsity, export and reports read it.
+An operation is a layer class (`LAYERS`), a TensorFlow function that is called on tensors of a model (`FUNCTIONS`, by
+the name that Keras records) or an activation function (`ACTIVATIONS`). An operation without a row stays in float.
+`roles.spec_of` looks up the row of a call. Readers of the table: placement of quantisers, ties between ranges,
+sparsity, export and reports.
 
 Sources: TFLite's 8-bit quantisation specification (tensorflow.org/lite/performance/quantization_spec) and the
 converter's `tfl.quantize` pass of TensorFlow 2.21, whose behaviour `tests/core/test_roles.py` checks row by row.
@@ -26,25 +27,29 @@ class Role(StrEnum):
     """How a call takes part in an int8 graph."""
 
     CONVOLUTION = "int8 kernel, int32 sums"
-    AFFINE = "a scale and an offset per channel"  # affine: y = scale * x + offset, one of each per channel
+    AFFINE = "a scale and an offset per channel"  # y = scale * x + offset
     RELU = "clips, fused into the call before it"
     FIXED_RANGE = "output range fixed by TFLite"
+    # Reshape, crop, max pooling: every output value is an input value (or 0), so the input's range fits the output.
     PASS = "values of its input, so its range"  # noqa: S105 - no password
+    # Concatenation, average pooling: TFLite requires one scale and zero point for all inputs and the output.
     SAME_SCALE = "one range for all inputs and the output"
+    # Addition, multiplication, mean: the output gets a quantiser of its own.
     COMPUTES = "a range of its own for its output"
+    # Embedding lookup.
     GATHER = "rows of an int8 table"
     FLOAT = "no int8 form"
 
 
 class Arithmetic(StrEnum):
-    """How the magnitude of a call's output follows from those of its inputs."""
+    """How the magnitude of a call's output follows from the magnitudes of its inputs."""
 
-    SUM = "adds up what it reads, or passes it on within a slope of 1"
-    PRODUCT = "multiplies what it reads"
+    SUM = "adds up its inputs, or has a slope of at most 1 (LeakyReLU)"
+    PRODUCT = "multiplies its inputs"
 
 
 class Constants(StrEnum):
-    """Where a call takes constants from that it puts among the values of its output."""
+    """Which argument of a call holds the constants that appear in its output."""
 
     PADDING = "the value that it pads with"
     LIST = "the list that is its first argument"
@@ -53,16 +58,17 @@ class Constants(StrEnum):
 
 @dataclass(frozen=True)
 class Kernel:
-    """A weight of a layer that is pruned, and rounded to int8.
+    """A weight of a layer that can be pruned and rounded to int8.
 
     Attributes:
-        attribute: name of the layer's attribute that holds it.
-        pruned_by_default: whether a recipe without a scope prunes it. Depthwise kernels have 9 weights a
-            channel and lose more than they save, so they are pruned only where a scope names them.
-        per_channel: whether TFLite takes one scale for each output channel (FULLY_CONNECTED does not convert).
-        channels_axes, swap_channels: where the output channels are, see `WeightQuantizer`.
-        stored_axes: the order in which TFLite stores the kernel's axes, as `numpy.transpose` takes it, of a kernel that
-            may be written after the conversion; None for one that the converter has to bring into its form.
+        attribute: name of the layer's attribute that holds the kernel.
+        pruned_by_default: whether a recipe without a scope prunes the kernel. Depthwise kernels are pruned only where
+            a scope names them: with 9 weights per channel, zeros cost more accuracy than they save in size.
+        per_channel: whether each output channel has its own scale; False for FULLY_CONNECTED, where the converter
+            takes one scale for the whole kernel.
+        channels_axes, swap_channels: which axes are the output channels, see `WeightQuantizer`.
+        stored_axes: the permutation (as for `numpy.transpose`) from Keras' order of axes to TFLite's, for a kernel that
+            may be written into the file after the conversion; None for a kernel that the converter must transform.
     """
 
     attribute: str = "kernel"
@@ -75,21 +81,22 @@ class Kernel:
 
 @dataclass(frozen=True)
 class OpSpec:
-    """One row: what is known of an operation.
+    """One row of the operation table.
 
     Attributes:
-        role: how a call of it takes part in an int8 graph.
+        role: how a call of the operation takes part in an int8 graph.
         tflite: the TFLite operations that an int8 call may become; the first is the one that reads the kernel.
-        kernels: its kernels, the first is the one of its sums.
-        sums: (layer, kernel, input) -> what it computes with any kernel, without bias and activation.
-        one_axis: whether it works on [N, T, C]; TFLite computes it on [N, 1, T, C].
-        fuses: roles of the next call that TFLite computes with it as one operation.
-        relu_keeps_range: whether a ReLU behind it is fused and has the same range: the ReLU of a pool.
-        fixed_range: (lowest, highest) value of the output range that TFLite fixes.
-        arithmetic: how its output follows from its inputs, where a range could be too narrow to compute with.
-        constants: which constants it puts among the values of its output.
-        becomes_int8: whether a rule rewrites it, before roles are looked up, to calls that have an int8 form.
-        why_float: a sentence with {} for the operation's name, where TFLite itself cannot compute it in int8.
+        kernels: the operation's kernels; `sums` takes the first.
+        sums: (layer, kernel, input) -> the convolution or product with that kernel, without bias and activation.
+        one_axis: whether the operation works on [N, T, C], which TFLite computes as [N, 1, T, C].
+        fuses: roles of a next call that TFLite fuses into this operation, such as a ReLU into a convolution.
+        relu_keeps_range: whether a ReLU after the operation is fused and shares its range, as after a pooling.
+        fixed_range: (lowest, highest) value of the output range that TFLite prescribes.
+        arithmetic: how the output's magnitude follows from the inputs', to find output ranges that are too narrow for
+            int8 kernels (see `quantization.scales`); None where no limit is known.
+        constants: which argument holds constants that appear in the output.
+        becomes_int8: whether normalisation rewrites the operation to calls that have an int8 form.
+        why_float: why the operation stays in float: a sentence with {} for the operation's name.
     """
 
     role: Role
@@ -106,7 +113,7 @@ class OpSpec:
     why_float: str = "{} is not supported in QAT yet: trained in float, left to the converter"
 
 
-#: The row of an operation that has none.
+#: The row for every operation that the table does not list.
 UNKNOWN = OpSpec(Role.FLOAT)
 
 _AFFINE_OR_RELU = frozenset({Role.AFFINE, Role.RELU})
@@ -151,7 +158,7 @@ LAYERS: dict[type, OpSpec] = {
     ),
     _L.Conv2D: OpSpec(Role.CONVOLUTION, ("CONV_2D",), (_CONVOLUTION,), linear.convolution, fuses=_AFFINE_OR_RELU),
     _L.Conv2DTranspose: OpSpec(
-        # The converter computes it as one with no ReLU.
+        # The converter fuses no ReLU into TRANSPOSE_CONV.
         Role.CONVOLUTION,
         ("TRANSPOSE_CONV",),
         (_TRANSPOSED,),
@@ -191,7 +198,7 @@ LAYERS: dict[type, OpSpec] = {
     _L.GlobalAveragePooling2D: _computes("MEAN", arithmetic=_SUM),
     _L.GlobalAveragePooling3D: _computes("MEAN"),
     AxisMean: _computes("MEAN"),
-    # Of several tensors.
+    # Several tensors.
     _L.Add: _computes("ADD", fuses=_RELU, arithmetic=_SUM),
     _L.Subtract: _computes("SUB", fuses=_RELU, arithmetic=_SUM),
     _L.Multiply: _computes("MUL", fuses=_RELU, arithmetic=_PRODUCT),
@@ -199,13 +206,13 @@ LAYERS: dict[type, OpSpec] = {
     _L.Concatenate: _same_scale("CONCATENATION", constants=Constants.LIST),
     _L.Maximum: _same_scale("MAXIMUM", constants=Constants.OPERANDS),
     _L.Minimum: _same_scale("MINIMUM", constants=Constants.OPERANDS),
-    # Of each value.
+    # Element by element.
     _L.LeakyReLU: _computes("LEAKY_RELU", arithmetic=_SUM),
     _L.PReLU: _computes("PRELU", arithmetic=_SUM),
     HardSwish: _computes("HARD_SWISH", arithmetic=_SUM),
     Shift: _computes("ADD", arithmetic=_SUM),
     InverseRoot: _computes("RSQRT"),
-    # Shapes and places.
+    # Shape and position only.
     _L.Reshape: _pass("RESHAPE"),
     _L.Flatten: _pass("RESHAPE"),
     _L.Permute: _pass("TRANSPOSE"),
@@ -221,7 +228,7 @@ LAYERS: dict[type, OpSpec] = {
     _L.UpSampling2D: _same_scale("RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"),
     _L.UpSampling3D: _pass("SPLIT", "CONCATENATION", "RESHAPE"),
     _L.Resizing: _same_scale("RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"),
-    # Nothing in inference.
+    # Identity in inference.
     _L.Identity: _pass(),
     _L.Dropout: _pass(),
     _L.SpatialDropout1D: _pass(),
@@ -252,7 +259,7 @@ FUNCTIONS: dict[str, OpSpec] = {
     "math.reduce_sum": _computes("SUM", arithmetic=_SUM),
     "math.reduce_prod": _computes("REDUCE_PROD"),
     "math.top_k": _pass("TOPK_V2"),
-    # Of several tensors.
+    # Several tensors.
     "linalg.matmul": _computes("BATCH_MATMUL", "RESHAPE", "TRANSPOSE", arithmetic=_PRODUCT),
     "einsum": _computes("BATCH_MATMUL", "RESHAPE", "TRANSPOSE"),
     "math.squared_difference": _computes("SQUARED_DIFFERENCE"),
@@ -262,13 +269,13 @@ FUNCTIONS: dict[str, OpSpec] = {
     "math.minimum": _same_scale("MINIMUM", constants=Constants.OPERANDS),
     "where": _same_scale("SELECT", "SELECT_V2", constants=Constants.OPERANDS),
     "clip_by_value": _same_scale("MINIMUM", "MAXIMUM", constants=Constants.OPERANDS),
-    # With a constant that is none per channel, or a tensor of another rank; otherwise they become layers.
+    # Only where an operand is a constant that is not per channel, or has another rank; otherwise rules make layers.
     "math.add": _computes("ADD"),
     "__operators__.add": _computes("ADD"),
     "math.multiply": _computes("MUL"),
     "math.subtract": _computes("SUB"),
     "math.abs": _computes("ABS"),
-    # Shapes and places.
+    # Shape and position only.
     "reshape": _pass("RESHAPE"),
     "expand_dims": _pass("RESHAPE"),
     "compat.v1.squeeze": _pass("RESHAPE"),
@@ -292,7 +299,7 @@ FUNCTIONS: dict[str, OpSpec] = {
     "compat.v1.batch_to_space_nd": _pass("BATCH_TO_SPACE_ND"),
     "identity": _pass(),
     "stop_gradient": _pass(),
-    # The converter does not take the range of REVERSE_V2, which these are, on to the output.
+    # All four become REVERSE_V2, whose input range the converter does not copy to the output.
     "reverse": _same_scale("REVERSE_V2"),
     "image.flip_left_right": _same_scale("REVERSE_V2"),
     "image.flip_up_down": _same_scale("REVERSE_V2"),
@@ -307,7 +314,7 @@ FUNCTIONS: dict[str, OpSpec] = {
     "image.central_crop": _pass("STRIDED_SLICE", "SLICE"),
     "image.pad_to_bounding_box": _pass("PAD"),
     "image.resize_with_crop_or_pad": _pass("STRIDED_SLICE", "SLICE", "PAD"),
-    # Constants, of which the file has the int8 form.
+    # Constants, which the converter stores as int8.
     "ones_like": _computes(),
     "zeros_like": _computes(),
     "fill": _computes("FILL"),
@@ -320,9 +327,9 @@ ACTIVATIONS: dict[str, OpSpec] = {
     "gelu": _computes("GELU"),
     "exponential": _computes("EXP"),
     "leaky_relu": _computes("LEAKY_RELU"),
-    # TFLite fixes the size of a level: 1/256, 1/128 and 1/16.
+    # TFLite's quantisation specification fixes the scale: 1/256 (sigmoid, softmax), 1/128 (tanh), 1/16 (log_softmax).
     "sigmoid": _fixed("LOGISTIC", 0.0, 255 / 256),
     "softmax": _fixed("SOFTMAX", 0.0, 255 / 256),
     "tanh": _fixed("TANH", -1.0, 127 / 128),
-    "log_softmax_v2": _fixed("LOG_SOFTMAX", -255 / 16, 0.0),  # what tf.nn.log_softmax calls itself
+    "log_softmax_v2": _fixed("LOG_SOFTMAX", -255 / 16, 0.0),  # the __name__ of tf.nn.log_softmax
 }

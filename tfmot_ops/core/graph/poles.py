@@ -1,8 +1,8 @@
-"""Functions without bound near 0, such as a logarithm: what they read must not be rounded, as int8 makes 0 of it.
+"""Functions that diverge at 0, such as a logarithm: their operand stays in float, as int8 may round it to 0.
 
-A model guards such a function by a small constant: `log(maximum(x, 1e-5))`, `n / (d + 1e-7)`. Rounded to one of 256
-levels the constant is 0, and the result NaN or infinite. So the calls between the last int8 tensor and the function
-are computed in float.
+Models guard a diverging function by a small constant: `log(maximum(x, 1e-5))`, `n / (d + 1e-7)`. Rounded to one of 256
+levels the constant becomes 0, and the result NaN or infinite. So the calls that prepare the operand (here `maximum`
+and `+`) are computed in float.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Layer
 
 _L = keras.layers
-#: Function of TensorFlow -> place of the operand near whose 0 its value, or its slope, has no bound.
+#: TensorFlow function -> position of the operand at whose 0 the function's value or derivative diverges.
 _POLES = {
     **dict.fromkeys(("math.log", "math.log1p", "math.reciprocal", "math.reciprocal_no_nan", "math.rsqrt"), 0),
     **dict.fromkeys(("math.sqrt", "math.pow", "math.digamma", "math.lgamma"), 0),
     **dict.fromkeys(("math.truediv", "math.divide", "math.divide_no_nan", "math.xdivy", "math.xlogy"), 1),
 }
 _POLE_ACTIVATIONS = {"log", "log1p", "reciprocal", "rsqrt", "sqrt"}
-#: Calls that only prepare an operand: a floor, a sum, a square, another shape. A call with a kernel is none.
+#: Operations that prepare such an operand: clipping, sums, squares, reshapes. No operation with a kernel is among them.
 _PREPARES = (
     *(Affine, AxisMean, Shift, _L.Maximum, _L.Minimum, _L.Reshape, _L.Flatten, _L.Permute, _L.RepeatVector),
     *("math.maximum", "math.minimum", "clip_by_value", "math.add", "__operators__.add", "math.subtract"),
@@ -38,12 +38,12 @@ _PREPARES = (
 
 
 def has_pole(layer: Layer) -> bool:
-    """Whether a call of this layer (the inner one, without wrappers) has no bound near 0 of something it reads."""
+    """Whether the function of this layer (the inner one, without wrappers) diverges where an operand is 0."""
     return getattr(layer, "symbol", None) in _POLES or activation_name(layer) in _POLE_ACTIVATIONS
 
 
 def float_calls(graph: Graph) -> set[Node]:
-    """The calls that a function with a pole reads its operand from, and that have to stay in float.
+    """The calls that prepare the operand of a diverging function, and therefore have to stay in float.
 
     Args:
         graph: normalised or quantised.
@@ -60,7 +60,7 @@ def float_calls(graph: Graph) -> set[Node]:
 
 
 def reads_any(node: Node, unrounded: AbstractSet[Node]) -> bool:
-    """Whether a call has a pole at what one of these calls gives."""
+    """Whether a call diverges where the result of one of the calls `unrounded` is 0."""
     return any(tensor.producer in unrounded for tensor in _operand(node))
 
 
@@ -74,7 +74,7 @@ def _operand(node: Node) -> list[Tensor]:
         return []
     place = _POLES.get(getattr(layer, "symbol", ""), 0)
     given = [*node.args, *(value for name, value in node.kwargs.items() if name != "name")]
-    # x ** 2 has no pole.
+    # x ** p with p >= 1 has no pole at 0.
     power = given[1] if getattr(layer, "symbol", None) == "math.pow" and len(given) > 1 else None
     if power is not None and not isinstance(power, Tensor) and np.all(np.asarray(power) >= 1):
         return []
@@ -84,6 +84,6 @@ def _operand(node: Node) -> list[Tensor]:
 def _prepares(node: Node) -> bool:
     layer = _inner(node)
     if type(layer) is _L.Multiply:
-        # A square; a product of two tensors may be a large one, and has a range of its own.
+        # x * x only: a product of two different tensors stays int8, with a range of its own.
         return len(set(node.inputs())) == 1
     return getattr(layer, "symbol", type(layer)) in _PREPARES or has_pole(layer)

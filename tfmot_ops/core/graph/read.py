@@ -1,8 +1,8 @@
-"""Model -> layer graph: nested models opened, shared layers kept shared, masks made tensors of the graph.
+"""Model -> layer graph: nested models opened, shared layers kept shared, masks calls tensors of the graph.
 
-Keras hands masks on beside the tensors, from layer to layer as long as each supports it. Here a mask is computed by
-calls of its own and is an argument of the calls that take it: what stands for a layer after a rewrite, a quantiser
-between two, cannot lose it.
+In Keras a mask is an attribute of a tensor, which is lost at the first layer that does not support masking. In the
+graph a mask is a tensor, computed by calls of its own and passed as the argument `mask`. So a quantiser that is
+inserted between two layers cannot lose the mask.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from tfmot_ops.core.keras.private import KerasTensor
 from tfmot_ops.core.keras.types import Function, Layer, TensorLike
 from tfmot_ops.errors import UnsupportedModelError
 
-#: Symbolic tensor of a model of Keras -> the tensor of the graph that stands for it.
+#: Symbolic tensor of a Keras model -> the graph's tensor for it.
 Bound = dict[Itself, Tensor]
 
-#: Layers that make a mask of inputs without one: themselves, or the layer in them. Of the layers of Keras; a custom
-#: layer is asked.
+#: Keras' layers that create a mask from an unmasked input, by themselves or by the layer that they wrap. Of a custom
+#: layer this is not known: its `compute_mask` is called.
 _STARTS_MASKS = (keras.layers.Embedding, keras.layers.Masking, keras.layers.Wrapper)
 
 
@@ -36,7 +36,7 @@ def read_graph(model: keras.Model) -> Graph:
 
     Raises:
         UnsupportedModelError: a (nested) model is subclassed or not built, so it has no graph to read; or a layer's
-            mask is no function of tensors.
+            `compute_mask` does not work on symbolic tensors.
     """
     _require_graph(model, model.name)
     bound: Bound = {}
@@ -62,7 +62,7 @@ def _require_graph(model: keras.Model, path: str) -> None:
 
 
 def _input_structure(model: keras.Model) -> Any:
-    # A sequential model's nested inputs are a list of one; a functional one keeps what the user gave.
+    # A sequential model has a list with one input; a functional model keeps the user's structure.
     return model.inputs[0] if isinstance(model, keras.Sequential) else private.nested_inputs(model)
 
 
@@ -114,7 +114,7 @@ def _read_call(call: Any, prefix: str, bound: Bound, nodes: list[Node]) -> None:
 
 
 def name_training(call: Node) -> None:
-    """Put what a call is told of training under its name, where it stands by its place."""
+    """Turn a positional argument `training` of a call, and those around it, into keyword arguments."""
     names = private.call_signature(call.layer).arg_names[: len(call.args)]
     if "training" in names:
         call.kwargs = dict(zip(names[1:], call.args[1:], strict=False)) | call.kwargs
@@ -122,7 +122,7 @@ def name_training(call: Node) -> None:
 
 
 def tell_training(call: Node, value: object) -> None:
-    """Tell a call of training what the model or layer around it was told; None is nothing."""
+    """Pass the `training` argument of the surrounding model or layer to a call that has none; None changes nothing."""
     expects = private.call_signature(call.layer).expects_training_arg
     if value is not None and expects and call.kwargs.get("training") is None:
         call.kwargs = call.kwargs | {"training": value}
@@ -131,7 +131,7 @@ def tell_training(call: Node, value: object) -> None:
 def _open(model: keras.Model, path: str, arguments: list[Tensor], nodes: list[Node]) -> Any:
     inner = {Itself(keras_tensor): tensor for keras_tensor, tensor in zip(model.inputs, arguments, strict=True)}
     outputs = _walk(model, path + "/", inner, nodes)
-    # A nested model that returns its own input would otherwise alias two tensors of the outer graph.
+    # A copy of the structure: a nested model that returns its own input would alias two tensors of the outer graph.
     return map_tensors(outputs, lambda tensor: tensor)
 
 
@@ -141,22 +141,22 @@ def _with_masks(graph: Graph) -> Graph:
     nodes: list[Node] = []
     for node in graph.nodes:
         # The calls that compute a mask stand before its reader.
-        _give_mask(node, masks, nodes)
+        _pass_mask(node, masks, nodes)
         nodes.append(node)
         masks |= _masks_after(node, masks, nodes)
     if not masks:
         return graph
     for node in nodes:
         if _takes_mask(node):
-            # Where a rewrite puts a layer that hands masks on for one that did not, Keras would give one.
+            # An explicit None: after a rewrite, Keras could otherwise find a mask that the original call did not get.
             node.kwargs["mask"] = None
     graph.nodes = nodes
     return graph.without_dead_calls()
 
 
 def _takes_mask(node: Node) -> bool:
-    """Whether the call has a mask as its argument, and was given none by the user."""
-    # Around a layer that takes none, TimeDistributed does nothing with it.
+    """Whether the layer's call has the argument `mask`, and the user did not pass it."""
+    # TimeDistributed has the argument always, and uses a mask only if the layer that it wraps does.
     layer = node.layer.layer if isinstance(node.layer, keras.layers.TimeDistributed) else node.layer
     spec = private.call_signature(node.layer)
     takes = "mask" in private.call_signature(layer).arg_names[1:]
@@ -164,26 +164,29 @@ def _takes_mask(node: Node) -> bool:
 
 
 def _masks_of(structure: object, masks: dict[Tensor, Tensor]) -> Any:
-    """The masks of tensors, same structure; None where none has one."""
+    """The masks of the structure's tensors, in the same structure; None if no tensor has a mask."""
     if masks.keys().isdisjoint(tensors(structure)):
         return None
     return tf.nest.map_structure(lambda leaf: masks.get(leaf) if isinstance(leaf, Tensor) else None, structure)
 
 
 def _inputs(node: Node) -> Any:
-    """What Keras takes for the inputs of a call: its first argument."""
+    """The first argument of a call, which Keras treats as its inputs."""
     return node.args[0] if node.args else next(iter(node.kwargs.values()), None)
 
 
-def _give_mask(node: Node, masks: dict[Tensor, Tensor], nodes: list[Node]) -> None:
+def _pass_mask(node: Node, masks: dict[Tensor, Tensor], nodes: list[Node]) -> None:
     if isinstance(node.layer, keras.layers.MultiHeadAttention):
-        _give_attention_mask(node, masks, nodes)
+        _pass_attention_mask(node, masks, nodes)
     elif _takes_mask(node) and (mask := _masks_of(_inputs(node), masks)) is not None:
         node.kwargs["mask"] = mask
 
 
-def _give_attention_mask(node: Node, masks: dict[Tensor, Tensor], nodes: list[Node]) -> None:
-    """MultiHeadAttention looks for the masks of its operands itself, and combines them with its argument."""
+def _pass_attention_mask(node: Node, masks: dict[Tensor, Tensor], nodes: list[Node]) -> None:
+    """Pass the masks of query, value and key to MultiHeadAttention as one `attention_mask`.
+
+    Keras' layer reads the masks from its operands and combines them with the argument; here this is done in the graph.
+    """
     spec = private.call_signature(node.layer)
     names = ("query", "value", "key", "attention_mask")
     given = {
@@ -206,7 +209,7 @@ def _give_attention_mask(node: Node, masks: dict[Tensor, Tensor], nodes: list[No
 
 
 def _masks_after(node: Node, masks: dict[Tensor, Tensor], nodes: list[Node]) -> dict[Tensor, Tensor]:
-    """Tensor -> mask of the results of a call; appends the calls that compute it."""
+    """Result tensor -> its mask, for the results of a call; appends the calls that compute the masks to `nodes`."""
     layer, inputs = node.layer, _inputs(node)
     given = node.kwargs["mask"] if "mask" in node.kwargs else _masks_of(inputs, masks)
     if not layer.supports_masking or (given is None and not _starts_masks(layer)):
@@ -222,7 +225,7 @@ def _starts_masks(layer: Layer) -> bool:
 
 
 def _record(node: Node, compute: Function, values: object, nodes: list[Node]) -> Any:
-    """What a function of a layer gives for tensors; appends the calls of TensorFlow that it is made of."""
+    """Apply a function to tensors of the graph; appends the TensorFlow calls that it consists of to `nodes`."""
     symbols: dict[Tensor, KerasTensor] = {}
 
     def symbol(tensor: Tensor) -> Any:
@@ -230,25 +233,25 @@ def _record(node: Node, compute: Function, values: object, nodes: list[Node]) ->
 
     given = map_tensors(values, symbol)
     bound = {Itself(symbols[tensor]): tensor for tensor in tensors(values)}
-    made: list[Node] = []
+    calls: list[Node] = []
     try:
         result = compute(given)
         found = [leaf for leaf in tf.nest.flatten(result) if leaf is not None and Itself(leaf) not in bound]
         if found:
-            _walk(keras.Model(list(symbols.values()), found), "", bound, made)
-    except Exception as error:  # what somebody's code does with symbolic tensors
+            _walk(keras.Model(list(symbols.values()), found), "", bound, calls)
+    except Exception as error:  # a user's compute_mask may raise anything on symbolic tensors
         raise UnsupportedModelError(
-            f"layer {node.path!r}: its mask cannot be carried",
-            required="a compute_mask of TensorFlow functions on tensors",
+            f"layer {node.path!r}: its mask cannot be read",
+            required="a compute_mask that consists of TensorFlow functions and works on symbolic tensors",
             received=f"{type(error).__name__}: {error}",
-            remedy="compute the mask by functions of TensorFlow, or without masking give the mask as an input",
+            remedy="write compute_mask with TensorFlow functions, or pass the mask as an input of the model",
         ) from error
-    # Keras numbers recorded functions through the whole process; here they are numbered within the layer.
+    # Keras counts recorded functions over the whole process (`tf.math.not_equal_17`); names count within the layer.
     seen: Counter[str] = Counter()
-    for call in made:
+    for call in calls:
         kind = getattr(call.layer, "symbol", call.path).replace(".", "_").strip("_")
         seen[kind] += 1
         call.path = f"{node.path}/mask_{kind}" + (f"_{seen[kind]}" if seen[kind] > 1 else "")
         call.origin = node.origin
-    nodes += made
+    nodes += calls
     return tf.nest.map_structure(lambda leaf: bound.get(Itself(leaf)), result)

@@ -1,4 +1,4 @@
-"""Layer graph -> model, in one pass: every layer is made once, called once a call, and given its weights."""
+"""Layer graph -> Keras model: copies every layer once, calls the copy for each call, and sets its weights."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from tfmot_ops.core.keras.private import KerasTensor, QuantizeLayer, QuantizeWra
 from tfmot_ops.core.keras.types import Args, Config, Function, Kwargs, Layer
 from tfmot_ops.errors import UnsupportedModelError
 
-#: (new layer, the call it stands for) -> the layer that is called in its place.
+#: (copied layer, first call of the original) -> the layer to call: the copy, or a wrapper around it.
 Wrap = Callable[[Any, Node], Any]
-#: (tensor, its value) -> the value that the calls read.
+#: (tensor of the graph, its KerasTensor) -> the KerasTensor that its readers get, such as a quantiser's output.
 OnTensor = Callable[[Tensor, Any], Any]
 
-#: Packages of tf_keras' layers whose layers only compute in their call, and other layers that do.
+#: Packages of tf_keras.layers, and further layers, whose `call` has no side effects (no new state, no losses).
 _PURE_PACKAGES = {"activation", "convolutional", "merging", "normalization", "pooling", "regularization", "reshaping"}
 _PURE_LAYERS = {keras.layers.Dense, keras.layers.Activation, QuantizeLayer, *LAYERS}
-#: Initialisers that draw numbers; what they draw is replaced by the graph's weights.
+#: Random initialisers: skipped in a rebuild, as the graph's weights replace their values.
 _RANDOM = (
     keras.initializers.VarianceScaling,
     keras.initializers.RandomNormal,
@@ -45,8 +45,8 @@ def rebuild(
 
     Args:
         graph: the layer graph.
-        wrap: gives the layer to call for a copied layer and the (first) call it stands for.
-        on_tensor: gives what the calls read for a tensor: a graph input or a call's output.
+        wrap: (copied layer, first call of the original) -> the layer to call.
+        on_tensor: (graph input or call's output, its KerasTensor) -> the KerasTensor that its readers get.
 
     Returns:
         An uncompiled functional model with the graph's weights.
@@ -64,10 +64,10 @@ def rebuild(
             result = call_layer(copies[node.layer], args, kwargs, node.outputs)
         else:
             copy = copy_layer(node.layer, names[node.path])
-            copies[node.layer] = called = wrap(copy, node)
+            copies[node.layer] = to_call = wrap(copy, node)
             weights = graph.weights_of(node.layer)
             with without_random_values() if weights else nullcontext():
-                result = call_layer(called, args, kwargs, node.outputs)
+                result = call_layer(to_call, args, kwargs, node.outputs)
             if weights:
                 copy.set_weights(weights)
         for tensor, value in zip(tensors(node.outputs), tf.nest.flatten(result), strict=True):
@@ -78,25 +78,25 @@ def rebuild(
 
 
 def copy_layer(layer: Layer, name: str, **changes: object) -> Any:
-    """An unbuilt copy of a layer under a name, frozen where the original is.
+    """An unbuilt copy of a layer, with `trainable` as in the original.
 
     Args:
         layer: the original.
-        name: of the copy.
-        changes: constructor arguments with other values than the original's.
+        name: the copy's name.
+        changes: constructor arguments that replace the original's.
 
     Raises:
-        UnsupportedModelError: the layer cannot be made from its config.
+        UnsupportedModelError: `from_config` does not accept the layer's config.
     """
     try:
         config = _config(layer)
-        # A `batch_input_shape` makes a first layer build itself for a sequential model; here Input does that.
+        # With `batch_input_shape` a layer would build itself at once; here the call builds it.
         config.pop("batch_input_shape", None)
         copy = type(layer).from_config(config | _functions(layer, config) | changes | {"name": name})
     except (TypeError, ValueError, NotImplementedError, OSError) as error:
         raise UnsupportedModelError(
             f"layer {layer.name!r} ({type(layer).__name__}) cannot be copied",
-            required="get_config and from_config that fit each other, and functions that Keras finds by their names",
+            required="a from_config that accepts what get_config returns, with functions that Keras finds by name",
             received=f"{type(error).__name__}: {error}",
             remedy="return every argument of the constructor from get_config; decorate functions and classes with "
             "keras.saving.register_keras_serializable",
@@ -113,47 +113,50 @@ def _config(layer: Layer) -> dict[str, Any]:
         config = layer.get_config()
         return config
     with warnings.catch_warnings():
-        # Keras warns of a lambda in a config; the copy gets the function itself.
+        # Keras warns that a lambda cannot be serialised; the copy gets the function object, so nothing is lost.
         warnings.filterwarnings("ignore", message="The object being serialized includes a `lambda`")
         config = layer.get_config()
     return config
 
 
 def is_public(function: object) -> bool:
-    """Whether Keras finds this function again by its name: it is one of Keras' own or TensorFlow's."""
+    """Whether the function is one of Keras' or TensorFlow's, so that a config can refer to it by name."""
     return str(getattr(function, "__module__", "")).startswith(("tf_keras.", "tensorflow."))
 
 
 def _functions(layer: Layer, config: Config) -> dict[str, Any]:
-    """The user's functions, and activations that are layers, among a layer's arguments: a config only names them."""
+    """The user's functions, and copies of activation layers, among a layer's constructor arguments.
+
+    The config has only their names, from which Keras cannot find an unregistered function.
+    """
     kinds = ("activation", "initializer", "regularizer", "constraint")
     values = {key: getattr(layer, key, None) for key in config if key.endswith(kinds)}
     layers = {key: value for key, value in values.items() if isinstance(value, keras.layers.Layer)}
     return {key: copy_layer(value, value.name) for key, value in layers.items()} | {
         key: value
         for key, value in values.items()
-        # A name of Keras' own may stand for another function than TensorFlow's object, and loads as Keras' own.
+        # A public function is left to its name in the config, so that a copy and a loaded model have the same one.
         if isinstance(value, FunctionType) and not (is_public(value) and isinstance(config[key], str))
     }
 
 
 def _freeze_like(layer: Layer, copy: Layer) -> None:
-    """Freeze what is frozen in `layer`: the whole, or layers inside it."""
+    """Copy `trainable` from `layer` and its inner layers to `copy` and its inner layers."""
     pairs = list(zip(private.layers_within(layer), private.layers_within(copy), strict=False))
     for original, copied in pairs:
-        # Only where they differ, as setting it sets it for all layers inside.
+        # Only where they differ: setting `trainable` of a layer also sets it for all inner layers.
         if copied.trainable != original.trainable:
             copied.trainable = original.trainable
 
 
 def call_layer(layer: Layer, args: Args, kwargs: Kwargs, outputs: object) -> Any:
-    """Call a layer on KerasTensors, without tracing its `call` where its outputs are known beforehand.
+    """Call a layer on KerasTensors, without tracing its `call` where the graph already has the output shapes.
 
-    Keras learns a layer's output shapes by tracing its call in a graph of its own; for a quantisation wrapper
-    that is most of what a rebuild costs. A graph's tensors say the shapes already.
+    Keras traces a layer's `call` to infer the output shapes; for a quantisation wrapper the trace takes most of the
+    time of a rebuild.
 
     Args:
-        layer: the layer; this call builds it if it is not built.
+        layer: the layer; it is built if it is not built yet.
         args: the call's arguments, with KerasTensors in them.
         kwargs: its keyword arguments.
         outputs: the result's structure with `Tensor` leaves.
@@ -176,14 +179,14 @@ def call_layer(layer: Layer, args: Args, kwargs: Kwargs, outputs: object) -> Any
 
 @contextmanager
 def without_traces() -> Iterator[None]:
-    """Layers called on KerasTensors in this context say their output's shape by their own formula.
+    """In this context, Keras takes output shapes from `compute_output_shape` instead of tracing each layer's `call`.
 
-    Keras traces each call of a layer for it, also where the layer has a formula; for a quantised model that is up to
-    half of what loading it costs.
+    Keras traces even where a layer has `compute_output_shape`; for a quantised model the traces take up to half of the
+    time of loading it.
     """
 
     def infer(layer: Layer, inputs: object, masks: object, args: Args, kwargs: Kwargs) -> Any:
-        shape_of = _formula(layer)
+        shape_of = _output_shape_formula(layer)
         if shape_of is None or not _are_plain(inputs, masks):
             return private.trace_outputs(layer, inputs, masks, args, kwargs)
         private.build_for_call(layer, inputs, args, kwargs)
@@ -194,8 +197,8 @@ def without_traces() -> Iterator[None]:
         yield
 
 
-def _formula(layer: Layer) -> Callable[[Any], Any] | None:
-    """Shape of the inputs -> shape of the one output, None for a layer that has to be traced for it."""
+def _output_shape_formula(layer: Layer) -> Callable[[Any], Any] | None:
+    """The function from input shapes to the shape of the only output; None for a layer that has to be traced."""
     inner = layer.layer if isinstance(layer, QuantizeWrapperV2) else layer
     if not _is_pure(layer) or layer.compute_dtype != "float32" or inner.compute_dtype != "float32":
         return None
@@ -206,7 +209,7 @@ def _formula(layer: Layer) -> Callable[[Any], Any] | None:
 
 
 def _is_pure(layer: Layer) -> bool:
-    """Whether a call of the layer only computes: no state is made in it, no loss added."""
+    """Whether a call of the layer has no side effects: it creates no state and adds no loss."""
     inner = layer.layer if isinstance(layer, QuantizeWrapperV2) else layer
     if isinstance(inner, keras.layers.Wrapper) or inner.activity_regularizer is not None:
         return False
@@ -216,13 +219,13 @@ def _is_pure(layer: Layer) -> bool:
 
 
 def _are_known(layer: Layer, outputs: object) -> bool:
-    """Whether the graph says what the call gives: no tensor of unknown rank, none that a dtype policy casts."""
+    """Whether shapes and dtypes of the outputs are known: every rank is known, and no dtype policy casts."""
     dtypes = {layer.compute_dtype, getattr(layer, "layer", layer).compute_dtype}
     return all(tensor.shape and {tensor.dtype} == dtypes for tensor in tensors(outputs))
 
 
 def _are_plain(inputs: object, masks: object) -> bool:
-    """Whether the inputs are dense tensors without a mask, as are then the outputs."""
+    """Whether all inputs are dense tensors without a mask; then the outputs are too."""
     return all(mask is None for mask in tf.nest.flatten(masks)) and all(
         type(value) is KerasTensor for value in tf.nest.flatten(inputs)
     )
@@ -233,7 +236,7 @@ def without_random_values() -> AbstractContextManager[None]:
 
     def create(next_creator: Function, **kwargs: Any) -> Any:
         initial = kwargs["initial_value"]
-        # Keras gives a partial of the initialiser, with the shape as its argument.
+        # Keras passes functools.partial(initialiser, shape).
         if isinstance(getattr(initial, "func", None), _RANDOM):
             (shape,) = initial.args
             kwargs["initial_value"] = lambda: tf.zeros(shape, kwargs["dtype"])

@@ -1,4 +1,4 @@
-"""The rewriter: one forward pass over a graph, each call offered to the rules, results renamed on the way."""
+"""The rewriter: one forward pass over a graph, in which rules replace calls and later calls read the new tensors."""
 
 from __future__ import annotations
 
@@ -14,23 +14,26 @@ from tfmot_ops.core.keras.types import Array, Layer
 
 
 class Rewriter:
-    """Emits the new calls; a rule gets it to build what replaces a call."""
+    """Collects the calls of the new graph; a rule uses it to emit the calls that replace an old one."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.nodes: list[Node] = []
-        #: Path of the user's layer that is being replaced.
+        #: Path of the user's layer whose call is being rewritten.
         self.origin = ""
         self._calls = graph.calls_per_layer()
         self._made: dict[tuple[Layer, str], Any] = {}
 
     def keep(self, node: Node) -> Any:
-        """The call as it is."""
+        """Add a call unchanged; returns its outputs."""
         self.nodes.append(node)
         return node.outputs
 
     def once(self, layer: Layer, role: str, make: Callable[[], object]) -> Any:
-        """The layer made for a role of an original layer: once, so that a shared layer stays shared."""
+        """The new layer for a role (`depthwise`) of an original layer, made at the first request.
+
+        All calls of a shared layer get the same new layer, so that its weights stay shared.
+        """
         key = (layer, role)
         if key not in self._made:
             self._made[key] = make()
@@ -49,11 +52,11 @@ class Rewriter:
         """Emit a call of a new layer with one output.
 
         Args:
-            layer: made for the call, not yet built.
-            path: where it stands.
-            inputs: a tensor, or a list of them.
-            shape: of the output; defaults to the first input's.
-            weights: its weight arrays.
+            layer: the new layer, not yet built.
+            path: path of the call in the new graph.
+            inputs: a tensor, or a list of tensors.
+            shape: shape of the output; defaults to the first input's.
+            weights: the layer's weight arrays, in Keras' order.
             source_kernel: see `Node`.
         """
         first = tensors(inputs)[0]
@@ -74,9 +77,9 @@ class Rewriter:
         *,
         trainable: bool = False,
     ) -> Tensor:
-        """(x * scale + offset) / divisor per channel; a frozen affine on a frozen one becomes one."""
+        """Emit (x * scale + offset) / divisor per channel; two frozen affines in a row are merged to one."""
         channels = tensor.channels or 1
-        values = [np.broadcast_to(np.asarray(each, np.float32), (channels,)) for each in (scale, offset, divisor)]
+        values = [np.broadcast_to(np.asarray(value, np.float32), (channels,)) for value in (scale, offset, divisor)]
         before = tensor.producer
         frozen = before is not None and isinstance(before.layer, Affine) and not before.layer.trainable
         if frozen and before is not None and not trainable:
@@ -87,18 +90,21 @@ class Rewriter:
 
 
 def _composed(first: Sequence[Array], second: Sequence[Array]) -> list[Any]:
-    """One affine for two; to the last bit for a scale on which a standardisation follows."""
+    """[scale, offset, divisor] of second(first(x)).
+
+    The second divisor is kept as a divisor, so that Rescaling followed by Normalization keeps Keras' exact division.
+    """
     (scale, offset, divisor), (next_scale, next_offset, next_divisor) = first, second
     next_scale = next_scale / divisor
     return [scale * next_scale, offset * next_scale + next_offset, next_divisor]
 
 
-#: (call, rewriter) -> the outputs that replace the call's, or None when the rule does not apply.
+#: (call, rewriter) -> new outputs, in the structure of the call's outputs; None where the rule does not apply.
 Rule = Callable[[Node, Rewriter], Any]
 
 
 def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
-    """Offer each call to the rules, in order; the first that answers wins, otherwise the call is kept."""
+    """Apply to each call the first rule that does not return None; a call that no rule replaces is kept."""
     rewriter = Rewriter(graph)
     renamed: dict[Tensor, Tensor] = {}
 
@@ -122,7 +128,7 @@ def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
 
 
 def channel_constant(value: object, tensor: Tensor) -> np.ndarray | None:
-    """A constant operand as one number per channel of `tensor`, or None where it is not that."""
+    """A constant operand as an array [channels] or [1]; None if it is no constant, or varies along another axis."""
     if isinstance(value, Tensor) or value is None:
         return None
     array = np.asarray(value, np.float32)

@@ -1,4 +1,4 @@
-"""Which row of the operation table a call has: by its layer's class, function of TensorFlow, or activation."""
+"""Lookup in the operation table: the row of a call, by its layer's class, TensorFlow function or activation."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _L = keras.layers
 
 
 def spec_of(layer: Any) -> OpSpec:
-    """The row of a call of this layer (the inner one, without wrappers), channels on the last axis."""
+    """The table's row for a layer (the inner one, without wrappers); UNKNOWN for data_format="channels_first"."""
     layer = _computed(layer)
     symbol = getattr(layer, "symbol", None)
     if symbol is not None:
         return FUNCTIONS.get(symbol, UNKNOWN)
     if getattr(layer, "data_format", None) == "channels_first" or getattr(layer, "normalize", False) is True:
-        return UNKNOWN  # Dot with `normalize` divides by a norm
+        return UNKNOWN  # Dot(normalize=True) divides by a norm, for which there is no int8 form
     if is_affine(layer):
         return LAYERS[Affine]
     name = activation_name(layer)
@@ -39,24 +39,24 @@ def role(layer: Any) -> Role:
 
 
 def kernels(layer: Any) -> tuple[Kernel, ...]:
-    """The kernels of a layer, by its exact class; a subclass may use its weights in another way."""
+    """The kernels of a layer, by its exact class: a subclass may use its weights differently, so it has none here."""
     return LAYERS.get(type(layer), UNKNOWN).kernels
 
 
 def float_reason(layer: Any) -> str:
-    """Why a layer of the role FLOAT stays in float: TFLite's limit, or ours."""
+    """Why a layer of the role FLOAT stays in float: a limit of TFLite, or of this project."""
     return LAYERS.get(type(layer), UNKNOWN).why_float.format(describe(layer))
 
 
 def describe(layer: Any) -> str:
-    """What a call computes, for a sentence: class, function of TensorFlow, or activation."""
+    """A layer's operation for a message: class or TensorFlow function, and activation (`Activation (elu)`)."""
     name = activation_name(layer)
     kind = getattr(layer, "symbol", None) or type(layer).__name__
     return f"{kind} ({name})" if name else str(kind)
 
 
 def activation_name(layer: Any) -> str | None:
-    """Name of the function an activation layer computes, None for any other layer."""
+    """Name of the function that an activation layer computes; None for any other layer."""
     layer = _computed(layer)
     match layer:
         case _L.ReLU():
@@ -78,7 +78,7 @@ def _computed(layer: Any) -> Any:
 
 
 def is_affine(layer: Any) -> bool:
-    """Whether inference computes one scale and one offset per channel (last axis)."""
+    """Whether the layer computes scale * x + offset per channel (last axis) in inference."""
     if isinstance(layer, Affine):
         return True
     # The exact class: a subclass may compute something else.
@@ -89,7 +89,7 @@ def is_affine(layer: Any) -> bool:
 
 
 def is_custom(layer: Any) -> bool:
-    """Whether the layer's class is neither one of Keras' own nor ours nor tfmot's."""
+    """Whether the layer's class comes from outside Keras, tfmot and this project."""
     packages = (private.LAYERS_PACKAGE, private.ENGINE_PACKAGE, "tfmot_ops.", "tensorflow_model_optimization.")
     return not type(layer).__module__.startswith(packages)
 
@@ -99,11 +99,11 @@ def _takes_training(layer: Any) -> bool:
 
 
 def is_identity(layer: Any) -> bool:
-    """Whether a custom layer gives its input back in inference, as a drop-path layer does."""
+    """Whether a custom layer returns its input unchanged in inference, as a drop-path layer does."""
     if not is_custom(layer) or layer.weights or not _takes_training(layer):
         return False
     probe = tf.zeros([1, 1])
     try:
         return layer.call(probe, training=False) is probe
-    except Exception:  # noqa: BLE001 - somebody's code, on an input it may not be made for: then it is not known
+    except Exception:  # noqa: BLE001 - the user's code may not accept [1, 1]: then the layer is not known as identity
         return False

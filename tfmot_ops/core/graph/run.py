@@ -1,4 +1,4 @@
-"""Run a graph call by call, with a say in what each call computes and what goes on from it."""
+"""Run a graph call by call; a callback computes each call, so that it can observe, round or replace results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run_graph(graph: Graph, inputs: Sequence[TensorLike], compute: Compute) -> A
         The graph's output structure with values as leaves.
     """
     values: dict[Tensor, Any] = dict(zip(graph.inputs(), inputs, strict=True))
-    # Call by call, memory holds what is still to be read only.
+    # A tensor is released after its last reader, so that memory holds only the tensors that are still needed.
     last_read: dict[Tensor, Node | None] = {tensor: node for node in graph.nodes for tensor in node.inputs()}
     last_read |= dict.fromkeys(tensors(graph.outputs))
     for node in graph.nodes:
@@ -41,7 +41,7 @@ def run_graph(graph: Graph, inputs: Sequence[TensorLike], compute: Compute) -> A
 
 
 def infer(layer: Layer, args: Args, kwargs: Kwargs) -> Any:
-    """What a call of a layer gives in inference; without the word Keras' augmentation layers augment."""
+    """Call a layer with training=False; without the argument, Keras' augmentation layers would augment."""
     if private.call_signature(layer).expects_training_arg:
         kwargs = kwargs | {"training": False}
     return layer(*args, **kwargs)

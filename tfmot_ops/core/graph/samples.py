@@ -1,4 +1,4 @@
-"""Calibration data as a user gives it, in batches that a graph takes."""
+"""Calibration data in any form that Keras accepts, turned into batches for a graph."""
 
 from __future__ import annotations
 
@@ -13,65 +13,69 @@ from tfmot_ops.core.graph.ir import Graph, Tensor
 from tfmot_ops.core.keras.types import Array
 from tfmot_ops.errors import CalibrationError
 
-#: What calibration may be given: an array [N, ...], a list of arrays or a dict by the inputs' names, one array for each
-#: input of the model; or a data set that gives these batch by batch, alone or in tuples with targets.
+#: Calibration data: an array [N, ...]; a list of arrays, or a dict from input names to arrays, with one array per input
+#: of the model; or a tf.data.Dataset whose batches have one of these forms, alone or in a tuple with targets.
 Calibration: TypeAlias = Array | Sequence[Array] | Mapping[str, Array] | tf.data.Dataset
-#: Samples an observer step reads at once; a memory bound, without effect on the ranges.
+#: Samples per batch; bounds the memory, and does not change the ranges.
 _BATCH = 64
 
 
 def calibration_batches(graph: Graph, calibration: Calibration, samples: int) -> Iterator[list[np.ndarray]]:
-    """Batches as one array per graph input, in the graph's order and of its types, `samples` at most.
+    """Yield batches: one array [N, ...] per graph input, in the graph's order and dtypes.
+
+    Args:
+        graph: the graph whose inputs the data is for.
+        calibration: see `Calibration`.
+        samples: most samples to yield, over all batches.
 
     Raises:
-        CalibrationError: the data does not fit the inputs, in structure, shape, number or type, or is not finite.
+        CalibrationError: structure, shape, number of samples or dtype do not fit the inputs, or a value is NaN or
+            infinite.
     """
     dtypes = [tf.as_dtype(tensor.dtype).as_numpy_dtype for tensor in graph.inputs()]
     names = [graph.input_names[tensor] for tensor in graph.inputs()]
-    left, first = samples, 0
+    remaining, first = samples, 0
     for structure in calibration if isinstance(calibration, tf.data.Dataset) else [calibration]:
         parts = _parts(structure, graph)
-        for start in range(0, min(len(parts[0]), left), _BATCH):
-            stop = min(start + _BATCH, left, len(parts[0]))
+        for start in range(0, min(len(parts[0]), remaining), _BATCH):
+            stop = min(start + _BATCH, remaining, len(parts[0]))
             batch = []
             for part, dtype, name in zip(parts, dtypes, names, strict=True):
-                # A number may be too large for the input's type.
+                # Checked before and after the cast: 1e300 is finite in float64 and infinite in float32.
                 batch.append(part[start:stop].astype(dtype))
                 require_finite_samples(part[start:stop], name, first + start)
                 require_finite_samples(batch[-1], name, first + start)
             yield batch
-        left, first = left - min(len(parts[0]), left), first + len(parts[0])
-        if not left:
+        remaining, first = remaining - min(len(parts[0]), remaining), first + len(parts[0])
+        if not remaining:
             return
 
 
 def _parts(structure: object, graph: Graph) -> list[np.ndarray]:
-    """The arrays for the graph's inputs: the structure's, or those of its first part, as Keras reads a tuple.
-
-    (x, y) and (x, y, sample weights) are what Keras trains on; only x is read.
-    """
+    """The arrays for the graph's inputs; of a tuple (x, y) or (x, y, sample weights), which Keras trains on, only x."""
     first = structure[:1] if isinstance(structure, tuple) and len(structure) in {2, 3} else ()
-    for each in (structure, *first):
-        parts = _arrays(each, graph)
+    for candidate in (structure, *first):
+        parts = _arrays(candidate, graph)
         if parts is not None and _check_parts(parts, graph.inputs()):
             return parts
-    wanted = ", ".join(f"{graph.input_names[t]} {t.dtype} {list(t.shape)}" for t in graph.inputs())
+    required = ", ".join(f"{graph.input_names[t]} {t.dtype} {list(t.shape)}" for t in graph.inputs())
     raise CalibrationError(
         "calibration data does not fit the model's inputs",
-        required=f"as many samples of each: {wanted}",
+        required=f"the same number of samples for each input: {required}",
         received=_described(structure),
-        remedy="give an array [samples, ...], a list of them in the model's order, a dict by its inputs' names, or a "
-        "tf.data.Dataset with batches of these, alone or in tuples (x, y) or (x, y, sample weights)",
+        remedy="give an array [samples, ...], a list of arrays in the order of the model's inputs, a dict from input "
+        "names to arrays, or a tf.data.Dataset with batches of these, alone or in tuples (x, y) or "
+        "(x, y, sample weights)",
     )
 
 
 def _arrays(structure: object, graph: Graph) -> list[np.ndarray] | None:
-    """Arrays in the graph's order; None for what lacks an input, or makes no array."""
+    """The structure's arrays in the order of the graph's inputs; None if an input is missing or is no array."""
     names, own = [graph.input_names[tensor] for tensor in graph.inputs()], graph.input_structure
     try:
         if not isinstance(structure, Mapping):
             leaves = tf.nest.flatten(structure) if isinstance(structure, list | tuple) else [structure]
-        # Keras goes by the model's own keys, where it has any.
+        # A model whose inputs are a dict has keys of its own, which Keras uses instead of the input layers' names.
         elif isinstance(own, Mapping) and own.keys() <= structure.keys():
             given = {key: structure[key] for key in own}
             leaves = tf.nest.flatten(tf.nest.map_structure(lambda _, value: value, own, given, check_types=False))
@@ -83,7 +87,7 @@ def _arrays(structure: object, graph: Graph) -> list[np.ndarray] | None:
 
 
 def _check_parts(parts: list[np.ndarray], inputs: list[Tensor]) -> bool:
-    """Whether there is an array of numbers for each input, of its shape, and all have as many samples."""
+    """Whether each input has a numeric array of its shape, and all arrays have the same number of samples."""
     return (
         len(parts) == len(inputs)
         and all(

@@ -1,4 +1,4 @@
-"""The pinned tf_keras: `tfmot_ops.core.keras.layers` is `tf_keras.layers`; and the one door to private names."""
+"""The pinned tf_keras (`tfmot_ops.core.keras.layers` is `tf_keras.layers`), and all uses of private names."""
 
 from typing import Any
 

@@ -1,7 +1,6 @@
-"""How a model is compiled: read it, and compile a rewritten model as the original was.
+"""The compile configuration of a model: reading it, and copying it to a rewritten model.
 
-`compile_like` compiles a model (pruned, quantised, stripped) as the original was, with nothing of the original's
-state in it.
+`compile_like` compiles a rewritten model (pruned, quantised, stripped) like the original, without sharing state.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.errors import UnsupportedModelError
 
 _LOG = logging.getLogger(__name__)
-#: What `compile_parameters` gives as values.
+#: Type of the values of `compile_parameters`.
 Scalar = str | int | float | bool | None
 
 
@@ -31,21 +30,25 @@ def is_compiled(model: keras.Model) -> bool:
 
 
 def compile_like(model: keras.Model, source: keras.Model) -> None:
-    """Make `model` train as `source` does, in place: compiled if `source` is, of its class, with its outputs' names.
+    """Copy class, output names and compile configuration of `source` to `model`, in place.
 
-    The optimizer and the metrics are re-created from their configs, so they share no state with `source`; a
-    learning-rate schedule and the losses have none and are shared. Losses, metrics and labels keyed by an output's
-    name keep their keys; a saved file has no names of outputs, so a loaded model goes by its layers' again.
+    Optimizer and metrics are re-created from their configs, so they share no state with `source`. Losses and a
+    learning-rate schedule have no state and are shared. Dicts of losses, metrics or labels by output name work as
+    before; but a saved file does not contain output names, so a loaded model uses its layers' names.
 
-    A class of the user's own is kept where it is made as `cls(inputs, outputs, name=...)`. What is not kept is
-    warned of in the log: another class, and what `source.add_loss` and `add_metric` added.
+    A user's own model class is copied if its constructor takes (inputs, outputs, name). A warning is logged for what
+    is not copied: other classes, and losses and metrics added by `source.add_loss` and `source.add_metric`.
+
+    Args:
+        model: the rewritten model, which is changed.
+        source: the original; if it is not compiled, `model` is not compiled either.
 
     Raises:
-        UnsupportedModelError: the models differ in their number of outputs, or an optimizer or a metric cannot be
-            made from its own config.
+        UnsupportedModelError: the models have different numbers of outputs, or an optimizer or a metric cannot be
+            re-created from its config.
     """
-    _take_class(model, source)
-    _take_names(model, source)
+    _copy_class(model, source)
+    _copy_output_names(model, source)
     _warn_of_losses(model, source)
     if not is_compiled(source):
         return
@@ -61,18 +64,18 @@ def compile_like(model: keras.Model, source: keras.Model) -> None:
             remedy="compile the model yourself",
         )
     arguments = private.compile_arguments(source)
-    arguments |= {name: _by_place(arguments[name], source) for name in ("loss", "loss_weights")}
+    arguments |= {name: _by_position(arguments[name], source) for name in ("loss", "loss_weights")}
     arguments |= {name: _fresh_metrics(arguments[name], source) for name in ("metrics", "weighted_metrics")}
     if private.tunes_steps_per_execution(source):
         arguments["steps_per_execution"] = "auto"
     model.compile(optimizer=_map_leaves(_fresh_optimizer, source.optimizer), **arguments)
 
 
-def _take_class(model: keras.Model, source: keras.Model) -> None:
+def _copy_class(model: keras.Model, source: keras.Model) -> None:
     cls = type(source)
     if cls is type(model) or cls.__module__.startswith("tf_keras."):
         return
-    # As Keras' clone_model chooses; a file of any other class does not load.
+    # The same test as in Keras' clone_model; a saved model of any other class cannot be loaded.
     if not has_functional_like_constructor(cls):
         _LOG.warning(
             "%s: is no %s, whose constructor takes other arguments than (inputs, outputs, name, trainable); "
@@ -81,25 +84,25 @@ def _take_class(model: keras.Model, source: keras.Model) -> None:
             cls.__name__,
         )
         return
-    # What makes the copy does not know the class; the constructor that runs now is the one it would have called.
+    # The copy was made as a plain keras.Model; now the constructor of the user's class runs on it.
     model.__class__ = cls
     cls.__init__(model, private.nested_inputs(model), private.nested_outputs(model), name=model.name)
 
 
-def _take_names(model: keras.Model, source: keras.Model) -> None:
-    """Give the outputs the names that the user knows them by: of the layers inside pruning wrappers."""
+def _copy_output_names(model: keras.Model, source: keras.Model) -> None:
+    """Copy the output names of `source` to `model`; a pruning wrapper's name is replaced by its inner layer's."""
     names, layers = source.output_names, private.output_layers(source)
     if not names or not layers or len(names) != len(model.output_names or ()):
         return
     known = [inner_layer(layer).name if name == layer.name else name for name, layer in zip(names, layers, strict=True)]
-    # Past Keras' own `__setattr__`, which would make the list a part of the model that is saved.
+    # `object.__setattr__`, because Keras' own would track the list as a part of the model and save it.
     object.__setattr__(model, "output_names", known)
 
 
 def _warn_of_losses(model: keras.Model, source: keras.Model) -> None:
     added, kept = (
-        {layer.name for layer in private.layers_within(each) if isinstance(layer, AddLoss | AddMetric)}
-        for each in (source, model)
+        {layer.name for layer in private.layers_within(part) if isinstance(layer, AddLoss | AddMetric)}
+        for part in (source, model)
     )
     if added - kept:
         _LOG.warning(
@@ -111,14 +114,14 @@ def _warn_of_losses(model: keras.Model, source: keras.Model) -> None:
 
 
 def _output_keys(model: keras.Model) -> list[str]:
-    """Keys that a dict of losses or metrics of `model` may have, in the order of its outputs."""
+    """Keys by which a dict of losses or metrics refers to the outputs of `model`, in the outputs' order."""
     outputs = private.nested_outputs(model)
-    # Keras matches a dict of losses to a dict of outputs by its own keys, and to a list by the layers' names.
+    # If the outputs are a dict, Keras uses that dict's keys; otherwise it uses the output names.
     return sorted(outputs) if isinstance(outputs, Mapping) else list(model.output_names or ())
 
 
-def _by_place(structure: object, source: keras.Model) -> Any:
-    """A dict by outputs' names as a list by their places: a saved model goes by other names than the one in memory."""
+def _by_position(structure: object, source: keras.Model) -> Any:
+    """A dict by output names as a list in the outputs' order, as output names change when a model is saved."""
     is_dict = isinstance(private.nested_outputs(source), Mapping)
     if not isinstance(structure, Mapping) or is_dict:
         return structure
@@ -126,7 +129,7 @@ def _by_place(structure: object, source: keras.Model) -> Any:
 
 
 def _map_leaves(function: Callable[[Any], Any], structure: object) -> Any:
-    """Apply `function` to what is in nested lists, tuples and dicts, which become lists and dicts."""
+    """Apply `function` to the leaves of nested lists, tuples and dicts; tuples become lists."""
     if isinstance(structure, Mapping):
         return {key: _map_leaves(function, value) for key, value in structure.items()}
     if isinstance(structure, list | tuple):
@@ -138,13 +141,13 @@ def _fresh_optimizer(optimizer: Optimizer) -> Any:
     config = optimizer.get_config()
     rate = private.given_learning_rate(optimizer)
     if callable(rate) and not isinstance(rate, tf.Variable):
-        # Put back as it is: the config form of a user's own schedule only loads under a custom object scope.
+        # The schedule object itself, as a user's own schedule could be re-created only in a custom object scope.
         config["learning_rate"] = rate
     inner = getattr(optimizer, "inner_optimizer", None)
     if inner is not None and "inner_optimizer" in config and not isinstance(inner, keras.optimizers.legacy.Optimizer):
         config["inner_optimizer"] = _fresh_optimizer(inner)
     fresh = _from_config(optimizer, config)
-    # Set by a method and in no config: variables, by parts of their names, that weight decay leaves alone.
+    # Weight decay's exceptions (parts of variable names) are set by a method and are not in the config.
     names = private.names_without_decay(optimizer)
     if names:
         fresh.exclude_from_weight_decay(var_names=names)
@@ -152,23 +155,23 @@ def _fresh_optimizer(optimizer: Optimizer) -> Any:
 
 
 def _fresh_metrics(structure: object, source: keras.Model) -> Any:
-    # With several outputs Keras puts the output's name before that of a metric object when it first meets data; it
-    # will do so again for the new model.
-    named = source.compiled_metrics.built and len(source.output_names or ()) > 1
-    prefixes = tuple(f"{name}_" for name in source.output_names or ()) if named else ()
+    # With several outputs, Keras prefixes a metric's name with the output's name at the first batch. The prefix is
+    # removed, as Keras will add it again to the new model's metric.
+    is_prefixed = source.compiled_metrics.built and len(source.output_names or ()) > 1
+    prefixes = tuple(f"{name}_" for name in source.output_names or ()) if is_prefixed else ()
 
     def fresh(metric: object) -> Any:
         if not isinstance(metric, keras.metrics.Metric):
-            return metric  # a name, a function or None: Keras makes a new metric of it
+            return metric  # a name, a function or None, from which Keras creates a new metric
         config = metric.get_config()
         prefix = next((prefix for prefix in prefixes if metric.name.startswith(prefix)), "")
         config["name"] = metric.name.removeprefix(prefix)
         return _from_config(metric, config)
 
-    placed = _by_place(structure, source)
+    placed = _by_position(structure, source)
     if placed is not structure:
-        # A flat list would be one for every output.
-        placed = [each if isinstance(each, list | tuple) else [] if each is None else [each] for each in placed]
+        # One list per output, as Keras would apply every metric of a flat list to every output.
+        placed = [item if isinstance(item, list | tuple) else [] if item is None else [item] for item in placed]
     return _map_leaves(fresh, placed)
 
 
@@ -178,19 +181,19 @@ def _from_config(instance: Configured, config: Config) -> Any:
     except (TypeError, ValueError) as error:
         raise UnsupportedModelError(
             f"{_qualified_name(type(instance))} cannot be re-created from its config",
-            required="get_config and from_config that fit each other",
+            required="a from_config that accepts what get_config returns",
             received=f"{type(error).__name__}: {error}",
             remedy="return every argument of the constructor from get_config",
         ) from error
 
 
 def compile_parameters(model: keras.Model) -> dict[str, Scalar]:
-    """The compile configuration, flat and readable, for the record of a run; empty if not compiled.
+    """The compile configuration as a flat dict, to be logged as parameters of a run; empty if not compiled.
 
     Returns:
-        `optimizer` (class name), `optimizer.<setting>` for each of its settings, `loss`, `loss_weights`, `metrics`,
-        `weighted_metrics`, `steps_per_execution`, `jit_compile` and `run_eagerly`. Schedules and loss objects read
-        like their constructor call; functions are given by qualified name.
+        `optimizer` (class name), `optimizer.<setting>` for each setting of the optimizer, `loss`, `loss_weights`,
+        `metrics`, `weighted_metrics`, `steps_per_execution`, `jit_compile` and `run_eagerly`. Schedules and loss
+        objects are written as constructor calls (`Huber(delta=1.0)`), functions by their qualified names.
     """
     if not is_compiled(model):
         return {}

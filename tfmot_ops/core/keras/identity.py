@@ -1,19 +1,22 @@
-"""Keys for objects that cannot be keys themselves."""
+"""Dictionary keys for objects without a hash."""
 
 from __future__ import annotations
 
 
 class Itself:
-    """Any object as a key of a dictionary or a member of a set, equal only to the same object's key.
+    """Wraps an object as a key of a dict or a member of a set; two keys are equal if they wrap the same object.
 
-    For `tf.Variable` and Keras' symbolic tensors, whose `==` compares values and which have no hash. Layers, and the
-    calls and tensors of a `Graph`, are keys without it.
+    Needed for `tf.Variable` and Keras' symbolic tensors, which have no hash and whose `==` compares values. Layers, and
+    the nodes and tensors of a `Graph`, are hashable and need no wrapper.
+
+    Args:
+        what: the object.
     """
 
     __slots__ = ("what",)
 
     def __init__(self, what: object) -> None:
-        # Held, not only counted by its id: Python gives the id of an object that is gone to another one.
+        # A reference, not only the id: Python may reuse the id of a deleted object.
         self.what = what
 
     def __hash__(self) -> int:

@@ -1,8 +1,7 @@
-"""The only place that pins tf_keras; every other module takes `keras` from here.
+"""Pins tf_keras (Keras 2) as `tf.keras`; every other module imports `keras` from here.
 
-TensorFlow 2.16 and later have Keras 3 as `tf.keras` unless TF_USE_LEGACY_KERAS is set before
-the first use. tfmot reads the same variable, so the two variables are set first and tensorflow is
-imported after them.
+In TensorFlow 2.16 and later, `tf.keras` is Keras 3 unless TF_USE_LEGACY_KERAS is set before its first use. tfmot reads
+the same variable. So the environment variables are set here before tensorflow is imported.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from tfmot_ops.errors import LegacyKerasError
 _ENVIRONMENT = {"TF_USE_LEGACY_KERAS": "1", "KERAS_MODULE": "tf_keras"}
 
 
-# The log of TensorFlow's C++ side is noise for a user; an explicit setting wins.
+# Hides the info and warning lines of TensorFlow's C++ log, unless the user has set the variable.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.update(_ENVIRONMENT)
 _TENSORFLOW_WAS_THERE = "tensorflow" in sys.modules
-# tfmot 0.8.1 looks for this module of Keras 2, and loads all of Keras 3 to find that it is not there. None says so.
+# tfmot 0.8.1 tries to import this Keras 2 module, which loads all of Keras 3 before it fails. None fails at once.
 sys.modules.setdefault("keras.engine", None)  # type: ignore[arg-type]
 
 import tensorflow as tf  # noqa: E402 - only after the pin
@@ -27,8 +26,7 @@ import tf_keras as keras  # noqa: E402 - only after the pin
 
 
 def _check_pin() -> None:
-
-    # `tf.keras` is resolved at its first use; once resolved to Keras 3 it stays so for the process.
+    # `tf.keras` is resolved at its first use, and cannot be changed later in the process.
     if tf.keras.layers.Layer is not keras.layers.Layer:
         raise LegacyKerasError(
             "tf.keras is Keras 3, so its models and tf_keras models do not mix",

@@ -1,7 +1,7 @@
-"""What this package relies on of Keras' and TensorFlow's objects, for readers and for mypy; neither ships types.
+"""Types of Keras' and TensorFlow's objects for mypy and readers, as neither package ships types.
 
-Each class here is a protocol: it says which attributes an object needs, and no object is made from it. What is not
-spelled out is found by `__getattr__`, and is `Any`.
+Each class is a protocol: it lists the attributes that this package uses, and is never instantiated. Attributes that are
+not listed are found by `__getattr__` and have the type `Any`.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ import numpy.typing as npt
 
 #: A NumPy array of any shape and type.
 Array = npt.NDArray[Any]
-#: What `get_config` of a layer, quantiser or optimizer gives: the constructor's arguments, by name.
+#: Result of `get_config` of a layer, quantiser or optimizer: the constructor's arguments by name.
 Config = dict[str, Any]
-#: The positional arguments of a call of a layer: tensors, lists or dicts of them, and constants.
+#: The positional arguments of a layer's call: tensors, lists or dicts of tensors, and constants.
 Args = Sequence[Any]
-#: The arguments of the same call that are given by name.
+#: The keyword arguments of a layer's call.
 Kwargs = dict[str, Any]
-#: One of TensorFlow's tensor functions, or any function that is traced: tensors in, tensors out.
+#: A function from tensors to tensors: a TensorFlow function, or a function that is traced.
 Function = Callable[..., Any]
-#: What the converter's own method for quantising gets besides the file: the types of inputs, outputs, activations and
-#: biases, whether float operations may stay, whether variables are quantised, and options for finding faults.
+#: The arguments of the TFLite converter's quantisation method after the file: types of inputs, outputs, activations and
+#: biases, whether float operations may stay, whether variables are quantised, and debug options.
 ConverterTypes = tuple[Any, ...]
-#: (float file, the same with calibrated ranges, types) -> the quantised file.
+#: (float file, the same file with calibrated ranges, ConverterTypes) -> quantised file.
 QuantizeFile = Callable[[bytes, bytes, ConverterTypes], bytes]
-#: What Keras tells a callback of an epoch: metric name -> value.
+#: The `logs` that Keras passes to a callback: metric name -> value.
 Logs = Mapping[str, Any] | None
 
 
 class TensorLike(Protocol):
-    """A tensor, variable or NumPy array, of any shape [...], to compute with; symbolic or with values."""
+    """A tensor (symbolic or eager), variable or NumPy array of any shape."""
 
     @property
     def shape(self) -> Any:
-        """The size of each axis; the batch axis N comes first where there is one."""
+        """The size of each axis; a batch axis N comes first."""
 
     @property
     def dtype(self) -> Any:
@@ -60,10 +60,10 @@ class Variable(TensorLike, Protocol):
 
     @property
     def trainable(self) -> bool:
-        """Whether training changes it."""
+        """Whether training changes the variable."""
 
     def assign(self, value: Any) -> Any:
-        """Replace the values by others of the same shape."""
+        """Replace the values by an array of the same shape."""
 
     def numpy(self) -> Any:
         """The values as an array of the variable's shape, or as a number."""
@@ -72,14 +72,14 @@ class Variable(TensorLike, Protocol):
 
 
 class Configured(Protocol):
-    """What Keras saves as its class and the arguments of its constructor: layers, optimizers, metrics, quantisers."""
+    """An object that Keras saves as class name and constructor arguments: layer, optimizer, metric or quantiser."""
 
     def get_config(self) -> Config:
         """The constructor's arguments, by name."""
 
     @classmethod
     def from_config(cls, config: Config, /) -> Any:
-        """Another object of this class, made from what `get_config` gave."""
+        """A new object of this class from the result of `get_config`."""
 
     def __getattr__(self, name: str) -> Any: ...
     def __setattr__(self, name: str, value: Any, /) -> None: ...
@@ -94,7 +94,7 @@ class Layer(Configured, Protocol):
 
     @property
     def weights(self) -> list[Any]:
-        """The variables, those that train first; a layer of a lookup table has objects among them that are none."""
+        """The variables, trainable ones first; for a lookup layer (StringLookup) also a table, which is no variable."""
 
     @property
     def trainable_weights(self) -> list[Any]:
@@ -104,13 +104,13 @@ class Layer(Configured, Protocol):
         """The values of `weights`, as arrays in the same order."""
 
     def set_weights(self, weights: Sequence[Any]) -> None:
-        """Give the variables these values, arrays in the order of `weights`."""
+        """Set the variables to arrays, in the order of `weights`."""
 
     def compute_output_shape(self, input_shape: Any) -> Any:
-        """The shape of the result for an input of a shape."""
+        """The output shape for an input shape."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The layer's result; a layer that is not built makes its weights first."""
+        """The layer's output; the first call creates the weights."""
 
 
 class Model(Layer, Protocol):
@@ -130,7 +130,7 @@ class Model(Layer, Protocol):
 
 
 class Optimizer(Configured, Protocol):
-    """A Keras optimizer, of the present kind or of the older one in `keras.optimizers.legacy`."""
+    """A Keras optimizer, current or from `keras.optimizers.legacy`."""
 
 
 class Quantizer(Configured, Protocol):
@@ -141,7 +141,7 @@ class Quantizer(Configured, Protocol):
 
 
 class Drawer(Protocol):
-    """What draws a layer's random numbers: Keras' generator, or TensorFlow's in it."""
+    """A layer's random generator: Keras' `RandomGenerator`, or a `tf.random.Generator`."""
 
     def __getattr__(self, name: str) -> Any: ...
     def __setattr__(self, name: str, value: Any, /) -> None: ...

@@ -1,1 +1,1 @@
-"""Accuracy, agreement, noise by layer, latency and memory of models and TFLite files."""
+"""Accuracy, agreement, SQNR per layer, latency and memory of models and TFLite files."""

@@ -16,22 +16,22 @@ from tfmot_ops.errors import (
 def evaluate(
     model_or_bytes: keras.Model | bytes, x: Inputs, y: Array, batch_size: int = BATCH_SIZE
 ) -> dict[str, float]:
-    """Measure a classifier.
+    """Accuracy of a classifier on labelled samples.
 
     Args:
         model_or_bytes: Keras model or TFLite file with one output, [N, classes] or, for two classes, [N, 1].
         x: inputs [N, ...].
         y: labels [N].
-        batch_size: samples that are run at once; does not change the figures.
+        batch_size: samples that are run at once; does not change the result.
 
     Returns:
         `accuracy`: share of samples whose label is the largest output, in [0, 1].
 
     Raises:
-        UnsupportedModelError: the model has several outputs, or one without a row of scores per sample.
-        SamplesError: the inputs do not fit the model, or there is not one label for each sample.
+        UnsupportedModelError: the model has several outputs, or an output without a class axis.
+        SamplesError: the inputs do not fit the model, or the number of labels is not N.
         ArtifactError: the bytes are no TFLite file.
-        StepFailedError: an output is NaN or infinite; the largest of such outputs is no class.
+        StepFailedError: an output is NaN or infinite.
     """
     outputs = finite_outputs(model_or_bytes, x, batch_size)
     classes, labels = classes_of(outputs), np.asarray(y).reshape(-1)

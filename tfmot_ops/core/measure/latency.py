@@ -1,4 +1,4 @@
-"""How fast a TFLite file runs on this machine."""
+"""Latency of a TFLite file on this machine."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ import numpy as np
 from tfmot_ops.core.tflite.interpreter import make_interpreter
 from tfmot_ops.errors import ArtifactError
 
-#: Runs before the clock counts: the first ones pack weights and fill caches.
+#: Untimed runs before the timed ones: the first runs pack weights and fill caches.
 _WARM_UP_RUNS = 5
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of one inference with a batch of 1: median, and the 10th and 90th percentile."""
+    """Duration of one inference with a batch of 1, in milliseconds.
+
+    Attributes:
+        median: median over the timed runs.
+        p10: 10th percentile.
+        p90: 90th percentile.
+    """
 
     median: float
     p10: float
@@ -30,8 +36,8 @@ def latency_ms(data: bytes, threads: int = 1, runs: int = 50, *, xnnpack: bool =
     Args:
         data: the file's bytes.
         threads: CPU threads of the interpreter.
-        runs: timed runs, at least 1, after a few that do not count.
-        xnnpack: with XNNPACK, as an application has it; otherwise with TFLite's own kernels.
+        runs: number of timed runs, at least 1; 5 untimed runs come first.
+        xnnpack: run with XNNPACK, TFLite's default delegate; otherwise with TFLite's built-in kernels.
 
     Raises:
         ArtifactError: the bytes are no TFLite file, or the runtime refuses it.
@@ -42,13 +48,13 @@ def latency_ms(data: bytes, threads: int = 1, runs: int = 50, *, xnnpack: bool =
     except RuntimeError as error:
         raise ArtifactError(
             "the TFLite file cannot be run",
-            required="operations that the runtime " + ("with XNNPACK takes" if xnnpack else "has kernels for"),
+            required="operations that " + ("XNNPACK supports" if xnnpack else "TFLite's built-in kernels support"),
             received=str(error),
             remedy="export the model again, without a sparse encoding",
         ) from error
     rng = np.random.default_rng(0)
     for detail in interpreter.get_input_details():
-        # Zeros would let denormals and early exits flatter the figure.
+        # Random values, as some kernels are faster on zeros.
         values = rng.uniform(0.0, 1.0, detail["shape"])
         interpreter.set_tensor(detail["index"], (values * _largest_input(detail["dtype"])).astype(detail["dtype"]))
     for _ in range(_WARM_UP_RUNS):
@@ -65,5 +71,5 @@ def latency_ms(data: bytes, threads: int = 1, runs: int = 50, *, xnnpack: bool =
 def _largest_input(dtype: np.dtype[Any]) -> float:
     if not np.issubdtype(dtype, np.integer):
         return 1.0
-    # Wide integers are indices, into a table of unknown size: only 0 is in each.
+    # int32 and int64 inputs are indices into a table of unknown size, in which only index 0 exists for certain.
     return 127.0 if np.dtype(dtype).itemsize <= 2 else 0.0  # noqa: PLR2004 - int16

@@ -1,4 +1,4 @@
-"""Memory that a TFLite file needs for its activations: the interpreter's arena, as it is laid out in this process."""
+"""Memory that a TFLite file needs for its activations: the interpreter's arena, measured in this process."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ _ALIGNMENT = 64
 
 
 def arena_bytes(data: bytes) -> int:
-    """Peak size of the arena that TFLite's planner lays out for a file, in bytes, with a batch of 1.
+    """Size in bytes of the arena that TFLite's planner allocates for a file with a batch of 1.
 
-    Inputs, outputs, everything between and the scratch space of TFLite's own kernels share it, each only while it is
-    needed. The Python interpreter has no figure for it, but its tensors have addresses: the arena is the stretch of
-    memory that begins with the graph's inputs and has no gap wider than the alignment. Read without XNNPACK, which
-    keeps a workspace of its own that cannot be seen from outside; weights, and tensors whose size is only known at run
-    time, do not count.
+    The arena holds inputs, outputs, intermediate tensors and scratch buffers; tensors that are not alive at the same
+    time share memory. Weights, and tensors whose size is only known at run time, are not in it. The Python interpreter
+    does not report the arena's size, so it is computed from the tensors' addresses: the arena is the memory around the
+    graph's inputs without a gap as wide as the alignment. XNNPACK is off, as its workspace cannot be measured.
 
     Args:
         data: the file's bytes.
@@ -39,27 +38,27 @@ def arena_bytes(data: bytes) -> int:
             received=str(error),
             remedy="export the model without custom operations",
         ) from error
-    stored = _stored(data)
+    stored = _constant_tensors(data)
     places = [
         place
         for detail in interpreter.get_tensor_details()
-        if detail["index"] not in stored and (place := _place(interpreter, detail["index"])) is not None
+        if detail["index"] not in stored and (place := _address_range(interpreter, detail["index"])) is not None
     ]
-    starts = {place[0] for d in interpreter.get_input_details() if (place := _place(interpreter, d["index"]))}
-    return sum(high - low for low, high in _stretches(places) if any(low <= start < high for start in starts))
+    starts = {place[0] for d in interpreter.get_input_details() if (place := _address_range(interpreter, d["index"]))}
+    return sum(high - low for low, high in _merged_ranges(places) if any(low <= start < high for start in starts))
 
 
-def _stored(data: bytes) -> set[int]:
-    """Tensors of the main graph whose values are in the file."""
+def _constant_tensors(data: bytes) -> set[int]:
+    """Indices of the main graph's constant tensors, whose values are in the file."""
     model = schema.Model.GetRootAs(data, 0)
     graph = model.Subgraphs(0)
     buffers = {index: model.Buffers(graph.Tensors(index).Buffer()) for index in range(graph.TensorsLength())}
-    # Files over 2 GB keep their buffers behind the flatbuffer; offsets 0 and 1 mean: not there.
+    # Files over 2 GB store buffers after the flatbuffer, at `Offset`; 0 and 1 mean that there is no buffer.
     return {index for index, buffer in buffers.items() if buffer.DataLength() or buffer.Offset() > 1}
 
 
-def _place(interpreter: Interpreter, index: int) -> tuple[int, int] | None:
-    """Addresses [first, past the last) of a tensor, None for one without memory."""
+def _address_range(interpreter: Interpreter, index: int) -> tuple[int, int] | None:
+    """(address of the first byte, address after the last byte) of a tensor; None for a tensor without memory."""
     try:
         view: Any = interpreter.tensor(index)()
     except ValueError:
@@ -68,11 +67,11 @@ def _place(interpreter: Interpreter, index: int) -> tuple[int, int] | None:
     return (first, first + view.nbytes) if view.nbytes else None
 
 
-def _stretches(places: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The places joined where no more than an alignment lies between them."""
+def _merged_ranges(places: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The memory ranges, merged where the gap between two is less than an alignment."""
     joined: list[tuple[int, int]] = []
     for low, high in sorted(places):
-        # Another allocation begins at least one allocator header later, aligned again.
+        # Another allocation has an allocator header before it and is aligned, so its gap is at least one alignment.
         if joined and low - joined[-1][1] < _ALIGNMENT:
             joined[-1] = joined[-1][0], max(joined[-1][1], high)
         else:

@@ -1,4 +1,4 @@
-"""TFLite's sparse encoding of pruned weights: what it does to a file's size and speed, refusals included."""
+"""TFLite's sparse encoding of pruned weights: the size and latency of a file with and without it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from tfmot_ops.errors import ArtifactError, ExportError
 
 @dataclass(frozen=True)
 class Encoded:
-    """One form of a file.
+    """Measurements of a file with or without sparse encoding.
 
     Attributes:
-        size_bytes: size of the file.
-        gzip_bytes: size of the file after gzip.
-        xnnpack: latency with XNNPACK; None when it refuses the file, and then no application can run it as usual.
-        builtin: latency with TFLite's own kernels; None when they refuse it.
-        refusal: what the runtime said where a latency is None.
+        size_bytes: size of the file in bytes.
+        gzip_bytes: size in bytes after gzip.
+        xnnpack: latency with XNNPACK; None if XNNPACK cannot run the file, and then no application with TFLite's
+            default delegate can.
+        builtin: latency with TFLite's built-in kernels; None if they cannot run the file.
+        refusal: the runtime's message if a latency is None, otherwise empty.
     """
 
     size_bytes: int
@@ -31,29 +32,29 @@ class Encoded:
 
 @dataclass(frozen=True)
 class SparseEncoding:
-    """A file as it is, and with its sparse weights encoded as such."""
+    """Measurements of a file without (`dense`) and with (`sparse`) TFLite's sparse encoding."""
 
     dense: Encoded
     sparse: Encoded
 
 
 def encode_sparse(data: bytes) -> bytes:
-    """Store weights with enough zeros without them, as the converter does for `Optimize.EXPERIMENTAL_SPARSITY`.
+    """Store only the nonzero values of sparse weights, as the converter does for `Optimize.EXPERIMENTAL_SPARSITY`.
 
-    The converter decides which weights gain by it, each with an operation DENSIFY that unpacks it again.
+    The converter decides which weights become smaller this way, and adds a DENSIFY operation that unpacks each.
 
     Args:
         data: a TFLite file.
 
     Returns:
-        The file with the same outputs.
+        A TFLite file with the same outputs.
 
     Raises:
         ExportError: the converter refuses the file.
     """
     try:
         return bytes(mlir_sparsify(data))
-    except Exception as error:  # the wrapped C++ raises whatever it has
+    except Exception as error:  # the C++ converter raises various classes
         raise ExportError(
             "the TFLite converter refused to encode the file",
             required="a TFLite file whose operations the converter reads",
@@ -67,12 +68,12 @@ def compare_sparse_encoding(data: bytes, threads: int = 1, runs: int = 50) -> Sp
 
     Args:
         data: a TFLite file.
-        threads: CPU threads.
-        runs: timed runs of each form and each set of kernels.
+        threads: CPU threads of the interpreter.
+        runs: timed runs, for each file with XNNPACK and with TFLite's built-in kernels.
 
     Raises:
         ArtifactError: the bytes are no TFLite file.
-        ExportError: the converter refuses it.
+        ExportError: the converter refuses the file.
     """
     dense = _measure(data, threads, runs)
     return SparseEncoding(dense=dense, sparse=_measure(encode_sparse(data), threads, runs))

@@ -1,4 +1,4 @@
-"""Per-layer SQNR: where quantisation noise enters, between float model, QAT model and TFLite file.
+"""SQNR per layer between float model, QAT model and TFLite file, which shows the layer where an error begins.
 
 SQNR is the signal-to-quantisation-noise ratio of one call's output, in dB.
 """
@@ -31,13 +31,13 @@ from tfmot_ops.core.measure.noise import power_ratio_db, signal_and_noise
 from tfmot_ops.core.tflite.emit import scope_name
 from tfmot_ops.core.tflite.interpreter import Detail, Inputs, dequantized, make_interpreter, quantized
 
-#: A call: the layer's name, and which of its calls in the graph's order.
+#: Identifies a call: (the layer's name, index among the layer's calls in the graph's order).
 _Key = tuple[str, int]
 #: The figures of a row: which two forms are compared.
 _PAIRS = ("float_qat", "qat_file", "float_file")
 #: Samples that are run at once; a memory bound, without effect on the figures.
 _BATCH = 16
-#: Layers that do nothing in inference.
+#: Layers that return their input in inference.
 _IDENTITIES = {
     keras.layers.Dropout,
     keras.layers.SpatialDropout1D,
@@ -53,18 +53,18 @@ _IDENTITIES = {
 
 @dataclass(frozen=True)
 class LayerSqnr:
-    """Signal to quantisation noise ratios of one call's output, in dB; infinite where the two are equal.
+    """Signal-to-quantisation-noise ratios of one call's output, in dB; infinite if the two outputs are equal.
 
-    None where one side has no such tensor: the QAT model has none, or TFLite computes the call together with the
-    next one (a convolution and its ReLU are one operation, and the figure stands with the ReLU).
+    A ratio is None if one of the two has no tensor for the call. Example: TFLite computes a convolution and its ReLU as
+    one operation, so the file has no tensor for the convolution, and the ratio is given for the ReLU.
 
     Attributes:
-        path: the call in the normalised graph (`backbone/conv1`, and `backbone/conv1_relu` for an activation that was
-            fused in it); a further call of a shared layer ends in `#2`, `#3`, ...
-        class_name: the layer's class.
-        float_to_qat_db: signal of the float model over its difference to the QAT model, what training changed included.
-        qat_to_tflite_db: signal of the QAT model over its difference to the file: what the export added.
-        float_to_tflite_db: signal of the float model over its difference to the file: both together.
+        path: the call's path in the normalised graph (`backbone/conv1`, or `backbone/conv1_relu` for an activation that
+            was an argument of that layer); later calls of a shared layer end in `#2`, `#3`, ...
+        class_name: name of the layer's class.
+        float_to_qat_db: float model against QAT model; the noise includes the changes by training.
+        qat_to_tflite_db: QAT model against TFLite file; the noise is added by the export.
+        float_to_tflite_db: float model against TFLite file.
     """
 
     path: str
@@ -77,16 +77,17 @@ class LayerSqnr:
 def layer_sqnr(
     float_model: keras.Model, quantized_model: keras.Model | None, tflite: bytes | None, x: Inputs
 ) -> list[LayerSqnr]:
-    """Compare three forms of a model call by call, on the same samples.
+    """Compare a float model, its QAT model and its TFLite file call by call, on the same samples.
 
     Args:
-        float_model: the stripped float model.
-        quantized_model: what `quantize` made of it; None for a recipe without QAT.
-        tflite: the file `export_tflite` made; None compares the two models only.
-        x: inputs [N, ...], one array or one for each input, in the model's order.
+        float_model: the float model without pruning wrappers.
+        quantized_model: the QAT model that `quantize` made from it; None for a recipe without QAT.
+        tflite: the file from `export_tflite`; None compares the two models only.
+        x: inputs [N, ...], one array, or one per input in the model's order.
 
     Returns:
-        One row for each call of the normalised float model with one float output, in the graph's order.
+        One row for each call of the normalised float model that has exactly one output, a float one; in the graph's
+        order.
 
     Raises:
         ArtifactError: the bytes are no TFLite file.
@@ -94,7 +95,7 @@ def layer_sqnr(
     normal = normalize_graph(read_graph(float_model))
     names = unique_names(dict.fromkeys(node.path for node in normal.nodes))
     paths = {names[node.path]: node.path for node in normal.nodes}
-    # Rebuilt, as a layer that a rule made is built only by its call.
+    # Rebuilt as a model, as layers that a rule made are not built yet.
     source = _Calls(read_graph(rebuild(normal)))
     qat = None if quantized_model is None else _Calls(read_graph(quantized_model))
     file = None if tflite is None else _File(tflite, qat or source)
@@ -125,7 +126,7 @@ def _db(ratios: dict[tuple[str, _Key], _Ratio], pair: str, key: _Key) -> float |
 
 
 def layer_sqnr_csv(rows: list[LayerSqnr]) -> str:
-    """The rows as CSV with a header; an empty field is a tensor that is not there, `inf` two that are equal."""
+    """The rows as CSV with a header, in dB; an empty field stands for None (no tensor), `inf` for equal outputs."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(LayerSqnr.__dataclass_fields__)
@@ -154,9 +155,9 @@ def _compare(
     values: dict[str, dict[_Key, Array]], ratios: dict[tuple[str, _Key], _Ratio], source: _Calls, qat: _Calls | None
 ) -> None:
     for key in source.nodes:
-        # The same call in both graphs: of a shared layer too, as the calls it reads from have to be the same.
+        # Calls match if their keys and the calls they read from are equal: calls of a shared layer may be reordered.
         same = qat is None or (key in qat.nodes and source.reads(key) == qat.reads(key))
-        sides = {side: made[key] for side, made in values.items() if key in made and (same or side == "float")}
+        sides = {side: outputs[key] for side, outputs in values.items() if key in outputs and (same or side == "float")}
         for first, second in (("float", "qat"), ("qat", "file"), ("float", "file")):
             if first in sides and second in sides and sides[first].shape == sides[second].shape:
                 ratios.setdefault((f"{first}_{second}", key), _Ratio()).add(sides[first], sides[second])
@@ -169,7 +170,7 @@ def _path(paths: dict[str, str], key: _Key) -> str:
 
 @dataclass
 class _Calls:
-    """A graph's calls with one float output, by key, in the graph's order."""
+    """The calls of a graph that have exactly one output, a float one; by key, in the graph's order."""
 
     graph: Graph
     nodes: dict[_Key, Node] = field(default_factory=dict)
@@ -186,7 +187,7 @@ class _Calls:
                 self.nodes[key] = node
 
     def reads(self, key: _Key) -> list[_Key | None]:
-        """The calls that a call reads from, quantisers of the inputs left out."""
+        """Keys of the calls that a call reads from; None for a graph input, also if it is quantised."""
         return [self._producer(tensor) for tensor in self.nodes[key].inputs()]
 
     def _producer(self, tensor: Tensor) -> _Key | None:
@@ -194,23 +195,23 @@ class _Calls:
         return None if node is None or isinstance(node.layer, QuantizeLayer) else self.keys[node]
 
     def run(self, batch: list[Array]) -> dict[_Key, Array]:
-        """Output [N, ...] of each call, in inference."""
-        made: dict[_Key, Array] = {}
+        """Key -> output [N, ...] of each call, in inference."""
+        outputs: dict[_Key, Array] = {}
 
         def compute(node: Node, args: Args, kwargs: Kwargs) -> Any:
             result = infer(node.layer, args, kwargs)
             key = self.keys[node]
             if key in self.nodes:
                 (value,) = tf.nest.flatten(result)
-                made[key] = np.asarray(value)
+                outputs[key] = np.asarray(value)
             return result
 
         inputs = [tf.cast(part, tensor.dtype) for part, tensor in zip(batch, self.graph.inputs(), strict=True)]
         run_graph(self.graph, inputs, compute)
-        return made
+        return outputs
 
     def positions(self) -> dict[str, int]:
-        """Name scope in the file -> position of the call in the graph; scopes are made unique as the export does."""
+        """Name scope in the file -> position of the call in the graph; TensorFlow numbers equal scopes as in export."""
         found = {}
         with tf.Graph().as_default():
             for position, node in enumerate(self.graph.nodes):
@@ -220,22 +221,22 @@ class _Calls:
 
 
 class _File:
-    """A TFLite file whose tensors can be read after a run, matched to the calls they are the output of."""
+    """A TFLite file whose intermediate tensors can be read, matched to the calls that they are the output of."""
 
     def __init__(self, data: bytes, calls: _Calls) -> None:
-        # A delegate would put one operation instead of many.
+        # XNNPACK would replace many operations by one, without tensors between them.
         self._interpreter = make_interpreter(data, xnnpack=False, keep_tensors=True)
         self._interpreter.allocate_tensors()
         self._details = {detail["index"]: detail for detail in self._interpreter.get_tensor_details()}
-        #: Tensor of each call that has one.
+        #: Key of a call -> index of its output tensor in the file.
         self.matched: dict[_Key, int] = {}
-        for position, index in _match(self._interpreter, self._details, _written(data), calls).items():
+        for position, index in _match(self._interpreter, self._details, _written_tensors(data), calls).items():
             key = calls.keys[calls.graph.nodes[position]]
             if key in calls.nodes and _fits(self._details[index], calls.nodes[key].output()):
                 self.matched[key] = index
 
     def run(self, batch: list[Array]) -> dict[_Key, Array]:
-        """Output [N, ...] of each matched call, dequantised."""
+        """Key -> output [N, ...] of each matched call, dequantised."""
         rows: dict[_Key, list[Array]] = {key: [] for key in self.matched}
         for row in range(len(batch[0])):
             for detail, part in zip(self._interpreter.get_input_details(), batch, strict=True):
@@ -246,17 +247,17 @@ class _File:
         return {key: np.concatenate(parts) for key, parts in rows.items()}
 
 
-def _written(data: bytes) -> list[int]:
-    """Tensors that the operations of the main graph write, in the order of execution."""
+def _written_tensors(data: bytes) -> list[int]:
+    """Indices of the tensors that the main graph's operations write, in the order of execution."""
     graph = schema.Model.GetRootAs(data, 0).Subgraphs(0)
     operations = [graph.Operators(place) for place in range(graph.OperatorsLength())]
     return [op.Outputs(place) for op in operations for place in range(op.OutputsLength())]
 
 
 def _match(interpreter: Interpreter, details: dict[int, Detail], written: list[int], calls: _Calls) -> dict[int, int]:
-    """Position of a call -> the tensor that holds its output.
+    """Position of a call -> index of the tensor that holds its output.
 
-    A tensor bears the names of all calls that its operation computes, and its value is that of the last of them.
+    A tensor's name contains the scopes of all calls that its operation computes; its value is the last call's output.
     """
     found, named = _by_name(details, written, calls)
     nodes = calls.graph.nodes
@@ -311,7 +312,7 @@ def _sharing(
 
 
 def _output_tensors(interpreter: Interpreter, graph: Graph, place: dict[Node, int]) -> dict[int, int]:
-    """The same for the model's outputs, whose tensors may have lost their names."""
+    """Position -> tensor index for the calls that compute the model's outputs, which the converter may rename."""
     results, details = tensors(graph.outputs), interpreter.get_output_details()
     if len(results) != len(details):
         return {}
@@ -320,9 +321,9 @@ def _output_tensors(interpreter: Interpreter, graph: Graph, place: dict[Node, in
 
 
 def _computed_with(node: Node, consumers: dict[Tensor, list[Node]]) -> Node | None:
-    """The call that, without a tensor of its own, is computed by the same operation as this one.
+    """The next call if TFLite may compute it in the same operation as `node`, such as a folded BatchNormalization.
 
-    A folded BatchNormalization is; padding, which the operation after it may compute, changes the shape.
+    The shape has to stay: padding, for example, is computed with the operation after it instead.
     """
     outputs = tensors(node.outputs)
     readers = consumers.get(outputs[0], []) if len(outputs) == 1 else []
@@ -333,5 +334,8 @@ def _computed_with(node: Node, consumers: dict[Tensor, list[Node]]) -> Node | No
 
 
 def _fits(detail: Detail, tensor: Tensor) -> bool:
-    sizes, wanted = [int(size) for size in detail["shape"]][1:], tensor.shape[1:]
-    return len(sizes) == len(wanted) and all(size in {None, there} for size, there in zip(wanted, sizes, strict=True))
+    """Whether the shapes [batch, ...] of a file's tensor and a graph's tensor agree, apart from the batch."""
+    in_file, in_graph = [int(size) for size in detail["shape"]][1:], tensor.shape[1:]
+    return len(in_file) == len(in_graph) and all(
+        size in {None, file_size} for size, file_size in zip(in_graph, in_file, strict=True)
+    )

@@ -1,1 +1,1 @@
-"""Kernels that get zeros while a model trains: wrapped, stripped, measured."""
+"""Pruning: wrappers that zero kernel weights during training, their removal, and measures of sparsity."""

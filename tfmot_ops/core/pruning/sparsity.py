@@ -1,4 +1,4 @@
-"""Sparsity of kernels: measure it, assert it, hold it."""
+"""Sparsity of kernels: which kernels a recipe prunes, how many zeros they have, and masks that keep the zeros."""
 
 from __future__ import annotations
 
@@ -18,29 +18,34 @@ from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.errors import SparsityLostError
 from tfmot_ops.recipes.scope import select
 
-#: A kernel may hold this much less than its ratio: tfmot rounds the number of zeros to a whole weight.
+#: How far a kernel's fraction of zeros may be below its ratio: tfmot rounds the number of zeros to a whole weight.
 _TOLERANCE = 0.01
 
 
 def tolerance(size: int) -> float:
-    """How much below its ratio a kernel of `size` weights may be: a hundredth, and one weight at least."""
+    """How far the fraction of zeros of a kernel of `size` weights may be below its ratio: 0.01, or 1 weight if more."""
     return max(_TOLERANCE, 1.0 / max(size, 1))
 
 
 def prunable(model: keras.Model, recipe: Recipe) -> dict[str, tuple[Any, tuple[Kernel, ...]]]:
-    """Paths with (layer, kernels) that a recipe's sparsity concerns, by its scope and the defaults.
+    """Path -> (layer, kernels to prune), by the recipe's sparsity scope and the operation table's defaults.
 
-    A frozen layer among others that train is concerned only where the scope includes it: it cannot adapt to zeros.
+    A frozen layer in a model with trainable layers is pruned only if the scope includes it, as it cannot adapt.
+
+    Raises:
+        ScopeError: a selector of the scope matches no layer.
     """
     if recipe.sparsity is None:
         return {}
     layers = [(path, inner_layer(layer)) for path, layer in layer_paths(model)]
-    # A model that is frozen as a whole says nothing of single layers.
+    # In a model that is frozen as a whole, `trainable` does not distinguish the layers.
     some_train = any(layer.trainable for _, layer in layers if kernels(layer))
-    named = select(recipe.sparsity.scope, [(_plain(path), type(layer).__name__) for path, layer in layers])
+    named = select(
+        recipe.sparsity.scope, [(_without_wrapper_prefix(path), type(layer).__name__) for path, layer in layers]
+    )
     chosen: dict[str, tuple[Any, tuple[Kernel, ...]]] = {}
     for path, layer in layers:
-        decision = named[_plain(path)]
+        decision = named[_without_wrapper_prefix(path)]
         found = tuple(
             kernel
             for kernel in kernels(layer)
@@ -48,28 +53,28 @@ def prunable(model: keras.Model, recipe: Recipe) -> dict[str, tuple[Any, tuple[K
             and _pattern_fits(layer, kernel, recipe)
         )
         if found and decision is not False:
-            chosen[_plain(path)] = (layer, found)
+            chosen[_without_wrapper_prefix(path)] = (layer, found)
     return chosen
 
 
 def required_ratio(
     chosen: Mapping[str, tuple[Layer, tuple[Kernel, ...]]], node: Node, kernel: Kernel, ratio: float
 ) -> float:
-    """Fraction of zeros that a kernel of a normalised graph has to hold: `ratio`, or 0 where it is not pruned.
+    """Fraction of zeros that a kernel of a normalised graph must have: `ratio`, or 0 if the kernel is not pruned.
 
     Args:
-        chosen: what `prunable` gives for the model that the graph was read from.
+        chosen: from `prunable`, for the model that the graph was read from.
         node: a call of the graph.
-        kernel: one of its layer's kernels.
-        ratio: the recipe's.
+        kernel: one of the kernels of the call's layer.
+        ratio: the recipe's fraction of zeros.
     """
     _, found = chosen.get(node.origin, (None, ()))
     names = {entry.attribute for entry in found}
     return ratio if (node.source_kernel or kernel.attribute) in names else 0.0
 
 
-def _plain(path: str) -> str:
-    """The path without the prefixes that wrappers put before a layer's name."""
+def _without_wrapper_prefix(path: str) -> str:
+    """The path without the prefixes that tfmot's wrappers add to a layer's name (`quant_conv` -> `conv`)."""
     folder, _, name = path.rpartition("/")
     for prefix in ("prune_low_magnitude_", "quant_"):
         name = name.removeprefix(prefix)
@@ -77,10 +82,10 @@ def _plain(path: str) -> str:
 
 
 def _pattern_fits(layer: Layer, kernel: Kernel, recipe: Recipe) -> bool:
-    """Whether the recipe's pattern can be had in a kernel.
+    """Whether a kernel's shape allows the recipe's sparsity pattern.
 
-    n of m needs m input channels in a row. Blocks need a matrix with more than one of them each way: tfmot squeezes its
-    map of blocks.
+    n of m needs a number of input channels that m divides. Blocks need a 2D kernel with more than one block along each
+    axis, as tfmot squeezes axes of size 1 out of its map of blocks.
     """
     sparsity = recipe.sparsity
     value = getattr(layer, kernel.attribute, None)
@@ -95,19 +100,19 @@ def _pattern_fits(layer: Layer, kernel: Kernel, recipe: Recipe) -> bool:
 
 
 def layer_sparsity(model: keras.Model) -> dict[str, float]:
-    """Fraction of exact zeros in the kernels of each path, for every layer that has kernels."""
+    """Path -> fraction of weights that are exactly 0 in the layer's kernels, for every layer that has kernels."""
     result = {}
     for path, layer in layer_paths(model):
         inner = inner_layer(layer)
         values = [_value(layer, inner, kernel.attribute) for kernel in kernels(inner)]
         size = sum(value.size for value in values)
         if size:
-            result[_plain(path)] = float(sum(int((value == 0).sum()) for value in values) / size)
+            result[_without_wrapper_prefix(path)] = float(sum(int((value == 0).sum()) for value in values) / size)
     return result
 
 
 def _value(layer: Layer, inner: Layer, attribute: str) -> np.ndarray:
-    """A kernel's trained value, under its mask where a quantisation wrapper holds one."""
+    """A kernel's value, multiplied by the mask if a quantisation wrapper has one."""
     for (variable, _, extra), name in zip(private.weight_variables(layer), _quantized_names(layer), strict=True):
         if name == attribute:
             value = np.asarray(variable)
@@ -121,7 +126,10 @@ def _quantized_names(layer: Layer) -> tuple[str, ...]:
 
 
 def give_masks(model: keras.Model) -> None:
-    """Set the sparsity masks and cluster indices of a QAT model's weight quantisers from its weights, in place."""
+    """Set masks and cluster indices of a QAT model's weight quantisers from its present weights, in place.
+
+    A mask is 1 where the weight is not 0; a cluster is the set of weights with the same value.
+    """
     for layer in model.layers:
         for variable, _, extra in private.weight_variables(layer):
             if "mask" in extra:
@@ -132,19 +140,19 @@ def give_masks(model: keras.Model) -> None:
 
 
 def assert_sparsity(model: keras.Model, recipe: Recipe) -> dict[str, float]:
-    """Check that each pruned layer holds the recipe's sparsity.
+    """Check that each layer that the recipe prunes has the recipe's fraction of zeros.
 
     Returns:
-        path -> fraction of zeros, for the layers the recipe prunes.
+        Path -> fraction of zeros, for the layers that the recipe prunes.
 
     Raises:
-        SparsityLostError: a layer holds less; the message names it.
+        SparsityLostError: a layer has fewer zeros; names the layer.
     """
     if recipe.sparsity is None:
         return {}
     measured = {}
     for path, (layer, found) in prunable(model, recipe).items():
-        wrapped = next(outer for p, outer in layer_paths(model) if _plain(p) == path)
+        wrapped = next(outer for p, outer in layer_paths(model) if _without_wrapper_prefix(p) == path)
         values = [_value(wrapped, layer, kernel.attribute) for kernel in found]
         require_sparsity(path, values, recipe.sparsity.ratio)
         measured[path] = float(sum((v == 0).sum() for v in values) / sum(v.size for v in values))
@@ -152,7 +160,11 @@ def assert_sparsity(model: keras.Model, recipe: Recipe) -> dict[str, float]:
 
 
 def require_sparsity(path: str, values: list[np.ndarray], ratio: float) -> None:
-    """Raise SparsityLostError when the arrays hold fewer zeros than the ratio asks for."""
+    """Check that the arrays together have at least the fraction `ratio` of zeros, up to `tolerance`.
+
+    Raises:
+        SparsityLostError: they have fewer; names `path`.
+    """
     size = sum(value.size for value in values)
     found = sum(int((value == 0).sum()) for value in values) / size
     if found < ratio - tolerance(size):

@@ -1,4 +1,4 @@
-"""Float model -> model whose kernels are pruned while it trains; and back (`strip`)."""
+"""Wraps a float model's layers so that training prunes their kernels (`prune`), and unwraps them (`strip`)."""
 
 from __future__ import annotations
 
@@ -37,10 +37,13 @@ from tfmot_ops.errors import RecipeError
 
 
 class _Pruning(pruning_impl.Pruning):
-    """tfmot's, which keeps all weights of a kernel whose magnitudes are equal: none is below its threshold."""
+    """tfmot's Pruning with an exact number of zeros.
+
+    tfmot zeroes weights below a threshold: in a kernel whose magnitudes are all equal, none is.
+    """
 
     def _update_mask(self, weights: TensorLike) -> tuple[Any, Any]:
-        """(threshold, mask) of weights of any shape: the largest stay, of equal ones the first."""
+        """(threshold, mask) for weights of any shape: the largest magnitudes stay; among equal ones, the first."""
         magnitudes = tf.reshape(tf.abs(weights), [-1])
         share = 1.0 - tf.cast(self._pruning_schedule(self._step_fn())[1], tf.float32)
         number = tf.cast(tf.maximum(tf.round(tf.cast(tf.size(magnitudes), tf.float32) * share), 1.0), tf.int32)
@@ -52,13 +55,17 @@ class _Pruning(pruning_impl.Pruning):
 
 @keras.saving.register_keras_serializable("tfmot_ops")
 class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
-    """tfmot's wrapper, for every layer with kernels, with its pattern kept by save and load, and all the layer offers.
+    """tfmot's pruning wrapper with the faults of version 0.8.1 fixed.
 
-    tfmot 0.8.1 leaves `sparsity_m_by_n` out of the configuration and knows no depthwise kernels. It hands no mask on,
-    gives one to layers that take none, and hides a layer's state and the regulariser of its result from Keras.
+    tfmot does not save `sparsity_m_by_n`, does not prune depthwise kernels, and does not forward Keras masks (but
+    passes one to layers whose `call` has no mask argument). It also hides the inner layer's state (`reset_states`) and
+    activity regulariser from Keras.
 
     Args:
-        kernel_names: attributes of the layer that are pruned; None takes tfmot's choice.
+        layer: the layer to wrap.
+        args: as for tfmot's wrapper.
+        kernel_names: attributes of the layer that are pruned; None leaves the choice to tfmot.
+        kwargs: as for tfmot's wrapper.
     """
 
     def __init__(
@@ -69,32 +76,32 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
         super().__init__(layer, *args, **kwargs)
         self.kernel_names = kernel_names
         self.supports_masking = layer.supports_masking
-        # tfmot calls the layer past Keras' `__call__`, which is where Keras adds what this regulariser gives.
+        # tfmot calls `layer.call` directly, but Keras adds the activity regulariser's loss in `layer.__call__`.
         private.copy_activity_regularizer(self, layer)
-        # As Keras does for a layer: whether `reset_states` of the model concerns it.
+        # `Model.reset_states` resets only layers that are `stateful`.
         self.stateful = layer.stateful
 
     def call(self, inputs: TensorLike, training: bool | TensorLike | None = None, **kwargs: object) -> Any:
-        """The layer's result; a mask goes to a layer that takes one, and round any other."""
+        """The inner layer's result; the mask is passed only if the layer's `call` has that argument."""
         if not private.call_signature(self.layer).expects_mask_arg:
             kwargs.pop("mask", None)
         return super().call(inputs, training=training, **kwargs)
 
     def compute_mask(self, inputs: TensorLike, mask: TensorLike | None = None) -> Any:
-        """The layer's own."""
+        """The inner layer's output mask."""
         return self.layer.compute_mask(inputs, mask)
 
     def reset_states(self) -> None:
-        """The layer's own, of a recurrent layer."""
+        """Reset the states of the inner layer, a recurrent one."""
         self.layer.reset_states()
 
     def add_weight(self, name: str | None = None, *args: object, **kwargs: object) -> Any:
-        """The variable; the masks of a second kernel get a name of their own, without which a .h5 cannot be written."""
+        """The new variable; that of a second kernel gets a numbered name, as a .h5 file needs unique names."""
         taken = sum(1 for weight in self.weights if weight.name.split("/")[-1].split(":")[0].startswith(str(name)))
         return super().add_weight(f"{name}_{taken}" if taken and name else name, *args, **kwargs)
 
     def build(self, input_shape: tf.TensorShape) -> None:
-        """tfmot's, with masks in which of equal weights the first stay."""
+        """Build as tfmot does, but with the exact masks of `_Pruning`."""
         super().build(input_shape)
         own = vars(self)["pruning_obj"]
         self.pruning_obj = _Pruning(
@@ -102,7 +109,7 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
         )
 
     def get_config(self) -> dict[str, Any]:
-        """tfmot's, with the pattern and the kernels' names."""
+        """The configuration of tfmot's wrapper, with `sparsity_m_by_n` and `kernel_names` added."""
         names = None if self.kernel_names is None else list(self.kernel_names)
         return {**super().get_config(), "sparsity_m_by_n": self.sparsity_m_by_n, "kernel_names": names}
 
@@ -110,28 +117,28 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
 def prune(model: keras.Model, recipe: Recipe, end_step: int | None = None) -> tuple[keras.Model, list[LayerReport]]:
     """Wrap the layers that a recipe prunes, in a copy that keeps the model's structure.
 
-    A model with custom layers that hold kernels (`class Block(Layer)`) becomes a flat one, as `normalize` makes it,
-    with these opened: the layers within them are pruned, and are what a scope and the reports name.
+    If custom layers contain layers with kernels (`class Block(Layer)`), the copy is a flat model in which these custom
+    layers are replaced by their inner layers. Then the inner layers are pruned; scope and reports refer to them.
 
     Args:
-        model: float model; left as it is.
-        recipe: with a sparsity.
-        end_step: training step at which the schedule reaches the ratio. None applies the mask at once;
-            training with `pruning_callbacks` then only keeps it.
+        model: float model; it is not changed.
+        recipe: a recipe with a sparsity.
+        end_step: training step at which the schedule reaches the ratio. None applies the masks at once; training with
+            `pruning_callbacks` then only keeps the zeros.
 
     Returns:
-        The wrapped model, compiled as the original was, and one report a layer.
+        The wrapped model, compiled like the original, and one report per layer.
 
     Raises:
         RecipeError: the recipe has no sparsity.
-        ScopeError: a selector of its scope matches no layer.
-        NotFiniteError: a weight is NaN or infinite; the layer is named.
+        ScopeError: a selector of the scope matches no layer.
+        NotFiniteError: a weight is NaN or infinite; names the layer.
     """
     if recipe.sparsity is None:
         raise RecipeError(
             "nothing to prune",
             required="a recipe with a sparsity",
-            received=f"recipe {recipe.name!r} without",
+            received=f"recipe {recipe.name!r} without a sparsity",
             remedy="leave the prune step out, or add a sparsity to the recipe",
         )
     require_finite_weights(model)
@@ -146,7 +153,6 @@ def prune(model: keras.Model, recipe: Recipe, end_step: int | None = None) -> tu
 
 def _with_open_blocks(model: keras.Model) -> keras.Model:
     blocks = [layer for _, layer in layer_paths(model) if is_custom(inner_layer(layer))]
-    # `_flatten_layers` is Keras' own way through the layers within one.
     if not any(kernels(part) for block in blocks for part in private.layers_within(block)):
         return model
     opened = rebuild(open_custom_layers(read_graph(model)))
@@ -161,45 +167,45 @@ def wrap_low_magnitude(
     pruning_policy: tfmot.sparsity.keras.PruningPolicy | None = None,
     **arguments: Any,
 ) -> Any:
-    """Wrap a layer, layers, or every layer of a model that can be pruned, with tfmot's own arguments.
+    """Wrap a layer, a list of layers, or every prunable layer of a model, with tfmot's own arguments.
 
     Args:
-        to_prune: a layer, a list of them, or a model; nested models are wrapped inside.
-        exceptions: names of layer classes that stay as they are.
-        pruning_policy: tfmot's `PruningPolicy`; what it does not allow stays as it is.
-        arguments: of `tfmot.sparsity.keras.prune_low_magnitude`: `pruning_schedule`, `block_size`,
+        to_prune: a layer, a list of layers, or a model; layers of nested models are wrapped too.
+        exceptions: names of layer classes that are not wrapped.
+        pruning_policy: tfmot's `PruningPolicy`; layers that it does not allow are not wrapped.
+        arguments: as for `tfmot.sparsity.keras.prune_low_magnitude`: `pruning_schedule`, `block_size`,
             `block_pooling_type`, `sparsity_m_by_n`.
 
     Returns:
-        The layer's wrapper (the layer itself when nothing of it can be pruned), a list of them, or a wrapped copy of
-        the model.
+        For a layer its wrapper, or the layer itself if it cannot be pruned; for a list the list of these; for a model
+        a wrapped copy.
     """
     excluded = set(exceptions)
 
     def is_chosen(layer: Layer) -> bool:
         if type(layer).__name__ in excluded or not (pruning_policy is None or pruning_policy.allow_pruning(layer)):
             return False
-        return bool(_names(layer)) or _is_tfmots(layer)
+        return bool(_default_kernels(layer)) or _tfmot_can_prune(layer)
 
     if isinstance(to_prune, list):
-        return [wrap_low_magnitude(each, excluded, pruning_policy=pruning_policy, **arguments) for each in to_prune]
+        return [wrap_low_magnitude(layer, excluded, pruning_policy=pruning_policy, **arguments) for layer in to_prune]
     if not isinstance(to_prune, keras.Model):
         wrap = is_chosen(to_prune)
-        return PruneLowMagnitude(to_prune, kernel_names=_names(to_prune), **arguments) if wrap else to_prune
+        return PruneLowMagnitude(to_prune, kernel_names=_default_kernels(to_prune), **arguments) if wrap else to_prune
     if pruning_policy is not None:
         pruning_policy.ensure_model_supports_pruning(to_prune)
-    chosen = {layer: _names(layer) for _, layer in layer_paths(to_prune) if is_chosen(layer)}
+    chosen = {layer: _default_kernels(layer) for _, layer in layer_paths(to_prune) if is_chosen(layer)}
     return _wrap_chosen(to_prune, chosen, arguments)
 
 
-def _names(layer: Layer) -> tuple[str, ...] | None:
-    """The kernels that are pruned without being named; None leaves it to tfmot."""
+def _default_kernels(layer: Layer) -> tuple[str, ...] | None:
+    """The kernels of a layer that are pruned by default; None leaves the choice to tfmot."""
     return tuple(kernel.attribute for kernel in kernels(layer) if kernel.pruned_by_default) or None
 
 
-def _is_tfmots(layer: Layer) -> bool:
-    """Whether tfmot finds weights to prune in a layer of which we know no kernel: a recurrent one, for one."""
-    # The kernels of an attention layer are made by its first call, which is after tfmot asks for them.
+def _tfmot_can_prune(layer: Layer) -> bool:
+    """Whether tfmot has weights to prune in a layer without kernels in the operation table, such as an LSTM."""
+    # MultiHeadAttention creates its kernels at its first call; tfmot needs them before.
     if kernels(layer) or isinstance(layer, keras.layers.MultiHeadAttention):
         return False
     return isinstance(layer, PrunableLayer) or (PruneRegistry.supports(layer) and _has_matrix(layer))
@@ -217,7 +223,7 @@ def _wrap_chosen(model: keras.Model, chosen: Mapping[Layer, tuple[str, ...] | No
 
 
 def pruning_callbacks(log_dir: str | None = None) -> list[Any]:
-    """Callbacks that training a pruned model needs: the step update, and TensorBoard summaries in `log_dir`."""
+    """The callbacks for training a pruned model: the pruning step's update, and TensorBoard summaries in `log_dir`."""
     callbacks: list[Any] = [UpdatePruningStep()]
     if log_dir is not None:
         callbacks.append(PruningSummaries(log_dir=str(log_dir), update_freq="epoch"))
@@ -225,7 +231,7 @@ def pruning_callbacks(log_dir: str | None = None) -> list[Any]:
 
 
 def strip(model: keras.Model) -> keras.Model:
-    """A copy of a pruned model without its wrappers, the masks applied, compiled as it was."""
+    """A copy of a pruned model without its wrappers, with the masks applied to the kernels, compiled like the model."""
     stripped = _copy_with(model, lambda _layer, copy: copy)
     compile_like(stripped, model)
     return stripped
@@ -240,9 +246,9 @@ def _pruning_arguments(sparsity: Sparsity, end_step: int | None) -> dict[str, An
             sparsity.ratio, begin_step=1, end_step=max(end_step, 1), frequency=1
         )
     else:
-        # About a hundred updates: each sorts every kernel, more would only cost time.
+        # About 100 updates, as each sorts every kernel.
         frequency = max(1, end_step // 100)
-        # The last update must fall on a multiple of the frequency, or the target is not reached.
+        # The last update must be a multiple of the frequency after the first, or the target ratio is not reached.
         last = max(2, 1 + (max(end_step, 2) - 1) // frequency * frequency)
         schedule = pruning_schedule.PolynomialDecay(
             sparsity.initial_ratio, sparsity.ratio, begin_step=1, end_step=last, frequency=frequency
@@ -254,7 +260,7 @@ def _apply_masks(model: keras.Model) -> None:
     for _, layer in layer_paths(model):
         if not hasattr(layer, "pruning_vars"):
             continue
-        # The one step at which tfmot makes a mask of n of m.
+        # tfmot computes an n-of-m mask only at step 1.
         layer.pruning_step.assign(1)
         if layer.sparsity_m_by_n or tuple(layer.block_size) != (1, 1):
             layer.pruning_obj.conditional_mask_update()
@@ -268,22 +274,25 @@ def _apply_masks(model: keras.Model) -> None:
 
 
 def smallest_kept(magnitudes: Array, ratio: float) -> float:
-    """The magnitude below which weights are pruned: tfmot's threshold, without sorting the kernel.
+    """The smallest magnitude that stays, tfmot's threshold, computed without sorting the kernel.
 
     Args:
-        magnitudes: of a kernel's weights, any shape.
-        ratio: fraction of them that becomes zero.
+        magnitudes: magnitudes of a kernel's weights, any shape.
+        ratio: fraction of the weights that becomes zero.
     """
     pruned = magnitudes.size - _number_kept(magnitudes.size, ratio)
     return float(np.partition(magnitudes, pruned, axis=None)[pruned])
 
 
 def kept(magnitudes: Array, ratio: float) -> npt.NDArray[np.bool_]:
-    """Which weights stay: the largest; of equal ones the first, so that the ratio is reached.
+    """Mask of the weights that stay: the largest; among equal magnitudes the first, so that the ratio is exact.
 
     Args:
-        magnitudes: of a kernel's weights, any shape.
-        ratio: fraction of them that becomes zero.
+        magnitudes: magnitudes of a kernel's weights, any shape.
+        ratio: fraction of the weights that becomes zero.
+
+    Returns:
+        A boolean array of the same shape.
     """
     limit = smallest_kept(magnitudes, ratio)
     mask = magnitudes >= limit
@@ -316,14 +325,19 @@ def _report(path: str, layer: Layer, recipe: Recipe, chosen: bool) -> LayerRepor
 
 
 def _has_matrix(layer: Layer) -> bool:
-    """Whether a layer has, or once it is built will have, weights of more than one axis."""
+    """Whether a layer has, or will have once it is built, weights with two or more axes."""
     if not layer.built:
         return hasattr(layer, "cell") or hasattr(layer, "kernel_initializer")
     return any(len(weight.shape) > 1 for weight in layer.trainable_weights)
 
 
 def _copy_with(model: keras.Model, wrap: Callable[[Layer, Layer], Layer]) -> keras.Model:
-    """A copy with the model's structure, nested models kept; `wrap` gets (original, unbuilt inner copy)."""
+    """A copy with the model's structure, nested models included.
+
+    Args:
+        model: the original.
+        wrap: (original layer without its wrapper, unbuilt copy) -> the layer to use in the copy of the model.
+    """
     copies: list[tuple[Any, Any]] = []
 
     def clone(layer: Layer) -> Any:
@@ -331,9 +345,9 @@ def _copy_with(model: keras.Model, wrap: Callable[[Layer, Layer], Layer]) -> ker
             return _clone(layer)
         inner = inner_layer(layer)
         copy = copy_layer(inner, inner.name) if not isinstance(layer, keras.layers.InputLayer) else _input_copy(layer)
-        called = wrap(inner, copy)
+        replacement = wrap(inner, copy)
         copies.append((layer, copy))
-        return called
+        return replacement
 
     def _clone(part: keras.Model) -> keras.Model:
         result = keras.models.clone_model(part, clone_function=clone)
@@ -350,11 +364,11 @@ def _copy_with(model: keras.Model, wrap: Callable[[Layer, Layer], Layer]) -> ker
 
 
 def _masked_weights(layer: Layer) -> list[Any]:
-    """Weights of the layer inside a wrapper, under its masks: training ends between an update and their next use."""
+    """Weights of the layer inside a wrapper, with masks applied: after the last training step the kernels have none."""
     masks = {Itself(variable): mask.numpy() for variable, mask, _ in getattr(layer, "pruning_vars", ())}
     inner = inner_layer(layer)
     values = inner.get_weights()
-    # A lookup's table is among `weights` without being a variable, but it is never pruned.
+    # `weights` of a StringLookup contains a table, which is not a variable but has no mask either.
     return (
         [value * masks.get(Itself(weight), 1) for value, weight in zip(values, inner.weights, strict=True)]
         if masks

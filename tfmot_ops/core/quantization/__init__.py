@@ -1,1 +1,1 @@
-"""Float model -> quantisation-aware model: which quantisers go where, and their ranges."""
+"""Quantisation-aware training: placement of the quantisers, calibration of their ranges."""

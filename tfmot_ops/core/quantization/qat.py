@@ -30,18 +30,22 @@ from tfmot_ops.core.quantization.ranges import range_variables, tied_ranges
 from tfmot_ops.core.quantization.scheme import Plan, RequiredSparsity, make_plan, output_quantizer
 from tfmot_ops.errors import CalibrationError, RecipeError, UnsupportedModelError
 
-#: The smallest width of a calibrated range.
+#: The smallest width of a calibrated range. In tensors with values around 1, float32 cannot resolve int8 levels of a
+#: narrower range (1e-6 / 255).
 _SMALLEST_WIDTH = 1e-6
 
 
 def normalize(model: keras.Model) -> keras.Model:
-    """Flat functional graph with the same outputs and weights; weighted layers keep their names.
+    """A flat functional copy of a model with equal outputs and weights; weighted layers keep their names.
 
     Args:
-        model: float model; left as it is.
+        model: float model; it is not changed.
 
     Returns:
-        The normalised model, compiled as the original was.
+        The normalised model, compiled like the original.
+
+    Raises:
+        UnsupportedModelError: the model has no layer graph, or a layer cannot be copied.
     """
     flat = rebuild(normalize_graph(read_graph(model)))
     compile_like(flat, model)
@@ -54,21 +58,21 @@ def quantize(
     """Insert the recipe's quantisers into a copy of a model and set their ranges.
 
     Args:
-        model: float model, stripped of pruning wrappers; zeros in its kernels stay zero when the recipe
-            has a sparsity.
-        recipe: with a QAT quantisation.
-        calibration: the model's input structure (array [N, ...], list or dict of arrays), a
-            tf.data.Dataset of batches, or None: then only weights and fixed ranges are set.
+        model: float model without pruning wrappers (see `strip`). If the recipe has a sparsity, zeros in the kernels
+            stay zero during QAT.
+        recipe: a recipe with quantization.method: qat.
+        calibration: an array [N, ...], a list or dict of arrays, one per input, or a tf.data.Dataset of such batches.
+            None leaves the activation ranges at their initial -6 to 6.
 
     Returns:
-        The QAT model, compiled as the original was, and one report per layer.
+        The QAT model, compiled like the original, and one report per layer.
 
     Raises:
         RecipeError: the recipe has no QAT quantisation.
-        UnsupportedModelError: the model is quantised already, has pruning wrappers or a Lambda layer, or has no layer
-            graph.
-        CalibrationError: the data does not fit the model's inputs, or is not finite.
-        NotFiniteError: a weight is NaN or infinite; the layer is named.
+        UnsupportedModelError: the model is quantised already, has pruning wrappers, a Lambda layer or string tensors,
+            or has no layer graph.
+        CalibrationError: the data does not fit the model's inputs, or a value is NaN or infinite.
+        NotFiniteError: a weight is NaN or infinite; names the layer.
     """
     if recipe.quantization is None or recipe.quantization.method is not Method.QAT:
         raise RecipeError(
@@ -78,7 +82,7 @@ def quantize(
             remedy="call export_tflite directly for a PTQ or float recipe",
         )
     require_finite_weights(model)
-    with _without_collections():
+    with _without_garbage_collection():
         quantized, reports = _with_quantisers(model, recipe, recipe.quantization)
     if calibration is not None:
         samples = recipe.quantization.calibration_samples
@@ -89,17 +93,18 @@ def quantize(
 
 
 @contextmanager
-def _without_collections() -> Iterator[None]:
-    """What is made in this context stays, so Python does not look for what could go.
+def _without_garbage_collection() -> Iterator[None]:
+    """Disable garbage collection while the graph is built.
 
-    Each look is at every object of TensorFlow too; quantising NASNetMobile takes an eighth less CPU time without.
+    Nothing becomes garbage then, and each collection would scan all of TensorFlow's objects. Quantising NASNetMobile
+    takes an eighth less CPU time without collections.
     """
-    wanted = gc.isenabled()
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if wanted:
+        if was_enabled:
             gc.enable()
 
 
@@ -127,7 +132,7 @@ def _refuse_far_constants(graph: Graph, calibration: Calibration, samples: int) 
 
 
 def _on_tensor(graph: Graph, plan: Plan) -> OnTensor:
-    #: Tensor -> (input or layer that it comes from, name of its quantiser's layer).
+    #: Tensor -> (the graph input or layer that produces it, base name for its QuantizeLayer).
     names: dict[Tensor, tuple[Tensor | Layer, str]] = {t: (t, name) for t, name in graph.input_names.items()}
     layers = unique_names(dict.fromkeys(node.path for node in graph.nodes))
     for node in graph.nodes:
@@ -175,7 +180,7 @@ def _refuse(graph: Graph) -> None:
             )
         if "string" in {tensor.dtype for tensor in (*node.inputs(), *tensors(node.outputs))}:
             raise UnsupportedModelError(
-                f"layer {node.path!r} works on strings, of which there are none on the device",
+                f"layer {node.path!r} works on strings, which an int8 model cannot process",
                 required="numbers as inputs of the model",
                 received=type(node.layer).__name__,
                 remedy="do the lookup before the model: in the data, or in a model of its own in front of this one",
@@ -190,15 +195,17 @@ def _refuse(graph: Graph) -> None:
 
 
 def calibrate(model: keras.Model, calibration: Calibration, samples: int) -> None:
-    """Set the activation ranges of a QAT model to the extremes seen with the quantisers off, in place.
+    """Set the activation ranges of a QAT model, in place, to minimum and maximum over the samples.
+
+    The quantisers are off meanwhile. Ranges that TFLite ties are set to their union, and 0 is in every range.
 
     Args:
-        model: what `quantize` made.
+        model: the QAT model, from `quantize`.
         calibration: see `quantize`.
-        samples: how many samples are read at most.
+        samples: most samples to read.
 
     Raises:
-        CalibrationError: no sample, shapes that do not fit, or a layer's result is NaN or infinite.
+        CalibrationError: there is no sample, the shapes do not fit, or a layer's result is NaN or infinite.
     """
     graph = read_graph(model)
     observed = [node for node in graph.nodes if range_variables(node.layer) is not None]
@@ -221,7 +228,7 @@ def calibrate(model: keras.Model, calibration: Calibration, samples: int) -> Non
     highs = np.zeros(len(observed), np.float32)
     count = 0
     for batch in calibration_batches(graph, calibration, samples):
-        # A trace costs more than a batch; it pays from the second one on.
+        # Tracing costs more than one batch run eagerly, so the function is traced from the second batch on.
         seen = np.asarray((traced if count else extremes)([tf.convert_to_tensor(part) for part in batch]), np.float32)
         count += len(batch[0])
         lows, highs = np.minimum(lows, seen[:, 0]), np.maximum(highs, seen[:, 1])
@@ -240,7 +247,6 @@ def calibrate(model: keras.Model, calibration: Calibration, samples: int) -> Non
     tied = tied_ranges(graph)
     for node in observed:
         low, high = tied[node.layer]
-        # int8 levels of a smaller range are below what float32 tells apart in the tensors around it.
         _assign(node, low, max(high, low + _SMALLEST_WIDTH))
 
 
@@ -264,9 +270,14 @@ def _assign(node: Node, low: float, high: float) -> None:
 
 
 def unrounded(model: keras.Model, inputs: Sequence[TensorLike]) -> Any:
-    """Outputs of a QAT model with fake-quant disabled; one array [N, ...] for each of its inputs."""
-    # Op by op, as Keras answers one batch: a traced graph is optimised, and a deep net amplifies each last bit of it.
-    return run_graph(read_graph(model), [tf.convert_to_tensor(each) for each in inputs], _call_unrounded)
+    """Outputs of a QAT model with fake-quant disabled, in the model's output structure.
+
+    Args:
+        model: the QAT model, from `quantize`.
+        inputs: one array [N, ...] for each input of the model.
+    """
+    # Eager, as Keras runs one batch: optimising a traced graph changes last bits, which a deep network amplifies.
+    return run_graph(read_graph(model), [tf.convert_to_tensor(array) for array in inputs], _call_unrounded)
 
 
 def _call_unrounded(node: Node, args: Args, kwargs: Kwargs) -> Any:

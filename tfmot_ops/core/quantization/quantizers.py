@@ -1,4 +1,4 @@
-"""The quantisers and the one QuantizeConfig that puts them on a layer."""
+"""The quantisers for weights and activations, and the QuantizeConfig and wrapper that attach them to a layer."""
 
 from __future__ import annotations
 
@@ -14,30 +14,32 @@ from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import QuantizeWrapperV2
 from tfmot_ops.core.keras.types import Config, Layer, Quantizer, TensorLike, Variable
 
-#: What a range starts from before calibration or training, as in tfmot.
+#: Initial activation range, before calibration or training; tfmot's default.
 INITIAL_RANGE = (-6.0, 6.0)
-#: Share of the old range kept at each training step, as in tfmot: about 1000 steps to forget.
+#: Decay of the ranges' moving averages per training step; tfmot's default, a time constant of about 1000 steps.
 DECAY = 0.999
-#: Limit of weights that are next to nothing.
+#: Smallest limit of a channel whose weights are not all 0; see `_without_tiny_limits`.
 _SMALLEST_LIMIT = 1e-7
 #: Levels on each side of zero of symmetric int8.
 _LEVELS = 127.0
 
 
 def symmetric_limits(weights: TensorLike, *, per_channel: bool) -> tf.Tensor:
-    """Largest magnitude of the weights: [channels] over the last axis, or a scalar.
+    """Largest magnitude of the weights: [channels] (the last axis), or a scalar for the whole kernel.
 
-    A channel of zeros has that of the kernel, as it stays zero on any scale.
+    A channel of zeros gets the largest magnitude of the whole kernel: zeros stay 0 with any scale.
     """
     magnitude = tf.abs(weights)
-    return _usable(tf.reduce_max(magnitude, axis=list(range(len(weights.shape) - 1)) if per_channel else None))
+    return _without_tiny_limits(
+        tf.reduce_max(magnitude, axis=list(range(len(weights.shape) - 1)) if per_channel else None)
+    )
 
 
-def _usable(limits: TensorLike) -> tf.Tensor:
-    """The limits, with another for zeros, of which there are many in a sparse kernel.
+def _without_tiny_limits(limits: TensorLike) -> tf.Tensor:
+    """The limits with 0 replaced by the kernel's largest limit (or 1), and tiny ones raised to `_SMALLEST_LIMIT`.
 
-    A bias is an int32 number of steps of its channel's scale times the input's: on a tiny scale the bias of a channel
-    of zeros is more than that holds, and 3.0 became 0.03 in the file (MobileNetV3Small, pruned, seed 1).
+    A bias is stored as int32 in steps of (weight scale * input scale). With a tiny scale, the bias of a channel of
+    zeros does not fit int32: 3.0 became 0.03 in the file (MobileNetV3Small, pruned, seed 1).
     """
     largest = tf.reduce_max(limits)
     largest = tf.where(largest > 0.0, largest, tf.ones_like(largest))
@@ -48,14 +50,14 @@ def fake_quantize_weights(weights: TensorLike, *, per_channel: bool) -> tf.Tenso
     """Round weights to 255 symmetric int8 levels; zero stays exactly zero.
 
     Args:
-        weights: kernel, the output channels on the last axis.
-        per_channel: one scale for each channel, otherwise one for the kernel.
+        weights: kernel [..., channels].
+        per_channel: one scale per channel; otherwise one scale for the whole kernel.
     """
     return round_within(weights, symmetric_limits(weights, per_channel=per_channel))
 
 
 def round_within(weights: TensorLike, limits: TensorLike) -> tf.Tensor:
-    """Round weights to the int8 levels between -limits and limits, [channels] (last axis) or a scalar."""
+    """Round weights [..., channels] to 255 int8 levels from -limits to limits; limits are [channels] or a scalar."""
     quantize = (
         tf.quantization.fake_quant_with_min_max_vars_per_channel
         if len(limits.shape)
@@ -65,11 +67,11 @@ def round_within(weights: TensorLike, limits: TensorLike) -> tf.Tensor:
 
 
 def tie(kernel: TensorLike, clusters: TensorLike) -> tf.Tensor:
-    """The kernel with each weight replaced by the mean of its cluster: cluster-preserving training, as tfmot's CQAT.
+    """Replace each weight by the mean of its cluster: cluster-preserving QAT, like tfmot's CQAT.
 
     Args:
-        kernel: weights; of one value in each cluster, as the gradients then are too.
-        clusters: number of the cluster of each weight, same shape.
+        kernel: weights of any shape.
+        clusters: int32, index of each weight's cluster, same shape.
     """
     means = tf.math.unsorted_segment_mean(kernel, clusters, tf.reduce_max(clusters) + 1)
     return tf.gather(means, clusters)
@@ -77,25 +79,26 @@ def tie(kernel: TensorLike, clusters: TensorLike) -> tf.Tensor:
 
 @tf.custom_gradient
 def _straight_through(_weights: TensorLike, quantized: TensorLike) -> Any:
-    # The limits cover every weight, so nothing is clipped and the gradient passes as it is.
+    # The limits cover every weight, so nothing is clipped and the gradient passes unchanged.
     return tf.identity(quantized), lambda gradient: (gradient, None)
 
 
 @keras.saving.register_keras_serializable("tfmot_ops")
 class WeightQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
-    """Symmetric int8 weights whose zeros stay zero while training goes on.
+    """Symmetric int8 weights; optionally zeros stay zero and clusters stay equal during training.
 
-    The limits are read from the weights at every step, so they are right at once and need no training.
-    The mask is a variable of the layer: it is saved and loaded with it, and so is the sparsity.
+    The limits are computed from the weights at every step, so they need no calibration.
+    Mask and clusters are variables of the layer, so that they are saved and loaded with it.
 
     Args:
-        per_channel: one scale for each output channel, otherwise one for the kernel.
-        keep_sparsity: hold the weights that are zero when the mask is set at zero.
-        keep_clusters: hold the weights equal that are equal when the clusters are set; not together with `per_channel`.
+        per_channel: one scale per output channel; otherwise one scale for the whole kernel.
+        keep_sparsity: keep the weights at 0 that were 0 when the mask was set (`give_masks`).
+        keep_clusters: keep the weights equal that were equal when the clusters were set (`give_masks`); not together
+            with `per_channel`.
         channels_axes: how many trailing axes together index the output channels (2 for depthwise kernels
             [height, width, channels, multiplier], 1 otherwise).
         swap_channels: whether output channels come before input channels (transposed convolutions).
-        required_sparsity: fraction of zeros that the exported kernel has to hold; the export checks it.
+        required_sparsity: fraction of zeros that the exported kernel must have; the export checks it.
     """
 
     def __init__(
@@ -116,12 +119,12 @@ class WeightQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
         self.required_sparsity = required_sparsity
 
     def build(self, tensor_shape: tf.TensorShape, name: str, layer: Layer) -> dict[str, Any]:
-        """Create the mask and the clusters, of the kernel's shape, where they are kept."""
+        """Create the variables `mask` and `clusters`, of the kernel's shape, as far as they are needed."""
         kept = {"mask": (self.keep_sparsity, "float32", "ones"), "clusters": (self.keep_clusters, "int32", "zeros")}
         return {
             key: layer.add_weight(f"{name}_{key}", tensor_shape, dtype=dtype, initializer=initial, trainable=False)
-            for key, (wanted, dtype, initial) in kept.items()
-            if wanted
+            for key, (needed, dtype, initial) in kept.items()
+            if needed
         }
 
     @tf.autograph.experimental.do_not_convert
@@ -136,25 +139,25 @@ class WeightQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
         return _straight_through(kernel, self._round_fast(tf.stop_gradient(kernel)))
 
     def _round_fast(self, kernel: TensorLike) -> tf.Tensor:
-        """What `round` gives at a tenth of its cost; a weight halfway between two levels may go to the other one.
+        """A faster `round`; a weight halfway between two levels may be rounded to the other level.
 
-        The per-channel fake-quant op runs in one thread and took 27 ms for a 3x3 kernel of 512 channels, these
-        operations 2.4 ms (`benchmarks/train_step.py`).
+        The per-channel fake-quant op runs in one thread and takes 27 ms for a 3x3 kernel of 512 channels; these
+        operations take 2.4 ms (`benchmarks/train_step.py`).
         """
         if not self.per_channel:
             return self.round(kernel)
         rank = len(kernel.shape)
         channels = {rank - 2} if self.swap_channels else set(range(rank - self.channels_axes, rank))
         others = [axis for axis in range(rank) if axis not in channels]
-        limits = _usable(tf.reduce_max(tf.abs(kernel), axis=others, keepdims=True))
+        limits = _without_tiny_limits(tf.reduce_max(tf.abs(kernel), axis=others, keepdims=True))
         step = limits / _LEVELS
         return tf.round(kernel * (1.0 / step)) * step
 
     def round(self, kernel: TensorLike) -> tf.Tensor:
-        """The rounding alone, without mask or gradient; the form the TFLite converter folds."""
+        """Round a kernel by the fake-quant operations that the TFLite converter reads; no mask, no gradient."""
         shape = kernel.shape
         if self.channels_axes > 1:
-            # One channel axis, as TFLite stores it: [1, height, width, channels * multiplier].
+            # TFLite's shape of a depthwise kernel, with one channel axis: [1, height, width, channels * multiplier].
             kernel = tf.reshape(kernel, [1, *shape[: -self.channels_axes], -1])
         elif self.swap_channels:
             kernel = tf.transpose(kernel, [*range(len(shape) - 2), len(shape) - 1, len(shape) - 2])
@@ -179,23 +182,23 @@ class WeightQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
 
 @keras.saving.register_keras_serializable("tfmot_ops")
 class RowsQuantizer(WeightQuantizer):
-    """A table whose rows are rounded after they are read, over a range they share with other tensors.
+    """An embedding table whose rows are rounded after the lookup, with a range that they share with other tensors.
 
-    Zeros and clusters are held as in any kernel. The converter gives the table the range of its rows, so nothing is
-    rounded here.
+    Zeros and clusters are kept as in any kernel. The table itself is not rounded here, as the converter gives it the
+    range of the looked-up rows.
     """
 
     def _round_fast(self, kernel: TensorLike) -> tf.Tensor:
         return kernel
 
     def round(self, kernel: TensorLike) -> tf.Tensor:
-        """The table as it is."""
+        """The table unchanged."""
         return kernel
 
 
 @keras.saving.register_keras_serializable("tfmot_ops")
 class RangeQuantizer(tfmot.quantization.keras.quantizers.MovingAverageQuantizer):
-    """int8 activations over a range that calibration sets and training follows (decay 0.999)."""
+    """int8 activations; calibration sets the range, training updates it by a moving average (decay 0.999)."""
 
     def __init__(self) -> None:
         super().__init__(num_bits=8, per_axis=False, symmetric=False, narrow_range=False)
@@ -204,7 +207,7 @@ class RangeQuantizer(tfmot.quantization.keras.quantizers.MovingAverageQuantizer)
     def __call__(
         self, inputs: TensorLike, training: bool | TensorLike | None, weights: Mapping[str, Variable], **_: object
     ) -> tf.Tensor:
-        """Activations in, activations on 256 levels out; the range moves while training."""
+        """Activations rounded to 256 levels, same shape; in training the range is updated first."""
         return super().__call__(inputs, training, weights)
 
     def get_config(self) -> dict[str, Any]:
@@ -214,7 +217,12 @@ class RangeQuantizer(tfmot.quantization.keras.quantizers.MovingAverageQuantizer)
 
 @keras.saving.register_keras_serializable("tfmot_ops")
 class FixedRangeQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
-    """int8 activations over a range that the operation itself fixes (sigmoid, softmax, tanh)."""
+    """int8 activations over the range that TFLite prescribes for an operation (sigmoid, softmax, tanh).
+
+    Args:
+        low: lowest value.
+        high: highest value.
+    """
 
     def __init__(self, low: float, high: float) -> None:
         self.low = low
@@ -229,7 +237,7 @@ class FixedRangeQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
     def __call__(
         self, inputs: TensorLike, training: bool | TensorLike | None, weights: Mapping[str, Variable], **_: object
     ) -> tf.Tensor:
-        """Activations in, activations on 256 levels out."""
+        """Activations rounded to 256 levels, same shape."""
         del training, weights
         return tf.quantization.fake_quant_with_min_max_args(inputs, self.low, self.high, num_bits=8)
 
@@ -240,12 +248,12 @@ class FixedRangeQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
 
 @keras.saving.register_keras_serializable("tfmot_ops")
 class LayerQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
-    """Which weights of a layer are quantised and what follows its output.
+    """Which weights of a layer are quantised, and by which quantiser its output is rounded.
 
     Args:
         weights: weight attribute (`kernel`) -> its quantiser.
-        output: quantiser of the (only) output, None for a layer whose result goes on unrounded.
-        keep_float: nothing is quantised, and the export keeps the converter from doing so by itself.
+        output: quantiser of the layer's only output; None if the output is not rounded.
+        keep_float: marks a float layer so that the converter does not quantise it.
     """
 
     def __init__(
@@ -264,9 +272,9 @@ class LayerQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
         return [(getattr(layer, name), quantizer) for name, quantizer in self.weights.items()]
 
     def set_quantize_weights(self, layer: Layer, quantize_weights: Sequence[TensorLike]) -> None:
-        """Put the rounded weights where the layer's `call` reads them.
+        """Set the layer's attributes (`kernel`) to the rounded weights, which its `call` then reads.
 
-        Past Keras' own `__setattr__`, which would drop the variable from the layer's weights.
+        `object.__setattr__` is used because Keras' own would drop the variable from the layer's weights.
         """
         for name, value in zip(self.weights, quantize_weights, strict=True):
             object.__setattr__(layer, name, value)
@@ -305,35 +313,37 @@ class LayerQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
 
 @keras.saving.register_keras_serializable("tfmot_ops")
 class QuantizedLayer(QuantizeWrapperV2):
-    """tfmot's wrapper without three faults: a step counter a layer, frozen kernels that train, kernels left rounded.
+    """tfmot's quantisation wrapper with three faults fixed.
 
-    The counter is a quarter of a QAT model's variables; only tfmot's activation quantisers read it, and
-    `LayerQuantizeConfig` has none.
+    tfmot creates a step counter in each layer, trains the kernels of frozen layers, and leaves rounded tensors in the
+    layer's weight attributes after a call. The counters are a quarter of a QAT model's variables; only tfmot's
+    activation quantisers read them, and `LayerQuantizeConfig` has none.
     """
 
     def __init__(self, layer: Layer, quantize_config: LayerQuantizeConfig, **kwargs: object) -> None:
         super().__init__(layer, quantize_config, **kwargs)
-        # tfmot calls the layer past Keras' `__call__`, which is where Keras adds what this regulariser gives.
+        # tfmot calls `layer.call` directly, but Keras adds the activity regulariser's loss in `layer.__call__`.
         private.copy_activity_regularizer(self, layer)
 
     def add_weight(self, name: str | None = None, *args: object, **kwargs: object) -> Any:
-        """The variable; None for the counter."""
+        """The new variable; None for tfmot's step counter, which is not created."""
         return None if name == "optimizer_step" else super().add_weight(name, *args, **kwargs)
 
     @property
     def trainable_weights(self) -> list[Any]:
-        """The layer's own, its kernels first as in tfmot; none of a frozen layer.
+        """The inner layer's trainable weights, quantised kernels first as in tfmot; empty for a frozen layer.
 
-        tfmot counts the kernels as the wrapper's as well, so they train in a frozen layer and are saved twice.
+        tfmot also lists the kernels as weights of the wrapper: they train in a frozen layer and are saved twice.
         """
         trained = self.layer.trainable_weights
         places = {Itself(variable): place for place, (variable, *_) in enumerate(private.weight_variables(self))}
         return sorted(trained, key=lambda variable: places.get(Itself(variable), len(places)))
 
     def call(self, inputs: TensorLike, training: bool | TensorLike | None = None, **kwargs: object) -> Any:
-        """The layer on its rounded weights; afterwards it holds its variables again.
+        """Call the layer with rounded weights, then restore its variables.
 
-        A SavedModel traces the layer on its own too, where the rounded weights of another trace are out of reach.
+        Without restoring, saving as SavedModel fails: it traces the inner layer separately, where rounded tensors of
+        another trace cannot be used.
         """
         try:
             return super().call(inputs, training=training, **kwargs)

@@ -1,4 +1,4 @@
-"""The ranges of a QAT model's tensors: where they are kept, which are one, and with which the file is written."""
+"""The activation ranges of a QAT model: their variables, which of them TFLite ties, and the ranges for the file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tfmot_ops.core.quantization.scheme import output_quantizer, tied_groups
 
 
 def range_variables(layer: Layer) -> tuple[Any, Any] | None:
-    """(min, max) variables of the range that follows a layer's output, None when there is none."""
+    """(min, max) variables of the range of a layer's output; None if the output has no trained range."""
     variables = None
     if isinstance(layer, QuantizeWrapper):
         variables = private.output_range_variables(layer)
@@ -29,17 +29,18 @@ def range_variables(layer: Layer) -> tuple[Any, Any] | None:
 
 
 class Ranges:
-    """The ranges of a QAT graph, tied and wide enough to compute with; none of a float graph.
+    """The ranges with which a QAT graph is exported; empty for a float graph.
 
-    Tensors that TFLite needs on one range have the widest of theirs: training moves each on its own. Fixed ranges stay.
+    Training moves each range separately; tensors that TFLite ties get the union of their ranges. Ranges that are too
+    narrow for int8 kernels are widened (`scales.computable`). Fixed ranges (sigmoid) stay.
 
     Args:
         graph: quantised or float.
-        largest_weight: gives the largest magnitude of the weights of a call of the role CONVOLUTION or AFFINE, with
-            what is folded into them; None leaves an output's range as it is next to those of the call's inputs.
+        largest_weight: (call) -> largest weight magnitude of a call of the role CONVOLUTION or AFFINE, after folding.
+            None does not widen ranges by the inputs that they are computed from.
 
     Attributes:
-        of_layer: layer -> the range that follows its calls, 0 included.
+        of_layer: layer -> (low, high) of its output; 0 is in every range.
     """
 
     def __init__(self, graph: Graph, largest_weight: Callable[[Node], float] | None = None) -> None:
@@ -64,18 +65,18 @@ class Ranges:
         self._found = outside | found
 
     def scale(self, tensor: Tensor) -> float | None:
-        """Size of a level of a tensor; None where it has no range, as the rows of an int8 table have none."""
+        """Scale (width of one int8 level) of a tensor; None without a range, as for rows of an int8 table."""
         found = self._found.get(self._key(tensor))
         return None if found is None else (found[1] - found[0]) / LEVELS
 
     def _key(self, tensor: Tensor) -> Hashable:
-        """The group of a tensor, or the tensor where it is tied to none."""
+        """The key of a tensor's range: its group, or the tensor itself if it is not tied to others."""
         return ("group", self._groups[tensor]) if tensor in self._groups else tensor
 
     def _sums(
         self, graph: Graph, known: AbstractSet[Hashable], largest_weight: Callable[[Node], float]
     ) -> Iterator[Sums]:
-        """What each range is computed from; calls that are computed as one are one."""
+        """Yield, for each range, the sum or product that computes it; fused calls (convolution, ReLU) count as one."""
         before: dict[Tensor, Sums] = {}
         for node in graph.nodes:
             floats = [tensor for tensor in node.inputs() if tensor.is_float]
@@ -104,5 +105,5 @@ class Ranges:
 
 
 def tied_ranges(graph: Graph) -> dict[Layer, Range]:
-    """Each layer of a QAT graph that a range follows, with its (low, high); see `Ranges`."""
+    """Layer -> (low, high) of its output, for the layers of a QAT graph whose output is quantised; see `Ranges`."""
     return Ranges(graph).of_layer

@@ -1,9 +1,11 @@
-"""Ranges that int8 kernels can compute with: what the scale of a tensor has to be next to those around it.
+"""Limits on ranges and scales for int8 kernels, from the scales of an operation's inputs, weights and output.
 
-A range is (low, high), a scale the size of one of its levels. Three things go wrong with a range next to nothing:
-TFLite and XNNPACK compute an output from sums of (input scale * weight scale) steps and refuse an output scale that is
-far below such a step; a bias, a whole number of such steps in int32, no longer fits; and a range of no width has no
-scale at all.
+A range is (low, high); its scale is (high - low) / 255, the width of one level. A too narrow range causes three faults:
+
+- An int8 kernel sums integers in steps of (input scale * weight scale). TFLite and XNNPACK refuse a model whose output
+  scale is far below that step.
+- A bias is stored in int32 as bias / (input scale * weight scale), and no longer fits.
+- A range of width 0 has no scale.
 """
 
 from __future__ import annotations
@@ -18,26 +20,26 @@ from tfmot_ops.core.keras.types import Array
 
 Range = tuple[float, float]
 
-#: Range of a tensor that was 0 for every sample: nothing is known of its values, and most are of the order of 1.
+#: Range of a tensor that was 0 for every sample. Its real values are unknown; activations are mostly of the order of 1.
 UNKNOWN_RANGE = (0.0, 1.0)
-#: A range of less width is that of a tensor of zeros, after the rounding errors of calibration or long training.
+#: A narrower range counts as width 0: after rounding errors of calibration or long training, zeros may have a width.
 _ZERO_WIDTH = 1e-20
-#: How much larger than an output's scale the steps of the sums before it may be. XNNPACK (ai-edge-litert 2.3) refuses
-#: 256 for convolutions and 128 for means; an output of 2 levels a step is less than int8 can tell apart anyway.
+#: Largest ratio (step of the sums) / (output scale). XNNPACK (ai-edge-litert 2.3) refuses 256 for convolutions and 128
+#: for means. At 64 the output's 255 levels cover 4 steps of the sums, so finer levels would carry no information.
 LARGEST_STEP = 64.0
-#: The largest bias in steps. An int32 holds twice as much: the rest is for the sums that the bias is added to.
+#: Largest bias as an integer. An int32 holds twice as much: the other half is left for the sum that the bias joins.
 LARGEST_BIAS = 2.0**30
-#: int8 levels of a range, and of weights on each side of zero.
+#: Number of int8 steps in an activation range, and in symmetric weights on each side of zero.
 LEVELS, WEIGHT_LEVELS = 255.0, 127.0
 
 
 @dataclass(frozen=True)
 class Sums:
-    """How an output is computed, as far as its scale goes.
+    """One operation that computes sums or products, described by the scales it involves.
 
     Attributes:
-        inputs: the tensors, or groups of tensors with one range, that are added up or multiplied.
-        output: the tensor, or group, of the result.
+        inputs: keys of the tensors (or groups of tied tensors) that are added up or multiplied.
+        output: key of the result's tensor or group.
         multiplied: whether the inputs are multiplied with each other.
         largest_weight: largest magnitude of the int8 weights that multiply the input; None without weights.
     """
@@ -48,7 +50,7 @@ class Sums:
     largest_weight: float | None = None
 
     def step(self, ranges: Mapping[Hashable, Range]) -> float:
-        """The size of one step of the sums; 0 where no input has a range."""
+        """The step of the integer sums: (input scale) * (weight scale), or the product of scales; 0 without ranges."""
         scales = [(ranges[key][1] - ranges[key][0]) / LEVELS for key in self.inputs if key in ranges]
         if not scales:
             return 0.0
@@ -61,39 +63,44 @@ def computable(
     sums: Sequence[Sums],
     fixed: Mapping[Hashable, Range] | None = None,
 ) -> dict[Hashable, Range]:
-    """The ranges, with those widened that are too small for what they are computed from.
+    """Widen each range until (step of the sums that compute it) / (its scale) is at most LARGEST_STEP.
 
     Args:
-        ranges: of each tensor, or of each group of tensors that have one.
-        sums: what is computed, in the order in which it is.
-        fixed: ranges that are read only.
+        ranges: key of a tensor, or of a group of tied tensors -> (low, high).
+        sums: the operations, in the order of the graph.
+        fixed: further ranges, which are not changed.
+
+    Returns:
+        The same keys as `ranges`, with ranges that are as wide or wider.
     """
     found = {key: UNKNOWN_RANGE if high - low < _ZERO_WIDTH else (low, high) for key, (low, high) in ranges.items()}
-    # Each pass carries a widened range on; a group of tensors that lie apart may need another pass.
+    # Widening an output may require widening later outputs; tied tensors far apart in the graph may need another pass.
     for _ in sums:
         known, before = {**(fixed or {}), **found}, dict(found)
-        for each in sums:
-            if each.output in found:
-                smallest = each.step(known) / LARGEST_STEP * LEVELS
-                known[each.output] = found[each.output] = _at_least(smallest, *found[each.output])
+        for operation in sums:
+            if operation.output in found:
+                smallest = operation.step(known) / LARGEST_STEP * LEVELS
+                known[operation.output] = found[operation.output] = _at_least(smallest, *found[operation.output])
         if found == before:
             break
     return found
 
 
 def _at_least(width: float, low: float, high: float) -> Range:
+    """The range, widened to `width` upwards; downwards if it has only negative values."""
     if high - low >= width:
         return low, high
     return (low, low + width) if high > 0.0 or low == 0.0 else (high - width, high)
 
 
 def smallest_limits(bias: Array, input_scale: float) -> npt.NDArray[np.float32]:
-    """The smallest limits of a kernel on whose steps a bias fits int32, [channels].
+    """The smallest weight limits [channels] with which a bias fits int32: |bias| * 127 / (2**30 * input scale).
 
-    Rounded within them, the weights of a channel lose less than a ten-millionth of its bias for each level of an input.
+    Weights rounded with these limits are off by at most half a step, which changes the output by less than 1e-9 of the
+    bias per weight and level of the input.
 
     Args:
         bias: [channels].
-        input_scale: size of a level of the input.
+        input_scale: width of one int8 level of the input.
     """
     return np.asarray(np.abs(bias) * (WEIGHT_LEVELS / LARGEST_BIAS) / input_scale, np.float32)

@@ -1,4 +1,4 @@
-"""The scheme: which calls get which quantisers, and why."""
+"""The quantisation scheme: which calls of a graph get which quantisers, with a reason for each layer."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from tfmot_ops.core.quantization.quantizers import (
 )
 from tfmot_ops.recipes.scope import select
 
-#: (call, kernel of its layer) -> fraction of zeros it has to hold.
+#: (call, kernel of its layer) -> fraction of zeros that the kernel must have.
 RequiredSparsity = Callable[[Node, Kernel], float]
 
-#: Activation -> (lowest, highest) value of the output range that TFLite fixes.
+#: Activation -> (lowest, highest) value of the output range that TFLite prescribes.
 _FIXED_RANGES = {name: spec.fixed_range for name, spec in ACTIVATIONS.items() if spec.fixed_range}
 
 
 @dataclass
 class Plan:
-    """What to put on each call.
+    """The quantisers of a graph.
 
     Attributes:
-        configs: layer -> the quantisers a wrapper puts on it; a layer not in it is left as it is.
-        tensors: tensor -> quantiser that follows a tensor without a wrapper: a graph input, the result of a call
-            that is kept in float, or of a function of TensorFlow.
-        reports: one row per layer.
+        configs: layer -> quantisers for its wrapper; a layer that is not listed gets no wrapper.
+        tensors: tensor -> quantiser, which becomes a layer of its own. Used for graph inputs, results of float calls
+            and results of TensorFlow functions, none of which has a wrapper.
+        reports: one report per layer.
     """
 
     configs: dict[Layer, LayerQuantizeConfig] = field(default_factory=dict)
@@ -50,15 +50,18 @@ class Plan:
 def make_plan(graph: Graph, source: Graph, quantization: Quantization, required: RequiredSparsity | None) -> Plan:
     """Place the quantisers on a normalised graph.
 
-    None between convolution -> affine -> relu, nor merge -> relu, where the tensor has one reader: TFLite
-    computes these as one operation. Pass-through calls get one only when several calls read them, as the
-    converter otherwise leaves all readers but one in float.
+    There is no quantiser inside convolution -> affine -> ReLU and merge -> ReLU if the inner tensor has one reader:
+    TFLite computes these calls as one operation. A call that passes values on (reshape, max pooling) gets a quantiser
+    only if several calls read its result, as the converter would otherwise leave all readers but one in float.
 
     Args:
-        graph: what `normalize_graph` made.
-        source: what it was made from; scopes name its layers, and each of them is reported.
-        quantization: its scope says the layers to quantise; the others are reported as kept in float.
-        required: (call, kernel) -> fraction of zeros it has to hold to the end; None holds no zeros.
+        graph: from `normalize_graph`.
+        source: graph of the user's model before normalisation; scopes refer to its layers, and each gets a report.
+        quantization: layers outside its scope are reported as kept in float.
+        required: (call, kernel) -> fraction of zeros that the kernel must have after QAT; None keeps no zeros.
+
+    Raises:
+        ScopeError: a selector of the scope matches no layer.
     """
     user_layers = {node.path: type(node.layer).__name__ for node in source.nodes}
     excluded = {path for path, chosen in select(quantization.scope, user_layers.items()).items() if chosen is False}
@@ -68,7 +71,7 @@ def make_plan(graph: Graph, source: Graph, quantization: Quantization, required:
     for node in graph.nodes:
         calls.setdefault(node.layer, []).append(node)
     for key, nodes in calls.items():
-        # A shared layer has one wrapper: the call that needs a quantiser decides for all.
+        # A shared layer has one wrapper: if any of its calls needs an output quantiser, all calls get it.
         placed = [placer.place(node) for node in nodes]
         for placement in placed:
             plan.tensors |= placement.following
@@ -85,7 +88,7 @@ def make_plan(graph: Graph, source: Graph, quantization: Quantization, required:
     return plan
 
 
-#: Of the calls of a shared layer: a range that moves serves all of them.
+#: Which output quantiser a shared layer gets if its calls need different ones; a trained range fits every call.
 _PRECEDENCE = {RangeQuantizer: 0, FixedRangeQuantizer: 1, type(None): 2}
 
 
@@ -112,23 +115,26 @@ class _Placer:
         self.excluded = excluded
         self.required = required
         self.keep_clusters = keep_clusters
-        #: Calls that a function without bound near 0 reads from.
+        #: Calls that prepare the operand of a function that diverges at 0; they stay in float.
         self.unrounded = float_calls(graph)
         self.roles = {node: self._role(node) for node in graph.nodes}
-        #: Tensor -> the range that all of its group have, where TFLite fixes the range of each call they come from.
+        #: Tensor -> fixed range of its group, if all values of the group come from functions with a fixed range.
         self.fixed: dict[Tensor, tuple[float, float]] = {}
-        #: Tensor -> functions in its group whose results are requantised, as their fixed range is not the group's.
+        #: Tensor -> functions in its group whose fixed range differs from the group's, so TFLite requantises them.
         self.requantized: dict[Tensor, list[str]] = {}
-        #: The table rows that have a range with other tensors.
+        #: Looked-up embedding rows that share their range with other tensors.
         self.shared_rows: set[Tensor] = set()
         for group in tied_groups(graph, lambda node: self.roles[node]):
             self._read_group(group)
 
     def _read_group(self, group: list[Tensor]) -> None:
-        """What the calls that a group's values come from mean for all its tensors."""
+        """Fill `fixed`, `requantized` and `shared_rows` for the tensors of a tied group.
+
+        Example: the concatenation of a sigmoid and a tanh gets tanh's range, the wider one; the sigmoid is requantised.
+        """
         origins = [tensor for tensor in group if not self._passes_on(tensor)]
         self._share_fixed_range(group, origins)
-        if any(self._kind(tensor) is Role.SAME_SCALE or not self._is_alone(tensor) for tensor in group):
+        if any(self._kind(tensor) is Role.SAME_SCALE or not self._is_used_once(tensor) for tensor in group):
             self.shared_rows |= {tensor for tensor in origins if self._kind(tensor) is Role.GATHER}
 
     def _passes_on(self, tensor: Tensor) -> bool:
@@ -142,7 +148,7 @@ class _Placer:
         ranges = {name: _FIXED_RANGES[name] for name in {activation_name(node.layer) or "" for node in fixed}}
         if fixed and len(fixed) == len(origins):
             widest = max(ranges.values(), key=lambda limits: limits[1] - limits[0])
-            if not _leave(group, *widest):
+            if not _has_constants_outside(group, *widest):
                 self.fixed |= dict.fromkeys(group, widest)
                 ranges = {name: limits for name, limits in ranges.items() if limits != widest}
         self.requantized |= dict.fromkeys(group, sorted(ranges))
@@ -150,17 +156,17 @@ class _Placer:
     def _kind(self, tensor: Tensor) -> Role | None:
         return None if tensor.producer is None else self.roles[tensor.producer]
 
-    def _is_alone(self, tensor: Tensor) -> bool:
-        """Whether a tensor has one reader (or is a result), and its call no other result."""
+    def _is_used_once(self, tensor: Tensor) -> bool:
+        """Whether a tensor is used once (by a call, or as an output), and is the only result of its call."""
         readers = len(self.consumers.get(tensor, [])) + self.results[tensor]
         return readers == 1 and (tensor.producer is None or len(tensors(tensor.producer.outputs)) == 1)
 
     def _role(self, node: Node) -> Role:
-        # Where a mask decides, the same operation is made of others, which TFLite has in float.
+        # Under a mask Keras computes a layer by further operations (select), which TFLite has in float only.
         masked = isinstance(node.kwargs.get("mask"), Tensor)
         is_float = masked or node.origin in self.excluded or node in self.unrounded
         kind = Role.FLOAT if is_float else role(node.layer)
-        # What puts a constant among the values has a range for both.
+        # The range of a call with a constant in its output (tf.pad) must contain input and constant.
         return Role.SAME_SCALE if kind is Role.PASS and constants(node) else kind
 
     def place(self, node: Node) -> Placement:
@@ -180,7 +186,9 @@ class _Placer:
         has_int8_form = not hasattr(node.layer, "symbol") and role(node.layer) is not Role.FLOAT
         # The mark keeps the converter from quantising a layer that it could quantise by itself.
         config = LayerQuantizeConfig(keep_float=True) if chosen and has_int8_form else None
-        return Placement(_report(node, Outcome.KEPT_FLOAT, self._why(node)), config, self._around(outputs))
+        return Placement(
+            _report(node, Outcome.KEPT_FLOAT, self._why_float(node)), config, self._quantizers_after_float(outputs)
+        )
 
     def _place_behind(self, node: Node, outputs: list[Tensor]) -> Placement:
         """A call that no wrapper fits, a function or one with several results: quantisers follow its results."""
@@ -204,9 +212,9 @@ class _Placer:
     def _weights(self, node: Node, quantizer: type[WeightQuantizer]) -> dict[str, WeightQuantizer]:
         return {
             kernel.attribute: quantizer(
-                per_channel=kernel.per_channel and not self._clustered(kernel),
+                per_channel=kernel.per_channel and not self._keeps_clusters(kernel),
                 keep_sparsity=self.required is not None,
-                keep_clusters=self._clustered(kernel),
+                keep_clusters=self._keeps_clusters(kernel),
                 required_sparsity=self.required(node, kernel) if self.required else 0.0,
                 channels_axes=kernel.channels_axes,
                 swap_channels=kernel.swap_channels,
@@ -214,21 +222,21 @@ class _Placer:
             for kernel in kernels(node.layer)
         }
 
-    def _clustered(self, kernel: Kernel) -> bool:
-        """Whether a kernel's clusters are held: where channels on its last axis take what is folded into them."""
+    def _keeps_clusters(self, kernel: Kernel) -> bool:
+        """Whether a kernel's clusters are kept; only for kernels [..., C_out], whose scales export can fold."""
         return self.keep_clusters and kernel.channels_axes == 1 and not kernel.swap_channels
 
-    def _why(self, node: Node) -> str:
+    def _why_float(self, node: Node) -> str:
         if node.origin in self.excluded:
             return "excluded by the recipe's scope"
         if isinstance(node.kwargs.get("mask"), Tensor):
-            return "reads a mask, which TFLite does in float"
+            return "uses a mask, which TFLite computes in float only"
         if node in self.unrounded:
-            return "a function without bound near 0 reads its result, whose small values int8 would round to 0"
+            return "a function that diverges at 0 (log, division) reads its result, which int8 could round to 0"
         return float_reason(node.layer)
 
-    def _around(self, outputs: list[Tensor]) -> dict[Tensor, Any]:
-        """Quantisers where the result of a float call enters the int8 part again."""
+    def _quantizers_after_float(self, outputs: list[Tensor]) -> dict[Tensor, Any]:
+        """Quantisers for the results of a float call that an int8 call reads or that are outputs of the model."""
         return {
             tensor: RangeQuantizer()
             for tensor in outputs
@@ -241,11 +249,11 @@ class _Placer:
         if kind is Role.FIXED_RANGE:
             name = activation_name(node.layer) or ""
             return FixedRangeQuantizer(*_FIXED_RANGES[name]), f"output int8 over the fixed range of {name}"
-        # The converter takes no range through a call with several results.
-        if kind is Role.PASS and self._is_alone(tensor):
+        # The converter does not copy a range through a call with several results, so those get quantisers.
+        if kind is Role.PASS and self._is_used_once(tensor):
             return None, "passes its input's int8 values on"
         if kind is Role.GATHER:
-            shares = tensor in self.shared_rows or not self._is_alone(tensor)
+            shares = tensor in self.shared_rows or not self._is_used_once(tensor)
             return RangeQuantizer() if shares else None, "rows of the int8 table"
         if len(readers) + self.results[tensor] == 1 and readers and self._fuses(node, readers[0]):
             return None, f"computed as one with {readers[0].path}"
@@ -258,24 +266,24 @@ class _Placer:
     def _fuses(self, node: Node, reader: Node) -> bool:
         fuses, next_kind = self._spec(node).fuses, self.roles[reader]
         if self.roles[node] is Role.AFFINE:
-            # Folded into the convolution before it, it takes part in what that one is fused with.
+            # An affine is folded into the convolution before it, so the ReLU is fused into that convolution.
             before = node.inputs()[0].producer
             folds = before is not None and self.roles[before] is Role.CONVOLUTION
             fuses = self._spec(before).fuses if before is not None and folds else fuses
             return next_kind is Role.RELU and next_kind in fuses
         if next_kind is Role.AFFINE:
-            # Folded into a kernel with one scale, an affine would take its clusters apart.
-            parts = any(self._clustered(kernel) and not kernel.per_channel for kernel in kernels(node.layer))
+            # A clustered kernel with one scale: folding a scale per channel would split its clusters.
+            parts = any(self._keeps_clusters(kernel) and not kernel.per_channel for kernel in kernels(node.layer))
             return next_kind in fuses and not parts
         return next_kind in fuses
 
     def _spec(self, node: Node) -> OpSpec:
-        """The row of a call; of one that has to stay in float, the row of an unknown operation."""
+        """The operation table's row for a call; UNKNOWN for a call that has to stay in float."""
         return UNKNOWN if self.roles[node] is Role.FLOAT else spec_of(node.layer)
 
 
-def _leave(group: list[Tensor], low: float, high: float) -> bool:
-    """Whether constants that calls put among the values of a group are a step or more outside of a range."""
+def _has_constants_outside(group: list[Tensor], low: float, high: float) -> bool:
+    """Whether a constant in the outputs of the group's calls is more than one int8 step outside the range."""
     step = (high - low) / 255
     calls = [tensor.producer for tensor in group if tensor.producer is not None]
     return any(array.min() < low - step or array.max() > high + step for node in calls for array in constants(node))
@@ -286,14 +294,17 @@ def _report(node: Node, outcome: Outcome, reason: str) -> LayerReport:
 
 
 def tied_groups(graph: Graph, role_of: Callable[[Node], Role] | None = None) -> list[list[Tensor]]:
-    """Groups of tensors that TFLite needs on one range, or it inserts requantising operations.
+    """Groups of tensors that must share one range; otherwise TFLite inserts operations that requantise.
 
-    A call that passes values on ties its input to its output; so do concatenation, average pooling,
-    maximum and minimum. The calls of a layer with a quantiser have one range.
+    Input and output are tied by calls that pass values on (reshape, max pooling), and by concatenation, average
+    pooling, maximum and minimum. The outputs of all calls of a shared layer with a quantiser are tied too.
 
     Args:
         graph: normalised or quantised.
-        role_of: the role of a call; None takes that of its layer.
+        role_of: (call) -> role; None uses the role of the call's layer.
+
+    Returns:
+        The groups of two or more tensors.
     """
     leader: dict[Tensor, Tensor] = {}
     members: dict[Tensor, list[Tensor]] = {}
@@ -319,7 +330,7 @@ def tied_groups(graph: Graph, role_of: Callable[[Node], Role] | None = None) -> 
         if not floats:
             continue
         layer = getattr(node.layer, "layer", node.layer)
-        # A quantiser on a tensor of its own gives the tensor before it its range.
+        # A QuantizeLayer quantises its input, so input and output have one range.
         if isinstance(layer, QuantizeLayer) or _keeps_range(node, role_of(node) if role_of else role(layer)):
             tie(floats[0], floats[1:])
         if output_quantizer(node.layer) is not None:
@@ -328,7 +339,7 @@ def tied_groups(graph: Graph, role_of: Callable[[Node], Role] | None = None) -> 
 
 
 def _keeps_range(node: Node | None, kind: Role) -> bool:
-    """Whether the output of a call of this role has the range of its inputs."""
+    """Whether the output of a call of this role shares the range of its inputs."""
     return kind in {Role.PASS, Role.SAME_SCALE} or (kind is Role.RELU and node is not None and _clips_pool(node))
 
 
@@ -340,7 +351,7 @@ def _clips_pool(relu: Node) -> bool:
 
 
 def output_quantizer(layer: Any) -> Any:
-    """The quantiser of a quantised model's layer that its output goes through, None for none."""
+    """The quantiser of a layer's output in a QAT model; None if the output is not quantised."""
     if isinstance(layer, QuantizeLayer):
         return layer.quantizer
     return getattr(getattr(layer, "quantize_config", None), "output", None)

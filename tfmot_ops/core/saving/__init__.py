@@ -1,1 +1,1 @@
-"""Models on disk: saved and loaded, pruned and quantised ones included."""
+"""Saving and loading of models, pruned and quantised models included, with checks of untrusted files."""

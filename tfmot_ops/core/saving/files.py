@@ -28,12 +28,13 @@ from tfmot_ops.core.saving.safe_files import check_model_file
 from tfmot_ops.errors import ArtifactError, TfmotOpsError
 from tfmot_ops.system import files
 
-#: tfmot's wrappers store what is inside them in Keras' old format, which names a class without its package.
+#: tfmot's wrappers save their inner layer in Keras' old format, which has class names without the package. So these
+#: classes must be found by their bare names.
 _CLASSES = (*LAYERS, FixedRangeQuantizer, LayerQuantizeConfig, PruneLowMagnitude, RangeQuantizer, WeightQuantizer)
 
 
 def _layers_of_applications() -> dict[str, type]:
-    """Layers that tf_keras.applications has of its own and does not register, so that Keras cannot load them."""
+    """Class name -> class, for the layers that tf_keras.applications defines but does not register for loading."""
     modules = [module for name, module in sys.modules.items() if name.startswith(private.APPLICATIONS_PACKAGE)]
     members = [member for module in modules for member in vars(module).values() if inspect.isclass(member)]
     return {m.__name__: m for m in members if issubclass(m, keras.layers.Layer) and ".applications." in m.__module__}
@@ -41,9 +42,9 @@ def _layers_of_applications() -> dict[str, type]:
 
 @contextlib.contextmanager
 def custom_objects() -> Iterator[None]:
-    """The scope in which a file with our own and tfmot's layers can be read."""
+    """A scope in which Keras can load models with layers of tfmot_ops, tfmot and tf_keras.applications."""
     ours = _layers_of_applications() | {cls.__name__: cls for cls in _CLASSES}
-    # A class of the user's own that goes by one of these names stays what its name means.
+    # A class that the user registered under one of these names takes precedence.
     free = {name: cls for name, cls in ours.items() if keras.saving.get_registered_object(name) is None}
     with (
         tfmot.quantization.keras.quantize_scope(),
@@ -54,12 +55,12 @@ def custom_objects() -> Iterator[None]:
 
 
 def save_model(model: keras.Model, path: str | Path) -> None:
-    """Save a model with its compile configuration, written beside and renamed.
+    """Save a model with its compile configuration; written to a temporary name and renamed, so never half-written.
 
     Args:
-        model: any model of this package.
-        path: ends with `.h5`, or is a folder for a SavedModel; what is there is replaced. `.keras` cannot reload a
-            quantised model (tf-keras 2.21: "expected 5 variables, but received 3"), so it is refused.
+        model: a float, pruned or QAT model.
+        path: a name that ends with `.h5`, or a folder for a SavedModel; an existing one is replaced. `.keras` is
+            refused, as it cannot reload a quantised model (tf-keras 2.21: "expected 5 variables, but received 3").
 
     Raises:
         ArtifactError: the name ends with `.keras`, or a layer of the model cannot be saved in this format.
@@ -74,7 +75,7 @@ def save_model(model: keras.Model, path: str | Path) -> None:
         )
     try:
         with files.whole(path) as part, warnings.catch_warnings():
-            # Keras recommends .keras here, which cannot reload a quantised model.
+            # Keras warns that .h5 is legacy and recommends .keras, which cannot reload a quantised model.
             warnings.filterwarnings("ignore", message="You are saving your model as an HDF5 file")
             if path.suffix in {".h5", ".hdf5"}:
                 part.write_bytes(_as_hdf5(model))
@@ -83,14 +84,14 @@ def save_model(model: keras.Model, path: str | Path) -> None:
     except (ValueError, NotImplementedError, TypeError) as error:
         raise ArtifactError(
             "the model cannot be saved",
-            required="layers that say what they are (get_config), with weights of different names",
+            required="layers with a get_config, whose weights have unique names",
             received=f"{type(error).__name__}: {error}",
-            remedy="give its custom layers a get_config, or save under the other format (.h5, a folder)",
+            remedy="add get_config to the model's custom layers, or save in the other format (.h5 or a folder)",
         ) from error
 
 
 def _as_hdf5(model: keras.Model) -> bytes:
-    """The bytes of the `.h5` file: the HDF5 library crashes the process when a disk gets full while it writes."""
+    """The bytes of the `.h5` file, built in memory: writing to a full disk, the HDF5 library crashes the process."""
     with h5py.File("in memory", "w", driver="core", backing_store=False) as file:
         model.save(file, save_format="h5", include_optimizer=True)
         file.flush()
@@ -99,26 +100,26 @@ def _as_hdf5(model: keras.Model) -> bytes:
 
 
 def load_model(path: str | Path, allow_unsafe: bool = False) -> keras.Model:
-    """Load what `save_model`, Keras or tfmot saved.
+    """Load a model that `save_model`, Keras or tfmot saved.
 
     Args:
         path: `.h5` or `.keras` file, or SavedModel folder.
-        allow_unsafe: run what the file names, whatever it is (Python code of Lambda layers, any function, operations
-            on files); only for files you trust.
+        allow_unsafe: run any code that the file contains or refers to (Python code of Lambda layers, any function,
+            operations on files); only for files you trust.
 
     Raises:
-        UnsafeModelError: the file names something that is not known to be harmless, and `allow_unsafe` is off.
-        ArtifactError: no such file, or one that Keras cannot read.
+        UnsafeModelError: the file refers to something that is not known to be harmless, and `allow_unsafe` is False.
+        ArtifactError: the path does not exist, or Keras cannot read the file.
     """
     if not Path(path).exists():
         raise ArtifactError(
-            "no such model",
+            "the model file does not exist",
             required="a .h5, .keras or SavedModel path",
             received=f"no file or folder {path}",
             remedy="check the path",
         )
     try:
-        # Keras itself looks at its argument `safe_mode` for `.keras` only.
+        # Keras reads its argument `safe_mode` for `.keras` only; SafeModeScope covers the other formats.
         with SafeModeScope(not allow_unsafe), custom_objects(), without_random_values(), without_traces():
             if not allow_unsafe:
                 check_model_file(path)
@@ -130,6 +131,6 @@ def load_model(path: str | Path, allow_unsafe: bool = False) -> keras.Model:
             "the model cannot be loaded",
             required="a tf_keras model; its custom layers registered with register_keras_serializable",
             received=f"{path}: {type(error).__name__}: {error}",
-            remedy="import the package that defines its layers first; allow_unsafe=True runs the Python code that a "
-            "Lambda brings, in files you trust",
+            remedy="import the package that defines the model's layers first; for a file with Lambda layers that you "
+            "trust, allow_unsafe=True runs their Python code",
         ) from error

@@ -1,4 +1,4 @@
-"""What the description of a model says besides harmless layers, functions and values, found before Keras reads it."""
+"""Checks a saved model's config (JSON) for anything but harmless layers, functions and values before loading it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tfmot_ops.core.keras.types import Config
 from tfmot_ops.core.saving.safe_graphs import is_symbol_of_tensors, unsafe_operation
 from tfmot_ops.core.saving.safe_names import classes_of, is_harmful_name, is_harmless_function, is_known_layer
 
-#: Names with which Keras marks values that JSON does not have.
+#: Values of `class_name` by which Keras marks values that JSON has no type for, such as tuples.
 _VALUES = {"CompositeTensor", "TensorShape", "__bytes__", "__ellipsis__", "__numpy__", "__tensor__", "__tuple__"}
 _SPECS = {"BoundedTensorSpec", "RaggedTensorSpec", "SparseTensorSpec", "TensorSpec"}
-#: What Keras itself takes from ragged and sparse tensors (`tf_keras/src/layers/core/tf_op_layer.py`).
+#: Attributes of ragged and sparse tensors that Keras records as layers (`tf_keras/src/layers/core/tf_op_layer.py`).
 _ATTRIBUTES = {
     *("values", "flat_values", "row_splits", "nested_row_splits", "indices", "dense_shape", "value_rowids"),
     *("nested_value_rowids", "nrows", "row_starts", "row_limits", "row_lengths", "nested_row_lengths"),
@@ -31,19 +31,17 @@ _RAGGED_METHODS = {
     *("from_uniform_row_length", "from_nested_value_rowids", "from_nested_row_splits", "from_nested_row_lengths"),
     *("from_tensor", "from_sparse"),
 }
-#: Keys whose text is the name of a class or function; `kernel_initializer` counts as `initializer`.
+#: Keys whose string values name a class or function; only a key's last word counts: `kernel_initializer`.
 _NAMING_KEYS = {"activation", "constraint", "fn", "initializer", "loss", "metrics", "regularizer"}
-
-
 _REGISTERED = "registered_name"
 
 
 class Finding(NamedTuple):
-    """Something that a description must not say.
+    """Something in a config that is not known to be harmless.
 
     Attributes:
-        what: the thing, for a message: `function tf.io.write_file`.
-        where: its place in the description: `config.layers[2] 'scores'.config.activation`.
+        what: text for a message: `function tf.io.write_file`.
+        where: path in the config: `config.layers[2] 'scores'.config.activation`.
     """
 
     what: str
@@ -53,24 +51,24 @@ class Finding(NamedTuple):
 class _Part(NamedTuple):
     value: Any
     where: str
-    #: The last word of the key under which the part stands, also for the items of a list.
+    #: Last word of the key that holds the part (`initializer`); items of a list have the list's key.
     key: str
 
 
 def unsafe_names(config: object, *, graph_stands_in: bool = False) -> Iterator[Finding]:
-    """What a model's description says besides what is known to be harmless.
+    """Find everything in a model's config that is not known to be harmless.
 
-    Harmless are: the layers, initializers, losses, optimizers and the like of tf_keras, tfmot and this package;
-    functions of TensorFlow and tf_keras that only compute tensors; and what this process has registered
-    (`register_keras_serializable`, `custom_object_scope`, `get_custom_objects`), which is its own code.
+    Harmless are: layers, initializers, losses, optimizers and similar classes of tf_keras, tfmot and this package;
+    TensorFlow and tf_keras functions that only compute tensors; and classes and functions that this process has
+    registered (`register_keras_serializable`, `custom_object_scope`, `get_custom_objects`), as they are its own code.
 
     Args:
-        config: the description, as `json.loads` gives it.
-        graph_stands_in: whether Keras takes a layer of an unknown class from the graph of a SavedModel, so that its
-            name and its own arguments are harmless.
+        config: the config, as `json.loads` returns it.
+        graph_stands_in: whether Keras restores a layer of an unknown class from the graph of a SavedModel, so that the
+            layer's class name and own arguments are never used.
 
     Yields:
-        The findings, in no order.
+        The findings, in no particular order.
     """
     todo = [_Part(config, "", "layers")]
     while todo:
@@ -88,7 +86,7 @@ def unsafe_names(config: object, *, graph_stands_in: bool = False) -> Iterator[F
 
 
 def _members(part: _Part, *, without_config: bool) -> Iterator[_Part]:
-    # In `loss: {"output": "mse"}` the keys are names of outputs.
+    # In `loss: {"output": "mse"}` the dict's keys are output names, so its values are still losses.
     names_all = part.key in _NAMING_KEYS and "class_name" not in part.value
     for name, member in part.value.items():
         if name != "config" or not without_config:
@@ -98,7 +96,7 @@ def _members(part: _Part, *, without_config: bool) -> Iterator[_Part]:
 
 def _items(part: _Part) -> Iterator[_Part]:
     items = list(part.value)
-    if len(items) > 1 and items[0] == "_COMPOSITE_TYPE":  # a constant, as JSON inside JSON
+    if len(items) > 1 and items[0] == "_COMPOSITE_TYPE":  # Keras stores such a constant as JSON text inside the JSON
         items[1] = json.loads(items[1])
     for index, item in enumerate(items):
         name = _config_of(item).get("name") if isinstance(item, dict) else None
@@ -115,13 +113,13 @@ def _is_left_to_the_graph(value: Config) -> bool:
     name = value.get("class_name")
     if not isinstance(name, str) or "module" in value:
         return False
-    # Keras begins to build a Lambda layer, is stopped by its safe mode before it reads the code, and takes the graph.
+    # For a Lambda layer, Keras' safe mode raises before the code is read; then Keras restores it from the graph.
     is_code = name == "Lambda" and _config_of(value).get("function_type") == "lambda"
     return is_code or not is_known_layer(name)
 
 
 def _unsafe_object(value: Config) -> str | None:
-    """What a serialized object is, if it is not known to be harmless."""
+    """A text that names a serialised object, if the object is not known to be harmless; otherwise None."""
     name, module = value["class_name"], value.get("module")
     if not isinstance(name, str) or not all(isinstance(value.get(key), str | None) for key in ("module", _REGISTERED)):
         return f"class {name!r} of module {module!r}"
@@ -147,14 +145,14 @@ def _unsafe_spec(value: Config) -> str | None:
 
 def _unsafe_function(value: Config) -> str | None:
     name, module = value.get("config"), value.get("module")
-    # Some places look the registered name up instead.
+    # Parts of Keras look up the registered name instead of the function's name.
     if is_harmless_function(name, module) and not is_harmful_name(value.get(_REGISTERED)):
         return None
     return f"function {name!r} of module {module!r}"
 
 
 def _unsafe_use(cls: type, config: Config) -> str | None:
-    """What a class does with the arguments that the description gives it, besides computing."""
+    """What the class would do besides computing, given the arguments in its config; None if nothing."""
     if cls is keras.layers.Lambda:
         return "Python code (a Lambda layer)"
     for kind, check in _CHECKS:
@@ -200,14 +198,14 @@ def _unsafe_column(config: Config) -> str | None:
     return None if path is None else f"checkpoint {path!r}"
 
 
-#: Names that stand for something else than a class.
+#: Values of `class_name` that do not name a class -> their check.
 _NOT_CLASSES = {
     "TypeSpec": _unsafe_spec,
     "__lambda__": lambda _: "Python code (a lambda)",
     "__typespec__": _unsafe_spec,
     "function": _unsafe_function,
 }
-#: Classes that are harmless with some arguments only.
+#: Classes that are harmless only with some arguments, and the check of their config.
 _CHECKS = (
     (tf_op_layer.TFOpLambda, _unsafe_symbol),
     (tf_op_layer.ClassMethod, _unsafe_method),

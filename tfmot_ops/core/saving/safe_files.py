@@ -1,4 +1,4 @@
-"""Model files are looked at before they are loaded: a file must not run code, nor read or write other files."""
+"""Checks a model file before it is loaded: loading it must not run foreign code, nor read or write other files."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _TRUST = (
 
 
 def check_model_file(path: str | Path) -> None:
-    """Look at a model file before it is loaded; nothing of it is built or run.
+    """Check a model file before it is loaded; no part of it is built or run.
 
     Args:
         path: `.h5` or `.keras` file, or SavedModel folder.
 
     Raises:
-        UnsafeModelError: loading the file, or the model in it, could do something else than compute.
+        UnsafeModelError: loading the file or running the model could do something other than compute tensors.
         OSError: the file cannot be read.
         ValueError: the file is no model.
     """
     path = Path(path)
-    # The order in which Keras finds out what it has.
+    # The same order of tests by which Keras determines the format.
     if path.name.endswith(".keras") and zipfile.is_zipfile(path):
         _check_keras(path)
     elif path.is_dir():
@@ -76,13 +76,13 @@ def _check_keras(path: Path) -> None:
         _check_config(path, "config.json", archive.read("config.json"))
         weights = "model.weights.h5"
         if weights in archive.namelist():
-            # A member of an archive cannot be read out of order without being read anew from its start.
+            # Read to memory: h5py seeks, and seeking in a compressed archive member rereads it from its start.
             with h5py.File(io.BytesIO(archive.read(weights)), "r") as file:
                 _check_weights(path, weights, file)
 
 
 def _check_weights(path: Path, source: str, file: h5py.Group) -> None:
-    """Numbers may be in the file itself only: HDF5 can take them from any other one."""
+    """Refuse weights outside the file: HDF5 can link to data in any other file."""
     groups, seen = [file["/"]], set()
     while groups:
         group = groups.pop()
@@ -92,7 +92,7 @@ def _check_weights(path: Path, source: str, file: h5py.Group) -> None:
             if isinstance(link, h5py.ExternalLink):
                 _refuse(path, f"a link to another file, {link.filename!r},", where)
             if not isinstance(link, h5py.HardLink):
-                continue  # leads to a place in this file, which has a hard link too
+                continue  # a soft link to an object of this file, which is checked at its hard link
             item = group[name]
             if isinstance(item, h5py.Dataset):
                 for what in _unsafe_data(item):
@@ -123,14 +123,14 @@ def _check_saved_model(path: Path) -> None:
 
 
 def _metadata(path: Path, meta_graph: tf.compat.v1.MetaGraphDef) -> Iterator[tuple[str, str, str]]:
-    """Name, kind and description of each object of Keras in a SavedModel."""
+    """(source for messages, kind, config as JSON) of each Keras object in a SavedModel."""
     file = path / constants.SAVED_METADATA_PATH
     if file.exists():
         described = saved_metadata_pb2.SavedMetadata.FromString(file.read_bytes())
         for node in described.nodes:
             yield f"{file.name}, {node.node_path}", node.identifier, node.metadata
         return
-    # TensorFlow before 2.5 kept the descriptions in saved_model.pb.
+    # TensorFlow before 2.5 stored the configs in saved_model.pb.
     for index, item in enumerate(meta_graph.object_graph_def.nodes):
         if item.user_object.identifier in constants.KERAS_OBJECT_IDENTIFIERS and item.user_object.metadata:
             yield f"saved_model.pb, object {index}", item.user_object.identifier, item.user_object.metadata

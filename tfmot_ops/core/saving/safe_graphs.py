@@ -1,4 +1,4 @@
-"""What the graph of a SavedModel may compute while `allow_unsafe` is off: values in memory, and nothing else."""
+"""Which TensorFlow operations a SavedModel may contain unless `allow_unsafe` is set: those that only use memory."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import tensorflow as tf
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.private import dispatch, get_canonical_name_for_symbol, get_symbol_from_name, op_def_registry
 
-#: TensorFlow's own groups of operations (`tensorflow.python.ops.gen_<group>_ops`) that compute or keep values in
-#: memory. Files, data sets, Python, other processes, devices and debuggers have groups of their own, not named here.
+#: TensorFlow's groups of operations (`tensorflow.python.ops.gen_<group>_ops`) that compute or keep values in memory.
+#: Not listed: the groups for files, data sets, Python, other processes, devices and debuggers.
 _GROUPS = (
     *("array", "bitwise", "candidate_sampling", "control_flow", "count", "ctc", "cudnn_rnn", "functional", "image"),
     *("linalg", "list", "lookup", "manip", "map", "math", "nn", "optional", "parsing", "ragged_array"),
@@ -19,25 +19,25 @@ _GROUPS = (
     *("sparse", "special_math", "spectral", "state", "stateful_random", "stateless_random", "string"),
     *("training", "uniform_quant"),
 )
-#: Members of these groups that read a file, end the process or run on another machine.
+#: Operations of these groups that read a file, end the process or run on another machine.
 _NOT_IN_MEMORY = {
     *("Abort", "FixedUnigramCandidateSampler", "ImmutableConst", "InitializeTableFromTextFile"),
     *("InitializeTableFromTextFileV2", "RemoteCall"),
 }
-#: Harmless operations of groups that hold others too: `data_flow` has queues and readers, `logging` has summaries.
+#: Harmless operations of groups that are not listed: `data_flow` also has queues and readers, `logging` summaries.
 _OTHERS = {"Assert", "DynamicPartition", "DynamicStitch", "ParallelDynamicStitch", "Print", "PrintV2", "Timestamp"}
 _PREFIXES_OF_OTHERS = ("Stack", "TensorArray")
-#: What the functions hold with which a SavedModel saves and restores its own variables.
+#: Operations of the functions with which a SavedModel saves and restores its own variables.
 _SAVER = {"MergeV2Checkpoints", "RestoreV2", "SaveV2", "ShardedFilename"}
 
-#: Parts of TensorFlow's interface whose functions take tensors and give tensors.
+#: Namespaces of TensorFlow's public interface (`tf.math`) whose functions take and return tensors.
 _NAMESPACES = {
     *("__operators__", "bitwise", "debugging", "dtypes", "image", "keras.activations", "keras.backend"),
     *("keras.losses", "keras.metrics", "linalg", "linalg.experimental", "math", "math.special", "nn"),
     *("nn.experimental", "quantization", "ragged", "random", "random.experimental", "sets", "signal", "sparse"),
     *("strings",),
 }
-#: The same for functions that belong to no such part: `tf.concat`.
+#: Further functions that take and return tensors, at the top level of TensorFlow: `tf.concat`.
 _FUNCTIONS = {
     *("arg_max", "arg_min", "argsort", "batch_gather", "batch_to_space", "batch_to_space_nd", "bitcast"),
     *("boolean_mask", "broadcast_dynamic_shape", "broadcast_static_shape", "broadcast_to", "cast"),
@@ -54,7 +54,7 @@ _FUNCTIONS = {
     *("to_float", "to_int32", "to_int64", "transpose", "truncatediv", "truncatemod", "tuple", "unique"),
     *("unique_with_counts", "unravel_index", "unstack", "where", "zeros", "zeros_like"),
 }
-#: Members of these parts that read a file, call a function that is handed to them, or find an object by its name.
+#: Functions of these namespaces that read a file, call a function argument, or look up an object by name.
 _NOT_OF_TENSORS = {
     *("keras.activations.deserialize", "keras.activations.get", "keras.activations.serialize"),
     *("keras.backend.batch_get_value", "keras.backend.batch_set_value", "keras.backend.rnn"),
@@ -76,9 +76,9 @@ def _operations_in_memory() -> frozenset[str]:
 
 
 def is_function_of_tensors(function: object) -> bool:
-    """Whether a public function of TensorFlow only computes tensors from tensors.
+    """Whether a function is public in TensorFlow and only computes tensors from tensors.
 
-    Keras writes only functions with dispatch into a model: those that can be called on the tensors of a graph.
+    Functions without dispatch are refused: Keras cannot call them on symbolic tensors, so it never saves them.
     """
     if not hasattr(function, dispatch.FALLBACK_DISPATCH_ATTR):
         return False
@@ -90,16 +90,16 @@ def is_function_of_tensors(function: object) -> bool:
 
 
 def is_symbol_of_tensors(symbol: object) -> bool:
-    """The same, for the name under which a `TFOpLambda` layer keeps its function: `math.add`."""
+    """Whether the name of a `TFOpLambda` layer's function (`math.add`) names a function of tensors; see above."""
     return isinstance(symbol, str) and is_function_of_tensors(get_symbol_from_name(symbol))
 
 
 def unsafe_operation(node: tf.compat.v1.NodeDef, functions: Iterable[str] = ()) -> str | None:
-    """What a node of a graph would do besides computing, None for nothing.
+    """The operation of a graph's node if it does anything besides computing in memory; otherwise None.
 
     Args:
         node: a NodeDef.
-        functions: names of the functions that come with the graph, which a node may call by their names.
+        functions: names of the functions in the graph's library, which a node may call.
     """
     if node.op in _operations_in_memory():
         # tf.print can append to a file.
@@ -111,17 +111,17 @@ def unsafe_operation(node: tf.compat.v1.NodeDef, functions: Iterable[str] = ()) 
 
 
 def unsafe_parts(meta_graph: tf.compat.v1.MetaGraphDef) -> Iterator[tuple[str, str]]:
-    """What a SavedModel's graph would do besides computing.
+    """Find the operations of a SavedModel that do anything besides computing in memory.
 
-    Each SavedModel has functions that save and restore its variables, hence hold operations on files. They are passed
-    over if nothing calls them: neither another function nor an object of the model. Only the outer graph does, which
+    Every SavedModel has functions that save and restore its variables by operations on files. These functions are
+    accepted if no other function and no object of the model calls them: then only the outer graph does, which
     TensorFlow 2 does not run.
 
     Args:
         meta_graph: a MetaGraphDef of the file.
 
     Yields:
-        The part of the graph, and the operation it holds.
+        (part of the graph, its unsafe operation), as texts for a message.
     """
     library = meta_graph.graph_def.library.function
     names = {function.signature.name for function in library}
@@ -159,6 +159,6 @@ def _called(meta_graph: tf.compat.v1.MetaGraphDef, names: set[str]) -> Iterator[
 
 def _functions_of(value: tf.compat.v1.AttrValue, names: set[str]) -> Iterator[str]:
     yield from (value.func.name, *(function.name for function in value.list.func))
-    # Some operations name a function in a text.
+    # Some operations have a function's name in a string attribute.
     texts = (text.decode(errors="replace") for text in (value.s, *value.list.s))
     yield from (text for text in texts if text in names)

@@ -1,7 +1,7 @@
-"""The classes and functions that a description of a model may name while `allow_unsafe` is off.
+"""Which classes and functions a saved model's config may name unless `allow_unsafe` is set.
 
-Keras finds most of what a description names by importing any module and taking any member of it. Here names are only
-looked up among what this process has loaded: nothing is imported, nothing is called.
+Keras resolves a name in a config by importing the module and taking any member. Here names are only looked up in
+modules that this process has loaded; nothing is imported or called.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ _KINDS = (
     *(keras.optimizers.schedules.LearningRateSchedule, Policy, InputSpec, tfmot.sparsity.keras.PruningSchedule),
     *(tfmot.quantization.keras.QuantizeConfig, tfmot.quantization.keras.quantizers.Quantizer),
 )
-#: Layers that load what is at a path, or call any method of what they are given.
+#: Layers that load a file from a path, or call any method of an object.
 _REFUSED = {ReloadedLayer, ModuleWrapper}
-#: Functions of these modules that find objects by their names.
+#: Functions of FUNCTION_MODULES that look up objects by name.
 _FINDERS = {"deserialize", "get", "is_categorical_crossentropy", "serialize"}
-#: The columns of a DenseFeatures layer; the one that reads its vocabulary from a file is missing.
+#: Feature columns of a DenseFeatures layer, without the column that reads its vocabulary from a file.
 _COLUMNS = (
     *(feature_column_v2.BucketizedColumn, feature_column_v2.CrossedColumn, feature_column_v2.EmbeddingColumn),
     *(feature_column_v2.HashedCategoricalColumn, feature_column_v2.IdentityCategoricalColumn),
@@ -62,30 +62,30 @@ _COLUMNS = (
 
 
 def registered(name: object) -> Any:
-    """What the user's process, or the scope in which the model is loaded, knows by this name; None for nothing."""
+    """The object that this process or the current custom_object_scope has registered by this name, or None."""
     return keras.saving.get_registered_object(name) if isinstance(name, str) else None
 
 
 def is_known_layer(name: str) -> bool:
-    """Whether Keras finds anything by this name where the description of a layer is expected."""
+    """Whether Keras finds a class by this name when it deserialises a layer."""
     return registered(name) is not None or name in _layers()
 
 
 def classes_of(name: str, module: str | None, registered_name: str | None) -> list[Any]:
-    """Whatever Keras can mean by the name of a class, which it looks up in different ways in different formats.
+    """All classes to which Keras could resolve a class name; the lookup depends on the file format.
 
     Args:
-        name: `class_name` in the description.
-        module: `module` there; the old format has none.
-        registered_name: `registered_name` there; the name itself, where there is none.
+        name: `class_name` in the config.
+        module: `module` in the config; None in the old format.
+        registered_name: `registered_name` in the config; defaults to `name`.
 
     Returns:
-        The classes; none if Keras would look at something else than a harmless or registered class.
+        The classes; an empty list if Keras could resolve the name to anything but a harmless or registered class.
     """
     own = registered(registered_name)
     by_name = [registered(name)] if registered(name) is not None else _known_classes().get(name, [])
     if own is not None:
-        # The old format asks for the class's name alone, which is then unknown or means a harmless class.
+        # The old format uses `class_name` only: it must be unknown, or name a harmless class.
         return [own, *by_name] if by_name or getattr(own, "__name__", None) == name else []
     if module is None:
         return by_name
@@ -94,17 +94,17 @@ def classes_of(name: str, module: str | None, registered_name: str | None) -> li
 
 
 def is_harmless_function(name: object, module: object) -> bool:
-    """Whether a function, which Keras looks for in a module, is the user's own or only computes tensors."""
+    """Whether a function of a module is registered by this process, or only computes tensors."""
     return isinstance(name, str) and (registered(name) is not None or _is_of_tensors(_member(module, name)))
 
 
 def is_harmful_name(name: object) -> bool:
-    """Whether Keras finds something else by this name alone than a harmless class or function."""
+    """Whether Keras, given the name without a module, finds something other than a harmless class or function."""
     return name in _harmful_names() and registered(name) is None
 
 
 def _member(module: object, name: str) -> Any:
-    """What Keras finds under this name in a module, as far as it can be found without an import."""
+    """The object that Keras finds under this name in a module, if the module is loaded already; otherwise None."""
     if not isinstance(module, str):
         return None
     places = [f"keras.{part}" for part in BUILTIN_MODULES] if module == "builtins" else [module]
@@ -138,7 +138,7 @@ def _layers() -> dict[str, Any]:
 
 
 def _tables() -> Iterator[dict[str, Any]]:
-    """The tables in which Keras looks up a name that comes without a module."""
+    """Keras' tables (name -> object) for names without a module."""
     yield _layers()
     initializers.populate_deserializable_objects()
     yield initializers.LOCAL.ALL_OBJECTS
@@ -150,12 +150,12 @@ def _tables() -> Iterator[dict[str, Any]]:
 
 @cache
 def _known_classes() -> dict[str, list[Any]]:
-    """Harmless classes by the names that they have without a module."""
+    """Name without module -> the harmless classes that Keras may find by this name."""
     others = [Policy, tfmot.sparsity.keras.ConstantSparsity, tfmot.sparsity.keras.PolynomialDecay, *_COLUMNS]
     others += [cls for part in (keras.optimizers, keras.optimizers.legacy) for cls in vars(part).values()]
     others += [LossScaleOptimizer, LossScaleOptimizerV3]
     named = [(cls.__name__, cls) for cls in others if _is_harmless_class(cls)]
-    # Keras finds an optimizer whatever the case of its name.
+    # Keras looks up optimizers by lower-case names too.
     named += [(name.lower(), cls) for name, cls in named if issubclass(cls, _OPTIMIZERS)]
     named += [item for table in _tables() for item in table.items() if _is_harmless_class(item[1])]
     named += [("PolicyV1", Policy)]

@@ -1,1 +1,1 @@
-"""Model -> TFLite file, and one reader of TFLite files."""
+"""Conversion of a model to a TFLite file, and readers of TFLite files."""

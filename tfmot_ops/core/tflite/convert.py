@@ -1,4 +1,4 @@
-"""The TFLite converter for a function, without the copies it otherwise makes of a graph of constants."""
+"""A TFLite converter for a TensorFlow function, with fewer copies of the weights than TensorFlow's own needs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tfmot_ops.core.keras.types import ConverterTypes, Function, TensorLike
 from tfmot_ops.errors import UnsupportedModelError
 
 _LOOPS = {"While", "StatelessWhile"}
-#: One thread at a time takes the place of Keras' loop.
+#: Held while Keras' module-level functions `rnn` and `reverse` are replaced, which affects all threads.
 _PATCHING = RLock()
 
 
@@ -35,16 +35,16 @@ def converter_of(
     *,
     calibrated: bool = False,
 ) -> Any:
-    """A TFLite converter for a function of tensors; converts once.
+    """A TFLite converter for a function of tensors; its `convert` can be called once.
 
     Args:
-        function: called once to trace it, twice where it reads a variable; gives a list of tensors.
-        signature: of its arguments.
-        finish: what is done to the file before it is calibrated and quantised.
-        calibrated: whether the converter will run the file to find ranges.
+        function: takes tensors and returns a list of tensors; it is traced once, or twice if it reads a variable.
+        signature: shape and dtype of each argument.
+        finish: (float file) -> float file; called before calibration and quantisation.
+        calibrated: whether the converter will run the file on calibration data to find ranges.
 
     Raises:
-        UnsupportedModelError: the file is to be calibrated, and holds a loop that is none of Keras' own.
+        UnsupportedModelError: `calibrated`, and the function contains a loop other than Keras' recurrent layers.
     """
     converter = _converter_of(_unrolled(function) if calibrated else function, signature, calibrated=calibrated)
     private.finish_before_quantizing(converter, finish)
@@ -56,13 +56,13 @@ def change_calibrated(
     change: Callable[[bytes, list[str]], bytes],
     floats_in: Callable[[bytes], list[str]] | None = None,
 ) -> None:
-    """Have a say between a converter's calibration and what it quantises with the ranges found.
+    """Insert a step between a converter's calibration and its quantisation.
 
     Args:
-        converter: what `converter_of` made.
-        change: gives for the float file with the ranges, and what stays in float of it, another one.
-        floats_in: gives for the float file the names of the tensors whose operations stay in float, which int8 alone
-            can have; None lets it quantise all it can.
+        converter: from `converter_of`.
+        change: (float file with calibrated ranges, names of the tensors that stay in float) -> file to quantise.
+        floats_in: (float file) -> names of the tensors whose operations stay in float; only for int8 activations.
+            None quantises all operations that the converter can.
     """
 
     def quantize_changed(data: bytes, found: bytes, types: ConverterTypes) -> bytes:
@@ -70,8 +70,8 @@ def change_calibrated(
         calibrated = change(found, kept)
         in_type, out_type, activations, biases, allow_float, variables, debug = types
         if activations is tf.int16 and floats_in is None:
-            # The way of TensorFlow's own class, which knows of int16 only together with the calibration.
-            numbers = [np.dtype(each.as_numpy_dtype).num for each in (in_type, out_type, activations, biases)]
+            # `mlir_quantize` has no int16 activations; TensorFlow's calibration class quantises to int16.
+            numbers = [np.dtype(dtype.as_numpy_dtype).num for dtype in (in_type, out_type, activations, biases)]
             result: bytes = private.int16_quantizer(calibrated).QuantizeModel(
                 *numbers[:2], allow_float, *numbers[2:], False, False
             )
@@ -92,10 +92,10 @@ def change_calibrated(
 
 @contextmanager
 def _without_loops() -> Iterator[None]:
-    """Keras' recurrent layers that are traced in this context run step after step, where the steps are known.
+    """In this context, Keras' recurrent layers are traced unrolled, where the number of steps is known.
 
-    They put the steps in reverse by an operation whose input and output have one range in TFLite: the converter of
-    TensorFlow 2.21 ties those of GATHER, and not those of REVERSE_V2 (13 dB).
+    Reversing the steps is traced as GATHER instead of REVERSE_V2. TFLite requires one range for input and output of
+    both, but the converter of TensorFlow 2.21 ties them for GATHER only; with REVERSE_V2 the output had 13 dB SQNR.
     """
     rnn, reverse = backend.rnn, backend.reverse
 
@@ -110,7 +110,7 @@ def _without_loops() -> Iterator[None]:
             return rnn(step, inputs, *args, **kwargs)
         mask = kwargs.get("mask")
         if kwargs.get("go_backwards") and mask is not None:
-            # Step after step, Keras would zero the masked outputs by the mask as it was before it turned it round.
+            # When unrolling backwards, Keras zeroes masked outputs by the mask in forward order, which is wrong.
             inputs = tf.nest.map_structure(lambda value: gathered(value, axis), inputs)
             kwargs |= {"mask": gathered(mask, axis), "go_backwards": False}
         return rnn(step, inputs, *args, **kwargs | {"unroll": True})
@@ -132,7 +132,7 @@ def _unrolled(function: Function) -> Callable[..., Any]:
 
 
 def _refuse_loops(graph: tf.Graph) -> None:
-    """Refuse a graph with a loop: in TensorFlow 2.21 calibrating one ends the process (SIGSEGV)."""
+    """Refuse a graph with a loop: in TensorFlow 2.21, calibrating it crashes the process (SIGSEGV)."""
     bodies = private.function_bodies(graph)
     looping = {body.signature.name for body in bodies if any(node.op in _LOOPS for node in body.node_def)}
     for op in graph.get_operations():
@@ -142,7 +142,7 @@ def _refuse_loops(graph: tf.Graph) -> None:
                 f"operation {op.name!r} is a loop",
                 required="a graph without loops, as the TFLite converter's calibration crashes on them",
                 received=op.type,
-                remedy="use a recipe for QAT or with float32 activations (wi8_afp32), or write the steps out",
+                remedy="use a recipe for QAT or with float32 activations (wi8_afp32), or unroll the loop in the model",
             )
 
 
@@ -152,7 +152,7 @@ def _converter_of(function: Function, signature: list[tf.TensorSpec], *, calibra
         _refuse_loops(graph)
     if not graph.captures:
         return _ConstantsConverter(graph)
-    # A layer that is called as it is (LSTM, PReLU) reads its variables, which have to be turned into constants.
+    # A layer whose own `call` is traced (LSTM, PReLU) reads variables; this converter turns them into constants.
     traced = tf.function(function, input_signature=signature, autograph=False).get_concrete_function()
     converter = tf.lite.TFLiteConverter.from_concrete_functions([traced])
     converter.experimental_lower_to_saved_model = False
@@ -160,49 +160,49 @@ def _converter_of(function: Function, signature: list[tf.TensorSpec], *, calibra
 
 
 class _ConstantsConverter(TFLiteFrozenGraphConverterV2):
-    """Converts a graph that reads no variable as it is.
+    """Converts a graph that reads no variables, without TensorFlow's preparations.
 
-    TensorFlow's own class first turns variables into constants, though there are none, and lets Grappler fold what
-    the converter folds too: some ten copies of all weights, and more than half of the time of a conversion. Of the
-    three that are left in Python, graph, definition and what the converter reads, only the last is held meanwhile.
+    TensorFlow's own class first freezes variables, even if there are none, and runs Grappler's constant folding, which
+    the converter repeats: about ten copies of all weights, and more than half of the time of a conversion. Three copies
+    are left in Python: the graph, the GraphDef and its serialised form. Only the last exists during the conversion.
     """
 
     def __init__(self, graph: tf.Graph) -> None:
         self._definition: Any = _Definition(graph.as_graph_def())
-        # The converter asks a tensor for its name, type and shape only.
+        # The converter reads only name, dtype and shape of a tensor, so that the graph itself can be freed.
         self._outputs = [SimpleNamespace(name=tensor.name) for tensor in graph.outputs]
         with tf.Graph().as_default():
             self._inputs = [
                 tf.compat.v1.placeholder(tensor.dtype, tensor.shape, name=tensor.op.name) for tensor in graph.inputs
             ]
         dismantle_func_graph(graph)
-        # Of the function itself it wants the stack trace of each operation, or nothing.
+        # The base class reads the function's graph only for stack traces, and accepts None.
         super().__init__([SimpleNamespace(graph=None)])
         self.experimental_lower_to_saved_model = False
 
     def _freeze_concrete_function(self) -> tuple[Any, Any, Any, Any]:
-        """(definition, inputs, outputs, frozen function), as the base class wants them."""
-        gc.collect()  # the graph and its operations point at each other
+        """(definition, inputs, outputs, frozen function), as the base class expects them."""
+        gc.collect()  # graph and operations refer to each other, so only a collection frees them
         return self._definition, self._inputs, self._outputs, None
 
     def _optimize_tf_model(self, definition: tf.compat.v1.GraphDef, *_: object) -> Any:
-        """The graph as it is."""
+        """The definition unchanged: no Grappler optimisation."""
         return definition
 
 
 class _Definition:
-    """A GraphDef that ends when it is serialised: the base class keeps it until the conversion is over."""
+    """Stands for a GraphDef and frees it once serialised: the base class would keep it for the whole conversion."""
 
     def __init__(self, definition: tf.compat.v1.GraphDef) -> None:
         self._definition = definition
-        # What the base class looks for: whether an operation is one of QAT, and its origin. A copy, as a part of a
-        # protobuf keeps the whole.
+        # The base class reads op type (to find fake-quant operations), name and origin of each node. They are copied,
+        # as a reference to a part of a protobuf would keep the whole message alive.
         self.node = [_outline(node) for node in definition.node]
-        functions = [[_outline(node) for node in each.node_def] for each in definition.library.function]
+        functions = [[_outline(node) for node in function.node_def] for function in definition.library.function]
         self.library = SimpleNamespace(function=[SimpleNamespace(node_def=nodes) for nodes in functions])
 
     def SerializeToString(self) -> bytes:  # noqa: N802 - protobuf's name
-        """The definition as the converter reads it."""
+        """The serialised GraphDef; afterwards the GraphDef is freed, so this can be called once."""
         data: bytes = self._definition.SerializeToString()
         del self._definition
         return data

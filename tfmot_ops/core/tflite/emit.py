@@ -1,9 +1,9 @@
-"""A layer graph as TensorFlow operations in inference, every number a constant: what the TFLite converter reads.
+"""Emits a layer graph as TensorFlow inference operations with constant weights, the input of the TFLite converter.
 
-The graph is emitted call by call instead of tracing the Keras model: BatchNormalization is folded into the kernel
-before it (rounding per channel commutes with a scale per channel), a free-standing affine becomes one 1x1 depthwise
-convolution whose kernel *is* the scale, and tied ranges are emitted as one. So the converter has nothing left to fold,
-and merges no two constants that it later changes.
+The graph is emitted call by call instead of tracing the Keras model. BatchNormalization is folded into the kernel
+before it: round(kernel) * scale = round(kernel * scale) if both have one scale per channel. An affine without a
+convolution before it becomes a 1x1 depthwise convolution whose kernel is the affine's scale. Tensors that TFLite ties
+to one range are emitted with one range. So the converter has nothing left to fold.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from tfmot_ops.core.tflite.late_weights import LateWeights, Place
 def inference_of(
     graph: Graph, late: LateWeights | None, unrounded: AbstractSet[Node] = frozenset()
 ) -> Callable[..., Any]:
-    """The graph as a function of its inputs to the list of its outputs, to be traced.
+    """The graph as a TensorFlow function (inputs) -> list of outputs, to be traced.
 
     Args:
         graph: normalised, quantised or float.
-        late: takes the kernels that are written into the file afterwards; None for none.
-        unrounded: the calls that stay apart from those around them, and in float.
+        late: collects the kernels that are written into the file after the conversion; None emits all kernels.
+        unrounded: the calls that stay in float, and are not fused with the calls around them.
     """
     emit = _Emitter(graph, late, unrounded)
 
@@ -54,10 +54,10 @@ def inference_of(
 
 
 class _Emitter:
-    """Emits the TensorFlow operations of one call, in inference, with constants for its weights.
+    """Emits the TensorFlow inference operations of one call, with constant weights.
 
-    A convolution over one axis is emitted as one over two, [N, 1, T, C]; its result keeps that form until the call
-    whose values are rounded, as a reshape between them would keep the converter from computing them as one.
+    A 1D convolution is emitted as a 2D one on [N, 1, T, C]. The result stays [N, 1, T, C] up to the end of the fused
+    calls (convolution, affine, ReLU), as a reshape between them would prevent the converter from fusing them.
     """
 
     def __init__(self, graph: Graph, late: LateWeights | None, unrounded: AbstractSet[Node]) -> None:
@@ -68,11 +68,11 @@ class _Emitter:
         self.calls = Counter(inner_layer(node.layer) for node in graph.nodes)
         consumers = graph.readers()
         results = set(tensors(graph.outputs))
-        #: Affine calls that are folded into the convolution before.
+        #: Affine calls that are folded into the convolution before them.
         self.folded: set[Node] = set()
         #: Convolution call -> the affine call folded into it.
         self.folds: dict[Node, Node] = {}
-        #: Calls that are computed as one with the next.
+        #: Calls that TFLite computes as one operation with the next call.
         self.fused: set[Node] = set()
         for node in graph.nodes:
             outputs = tensors(node.outputs)
@@ -81,7 +81,7 @@ class _Emitter:
                 continue
             if node in unrounded or readers[0] in unrounded:
                 continue
-            kind, next_kind = (role(inner_layer(each.layer)) for each in (node, readers[0]))
+            kind, next_kind = (role(inner_layer(call.layer)) for call in (node, readers[0]))
             if kind is Role.CONVOLUTION and next_kind is Role.AFFINE:
                 self.folds[node] = readers[0]
                 self.folded.add(readers[0])
@@ -117,7 +117,7 @@ class _Emitter:
         return _call(layer, args, kwargs) if own is None else own(node, layer, args[0])
 
     def _in_float(self, node: Node, layer: Layer, args: Args, kwargs: Kwargs) -> Any:
-        """A call that the converter shall not quantise by itself."""
+        """Emit a call of `unrounded` such that the converter leaves it in float."""
         if self.ranges:
             args, kwargs = tf.nest.map_structure(self._at_entrance, (node.args, node.kwargs), (args, kwargs))
         if role(layer) is Role.AFFINE:
@@ -144,9 +144,10 @@ class _Emitter:
         return result if bias is None else _add_bias(result, bias)
 
     def _folded(self, node: Node, layer: Layer) -> tuple[np.ndarray, Any, WeightQuantizer | None, Any]:
-        """(kernel, bias, quantiser, limits) of a convolution, with the affine that is folded into it.
+        """(kernel, bias, quantiser, limits) of a convolution, after folding the affine that follows it.
 
-        The bias is None where there is none; limits are those of a kernel whose clusters are kept.
+        The bias is None without a bias. The limits are None, except for a kernel whose clusters are kept: then they are
+        the magnitude of the int8 level 127, a scalar or [channels].
         """
         kernel_name = kernels(layer)[0].attribute
         weights = dict(zip((kernel_name, "bias"), _constants(self.graph, layer), strict=False))
@@ -154,7 +155,7 @@ class _Emitter:
         quantizer, mask = _weight_quantizer(node.layer)
         if mask is not None:
             kernel = kernel * mask
-        # Of a kernel with one scale; the fold gives each channel its own, and leaves the levels as they are.
+        # A clustered kernel has one scale; folding scales the limits with the weights, so the int8 levels stay equal.
         limits = np.max(np.abs(kernel)) if quantizer is not None and quantizer.keep_clusters else None
         affine = self.folds.get(node)
         if affine is not None:
@@ -171,9 +172,12 @@ class _Emitter:
         return float(np.max(np.abs(self._folded(node, layer)[0])))
 
     def _for_bias(self, node: Node, layer: Layer, kernel: np.ndarray, bias: np.ndarray, limits: Array | None) -> Any:
-        """The limits of a kernel, larger where the bias would be more steps of them than an int32 holds."""
+        """The limits of a kernel, enlarged where the bias does not fit int32.
+
+        TFLite stores bias / (input scale * weight scale) as int32; a larger weight scale makes this number smaller.
+        """
         axes, quantizer = kernels(layer)[0], _weight_quantizer(node.layer)[0]
-        # In the kernel of a transposed convolution, which has no limits here, the converter makes room by itself.
+        # The scales of a transposed convolution are set by the converter, which enlarges them itself.
         if quantizer is None or axes.swap_channels:
             return limits
         present = limits
@@ -181,11 +185,11 @@ class _Emitter:
             channels = kernel.reshape(*kernel.shape[: kernel.ndim - axes.channels_axes], -1)
             with tf.init_scope():
                 present = symmetric_limits(tf.constant(channels), per_channel=quantizer.per_channel).numpy()
-        larger = self._with_room(node, bias, present)
+        larger = self._enlarged_for_bias(node, bias, present)
         return limits if larger is None else larger
 
-    def _with_room(self, node: Node, bias: np.ndarray, limits: Array) -> Any:
-        """Limits, of each channel or a scalar, on whose steps the bias fits int32; None where those given do."""
+    def _enlarged_for_bias(self, node: Node, bias: np.ndarray, limits: Array) -> Any:
+        """Limits, [channels] or a scalar, with which the bias fits int32; None if it fits with the given limits."""
         scale = self.scales.scale(node.inputs()[0])
         if scale is None:
             return None
@@ -211,18 +215,18 @@ class _Emitter:
         if not self.ranges:
             return constant
         require_finite_folded(inner_layer(node.layer).name, kernel, offset)
-        # Only in a QAT graph: one fake-quant operation, and the converter quantises nothing else by itself.
+        # Only in a QAT graph: with any fake-quant operation in it, the converter quantises nothing else by itself.
         with tf.init_scope():
             limits = symmetric_limits(tf.reshape(kernel, [1, -1]), per_channel=True).numpy()
-        limits = self._with_room(node, offset, limits)
+        limits = self._enlarged_for_bias(node, offset, limits)
         if limits is None:
             return WeightQuantizer(per_channel=True, channels_axes=2).round(constant)
         return tf.reshape(round_within(tf.reshape(constant, [1, 1, 1, -1]), tf.constant(limits)), kernel.shape)
 
     def _kernel(self, layer: Layer, kernel: np.ndarray, quantizer: WeightQuantizer | None, limits: Array | None) -> Any:
-        """A kernel as the graph has it, rounded; `limits` are those of a kernel whose clusters are kept."""
+        """The kernel's constant, rounded by the quantiser; `limits` override the quantiser's own."""
         axes = kernels(layer)[0]
-        # A rounded kernel that several calls read gets its scale from its values.
+        # For a rounded kernel that several calls read, the converter derives the scale from the values themselves.
         known = quantizer is None or self.calls[layer] == 1
         if self.late is not None and known and axes.stored_axes is not None:
             within = limits
@@ -240,8 +244,8 @@ class _Emitter:
             rounded = round_within(tf.constant(flat, name="kernel"), tf.constant(limits, tf.float32))
             return rounded if flat is kernel else tf.reshape(rounded, kernel.shape)
         if quantizer.swap_channels:
-            # The converter cannot move a per-channel range along with the transposition it makes of this kernel; it
-            # finds the same scales by itself in weights that are rounded already.
+            # The converter transposes this kernel but not its per-channel ranges. From weights that are rounded already
+            # it derives the same scales.
             with tf.init_scope():
                 rounded = quantizer.round(tf.constant(kernel)).numpy()
             return tf.constant(rounded, name="kernel")
@@ -262,7 +266,7 @@ class _Emitter:
         return fixed(value, False, {}) if isinstance(fixed, FixedRangeQuantizer) else value
 
 
-#: Operations whose input and output the converter ties to one range, also where it knows two.
+#: Operations whose input and output the converter ties to one range, even if both have a range of their own.
 _TYING = {
     *("Reshape", "Transpose", "Squeeze", "ExpandDims", "Identity", "StopGradient", "BroadcastTo", "Tile", "Roll"),
     *(
@@ -281,20 +285,20 @@ _TYING = {
     *("Gather", "GatherV2", "GatherNd", "TopKV2", "Select", "SelectV2", "ReverseSequence", "ScatterNd"),
     *("ResizeBilinear", "ResizeNearestNeighbor", "MaxPool", "AvgPool", "Max", "Min", "Maximum", "Minimum"),
     *("DepthToSpace", "SpaceToDepth", "BatchToSpaceND", "SpaceToBatchND", "ClipByValue"),
-    # No input of floats: the converter would give its two values the type of the range after it, which it cannot have.
+    # OneHot has no float input; the converter would make its two values int8 by the range after it, and then fail.
     "OneHot",
 }
 
 
 def _float_call(layer: Layer, args: Args, kwargs: Kwargs) -> Any:
-    """A call that is to stay in float: kept from the converter where that would give its input and output one range."""
+    """Emit a call that stays in float, between float barriers if the converter would tie its input and output."""
     graph = tf.compat.v1.get_default_graph()
     before = len(graph.get_operations())
     result = _call(layer, args, kwargs)
     made = [op for op in graph.get_operations()[before:] if op.type != "Const" and _gives_floats(op)]
     if not made or any(op.type not in _TYING for op in made):
         return result
-    # The operations of the first call are read by nothing, and so no part of the file.
+    # Nothing reads the operations of the first call, so the converter drops them.
     return _in_float(layer, args, kwargs)
 
 
@@ -303,28 +307,28 @@ def _gives_floats(op: tf.Operation) -> bool:
 
 
 def _in_float(layer: Layer, args: Args, kwargs: Kwargs) -> Any:
-    """A call between barriers: the converter gives its input and output no range of the other's."""
+    """Emit a call between float barriers, so that the converter copies no range from input to output or back."""
     args, kwargs = tf.nest.map_structure(_float_barrier, (args, kwargs))
     return tf.nest.map_structure(_float_barrier, _call(layer, args, kwargs))
 
 
 def _float_barrier(value: TensorLike) -> Any:
-    """The same value behind an operation that TFLite has in float only, and that no pass folds away.
+    """The value as sign(x) * abs(x): TFLite has SIGN in float only, and the converter does not simplify the product.
 
-    The converter quantises whatever stands between two ranges; a sign times a magnitude keeps it out.
+    The converter quantises every operation between two tensors with ranges; this barrier stops it.
     """
     return tf.sign(value) * tf.abs(value) if tf.is_tensor(value) and value.dtype.is_floating else value
 
 
 def _along_outputs(kernel: Kernel, value: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """A scale per output channel in the shape that multiplies a kernel."""
+    """A scale per output channel, reshaped to broadcast against the kernel."""
     if kernel.channels_axes > 1:
         return scale.reshape(value.shape[-kernel.channels_axes :])
     return scale[:, np.newaxis] if kernel.swap_channels else scale
 
 
 def affine_constants(layer: Layer, graph: Graph) -> tuple[np.ndarray, np.ndarray]:
-    """(scale, offset), each [channels], of what a BatchNormalization or Affine computes in inference."""
+    """(scale, offset), each [channels], with which a BatchNormalization or Affine computes x * scale + offset."""
     weights = _constants(graph, layer)
     if isinstance(layer, Affine):
         return scale_and_offset(weights)
@@ -336,15 +340,16 @@ def affine_constants(layer: Layer, graph: Graph) -> tuple[np.ndarray, np.ndarray
 
 
 def _constants(graph: Graph, layer: Layer) -> list[np.ndarray]:
-    # Out of the function being traced, where a variable still has a value.
+    # init_scope leaves the function that is being traced, in which variables have no values.
     with tf.init_scope():
         return [np.asarray(weight, np.float32) for weight in graph.weights_of(layer)]
 
 
 def _add_bias(value: TensorLike, bias: np.ndarray) -> Any:
     bias = np.array(bias, np.float32)
-    # The converter of TensorFlow 2.21 keeps equal numbers as one, and rounds that by the first channel's scale for all
-    # channels: a bias of 3 became 3.00, 2.95, 2.86. The last bit of one makes them different.
+    # The converter of TensorFlow 2.21 stores a constant of equal numbers as one number and rounds it by the first
+    # channel's scale for all channels: a bias of 3 became 3.00, 2.95, 2.86. Changing the last bit of the first number
+    # avoids this.
     if bias[0] and np.all(bias == bias[0]):
         bias[0] = np.nextafter(bias[0], np.float32(np.inf))
     return tf.nn.bias_add(value, tf.constant(bias, name="bias"))
@@ -364,6 +369,6 @@ def _weight_quantizer(layer: Layer) -> tuple[WeightQuantizer | None, np.ndarray 
 
 
 def scope_name(name: str) -> str:
-    """A name scope that says the layer: TFLite's tensors are named by it."""
-    # A leading character that a scope may have; the rest is a layer name already.
+    """The name scope of a layer's operations, which becomes a prefix of the tensor names in the TFLite file."""
+    # A scope must start with a letter or digit, a layer name need not.
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in f"L.{name}")

@@ -1,4 +1,4 @@
-"""Model -> TFLite: the converter is configured, its errors are told, and the file's sparsity is checked."""
+"""Model -> TFLite: configures the converter, reports its errors as ExportError, and checks the file's sparsity."""
 
 from __future__ import annotations
 
@@ -49,10 +49,9 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Calibration |
     """Convert a model to a TFLite file, batch size 1.
 
     Args:
-        model: what `quantize` returned for a QAT recipe; a float model for a PTQ recipe or one without
-            quantisation.
-        recipe: says the numeric types; inputs and outputs are int8 where the activations are, and inputs of
-            integers stay as they are.
+        model: from `quantize` for a QAT recipe; a float model for a PTQ recipe or a recipe without quantisation.
+        recipe: sets the numeric types. Float inputs and outputs get the activations' type (int8 or int16); integer
+            inputs keep their type.
         calibration: representative data for PTQ (see `quantize`); for QAT it only gives spatial sizes that
             the model leaves open.
 
@@ -61,9 +60,9 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Calibration |
 
     Raises:
         ExportError: the converter refuses the model, PTQ has no calibration data, or a size stays unknown.
-        NotFiniteError: a weight or the range of a quantiser is NaN or infinite; the layer is named.
-        CalibrationError: the calibration data, or what a layer makes of it, is NaN or infinite.
-        SparsityLostError: an int8 kernel has fewer zeros than the recipe's sparsity; the layer is named.
+        NotFiniteError: a weight or the range of a quantiser is NaN or infinite; names the layer.
+        CalibrationError: the calibration data, or a layer's output for it, is NaN or infinite.
+        SparsityLostError: an int8 kernel has fewer zeros than the recipe's sparsity; names the layer.
     """
     quantized = any(isinstance(layer, QuantizeWrapper | QuantizeLayer) for layer in model.layers)
     graph = read_graph(model)
@@ -77,12 +76,12 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Calibration |
         required = _required_of_float(normal, model, recipe)
         kept = _kept_float(graph, normal, recipe)
         _refuse_far_constants(normal, recipe, calibration, kept)
-        # Rebuilt, as a layer that a rule made is built only by its call.
+        # Rebuilt as a model, as layers that a rule made are not built yet.
         graph = read_graph(rebuild(_for_integers(normal, recipe)))
     try:
         data = _convert(graph, recipe, calibration, LateWeights(floats=_takes_floats_late(recipe, quantized)), kept)
     except LateWeightsError as error:
-        _LOG.info("%s; converted with all weights in memory", error)
+        _LOG.info("large kernels cannot be written later (%s): converting with all weights in memory", error)
         data = _convert(graph, recipe, calibration, None, kept)
     if recipe.quantization and recipe.quantization.backend is Backend.AI_EDGE_QUANTIZER:
         rows = lambda: _representative(recipe, graph, calibration)()  # noqa: E731, PLW0108 - lazy
@@ -92,7 +91,10 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Calibration |
 
 
 def _takes_floats_late(recipe: Recipe, quantized: bool) -> bool:
-    """Whether the converter itself leaves float kernels as they are: it rounds those of dynamic range and float16."""
+    """Whether float kernels may be written after the conversion.
+
+    Not for dynamic-range quantisation and float16: there the converter rounds the kernels itself.
+    """
     quantization = recipe.quantization
     if quantized or quantization is None or quantization.backend is Backend.AI_EDGE_QUANTIZER:
         return not quantized
@@ -100,11 +102,14 @@ def _takes_floats_late(recipe: Recipe, quantized: bool) -> bool:
 
 
 def _kept_float(source: Graph, normal: Graph, recipe: Recipe) -> tuple[str, ...]:
-    """Name scopes of the calls that PTQ leaves in float: by the recipe's scope, and where a range would say nothing.
+    """Name scopes of the calls that PTQ leaves in float.
+
+    These are the calls that the recipe's scope excludes, masked attention and recurrent layers (`_stays_float`), and
+    diverging functions with the calls that prepare their operand (`poles.float_calls`).
 
     Args:
-        source: the user's model; scopes name its layers.
-        normal: what `normalize_graph` made of it.
+        source: graph of the user's model; the recipe's scope refers to its layers.
+        normal: the same graph after `normalize_graph`.
         recipe: the recipe.
     """
     quantization = recipe.quantization
@@ -131,14 +136,14 @@ def _kept_float(source: Graph, normal: Graph, recipe: Recipe) -> tuple[str, ...]
 
 
 def _for_integers(graph: Graph, recipe: Recipe) -> Graph:
-    """A normalised graph with what TFLite computes on the recipe's activations."""
+    """A normalised graph, with `tf.pad` rewritten if the activations are int16 (see `pad_by_sum`)."""
     quantization = recipe.quantization
     is_int16 = quantization is not None and quantization.activations is Activations.INT16
     return rewrite(graph, [pad_by_sum]) if is_int16 else graph
 
 
 def _refuse_far_constants(graph: Graph, recipe: Recipe, calibration: Calibration | None, kept: tuple[str, ...]) -> None:
-    """Refuse constants that leave nothing of the values beside them, where ranges are found after training."""
+    """For PTQ, refuse constants that leave too few levels for the values they share a range with (`new_values`)."""
     quantization = recipe.quantization
     if quantization is not None and quantization.weights is Weights.FLOAT16:
         refuse_pads_out_of_range(graph)
@@ -158,19 +163,20 @@ def _rounds(recipe: Recipe) -> bool:
 
 
 def _stays_float(node: Node) -> bool:
-    """Whether a call under a mask is one that PTQ spoils.
+    """Whether a call has a mask and a layer that PTQ to int8 breaks if masked.
 
-    Attention adds -1e9 to the scores that its mask leaves out: a range of that size rounds all others to one. Recurrent
-    layers choose between old and new state: on the int8 form XNNPACK (ai-edge-litert 2.3) ends the process.
+    Masked attention adds -1e9 to the scores of masked positions: in a range that contains -1e9, all other scores round
+    to one level. A masked recurrent layer selects between old and new state: in int8, XNNPACK (ai-edge-litert 2.3)
+    crashes on it.
     """
-    given = [node.kwargs.get(name) for name in ("mask", "attention_mask", "use_causal_mask")]
-    return isinstance(node.layer, _MASKED_IN_FLOAT) and not all(each is None or each is False for each in given)
+    masks = [node.kwargs.get(name) for name in ("mask", "attention_mask", "use_causal_mask")]
+    return isinstance(node.layer, _MASKED_IN_FLOAT) and not all(mask is None or mask is False for mask in masks)
 
 
 def _results(data: bytes, graph: Graph, scopes: tuple[str, ...]) -> list[str]:
     """Names of the tensors in a float file whose operations compute a call of one of these name scopes."""
     file = schema.Model.GetRootAs(data, 0).Subgraphs(0)
-    # The model's outputs have lost the names of their calls.
+    # The converter renames the model's output tensors, so they are recognised by their position.
     last = {
         file.Outputs(place)
         for place, tensor in enumerate(tensors(graph.outputs))
@@ -182,7 +188,7 @@ def _results(data: bytes, graph: Graph, scopes: tuple[str, ...]) -> list[str]:
         names = [file.Tensors(index).Name().decode() for index in written]
         joined = ";".join(names)
         if last & set(written) or any(part.startswith(scopes) for part in joined.split(";")):
-            # The converter calls an operation with several results by all of them.
+            # The converter names an operation with several results by all their names, joined by `;`.
             found += dict.fromkeys([*names, joined])
     return found
 
@@ -201,7 +207,7 @@ def _convert(
     _configure(converter, recipe, graph, calibration)
     try:
         with warnings.catch_warnings():
-            # A QAT graph carries its ranges, so the missing representative set it warns of is right.
+            # The converter warns that there is no representative data set; a QAT graph needs none.
             warnings.simplefilter("ignore")
             data: bytes = converter.convert()
     except (LateWeightsError, TfmotOpsError):
@@ -301,7 +307,7 @@ def _signature(graph: Graph, calibration: Calibration | None) -> list[tf.TensorS
 
 
 def _required_of_quantized(graph: Graph) -> dict[str, tuple[float, int]]:
-    """Layer name -> (fraction of zeros its kernel has to hold in the file, its size), as its quantiser says."""
+    """Layer name -> (required fraction of zeros of its kernel in the file, number of weights), from its quantiser."""
     return {
         inner_layer(node.layer).name: (quantizer.required_sparsity, int(variable.shape.num_elements()))
         for node in graph.nodes
@@ -311,7 +317,7 @@ def _required_of_quantized(graph: Graph) -> dict[str, tuple[float, int]]:
 
 
 def _required_of_float(graph: Graph, model: keras.Model, recipe: Recipe) -> dict[str, tuple[float, int]]:
-    """The same for a normalised float graph, as the recipe says."""
+    """Layer name -> (required fraction of zeros, number of weights), from the recipe, for a normalised float graph."""
     if recipe.sparsity is None:
         return {}
     chosen = prunable(model, recipe)
@@ -330,8 +336,8 @@ def _check_sparsity(data: bytes, required: dict[str, tuple[float, int]]) -> None
         return
     weights = weight_zeros(data)
     named = {name: [w for tensor, w in weights.items() if f"{scope_name(name)}/" in tensor] for name in required}
-    # Of equal kernels the file has one, under the name of one of their layers; a kernel that several calls share has
-    # lost its name.
+    # The converter stores equal kernels once, under the name of one of their layers, and a kernel that several calls
+    # share under no layer's name. For a layer without a tensor of its name, tensors of the same size are checked.
     shared = [w for tensor, w in weights.items() if "L." not in tensor] + [w for own in named.values() for w in own]
     for name, (ratio, size) in required.items():
         same = max((zeros / size for zeros, count in shared if count == size), default=None)
@@ -340,6 +346,6 @@ def _check_sparsity(data: bytes, required: dict[str, tuple[float, int]]) -> None
             raise SparsityLostError(
                 f"layer {name!r} lost its sparsity in the TFLite file",
                 required=f"{ratio:.3f} zeros",
-                received=f"{min(found):.3f}" if found else f"no weight tensor of {size} weights for it",
-                remedy="quantise the stripped model with the same recipe, so that its zeros are held",
+                received=f"{min(found):.3f}" if found else f"no weight tensor of {size} weights for this layer",
+                remedy="quantise the stripped model with the same recipe, so that the zeros are kept",
             )

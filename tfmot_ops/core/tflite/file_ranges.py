@@ -1,4 +1,4 @@
-"""The ranges that calibration found for the tensors of a float TFLite file, made fit to quantise the file with."""
+"""Corrects the calibrated ranges of a float TFLite file, so that int8 kernels can compute with them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from tfmot_ops.core.quantization.scales import WEIGHT_LEVELS, Range, Sums, compu
 from tfmot_ops.errors import CalibrationError
 
 _OP_NAMES: dict[int, str] = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
-#: Op -> place of (data, weights, bias) among its inputs.
+#: TFLite op -> positions of (data, weights, bias) among its inputs.
 _WEIGHTED = {
     **dict.fromkeys(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"), (0, 1, 2)),
     "TRANSPOSE_CONV": (2, 1, 3),
 }
 _PRODUCTS = {"MUL", "BATCH_MATMUL"}
 _ADDITIONS = {"ADD", "SUB", "MEAN", "SUM", "LEAKY_RELU", "PRELU", "HARD_SWISH", "RELU", "RELU6"}
-#: TFLite fixes the output range of these.
+#: Ops whose output range TFLite prescribes -> that range.
 _FIXED = {"LOGISTIC": (0.0, 1.0), "SOFTMAX": (0.0, 1.0), "TANH": (-1.0, 1.0)}
-#: Ops that TFLite wants one range for, inputs and outputs together.
+#: Ops for which TFLite requires one range for all inputs and outputs.
 _ONE_RANGE = {
     *("RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE", "PAD", "PADV2", "MIRROR_PAD", "TILE", "BROADCAST_TO"),
     *("CONCATENATION", "PACK", "UNPACK", "SPLIT", "SPLIT_V", "SLICE", "STRIDED_SLICE", "GATHER", "GATHER_ND"),
@@ -32,25 +32,28 @@ _ONE_RANGE = {
     *("SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND", "REVERSE_V2"),
 }
 _FLOAT = schema.TensorType.FLOAT32
-#: From here on a value counts as infinite: the converter writes the largest float32, 3.4e38, for infinity.
+#: Magnitudes from here on count as infinite: the converter writes the largest float32, 3.4e38, for infinity.
 _INFINITE = 1e38
 
 
 def make_computable(data: bytes, ranges: Mapping[str, Range], kept: Iterable[str] = ()) -> dict[str, Range]:
-    """The ranges that have to change, by the name of the tensor, with what they become.
+    """The ranges that have to be widened, see `scales.computable`.
 
     Args:
         data: a float TFLite file.
-        ranges: name of a tensor -> (low, high) over all calibration samples.
+        ranges: tensor name -> (low, high) over all calibration samples.
         kept: names of the tensors whose operations stay in float.
 
+    Returns:
+        Tensor name -> new range, for the tensors whose range changes.
+
     Raises:
-        CalibrationError: a range is not finite; the tensor is named.
+        CalibrationError: a range is not finite; names the tensor.
     """
     file = _File(schema.ModelT.InitFromPackedBuf(data))
     _require_finite(file, ranges, set(kept))
     ranges = {name: found for name, found in ranges.items() if _is_finite(found)}
-    group, each = file.groups(), {index: index for index in file.names}
+    group, ungrouped = file.groups(), {index: index for index in file.names}
     own: dict[Hashable, Range] = {
         index: ranges[name] for index, name in file.names.items() if name in ranges and index not in file.constants
     }
@@ -59,19 +62,19 @@ def make_computable(data: bytes, ranges: Mapping[str, Range], kept: Iterable[str
         if index in own:
             low, high = together.get(first, (0.0, 0.0))
             together[first] = min(low, own[index][0]), max(high, own[index][1])
-    wanted = computable(together, file.sums(group), file.known(group))
-    # Not every quantiser gives the tensors of a group one range: one that is too small by itself gets the group's.
-    alone = computable(own, file.sums(each), file.known(each))
+    widened = computable(together, file.sums(group), file.known(group))
+    # Not every quantiser gives a group one range, so a tensor whose own range is too narrow gets the group's range.
+    alone = computable(own, file.sums(ungrouped), file.known(ungrouped))
     return {
-        file.names[index]: wanted[first]
+        file.names[index]: widened[first]
         for index, first in group.items()
-        if index in own and (own[index] != alone[index] or together[first] != wanted[first])
+        if index in own and (own[index] != alone[index] or together[first] != widened[first])
     }
 
 
 def _require_finite(file: _File, ranges: Mapping[str, Range], kept: set[str]) -> None:
     bad = {name: found for name, found in ranges.items() if not _is_finite(found)}
-    # Google's quantiser takes no infinity for an extreme, so constants are looked at too.
+    # The AI Edge Quantizer fails on an infinite constant, so constants are checked too.
     for index, values in file.constants.items():
         if not np.all(np.abs(values) < _INFINITE):
             bad[file.names[index]] = float(np.nanmin(values)), float(np.nanmax(values))
@@ -79,7 +82,7 @@ def _require_finite(file: _File, ranges: Mapping[str, Range], kept: set[str]) ->
         low, high = bad[name]
         raise CalibrationError(
             f"tensor {name!r} of the float file is not finite for the calibration data",
-            required="finite values in every tensor that an integer operation computes or reads",
+            required="finite values in every tensor that an integer operation reads or writes",
             received=f"values from {low} to {high}",
             remedy="keep the layer that computes it in float by the recipe's quantization.scope, or bound its "
             "input (a logarithm of 0, a division by 0, an infinite constant)",
@@ -87,11 +90,11 @@ def _require_finite(file: _File, ranges: Mapping[str, Range], kept: set[str]) ->
 
 
 def widen_calibrated(data: bytes, kept: Iterable[str] = ()) -> bytes:
-    """A float file that carries the ranges the converter's calibration found, with those that have to change changed.
+    """Widen the ranges in a calibrated file where `make_computable` requires it.
 
     Args:
-        data: what the converter's calibration made.
-        kept: see `make_computable`.
+        data: a float TFLite file with the ranges that the converter's calibration wrote.
+        kept: names of the tensors whose operations stay in float.
 
     Raises:
         CalibrationError: see `make_computable`.
@@ -105,33 +108,34 @@ def widen_calibrated(data: bytes, kept: Iterable[str] = ()) -> bytes:
     seen = {
         name: (float(tensor.quantization.min[0]), float(tensor.quantization.max[0])) for name, tensor in entries.items()
     }
-    wanted = make_computable(data, seen, kept)
-    endless = [name for name, extremes in seen.items() if not _is_finite(extremes)]
-    if not (wanted or endless):
+    widened = make_computable(data, seen, kept)
+    infinite = [name for name, extremes in seen.items() if not _is_finite(extremes)]
+    if not (widened or infinite):
         return data
-    for name, (low, high) in wanted.items():
+    for name, (low, high) in widened.items():
         entries[name].quantization.min = np.array([low], np.float32)
         entries[name].quantization.max = np.array([high], np.float32)
-    for name in endless:
-        # In float it needs none, and the converter would give it to an int8 tensor before.
+    for name in infinite:
+        # A float tensor needs no range, and the converter would copy an infinite one to the int8 tensor before it.
         entries[name].quantization = None
     return _packed(model, len(data))
 
 
 def make_room_for_biases(quantized: bytes, source: bytes) -> bytes:
-    """A quantised file whose biases fit: where one was cut off, on larger steps of its channel's weights.
+    """Enlarge the weight scales of channels whose bias does not fit int32.
 
-    The TFLite converter does so by itself, Google's quantiser does not.
+    A bias is stored as bias / (input scale * weight scale). The TFLite converter enlarges scales by itself, the AI
+    Edge Quantizer clips the bias instead.
 
     Args:
-        quantized: the file, with integer activations.
-        source: the float file it was made from; its tensors have the same names.
+        quantized: TFLite file with integer activations.
+        source: the float TFLite file that was quantised; its tensors have the same names.
     """
     model = schema.ModelT.InitFromPackedBuf(quantized)
     original = _File(schema.ModelT.InitFromPackedBuf(source))
     biases = {original.names[index]: values for index, values in original.constants.items()}
     file = _File(model)
-    # Several operations may read one kernel: it gets the largest steps that one of them needs.
+    # Several operations may read one kernel: it gets the largest scale that any of them needs.
     needed: dict[int, Any] = {}
     readers = [(data, weights, bias) for data, weights, bias in file.weighted() if file.names.get(bias) in biases]
     for data, weights, bias in readers:
@@ -161,7 +165,7 @@ def _is_finite(extremes: Range) -> bool:
 
 
 def _steps(bias: Array, input_scales: Array | None) -> Any:
-    """The smallest scales of the weights of each channel on which a bias fits; None where the input has no scale."""
+    """The smallest weight scale of each channel with which the bias fits int32; None if the input has no scale."""
     return None if input_scales is None else smallest_limits(bias, float(input_scales[0])) / np.float32(WEIGHT_LEVELS)
 
 
@@ -170,13 +174,13 @@ def _text(name: object) -> str:
 
 
 class _File:
-    """The main graph of a TFLite file, as far as scales go."""
+    """The main graph of a TFLite file: its operations, constants, ranges and scales."""
 
     def __init__(self, model: schema.ModelT) -> None:
         self.model = model
         self.graph = model.subgraphs[0]
         self.names = {index: _text(tensor.name) for index, tensor in enumerate(self.graph.tensors)}
-        #: Tensor index -> its numbers, of float constants.
+        #: Tensor index -> values, for each float constant.
         self.constants = {
             index: np.asarray(data, np.uint8).view(np.float32)
             for index, tensor in enumerate(self.graph.tensors)
@@ -184,7 +188,7 @@ class _File:
         }
 
     def _ops(self) -> list[tuple[str, list[int], list[int]]]:
-        """(op name, inputs, outputs), without optional inputs that are absent at the end."""
+        """(op name, input indices, output indices) of each operation; -1 stands for an absent optional input."""
         codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in self.model.operatorCodes]
         return [
             (_OP_NAMES.get(codes[op.opcodeIndex], ""), [int(i) for i in op.inputs], [int(i) for i in op.outputs])
@@ -192,7 +196,7 @@ class _File:
         ]
 
     def read_in_integers(self, kept: set[str]) -> set[str]:
-        """Names of the tensors that operations write or read which do not stay in float."""
+        """Names of the tensors that integer operations read or write: all operations except those that write `kept`."""
         return {
             self.names[index]
             for _, inputs, outputs in self._ops()
@@ -202,7 +206,7 @@ class _File:
         }
 
     def groups(self) -> dict[int, int]:
-        """Tensor index -> the first tensor of those it has one range with."""
+        """Tensor index -> a representative of the group of tensors that share its range."""
         leader = {index: index for index in self.names}
 
         def find(index: int) -> int:
@@ -218,7 +222,7 @@ class _File:
         return {index: find(index) for index in leader}
 
     def known(self, group: Mapping[int, int]) -> dict[Hashable, Range]:
-        """Ranges that calibration has no say in: of constants, and those that TFLite fixes."""
+        """Ranges that do not come from calibration: of constants, and of ops whose range TFLite prescribes."""
         constants: dict[Hashable, Range] = {
             group[index]: (min(float(values.min()), 0.0), max(float(values.max()), 0.0))
             for index, values in self.constants.items()
@@ -227,7 +231,7 @@ class _File:
         return constants | {group[outputs[0]]: _FIXED[name] for name, _, outputs in self._ops() if name in _FIXED}
 
     def sums(self, group: Mapping[int, int]) -> list[Sums]:
-        """What each tensor is computed from."""
+        """The operations that compute sums or products, with the groups of their inputs and outputs."""
         found = []
         for name, inputs, outputs in self._ops():
             data, weights, _ = _WEIGHTED.get(name, (0, 0, 0))
@@ -252,19 +256,19 @@ class _File:
         return found
 
     def scales(self, index: int) -> Any:
-        """Scales of a tensor of integers, None for one that has none."""
+        """Scales of a tensor, [1] or [channels]; None for a tensor that is not quantised."""
         quantization = self.graph.tensors[index].quantization
         return None if quantization is None or not np.size(quantization.scale) else quantization.scale
 
     def store_bias(self, index: int, values: Array, scales: Array) -> None:
-        """Write a bias anew, counted in these scales."""
+        """Store a bias as integers, rint(values / scales)."""
         tensor = self.graph.tensors[index]
         dtype = np.int32 if tensor.type == schema.TensorType.INT32 else np.int64
         tensor.quantization.scale = np.broadcast_to(np.asarray(scales, np.float32), tensor.quantization.scale.shape)
         self._store(tensor, np.rint(values.astype(np.float64) / scales).astype(dtype))
 
     def rescale(self, index: int, scales: Array) -> None:
-        """Count int8 weights in other scales."""
+        """Convert int8 weights to new scales: rint(stored * old scale / new scale)."""
         tensor = self.graph.tensors[index]
         stored = np.asarray(self.model.buffers[tensor.buffer].data, np.uint8).view(np.int8).reshape(tensor.shape)
         factor = tensor.quantization.scale / scales
@@ -278,6 +282,6 @@ class _File:
     def _store(self, tensor: schema.TensorT, values: Array) -> None:
         buffer = schema.BufferT()
         buffer.data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-        # A buffer of its own: others may have had the old one too.
+        # A new buffer, as other tensors may share the old one.
         tensor.buffer = len(self.model.buffers)
         self.model.buffers.append(buffer)

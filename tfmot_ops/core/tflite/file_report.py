@@ -1,4 +1,4 @@
-"""What became of each layer in a TFLite file that was quantised without training: read from the file itself."""
+"""Per-layer reports of a TFLite file made by PTQ, read from the types of the file's tensors."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tfmot_ops.core.tflite.profile import TFLiteProfile
 from tfmot_ops.errors import ExportError
 from tfmot_ops.recipes.scope import select
 
-#: Classes with a kernel that has an int8 form.
+#: Names of the layer classes with a kernel that TFLite can compute in int8.
 _WEIGHTED = {
     layer.__name__
     for layer, spec in LAYERS.items()
     if spec.kernels and (spec.role is Role.CONVOLUTION or spec.becomes_int8)
 }
-#: Types of values that were quantised; a bias is int32 in an int8 layer, so it tells nothing.
+#: Types that only quantised tensors have. int32 is not among them: shapes and indices are int32 too.
 _QUANTIZED = {"int8", "int16", "float16"}
 
 
@@ -42,24 +42,24 @@ def report_file(model: keras.Model, data: bytes) -> list[LayerReport]:
         scopes[node.origin].add(f"{scope_name(names[node.path])}/")
     tensors = [(entry["name"], entry["dtype"].__name__) for entry in make_interpreter(data).get_tensor_details()]
     return [
-        _report(path, kinds[path], {kind for name, kind in tensors if any(scope in name for scope in wanted)})
-        for path, wanted in scopes.items()
+        _report(path, kinds[path], {kind for name, kind in tensors if any(scope in name for scope in own_scopes)})
+        for path, own_scopes in scopes.items()
     ]
 
 
 def require_recipe(profile: TFLiteProfile, recipe: Recipe, reports: Sequence[LayerReport]) -> None:
-    """Refuse a file that is not what its recipe says: float inputs or outputs, or no int8 layer where one could be.
+    """Refuse a file with float inputs or outputs, or without any int8 multiplication, where the recipe requires int8.
 
-    A model without multiplications, or with none in a layer that has an int8 form, passes; so does one whose layers
-    the recipe's scope, or the report of `quantize`, keeps in float.
+    Accepted without int8 multiplications: a model that has no multiplications, or none in a layer with an int8 form,
+    and a model whose layers with a kernel all stay in float by the recipe's scope or the report of `quantize`.
 
     Args:
-        profile: of the file.
-        recipe: that it was made by.
-        reports: of its layers, as `quantize` gives them for QAT and `report_file` for PTQ.
+        profile: the file's profile.
+        recipe: the recipe that the file was exported with.
+        reports: one report per layer, from `quantize` for QAT and from `report_file` for PTQ.
 
     Raises:
-        ExportError: what the recipe requires and what the file has is named.
+        ExportError: the file does not have the recipe's types; names what is required and what the file has.
     """
     quantization = recipe.quantization
     if quantization is None or quantization.activations is Activations.FLOAT32:
@@ -67,8 +67,8 @@ def require_recipe(profile: TFLiteProfile, recipe: Recipe, reports: Sequence[Lay
     types = {*profile.input_dtypes, *profile.output_dtypes}
     if any(name.startswith("float") for name in types):
         raise ExportError(
-            f"the file is not what recipe {recipe.name!r} says",
-            required=f"inputs and outputs of {quantization.activations}, or of other integers where the model has such",
+            f"the file is not what recipe {recipe.name!r} says: its inputs or outputs are float",
+            required=f"inputs and outputs of {quantization.activations}, or the integer type that the model has there",
             received=f"inputs of {', '.join(profile.input_dtypes)}, outputs of {', '.join(profile.output_dtypes)}",
             remedy="export the model again with core.export_tflite and this recipe",
         )
@@ -81,13 +81,13 @@ def require_recipe(profile: TFLiteProfile, recipe: Recipe, reports: Sequence[Lay
             required=f"multiplications in int8 in {', '.join(expected[:5])}"
             + (f" and {len(expected) - 5} more layers" if len(expected) > 5 else ""),  # noqa: PLR2004 - a readable line
             received=f"0 of {profile.macs} multiplications in int8",
-            remedy="look for weights or calibration data that are out of all proportion, or exclude these layers by "
-            "the recipe's quantization.scope if they are meant to stay in float",
+            remedy="look for extremely large weights or calibration data, or exclude these layers by the recipe's "
+            "quantization.scope if they are meant to stay in float",
         )
 
 
 def _expected_int8(quantization: Quantization, reports: Sequence[LayerReport]) -> list[str]:
-    """Paths of the layers with a kernel that should be int8 in the file."""
+    """Paths of the layers whose kernel should be int8 in the file."""
     weighted = [row for row in reports if row.class_name in _WEIGHTED and row.outcome is not Outcome.ABSORBED]
     if quantization.method is Method.QAT:
         return [row.path for row in weighted if row.outcome is Outcome.QUANTIZED]

@@ -15,7 +15,7 @@ from tfmot_ops.errors import (
     SamplesError,
 )
 
-#: The interpreter's record of a tensor of the file: its name, index, shape, type, scales and zero points.
+#: An entry of the interpreter's `get_tensor_details()`: name, index, shape, dtype, scale and zero point of a tensor.
 Detail = dict[str, Any]
 #: One array [N, ...], or one for each input, in the model's order.
 Inputs = Array | Sequence[Array]
@@ -27,9 +27,9 @@ def make_interpreter(data: bytes, threads: int = 1, *, xnnpack: bool = True, kee
     Args:
         data: the file's bytes.
         threads: CPU threads.
-        xnnpack: let XNNPACK, the default delegate, take the operations it can; otherwise TFLite's own kernels run, and
-            each tensor of the file is there.
-        keep_tensors: let each tensor keep its value to the end of a run.
+        xnnpack: use XNNPACK, TFLite's default delegate. Without it TFLite's built-in kernels run, and every tensor of
+            the file exists in the interpreter.
+        keep_tensors: keep the values of intermediate tensors after a run.
 
     Raises:
         ArtifactError: the bytes are no TFLite file.
@@ -53,43 +53,64 @@ def make_interpreter(data: bytes, threads: int = 1, *, xnnpack: bool = True, kee
 
 def arrays(x: Inputs) -> list[Array]:
     """The inputs as a list of arrays, one for each input of the file."""
-    return [np.asarray(each) for each in (x if isinstance(x, list | tuple) else [x])]
+    return [np.asarray(array) for array in (x if isinstance(x, list | tuple) else [x])]
 
 
 def run_tflite(data: bytes, x: Inputs, batch_size: int) -> list[Array]:
-    """Outputs [N, ...] of a TFLite file, float32, for inputs [N, ...]; see `core.predict`."""
+    """Outputs [N, ...] of a TFLite file, float32, for inputs [N, ...]; see `core.predict`.
+
+    Args:
+        data: the file's bytes.
+        x: one array [N, ...], or one per input.
+        batch_size: samples per run; 1 is used if the file has a fixed batch.
+
+    Raises:
+        ArtifactError: the bytes are no TFLite file.
+        SamplesError: the arrays do not fit the file's inputs.
+        ExportError: the interpreter cannot run the file.
+    """
     inputs = arrays(x)
     details = make_interpreter(data).get_input_details()
     check_inputs([detail["shape_signature"] for detail in details], inputs, "TFLite file")
     count = len(inputs[0])
-    interpreter = _batched(data, [each[:batch_size] for each in inputs])
+    interpreter = _batched(data, [array[:batch_size] for array in inputs])
     size = batch_size if interpreter else 1
     if interpreter is None:
         interpreter = make_interpreter(data)
         _allocate(interpreter)
     parts = []
     for start in range(0, count, size):
-        batch = [each[start : start + size] for each in inputs]
+        batch = [array[start : start + size] for array in inputs]
         if len(batch[0]) != interpreter.get_input_details()[0]["shape"][0]:
             _resize(interpreter, batch)
         parts.append(_invoke(interpreter, batch))
-    return [np.concatenate(each) for each in zip(*parts, strict=True)]
+    return [np.concatenate(batches) for batches in zip(*parts, strict=True)]
 
 
 def check_inputs(shapes: Sequence[Sequence[int]], inputs: list[Array], what: str) -> None:
-    """Refuse inputs [N, ...] that do not fit the shapes [batch, ...] of a model; a size of -1 takes any."""
-    wanted = [[int(size) for size in shape[1:]] for shape in shapes]
-    given = [list(each.shape[1:]) for each in inputs]
-    fits = len(wanted) == len(given) and all(
-        len(one) == len(other) and all(size in (-1, there) for size, there in zip(one, other, strict=True))
-        for one, other in zip(wanted, given, strict=True)
+    """Refuse inputs [N, ...] that do not fit a model's input shapes [batch, ...].
+
+    Args:
+        shapes: shape of each input of the model; -1 stands for any size.
+        inputs: the arrays.
+        what: the model's name in the message ("TFLite file").
+
+    Raises:
+        SamplesError: number or shapes of the arrays do not fit, there is no sample, or the N differ.
+    """
+    required = [[int(size) for size in shape[1:]] for shape in shapes]
+    given = [list(array.shape[1:]) for array in inputs]
+    fits = len(required) == len(given) and all(
+        len(sizes) == len(given_sizes)
+        and all(size in (-1, given_size) for size, given_size in zip(sizes, given_sizes, strict=True))
+        for sizes, given_sizes in zip(required, given, strict=True)
     )
-    if not fits or not len(inputs[0]) or len({len(each) for each in inputs}) > 1:
+    if not fits or not len(inputs[0]) or len({len(array) for array in inputs}) > 1:
         raise SamplesError(
             f"the samples do not fit the {what}",
-            required=f"inputs of shapes {[['N', *shape] for shape in wanted]}, N >= 1",
-            received=f"{[list(each.shape) for each in inputs]}",
-            remedy="give the data the model was made for",
+            required=f"inputs of shapes {[['N', *shape] for shape in required]}, N >= 1",
+            received=f"{[list(array.shape) for array in inputs]}",
+            remedy="give one array for each input, in the model's order, with the shapes that the model was built for",
         )
 
 
@@ -98,7 +119,7 @@ def _allocate(interpreter: Interpreter) -> None:
         interpreter.allocate_tensors()
     except RuntimeError as error:
         raise ExportError(
-            "TFLite does not run the file",
+            "the TFLite interpreter cannot run the file",
             required="operations with types, shapes and scales that the interpreter takes",
             received=str(error),
             remedy="look for NaN and infinity in the weights and in the calibration samples, and for the layer that "
@@ -113,21 +134,21 @@ def _resize(interpreter: Interpreter, batch: list[Array]) -> None:
 
 
 def _batched(data: bytes, batch: list[Array]) -> Interpreter | None:
-    """An interpreter that takes as many samples at once, or None if a fixed batch is built into the graph."""
+    """An interpreter resized to the batch's size, or None if the graph computes only a fixed batch correctly."""
     interpreter = make_interpreter(data)
     try:
         _resize(interpreter, batch)
-        # A constant shape further down may only fail, or fold the batch into another axis, when it runs.
+        # A RESHAPE to a constant shape fails only at run time, or moves the batch into another axis.
         together = _invoke(interpreter, batch)
     except (RuntimeError, ValueError):
         return None
     if any(part.shape[:1] != batch[0].shape[:1] for part in together):
         return None
-    # Folded into another axis and out of it again, a sample is computed with its neighbours.
+    # If the batch is moved into another axis and back, samples are mixed: compare with samples run alone.
     single = make_interpreter(data)
-    _resize(single, [each[:1] for each in batch])
+    _resize(single, [array[:1] for array in batch])
     for index in {0, len(batch[0]) - 1}:
-        alone = _invoke(single, [each[index : index + 1] for each in batch])
+        alone = _invoke(single, [array[index : index + 1] for array in batch])
         if not all(np.allclose(one[0], part[index], 1e-3, 1e-5) for one, part in zip(alone, together, strict=True)):
             return None
     return interpreter
@@ -141,7 +162,7 @@ def _invoke(interpreter: Interpreter, batch: list[Array]) -> list[Array]:
 
 
 def quantized(values: Array, detail: Detail) -> Array:
-    """Values as a tensor of a TFLite file holds them; `detail` is the interpreter's record of the tensor."""
+    """Float values converted to a tensor's type: clip(round(values / scale) + zero point) for an integer tensor."""
     scale, zero_point = detail["quantization"]
     dtype: np.dtype[Any] = np.dtype(detail["dtype"])
     if not np.issubdtype(dtype, np.integer) or scale == 0.0:  # a scale of 0 means: not quantised
@@ -151,7 +172,7 @@ def quantized(values: Array, detail: Detail) -> Array:
 
 
 def dequantized(values: Array, detail: Detail) -> Array:
-    """What a tensor of a TFLite file stands for, float32; the inverse of `quantized`."""
+    """A tensor's values as float32: (values - zero point) * scale; the inverse of `quantized`."""
     scale, zero_point = detail["quantization"]
     if scale == 0.0:
         return values.astype(np.float32)

@@ -1,8 +1,8 @@
-"""Deferred weights: large kernels that the converter sees as one number each, written into its file afterwards.
+"""Late weights: large kernels are converted as placeholder constants and written into the file after the conversion.
 
-The converter holds some ten copies of every weight it is given, and folds, rounds and compares them all. Of a constant
-whose elements are equal it holds one number. What it decides by a kernel's values, its scale, is in the limits of the
-fake-quant operation behind it.
+The converter makes about ten copies of every weight, and folds, rounds and compares all of them. A constant whose
+elements are equal it stores as one number, so a placeholder costs almost nothing. The converter needs a kernel's values
+only to find its scale, and takes the scale from the limits of the fake-quant operation after the placeholder.
 """
 
 from __future__ import annotations
@@ -21,29 +21,30 @@ from tfmot_ops.core.quantization.quantizers import round_within
 
 #: Smallest kernel, in weights, that is written after the conversion; a smaller one is given to the converter.
 LARGE = 1 << 14
-#: Values of float placeholders: LOWEST + index * STEP, exact in float32; known by all elements being equal.
+#: Float placeholders are filled with _LOWEST + index * _STEP, which is exact in float32 and identifies the kernel.
 _LOWEST, _STEP = 2.0**-10, 2.0**-30
 _DTYPES: dict[int, np.dtype[Any]] = {
     schema.TensorType.INT8: np.dtype(np.int8),
     schema.TensorType.FLOAT32: np.dtype(np.float32),
 }
 _LEVELS = 127.0
-#: The converter widens a range below 1e-6, seen in TensorFlow 2.21 (a ConvNeXt starts with kernels of 1e-7).
+#: TensorFlow 2.21's converter widens ranges narrower than 1e-6, that is limits below half of it. Kernels that small
+#: exist: ConvNeXt starts with kernels of 1e-7.
 _SMALLEST_LIMIT = np.float32(0.5e-6)
-#: Bytes for alignment and for tables that are packed less tightly than by the converter.
+#: Spare bytes of the flatbuffer: alignment, and tables that Python packs less tightly than the converter.
 _SLACK = 1 << 20
 
 
 class LateWeightsError(Exception):
-    """A kernel's place in the file was not found beyond doubt; convert with the kernels themselves."""
+    """A placeholder could not be found in the file, or not uniquely; convert with all weights instead."""
 
 
 class Place(NamedTuple):
-    """Where a kernel stands in the file.
+    """How a kernel is stored in the file.
 
     Attributes:
-        reader: the TFLite operation that reads it, as its second input.
-        axes: the order of its axes there, as `numpy.transpose` takes it.
+        reader: the TFLite operation (`CONV_2D`) that reads the kernel as its second input.
+        axes: permutation from Keras' order of axes to the file's, as for `numpy.transpose`.
     """
 
     reader: str
@@ -52,7 +53,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Late:
-    """A kernel to be written, in TFLite's order of axes, what reads it, and how its tensor is known."""
+    """A kernel to be written, in TFLite's order of axes, with the properties that identify its placeholder."""
 
     values: npt.NDArray[Any]
     reader: str
@@ -70,10 +71,10 @@ class _Late:
 
 
 class LateWeights:
-    """The kernels of one conversion.
+    """The kernels of one conversion that are written after it.
 
     Args:
-        floats: whether kernels that are not rounded are given late too; not where the converter rounds them itself.
+        floats: whether float kernels are among them; False if the converter rounds float kernels itself.
     """
 
     def __init__(self, *, floats: bool) -> None:
@@ -81,11 +82,11 @@ class LateWeights:
         self._late: list[_Late] = []
 
     def begin(self) -> None:
-        """Forget the kernels of an earlier trace of the same function."""
+        """Forget the kernels of an earlier trace; called at the start of each trace of the function."""
         self._late.clear()
 
     def takes(self, kernel: npt.NDArray[Any], limits: npt.NDArray[Any] | None, place: Place) -> bool:
-        """Whether a kernel is given late; the arguments as for `constant`."""
+        """Whether a kernel is written after the conversion; same arguments as `constant`."""
         if kernel.size < LARGE:
             return False
         if limits is None:
@@ -93,12 +94,12 @@ class LateWeights:
         return self._level(kernel, limits, place) <= _LEVELS
 
     def constant(self, kernel: npt.NDArray[Any], limits: npt.NDArray[Any] | None, place: Place) -> Any:
-        """What stands for a kernel in the graph.
+        """The placeholder for a kernel in the graph; the kernel is remembered for `fill`.
 
         Args:
-            kernel: of a convolution [kh, kw, C_in, C_out] or a Dense [C_in, units], float32.
-            limits: largest magnitude that int8 has to hold, [C_out] or a scalar; None for a kernel in float.
-            place: where it stands in the file.
+            kernel: float32, [kh, kw, C_in, C_out] of a convolution or [C_in, units] of a Dense.
+            limits: magnitude of the int8 level 127, [C_out] or a scalar; None for a kernel in float.
+            place: how the kernel is stored in the file.
         """
         reader, order = place
         if limits is None:
@@ -108,16 +109,17 @@ class LateWeights:
         level = self._level(kernel, limits, place)
         limits = np.maximum(np.asarray(limits, np.float32), _SMALLEST_LIMIT)
         step = limits / np.float32(_LEVELS)
-        # Kernel and limits were folded with the same scale, so a level may be passed by the last bit only.
+        # Kernel and limits were multiplied by the same scale, so only rounding in the last bit can exceed 127.
         levels = np.clip(np.rint(kernel * (np.float32(1.0) / step)), -_LEVELS, _LEVELS).astype(np.int8)
         self._late.append(_Late(np.ascontiguousarray(levels.transpose(order)), reader, level, np.atleast_1d(step)))
         placeholder = tf.constant(level * float(np.min(step)), tf.float32, kernel.shape, name="kernel")
         return round_within(placeholder, tf.constant(limits))
 
     def _level(self, kernel: npt.NDArray[Any], limits: npt.NDArray[Any], place: Place) -> int:
-        """The int8 level of a placeholder: 0, as kernels are told apart by their scales, except the smallest.
+        """The int8 level that fills a placeholder: 0, unless all limits are below `_SMALLEST_LIMIT`.
 
-        Those all have one scale, and the converter would take two of them for one, so each gets a level of its own.
+        Placeholders are usually identified by their scales. Kernels with tiny limits all get the smallest scale, and
+        the converter would merge their placeholders, so each gets a level of its own: 1, 2, 3, ...
         """
         if np.max(limits) >= _SMALLEST_LIMIT:
             return 0
@@ -125,17 +127,18 @@ class LateWeights:
         return 1 + sum(late.placeholder > 0 and late.values.shape == shape for late in self._late)
 
     def fill(self, data: bytes) -> bytes:
-        """The file with the kernels in their places.
+        """Replace the placeholders in a TFLite file by the kernels.
 
         Raises:
-            LateWeightsError: a kernel has no place, a place several kernels, or a kernel another reader than it has to.
+            LateWeightsError: a kernel's placeholder is missing, a placeholder fits several different kernels, or an
+                unexpected operation reads it.
         """
         if not self._late:
             return data
         model = schema.ModelT.InitFromPackedBuf(data)
         tables = len(data) - _stored_bytes(model)
         placed: set[_Late] = set()
-        #: Values of a kernel -> its buffer: a kernel that several calls read is stored once.
+        #: SHA-256 of a kernel's values -> its buffer, so that equal kernels are stored once.
         buffers: dict[bytes, int] = {}
         for graph in model.subgraphs:
             readers = _readers(model, graph)
@@ -152,13 +155,13 @@ class LateWeights:
                     buffer = schema.BufferT()
                     buffer.data = values.reshape(-1).view(np.uint8)
                     model.buffers.append(buffer)
-        if lost := [late for late in self._late if late not in placed]:
-            raise LateWeightsError(f"{len(lost)} of {len(self._late)} kernels have no place")
+        if missing := [late for late in self._late if late not in placed]:
+            raise LateWeightsError(f"{len(missing)} of {len(self._late)} kernels have no placeholder in the file")
         self._late.clear()
         return _pack(model, tables)
 
     def _of(self, model: Any, tensor: Any) -> list[_Late]:
-        """The kernels a tensor stands for: several where they are equal."""
+        """The kernels that a tensor is the placeholder of; several only if their values are equal."""
         data = model.buffers[tensor.buffer].data
         dtype = _DTYPES.get(tensor.type)
         if data is None or dtype is None or np.size(data) < LARGE * dtype.itemsize:
@@ -166,12 +169,12 @@ class LateWeights:
         stored: npt.NDArray[Any] = np.asarray(data, np.uint8).view(dtype)
         found = [late for late in self._late if late.stands_for(tensor, stored)]
         if any(not np.array_equal(late.values, found[0].values) for late in found[1:]):
-            raise LateWeightsError(f"{tensor.name!r} may stand for {len(found)} kernels")
+            raise LateWeightsError(f"{tensor.name!r} may be the placeholder of {len(found)} kernels")
         return found
 
 
 def _readers(model: Any, graph: Any) -> dict[int, set[tuple[str, int]]]:
-    """Tensor index -> (op name, place among its inputs) of what reads it."""
+    """Tensor index -> (op name, position among the op's inputs) of each operation that reads it."""
     names = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
     found: dict[int, set[tuple[str, int]]] = {}
     for op in graph.operators:
@@ -186,19 +189,19 @@ def _stored_bytes(model: Any) -> int:
 
 
 def _pack(model: Any, tables: int) -> bytes:
-    """The flatbuffer, without the buffers that no tensor has any more; `tables` are the bytes of all but buffers."""
+    """Serialise the model without unused buffers; `tables` is the size in bytes of everything except buffers."""
     owners = [*(tensor for graph in model.subgraphs for tensor in graph.tensors), *(model.metadata or ())]
     used = sorted({0, *(owner.buffer for owner in owners)})
     places = {old: new for new, old in enumerate(used)}
     for owner in owners:
         owner.buffer = places[owner.buffer]
-    # A list of buffers from before metadata had names.
+    # A deprecated field of buffer indices, which would point at the wrong buffers after renumbering.
     model.metadataBuffer = None
     model.buffers = [model.buffers[index] for index in used]
     size = tables + _stored_bytes(model) + _SLACK
     if size > flatbuffers.Builder.MAX_BUFFER_SIZE:
-        raise LateWeightsError(f"a flatbuffer of {size} bytes is larger than the 2 GiB it may have")
+        raise LateWeightsError(f"a flatbuffer of {size} bytes exceeds the limit of 2 GiB")
     builder = flatbuffers.Builder(size)
     builder.Finish(model.Pack(builder), b"TFL3")
-    # `Output` would be a second copy.
+    # `builder.Output()` would make a second copy.
     return bytes(memoryview(builder.Bytes)[builder.Head() :])

@@ -1,7 +1,6 @@
-"""What is inside a TFLite file, and how fast it runs.
+"""Profile of a TFLite file: operations, multiply-accumulates, types, sparsity and size.
 
-The flatbuffer is read directly: the interpreter's own view has the operations of a delegate instead of the
-file's.
+The flatbuffer is parsed directly, as the interpreter shows one delegate operation instead of the file's operations.
 """
 
 from __future__ import annotations
@@ -24,27 +23,27 @@ _TYPE_NAMES: dict[int, str] = {
     code: name.lower() for name, code in vars(schema.TensorType).items() if isinstance(code, int)
 }
 _FLOAT_TYPES = frozenset({"float16", "bfloat16", "float32", "float64"})
-#: Types weights are stored in whose zeros can be counted byte by byte.
+#: Types of weights whose values fill whole bytes, so that zeros can be counted; int4 is not among them.
 _WEIGHT_DTYPES = {"int8": np.int8, "uint8": np.uint8, "int16": np.int16, "float16": np.float16, "float32": np.float32}
 _CONVERSIONS = frozenset({"QUANTIZE", "DEQUANTIZE"})
 
 
 @dataclass(frozen=True)
 class TFLiteProfile:
-    """What is inside a TFLite file. Counts are for a batch of 1 where the file leaves the batch open.
+    """Counts of a TFLite file, for a batch of 1 if the file has a variable batch.
 
     Attributes:
         int8_mac_fraction: share of the multiply-accumulates whose data, weight and output are all int8, in [0, 1];
-            0 in a file without any.
+            0 in a file without multiply-accumulates.
         macs: multiply-accumulates of convolutions, fully connected layers and matrix products.
         float_ops: TFLite ops that read or write a float activation, except conversions at the graph's boundary.
         requantize_ops: QUANTIZE and DEQUANTIZE ops on activations inside the graph; those that read a graph input
             or write a graph output do not count.
-        size_bytes: size of the file.
-        gzip_bytes: size of the file after gzip, at its default level 6: what its zeros are worth in transport.
+        size_bytes: size of the file in bytes.
+        gzip_bytes: size in bytes after gzip at its default level 6, which shows how much zeros save in a download.
         sparsity: weight tensor name -> share of zeros, in [0, 1].
         weight_sizes: weight tensor name -> number of weights.
-        op_counts: TFLite op name (`CONV_2D`) -> how often it is there.
+        op_counts: TFLite op name (`CONV_2D`) -> number of ops.
         input_dtypes: type (`int8`) of each graph input.
         output_dtypes: type of each graph output.
     """
@@ -70,10 +69,10 @@ class TFLiteProfile:
 
 
 def profile_tflite(data: bytes) -> TFLiteProfile:
-    """Count what is inside a TFLite file.
+    """Profile a TFLite file.
 
-    Nothing is run, except when an op's shape is only known at run time (a reshape of an open batch makes such): then
-    one inference on zeros says it. If the file cannot be run, an open size counts as 1.
+    The file is run only if a shape is known only at run time, as after a reshape of a variable batch: then one
+    inference on zeros gives the shapes. If that fails, each unknown size counts as 1.
 
     Args:
         data: the file's bytes.
@@ -107,7 +106,7 @@ def weight_zeros(data: bytes) -> dict[str, tuple[int, int]]:
 
 
 def _read(data: bytes) -> tuple[_Tally, _Graph]:
-    """What is counted in all graphs of a file, and its main graph."""
+    """(counts over all subgraphs of a file, main graph)."""
     if len(data) < 8 or not schema.Model.ModelBufferHasIdentifier(data, 0):  # noqa: PLR2004 - offset and identifier
         raise ArtifactError(
             "the TFLite file cannot be read",
@@ -161,12 +160,12 @@ class _Graph:
         graph = self._graph
         self.inputs = [graph.Inputs(place) for place in range(graph.InputsLength())]
         self.outputs = [graph.Outputs(place) for place in range(graph.OutputsLength())]
-        # The boundary of a subgraph that control flow calls lies inside the model.
+        # Inputs and outputs of a subgraph that control flow calls are inside the model, so it has no boundary.
         self.boundary = frozenset((*self.inputs, *self.outputs)) if index == 0 else frozenset()
-        #: Tensor index -> shape, where the file leaves it open and a run has told it.
+        #: Tensor index -> shape found by running the file, where the file has unknown sizes.
         self.resolved: dict[int, list[int]] = {}
         self.ops = [self._read_op(graph.Operators(place)) for place in range(graph.OperatorsLength())]
-        #: Constant that a DEQUANTIZE or DENSIFY unpacks -> by the tensor it writes.
+        #: Output of a DEQUANTIZE or DENSIFY -> the constant that it unpacks.
         self._unpacked = {
             op.outputs[0]: op.inputs[0]
             for op in self.ops
@@ -175,7 +174,7 @@ class _Graph:
 
     def _read_op(self, table: Any) -> _Op:
         code = self._model.OperatorCodes(table.OpcodeIndex())
-        # Codes up to 127 may stand in the old field alone, as written by old converters.
+        # Old converters wrote codes up to 127 into the deprecated field only.
         builtin = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
         name = _OP_NAMES.get(builtin, f"BUILTIN_{builtin}")
         if name == "CUSTOM" and code.CustomCode():
@@ -193,12 +192,12 @@ class _Graph:
         return str(self._graph.Tensors(index).Name() or b"", encoding="utf-8")
 
     def shape(self, index: int) -> list[int]:
-        """Shape of a tensor, with 1 instead of an open size."""
+        """Shape of a tensor, with 1 for each unknown size."""
         tensor = self._graph.Tensors(index)
         return self.resolved.get(index) or [max(1, tensor.Shape(axis)) for axis in range(tensor.ShapeLength())]
 
     def has_open_macs(self) -> bool:
-        """Whether an op that multiplies has an operand with an open size that is not the batch, the first."""
+        """Whether an op that multiplies has an operand with an unknown size on another axis than the first (batch)."""
         places = [index for op in self.ops if _reads(op).macs is not None for index in (*op.inputs, *op.outputs)]
         tensors = [self._graph.Tensors(index) for index in places if index >= 0]
         return any(
@@ -206,7 +205,7 @@ class _Graph:
         )
 
     def weight(self, index: int) -> int | None:
-        """The constant a tensor holds, looked up behind what unpacks it; None for an activation."""
+        """Index of the constant in a tensor, or of the one that DEQUANTIZE or DENSIFY unpacks to it; None otherwise."""
         index = self._unpacked.get(index, index)
         return None if self._stored(index) is None else index
 
@@ -218,7 +217,7 @@ class _Graph:
             return None
         quantization = self._graph.Tensors(index).Quantization()
         zero_point = quantization.ZeroPoint(0) if quantization and quantization.ZeroPointLength() else 0
-        # Counted by what is there, as a sparse tensor stores no zeros.
+        # Nonzeros are counted and subtracted, as a tensor in sparse encoding does not store its zeros.
         size = int(np.prod(self.shape(index)))
         return size - int(np.count_nonzero(stored.view(dtype) != zero_point)), size
 
@@ -226,15 +225,15 @@ class _Graph:
         buffer = self._model.Buffers(self._graph.Tensors(index).Buffer())
         if buffer.DataLength():
             return np.asarray(buffer.DataAsNumpy(), np.uint8)
-        # Files over 2 GB keep their buffers behind the flatbuffer; 0 and 1 mean: not there.
+        # Files over 2 GB store buffers after the flatbuffer, at `Offset`; 0 and 1 mean that there is no buffer.
         if buffer.Offset() > 1:
             return np.frombuffer(self._data, np.uint8, buffer.Size(), buffer.Offset())
         return None
 
 
 def _shapes_at_run_time(data: bytes) -> dict[int, list[int]]:
-    """Shape of each tensor of the main graph after an inference with a batch of 1; empty if it cannot be run."""
-    # A delegate would put one op instead of many and leave the tensors between them without a shape.
+    """Shape of each tensor of the main graph after an inference with a batch of 1; empty if the file cannot be run."""
+    # A delegate would replace many ops by one, without shapes for the tensors inside.
     interpreter = make_interpreter(data, xnnpack=False)
     try:
         interpreter.allocate_tensors()
@@ -278,23 +277,23 @@ def _outputs(graph: _Graph, op: _Op) -> int:
 
 
 def _matmul_depth(op: _Op, data: list[int]) -> int:
-    """Products that one output of BATCH_MATMUL sums: [..., m, k] with [..., k, n]."""
+    """The k of a BATCH_MATMUL of [..., m, k] with [..., k, n]: products per output value."""
     options = schema.BatchMatMulOptions()
     table = op.table.BuiltinOptions()
     if table is not None:
         options.Init(table.Bytes, table.Pos)
-    # adj_x says that the first comes as [..., k, m].
+    # With adj_x the first operand is stored as [..., k, m].
     return data[-2 if table is not None and options.AdjX() else -1]
 
 
 class _Reads(NamedTuple):
-    """What an operation of TFLite reads.
+    """The operands of a TFLite operation with a weight.
 
     Attributes:
-        weight: place of the weight among its inputs; None for an operation without.
-        data: place of the values that are multiplied with it.
-        macs: (graph, operation, shape of the data, shape of the weight) -> multiply-accumulates: how often each output
-            sums, or, transposed, each input spreads; None where nothing is multiplied, as where rows are looked up.
+        weight: position of the weight among the inputs; None for an operation without a weight.
+        data: position of the data that is multiplied with the weight.
+        macs: (graph, operation, shape of the data, shape of the weight) -> multiply-accumulates: outputs times products
+            per output (for a transposed convolution: inputs times products per input). None for a table lookup.
     """
 
     weight: int | None = None

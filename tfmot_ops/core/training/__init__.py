@@ -1,1 +1,1 @@
-"""Reproducible, resumable training."""
+"""Reproducible training that can be resumed after a kill."""

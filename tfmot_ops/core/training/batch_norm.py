@@ -1,4 +1,4 @@
-"""BatchNormalization statistics taken from data at once, instead of from hundreds of training steps."""
+"""BatchNormalization statistics computed from one batch, instead of by hundreds of training steps."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tfmot_ops.core.keras.types import Args, Kwargs, TensorLike
 
 
 def refresh_batch_norm(model: keras.Model, inputs: Sequence[TensorLike]) -> None:
-    """Set the moving statistics of a float model to those of one batch, in place.
+    """Set the moving mean and variance of each BatchNormalization to those of one batch, in place.
 
-    One pass is enough: each BatchNormalization normalises by the batch's own statistics, so the layers after it
-    see what they will see in inference.
+    One pass is enough: each BatchNormalization normalises by the batch's statistics while its moving statistics are
+    set, so later layers get the same values as in inference.
 
     Args:
         model: float model.
-        inputs: one array [N, ...] for each of its inputs; a batch of some dozens.
+        inputs: one array [N, ...] for each input of the model, with N of some dozens.
     """
 
     def compute(node: Node, args: Args, kwargs: Kwargs) -> Any:
@@ -39,5 +39,5 @@ def refresh_batch_norm(model: keras.Model, inputs: Sequence[TensorLike]) -> None
         offset = None if layer.beta is None else tf.reshape(layer.beta, mean.shape)
         return tf.nn.batch_normalization(value, mean, variance, offset, scale, layer.epsilon)
 
-    # Op by op: a trace costs more than the one batch.
-    run_graph(read_graph(model), [tf.convert_to_tensor(each) for each in inputs], compute)
+    # Run eagerly, as tracing would cost more than the only batch.
+    run_graph(read_graph(model), [tf.convert_to_tensor(array) for array in inputs], compute)

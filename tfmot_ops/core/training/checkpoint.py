@@ -1,7 +1,7 @@
-"""The state of a training after each epoch, in one file, from which a killed training goes on.
+"""Checkpoints: the state of a training after each epoch, in one file, from which a killed training continues.
 
-Together with `seeding`, which makes each epoch's draws a function of the seed and the epoch, a training that goes
-on ends with the weights, bit for bit, of one that was never stopped.
+A continued training ends with exactly the weights of a training that was never stopped, as `seeding` makes the random
+numbers of each epoch a function of the seed and the epoch.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ History = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a training keeps its state, and who is told what becomes of it.
+    """The checkpoint file of a training, and the callbacks for its progress.
 
-    The file outlives the training: whoever has put the trained model in a safe place removes it.
+    The training does not delete the file; the caller deletes it after saving the trained model.
 
     Attributes:
-        path: the file, `.npz`; written beside and renamed, so that a kill leaves the one before.
-        tell: takes a line: from where the training goes on, or why not.
-        saved: called after each save with `path`; may raise OSError.
+        path: the file, `.npz`; written to a temporary name and renamed, so that a kill leaves the previous state.
+        tell: called with a line of text that reports from which epoch the training continues, or why it does not.
+        saved: called with `path` after each save; may raise OSError.
     """
 
     path: Path
@@ -47,23 +47,24 @@ class Checkpoint:
 
 
 def identity(model: keras.Model, x: Array, y: Array, compiled: Mapping[str, object], **settings: int) -> dict[str, str]:
-    """What a state belongs to: a training that differs in any of it must not go on from there.
+    """Everything that determines a training; a training that differs in any item must not use the checkpoint.
 
     Args:
-        model: before the training.
+        model: the model before the training.
         x: inputs [N, ...].
         y: labels [N] or targets [N, ...].
-        compiled: what the model is compiled with, by name.
-        settings: numbers that decide the training, by name: `epochs`, `batch_size`, `seed`.
+        compiled: the compile configuration, name -> value (see `compile_parameters`).
+        settings: further numbers that determine the training: `epochs`, `batch_size`, `seed`.
 
     Returns:
-        Name -> its value, or a sha256 (hex) of it.
+        Name of the item -> its value, or its SHA-256 (hex).
     """
     return {
         **{name: str(value) for name, value in settings.items()},
         "data": _digest([x, y]),
         "model": _digest([np.frombuffer(_architecture(model).encode(), np.uint8)]),
-        # Ranges and statistics follow from these and the data; a processor of another make may round them otherwise.
+        # Only trainable weights: ranges and batch statistics are computed, and another CPU model may round them
+        # differently.
         "initial weights": _digest(variable.numpy() for variable in model.trainable_variables),
         "compile configuration": json.dumps(dict(compiled), sort_keys=True, default=str),
         "tensorflow": tf.__version__,
@@ -71,13 +72,13 @@ def identity(model: keras.Model, x: Array, y: Array, compiled: Mapping[str, obje
 
 
 class Keeper:
-    """Saves the state of one training, and restores it.
+    """Saves and restores the state of one training.
 
     Args:
-        checkpoint: where, and who is told.
-        model: compiled and built.
-        belongs_to: see `identity`.
-        epochs: the training's.
+        checkpoint: the file and the callbacks.
+        model: the model, compiled and built.
+        belongs_to: from `identity`.
+        epochs: number of epochs of the whole training.
     """
 
     def __init__(self, checkpoint: Checkpoint, model: keras.Model, belongs_to: dict[str, str], epochs: int) -> None:
@@ -88,35 +89,35 @@ class Keeper:
         self._variables = list(_state(model))
 
     def resume(self) -> tuple[int, History]:
-        """Restore what an earlier attempt saved; an unusable file is reported, and the model left as it is.
+        """Restore the state that an earlier process saved; an unusable file is reported and does not change the model.
 
         Returns:
-            How many epochs are done, and the metrics of each; (0, {}) to start from the beginning.
+            (number of finished epochs, their metrics); (0, {}) if the training starts from the beginning.
         """
-        path, tell = self._checkpoint.path, self._checkpoint.tell
+        path, report = self._checkpoint.path, self._checkpoint.tell
         if not path.exists():
             return 0, {}
         try:
             about, values = _read(path)
-            other = _differences(about["belongs_to"], self._belongs_to)
-            if other:
-                tell(f"starts from the beginning: the checkpoint is of another training ({other})")
+            differences = _differences(about["belongs_to"], self._belongs_to)
+            if differences:
+                report(f"starts from the beginning: the checkpoint is of another training ({differences})")
                 return 0, {}
             epoch, history = int(about["epoch"]), {str(k): [float(f) for f in v] for k, v in about["history"].items()}
             self._check(values)
-        except Exception as error:  # noqa: BLE001 - a damaged file makes its readers raise anything
-            tell(f"starts from the beginning: the checkpoint cannot be used ({type(error).__name__}: {error})")
+        except Exception as error:  # noqa: BLE001 - readers of a damaged file may raise any class
+            report(f"starts from the beginning: the checkpoint cannot be used ({type(error).__name__}: {error})")
             return 0, {}
         for variable, value in zip(self._variables, values, strict=True):
             variable.assign(value)
-        tell(f"continues after epoch {epoch} of {self._epochs}")
+        report(f"continues after epoch {epoch} of {self._epochs}")
         return epoch, history
 
     def save(self, epoch: int, history: History) -> None:
-        """Save the state after `epoch` epochs; a failed write is reported, and the training goes on.
+        """Save the state after `epoch` epochs; a failed write is reported, and the training continues.
 
         Raises:
-            SparsityLostError: a kernel does not hold the sparsity that its mask is there for.
+            SparsityLostError: a kernel has fewer zeros than its mask's schedule or its quantiser requires.
         """
         assert_masks_hold(self._model)
         about = {"belongs_to": self._belongs_to, "epoch": epoch, "history": history}
@@ -127,48 +128,54 @@ class Keeper:
             self._checkpoint.tell(f"cannot keep its state after epoch {epoch} of {self._epochs}: {error}")
 
     def _check(self, values: list[Array]) -> None:
-        wanted = [(tuple(v.shape), v.dtype.as_numpy_dtype) for v in self._variables]
-        if wanted != [(value.shape, value.dtype.type) for value in values]:
-            raise ValueError("its variables are not those of the model")
+        required = [(tuple(v.shape), v.dtype.as_numpy_dtype) for v in self._variables]
+        if required != [(value.shape, value.dtype.type) for value in values]:
+            raise ValueError("shapes or types of its variables differ from the model's")
 
 
 def assert_masks_hold(model: keras.Model) -> None:
-    """Check, in the middle of a training, the kernels that masks hold at zero.
+    """Check during a training that the masked kernels have enough zeros.
 
-    A kernel under a pruning wrapper has the ratio that its schedule asked for at its last update; one under a
-    quantiser the ratio that its export will ask for.
+    In a pruning wrapper, the required fraction is that of the schedule's last update; under a quantiser, it is the
+    fraction that the export requires.
 
     Raises:
-        SparsityLostError: a kernel holds less; the message names its layer.
+        SparsityLostError: a kernel has fewer zeros; names its layer.
     """
     for path, layer in layer_paths(model):
-        for value, ratio in _held(layer):
+        for value, ratio in _masked_kernels(layer):
             if ratio > 0.0:
                 require_sparsity(path, [value], ratio)
 
 
-def _held(layer: Layer) -> Iterator[tuple[Array, float]]:
-    """The kernels of a wrapper with the fraction of zeros that each has to hold now."""
+def _masked_kernels(layer: Layer) -> Iterator[tuple[Array, float]]:
+    """(kernel with its mask applied, required fraction of zeros) of each kernel in a wrapper."""
     for variable, mask, _ in getattr(layer, "pruning_vars", ()):
-        held = 1.0 - float(np.mean(mask.numpy()))
-        yield variable.numpy(), max(held, _scheduled(layer.pruning_schedule, int(layer.pruning_step.numpy())))
+        masked_share = 1.0 - float(np.mean(mask.numpy()))
+        yield (
+            variable.numpy(),
+            max(masked_share, _scheduled_ratio(layer.pruning_schedule, int(layer.pruning_step.numpy()))),
+        )
     for variable, quantizer, extra in private.weight_variables(layer):
         value = variable.numpy()
         kept = value * extra["mask"].numpy() if "mask" in extra else value
         yield kept, float(getattr(quantizer, "required_sparsity", 0.0))
 
 
-def _scheduled(schedule: tfmot.sparsity.keras.PruningSchedule, step: int) -> float:
-    """The ratio of a schedule's last update at or before `step`, 0 before the first."""
-    begin, end, every = (getattr(schedule, name, None) for name in ("begin_step", "end_step", "frequency"))
-    if begin is None or end is None or every is None or step < begin:
-        return 0.0  # or a user's own schedule, of which nothing is known
+def _scheduled_ratio(schedule: tfmot.sparsity.keras.PruningSchedule, step: int) -> float:
+    """The fraction of zeros at a schedule's last update, at or before `step`; 0 before its first update.
+
+    0 also for a user's own schedule without `begin_step`, `end_step` and `frequency`.
+    """
+    begin, end, frequency = (getattr(schedule, name, None) for name in ("begin_step", "end_step", "frequency"))
+    if begin is None or end is None or frequency is None or step < begin:
+        return 0.0
     step = step if end < 0 else min(step, end)
-    return float(schedule(tf.constant(begin + (step - begin) // every * every, tf.int64))[1])
+    return float(schedule(tf.constant(begin + (step - begin) // frequency * frequency, tf.int64))[1])
 
 
 def build_optimizer(model: keras.Model) -> None:
-    """Create the variables of a compiled model's optimizer, which otherwise its first step does."""
+    """Create the variables of a compiled model's optimizer, which Keras otherwise creates at the first step."""
     private.build_optimizer(model.optimizer, model.trainable_variables)
 
 
@@ -181,17 +188,17 @@ def _state(model: keras.Model) -> Iterator[Any]:
     yield from optimizer.variables()
     yield from private.loss_scale_variables(optimizer)
     inner = getattr(optimizer, "inner_optimizer", optimizer)
-    # A rate that a callback lowered; a schedule follows the optimizer's steps.
+    # A callback may have changed the learning rate; a schedule needs no state besides the optimizer's step counter.
     yield from private.learning_rate_variables(inner)
 
 
 def _architecture(model: keras.Model) -> str:
-    """Layers, connections, schedules and quantisers as text, the same whatever the layers are called."""
+    """Layers, connections, schedules and quantisers as text, independent of the layers' names."""
     try:
         text = str(model.to_json())
     except (NotImplementedError, TypeError, ValueError):  # a subclassed model, or a layer without a config
         return "; ".join(f"{type(layer).__name__} {[w.shape for w in layer.weights]}" for layer in model.layers)
-    # Keras numbers names on within a process, so a model built again there has others: put their order instead.
+    # Keras counts names over the whole process (`dense_7`), so names are replaced by the order of their appearance.
     order: dict[str, int] = {}
     for name in re.findall(r'"name": ("[^"]*")', text):
         order.setdefault(name, len(order))
@@ -206,10 +213,10 @@ def _digest(arrays: Iterable[Array]) -> str:
     return digest.hexdigest()
 
 
-def _differences(found: dict[str, str], wanted: dict[str, str]) -> str:
+def _differences(found: dict[str, str], required: dict[str, str]) -> str:
     return ", ".join(
         f"{name} {found.get(name)}, now {value}" if value.isdecimal() else f"other {name}"
-        for name, value in wanted.items()
+        for name, value in required.items()
         if found.get(name) != value
     )
 

@@ -1,8 +1,4 @@
-"""Reproducible, resumable training: seeds, compiling, and `fit` with progress by callback.
-
-`compile_like` compiles a rewritten model (pruned, quantised, stripped) as the original was, with nothing of the
-original's state in it.
-"""
+"""Reproducible training that can be resumed after a kill: `fit`, with seeds, checkpoints and a progress callback."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ from tfmot_ops.core.training.checkpoint import Checkpoint, History, Keeper, iden
 from tfmot_ops.core.training.seeding import SeedEachEpoch, batches
 from tfmot_ops.errors import SpecError, StepFailedError
 
-#: Called after each epoch with (epoch, counted from 1; epochs; metric name -> value).
+#: Called after each epoch with (number of the epoch, from 1; number of epochs; metric name -> value).
 OnEpoch = Callable[[int, int, dict[str, float]], None]
 
 
@@ -36,8 +32,8 @@ def fit(
 ) -> History:
     """Train a compiled `model` in place; the same seed on the same machine gives the same weights.
 
-    With a checkpoint a killed training continues: called again with the same arguments, in a new process, it goes on
-    after the last whole epoch and ends with the weights it would have had, bit for bit.
+    With a checkpoint, a killed training can be continued: called again with the same arguments in a new process, `fit`
+    continues after the last finished epoch, and ends with exactly the weights of an uninterrupted training.
 
     Args:
         model: compiled model.
@@ -45,28 +41,28 @@ def fit(
         y: labels [N] or targets [N, ...].
         validation: (inputs, labels) to measure after each epoch, or None.
         epochs: passes over `x`; 0 trains nothing.
-        batch_size: samples per step; the last step of an epoch takes what is left.
-        seed: seeds the order of the samples and whatever the layers draw (dropout).
-        callbacks: Keras callbacks. A checkpoint holds what they keep in the model (as the pruning ones do), not what
-            they keep in themselves (EarlyStopping).
-        on_epoch: told the progress, of the epochs that run now and the last one before a kill; Keras itself writes
+        batch_size: samples per step; the last step of an epoch may have fewer.
+        seed: seeds the order of the samples and the layers' random numbers (dropout).
+        callbacks: Keras callbacks. A checkpoint contains state that they keep in the model (the pruning step), but not
+            state in the callback object (EarlyStopping).
+        on_epoch: called after each epoch; a continued training first calls it for the last epoch before the kill.
+        checkpoint: the file in which the state is saved after each epoch, and from which it is restored; None saves
             nothing.
-        checkpoint: where the state is kept after each epoch, and restored from; None keeps nothing.
 
     Returns:
-        Metric name -> one value per epoch, those before a kill included; empty after 0 epochs.
+        Metric name -> one value per epoch, including the epochs before a kill; empty for 0 epochs.
 
     Raises:
         SpecError: the model is not compiled.
         StepFailedError: the loss became NaN or infinite.
-        SparsityLostError: at a checkpoint, a kernel does not hold the sparsity that its mask is there for.
+        SparsityLostError: at a checkpoint, a kernel has fewer zeros than its mask's schedule or quantiser requires.
     """
     if not is_compiled(model):
         raise SpecError(
             f"model {model.name} cannot be trained",
             required="a compiled model",
             received="a model without optimizer and loss",
-            remedy="compile it, or use compile_default",
+            remedy="call model.compile, or use compile_default",
         )
     if epochs == 0:
         return {}
@@ -79,7 +75,7 @@ def fit(
         keeper = Keeper(checkpoint, model, identity(model, x, y, compile_parameters(model), **settings), epochs)
     done, history = keeper.resume() if keeper else (0, {})
     if done and on_epoch:
-        # The kill may have come after the epoch was kept and before it was told of.
+        # The process may have been killed after the epoch was saved and before it was reported.
         on_epoch(done, epochs, {name: values[-1] for name, values in history.items()})
     if done < epochs:
         model.fit(
@@ -96,7 +92,7 @@ def fit(
 
 
 class _EpochEnd(keras.callbacks.Callback):
-    """Keeps each epoch's state and hands its figures on, and ends a training that cannot recover."""
+    """Saves the state and reports the metrics after each epoch, and stops a training whose loss is not finite."""
 
     def __init__(self, epochs: int, on_epoch: OnEpoch | None, keeper: Keeper | None, history: History) -> None:
         super().__init__()
@@ -106,18 +102,18 @@ class _EpochEnd(keras.callbacks.Callback):
         self._history = history
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        figures = {name: float(value) for name, value in (logs or {}).items()}
-        if not math.isfinite(figures.get("loss", 0.0)):
+        metrics = {name: float(value) for name, value in (logs or {}).items()}
+        if not math.isfinite(metrics.get("loss", 0.0)):
             raise StepFailedError(
                 f"training of {self.model.name} diverged in epoch {epoch + 1}",
                 required="a finite loss",
-                received=f"loss {figures['loss']}",
+                received=f"loss {metrics['loss']}",
                 remedy="lower the learning rate, or check the data",
             )
-        for name, value in figures.items():
+        for name, value in metrics.items():
             self._history.setdefault(name, []).append(value)
-        # Last of the callbacks, so that what the others did at the end of the epoch is kept too.
+        # This callback is the last, so that changes by the other callbacks at the epoch's end are saved too.
         if self._keeper:
             self._keeper.save(epoch + 1, self._history)
         if self._on_epoch:
-            self._on_epoch(epoch + 1, self._epochs, figures)
+            self._on_epoch(epoch + 1, self._epochs, metrics)

@@ -1,7 +1,7 @@
-"""What a training draws, epoch by epoch: the order of the samples, dropout, augmentation.
+"""Random numbers of a training: the order of the samples, dropout, augmentation.
 
-All of it is a function of (seed, epoch): an epoch draws the same whether the ones before it ran in this process
-or in one that was killed.
+All random numbers of an epoch are a function of (seed, epoch). So an epoch is the same whether the epochs before it
+ran in this process or in an earlier one that was killed.
 """
 
 from __future__ import annotations
@@ -21,26 +21,29 @@ from tfmot_ops.core.keras.types import Array, Logs
 
 
 def epoch_seed(*parts: int) -> int:
-    """One seed, in [0, 2**31), of a training's seed, an epoch (from 0), and whatever else tells draws apart."""
+    """Hash integers (a training's seed, an epoch from 0, a generator's index) to one seed in [0, 2**31)."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0] >> 1)
 
 
 def batches(x: Array, y: Array, batch_size: int, seed: int, epochs: range) -> tf.data.Dataset:
-    """The batches of all `epochs`, one after the other, each epoch in an order of its own.
+    """The batches of all `epochs` in sequence, with a different order of the samples in each epoch.
 
-    Indices are shuffled, so that no sample is copied into a buffer.
+    Indices are shuffled instead of samples, so that no samples are copied into a shuffle buffer.
 
     Args:
         x: inputs [N, ...].
         y: labels [N] or targets [N, ...].
-        batch_size: samples per batch; the last one of an epoch takes what is left.
-        seed: of the training.
-        epochs: counted from 0.
+        batch_size: samples per batch; the last batch of an epoch may have fewer.
+        seed: the training's seed.
+        epochs: indices of the epochs, from 0.
+
+    Returns:
+        A data set of batches (inputs [batch, ...], targets [batch, ...]).
     """
     inputs, targets = tf.constant(x), tf.constant(y)
 
-    def order(drawn: tf.Tensor) -> tf.data.Dataset:
-        shuffled = tf.random.experimental.stateless_shuffle(tf.range(len(x)), seed=[drawn, 0])
+    def order(drawn_seed: tf.Tensor) -> tf.data.Dataset:
+        shuffled = tf.random.experimental.stateless_shuffle(tf.range(len(x)), seed=[drawn_seed, 0])
         return tf.data.Dataset.from_tensor_slices(shuffled).batch(batch_size)
 
     seeds = tf.constant([epoch_seed(seed, epoch) for epoch in epochs], tf.int32)
@@ -49,53 +52,53 @@ def batches(x: Array, y: Array, batch_size: int, seed: int, epochs: range) -> tf
 
 
 class SeedEachEpoch(keras.callbacks.Callback):
-    """Puts every source of randomness, at the start of an epoch, where the seed and the epoch say.
+    """Callback that seeds every random generator at the start of each epoch by (seed, epoch).
 
     Args:
-        seed: of the training.
+        seed: the training's seed.
     """
 
     def __init__(self, seed: int) -> None:
         super().__init__()
         self._seed = seed
-        self._drawers: list[Any] = []
+        self._generators: list[Any] = []
         self._own_seeds: list[int | None] = []
         self._without_draws: Any = None
 
     def on_train_begin(self, logs: Logs = None) -> None:
-        """Find what draws."""
+        """Find the layers' random generators."""
         del logs
-        self._drawers = list(_drawers(self.model))
-        self._own_seeds = [private.own_seed(drawer) for drawer in self._drawers]
-        for drawer in self._drawers:
-            private.make_generator(drawer)
-            # A layer's own seed is counted up each time it is traced, and how often that is depends on the process.
-            private.set_own_seed(drawer, None)
+        self._generators = list(_generators(self.model))
+        self._own_seeds = [private.own_seed(random_generator) for random_generator in self._generators]
+        for random_generator in self._generators:
+            private.make_generator(random_generator)
+            # Keras increments a layer's own seed at each trace, and the number of traces differs between processes.
+            private.set_own_seed(random_generator, None)
 
     def on_train_end(self, logs: Logs = None) -> None:
-        """Give the layers their own seeds back."""
+        """Restore the layers' own seeds."""
         del logs
-        for drawer, own in zip(self._drawers, self._own_seeds, strict=True):
-            private.set_own_seed(drawer, own)
+        for random_generator, own in zip(self._generators, self._own_seeds, strict=True):
+            private.set_own_seed(random_generator, own)
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
-        """Seed it."""
+        """Seed Python, NumPy, TensorFlow and the layers' generators for this epoch."""
         del logs
         seed = epoch_seed(self._seed, epoch)
         random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 - what a user's layers and callbacks draw from
-        for index, (drawer, own) in enumerate(zip(self._drawers, self._own_seeds, strict=True)):
-            generator = private.generator_of(drawer)
+        np.random.seed(seed)  # noqa: NPY002 - a user's layers and callbacks may use the global generator
+        for index, (random_generator, own) in enumerate(zip(self._generators, self._own_seeds, strict=True)):
+            generator = private.generator_of(random_generator)
             if isinstance(generator, tf.random.Generator):
                 generator.reset_from_seed(epoch_seed(seed, index, own or 0))
         if self._draws_from_state():
             keras.utils.set_random_seed(seed)
-            # Ops that keep a state (dropout's) are seeded when they are traced, and never again: trace again.
+            # Stateful random ops (dropout) are seeded only when they are traced, so the training step is traced again.
             logging.getLogger("tensorflow").addFilter(_not_of_tracing)
             self.model.make_train_function(force=True)
 
     def _draws_from_state(self) -> bool:
-        """Whether a training step holds ops with a random state, as far as is known: before its first trace it may."""
+        """Whether the training step has, or before its first trace may have, stateful random operations."""
         function = getattr(self.model, "train_tf_function", None)
         if function is None or self.model.run_eagerly:
             return True
@@ -103,19 +106,19 @@ class SeedEachEpoch(keras.callbacks.Callback):
             return False
         traces = private.traces_of(function)
         if traces and not any(_has_seeded_ops(trace.graph) for trace in traces):
-            # Remembered, as reading a large graph takes as long as some epochs.
+            # The result is cached, as searching a large graph can take as long as an epoch.
             self._without_draws = function
             return False
         return True
 
 
 def _not_of_tracing(record: logging.LogRecord) -> bool:
-    """Filter of a log: TensorFlow takes one trace per epoch for a mistake, and says so at length."""
+    """Log filter that drops TensorFlow's warning about frequent retracing; one trace per epoch is intended here."""
     return "triggered tf.function retracing" not in record.getMessage()
 
 
-def _drawers(model: keras.Model) -> Iterator[Any]:
-    """Keras' and TensorFlow's random generators in the layers of `model`, nested ones included, in its order."""
+def _generators(model: keras.Model) -> Iterator[Any]:
+    """The random generators (Keras' or TensorFlow's) of all layers, nested ones included, in the model's order."""
     for layer in private.layers_within(model):
         for value in vars(layer).values():
             if isinstance(value, tf.random.Generator) or hasattr(value, "make_legacy_seed"):

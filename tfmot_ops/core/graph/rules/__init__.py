@@ -1,4 +1,4 @@
-"""The rules of normalisation, by what they take apart. Each is `(call, rewriter) -> outputs, or None`."""
+"""The rules of normalisation, in modules by kind of layer. A rule is `(call, rewriter) -> new outputs, or None`."""
 
 from tfmot_ops.core.graph.rules.activations import activation_layer, fused_activation, gated
 from tfmot_ops.core.graph.rules.arithmetic import arithmetic, function
@@ -14,7 +14,7 @@ from tfmot_ops.core.graph.rules.merges import average, merge_of_many, sum_functi
 from tfmot_ops.core.graph.rules.padding import pad_below_all
 from tfmot_ops.core.graph.rules.standardization import normalization, preprocessing
 
-#: In the order they are offered a call.
+#: In order of precedence: the first rule that does not return None replaces the call.
 RULES = (
     arithmetic,
     function,

@@ -1,4 +1,4 @@
-"""Activations: one layer each, in forms that TFLite computes in int8."""
+"""Activations as layers of their own, in forms that TFLite computes in int8: swish(x) -> x * sigmoid(x)."""
 
 from __future__ import annotations
 
@@ -26,22 +26,21 @@ _FUSES = {
 
 
 def emit_activation(node: Node, out: Rewriter, tensor: Tensor, activation: Any, path: str) -> Tensor:
-    """The calls that compute an activation function on a tensor; `path` is where the last of them stands.
+    """Emit the calls that compute an activation function on a tensor; the last call gets the path `path`.
 
-    A layer that is shared keeps sharing what it becomes: the layers are made once for `node.layer`. A function of the
-    user's own is kept as it is.
+    If `node.layer` is shared, all its calls share the new layers. A user's own function becomes an Activation layer.
 
     Raises:
-        UnsupportedModelError: a function of the user's own has the name of one of Keras'.
+        UnsupportedModelError: a user's own function has the name of a Keras activation.
     """
     name = path.rsplit("/", 1)[-1]
-    activation = _named(node, activation)
+    activation = _keras_function(node, activation)
     if activation in {None, keras.activations.linear}:
         return tensor
     if isinstance(activation, _L.Layer):
         return _emit_layer(out, tensor, activation, path)
     if activation is keras.activations.swish:
-        # TFLite rounds the sigmoid to 1/256, so training has to see it rounded too.
+        # swish(x) = x * sigmoid(x). TFLite rounds the sigmoid to 1/256, so training has to see it rounded too.
         sigmoid = out.once(node.layer, "sigmoid", lambda: _L.Activation("sigmoid", name=f"{name}_sigmoid"))
         gate = out.call(sigmoid, f"{path}_sigmoid", tensor)
         multiply = out.once(node.layer, "gate", lambda: _L.Multiply(name=name))
@@ -53,8 +52,8 @@ def emit_activation(node: Node, out: Rewriter, tensor: Tensor, activation: Any, 
     return out.call(out.once(node.layer, "activation", make), path, tensor)
 
 
-def _named(node: Node, activation: Any) -> Any:
-    """Keras' own function where the given one is TensorFlow's of that name; any other as it is."""
+def _keras_function(node: Node, activation: Any) -> Any:
+    """Keras' function for a TensorFlow function of the same name (tf.nn.relu); any other activation as it is."""
     name = getattr(activation, "__name__", None)
     if name is None or activation is getattr(keras.activations, name, None):
         return activation
@@ -63,8 +62,8 @@ def _named(node: Node, activation: Any) -> Any:
         return keras.activations.get(found) if isinstance(found, str) else activation
     if hasattr(keras.activations, name):
         raise UnsupportedModelError(
-            f"layer {node.path!r}: its activation {name!r} is a function of your own with the name of one of Keras'",
-            required="a name that Keras does not use, as a saved model finds functions by their names",
+            f"layer {node.path!r}: its activation {name!r} is your own function with the name of a Keras activation",
+            required="a name that Keras does not use, as a saved model refers to functions by name",
             received=f"{activation.__module__}.{name}",
             remedy="rename the function, and decorate it with keras.saving.register_keras_serializable",
         )
@@ -72,7 +71,7 @@ def _named(node: Node, activation: Any) -> Any:
 
 
 def _emit_layer(out: Rewriter, tensor: Tensor, layer: Layer, path: str) -> Tensor:
-    """A layer that is the activation of another one: a call of its own, with its weights."""
+    """Emit a call of a layer that is another layer's activation: Dense(activation=PReLU()) -> Dense, PReLU."""
     call = Node(layer, path, (tensor,), {}, Tensor(tensor.shape, tensor.dtype), out.origin)
     result = activation_layer(call, out)
     return out.call(layer, path, tensor) if result is None else result
@@ -81,27 +80,27 @@ def _emit_layer(out: Rewriter, tensor: Tensor, layer: Layer, path: str) -> Tenso
 def bounded_relu(
     node: Node, out: Rewriter, tensor: Tensor, path: str, *, bound: float, scale: float, offset: float, result: float
 ) -> Tensor:
-    """Result * min(max(scale * x + offset, 0), bound), for a bound of 6, which TFLite has as one operation."""
+    """Emit result * min(max(scale * x + offset, 0), bound); with a bound of 6 the inner part is TFLite's RELU6."""
     tensor = out.affine(f"{path}_input", tensor, scale, offset)
     relu = out.once(node.layer, "relu", lambda: _L.ReLU(bound, name=f"{path.rsplit('/', 1)[-1]}_relu"))
     return out.affine(path, out.call(relu, f"{path}_relu", tensor), result, 0.0)
 
 
 def fused_activation(node: Node, out: Rewriter) -> Any:
-    """Conv2D(activation="relu") -> Conv2D + Activation("relu"), the regulariser of the result after it."""
+    """Conv2D(activation="relu") -> Conv2D, Activation("relu"), and its activity regulariser as a layer after them."""
     layer = node.layer
     if type(layer) not in _FUSES or layer.activation in {None, keras.activations.linear}:
         return None
     without = {"activation": "linear", "activity_regularizer": None}
     plain = out.once(layer, "plain", lambda: copy_layer(layer, layer.name, **without))
     (tensor,) = node.inputs()
-    # The formula leaves the activation out, which may be the user's own and change the shape.
+    # A user's activation may change the shape; compute_output_shape gives the shape before the activation.
     shape = node.output().shape if is_public(layer.activation) else layer.compute_output_shape(tensor.shape)
     return after(node, out, out.call(plain, node.path, tensor, shape=shape, weights=own_weights(layer, out)))
 
 
 def own_weights(layer: Layer, out: Rewriter) -> list[Any]:
-    """Weight arrays of a layer without those of a layer that is its activation."""
+    """Weight arrays of a layer, without the weights of its activation where the activation is a layer (PReLU)."""
     weights = out.graph.weights_of(layer)
     activation = getattr(layer, "activation", None)
     if not isinstance(activation, _L.Layer):
@@ -111,7 +110,7 @@ def own_weights(layer: Layer, out: Rewriter) -> list[Any]:
 
 
 def after(node: Node, out: Rewriter, tensor: Tensor, activation: Any = None) -> Tensor:
-    """What a layer does to its kernel's result: its activation (`node.layer`'s by default), and the regulariser."""
+    """Emit a layer's activation (`node.layer.activation` by default) and activity regulariser on `tensor`."""
     activation = node.layer.activation if activation is None else activation
     if activation not in {None, keras.activations.linear}:
         name = getattr(activation, "__name__", type(activation).__name__).replace("<lambda>", "lambda")
@@ -120,7 +119,7 @@ def after(node: Node, out: Rewriter, tensor: Tensor, activation: Any = None) -> 
 
 
 def _regularized(node: Node, out: Rewriter, tensor: Tensor) -> Tensor:
-    """The regulariser of a layer's result, as a layer after it."""
+    """Emit a layer that has the activity regulariser of `node.layer`, if there is one."""
     regularizer = node.layer.activity_regularizer
     if regularizer is None:
         return tensor
@@ -129,14 +128,14 @@ def _regularized(node: Node, out: Rewriter, tensor: Tensor) -> Tensor:
         factors = [float(getattr(regularizer, factor, 0.0)) for factor in ("l1", "l2")]
         make = lambda: _L.ActivityRegularization(*factors, name=name)  # noqa: E731 - used once, below
     else:
-        # No layer of Keras' stores it; that the rest of the model is stored is worth more.
-        _LOG.warning("%s: a file of the model loses the activity regulariser %s", node.path, regularizer)
+        # No Keras layer saves a custom activity regulariser; a file without it is better than none.
+        _LOG.warning("%s: a saved file of the model will not have the activity regulariser %s", node.path, regularizer)
         make = lambda: _L.Activation("linear", activity_regularizer=regularizer, name=name)  # noqa: E731 - as above
     return out.call(out.once(node.layer, "activity", make), f"{node.path}_activity", tensor)
 
 
 def activation_layer(node: Node, out: Rewriter) -> Any:
-    """Activation, ReLU and Softmax layers whose function has another name, or a form in two calls."""
+    """ReLU(negative_slope=a) -> LeakyReLU(a); ReLU(max_value=b) -> b/6 * relu6(6/b * x); swish -> x * sigmoid(x)."""
     result = _activation_form(node, out)
     return None if result is None else _regularized(node, out, result)
 
@@ -144,7 +143,7 @@ def activation_layer(node: Node, out: Rewriter) -> Any:
 def _activation_form(node: Node, out: Rewriter) -> Tensor | None:
     layer = node.layer
     if type(layer) is _L.Activation:
-        function = _named(node, layer.activation)
+        function = _keras_function(node, layer.activation)
         composed = function in {keras.activations.swish, keras.activations.hard_sigmoid}
         if composed or isinstance(function, _L.Layer):
             return emit_activation(node, out, node.inputs()[0], function, node.path)
@@ -167,13 +166,13 @@ def _relu_form(node: Node, out: Rewriter) -> Tensor | None:
 
 
 def gated(node: Node, out: Rewriter) -> Any:
-    """X * relu6(x + 3) / 6 -> HardSwish."""
+    """Hard swish, x * relu6(x + 3) * (1/6) as a product of calls -> HardSwish."""
     if type(node.layer) is not _L.Multiply or len(node.inputs()) != 2:  # noqa: PLR2004 - x and its gate
         return None
     for tensor, gate in (node.inputs(), node.inputs()[::-1]):
-        relu = _before(out, gate, scale=1 / 6, offset=0.0)
+        relu = _input_of_affine(out, gate, scale=1 / 6, offset=0.0)
         shifted = relu and _relu6_input(relu)
-        if shifted and _before(out, shifted, scale=1.0, offset=3.0) is tensor:
+        if shifted and _input_of_affine(out, shifted, scale=1.0, offset=3.0) is tensor:
             make = lambda: HardSwish(name=node.layer.name)  # noqa: E731 - used once, below
             return out.call(out.once(node.layer, "hard_swish", make), node.path, tensor)
     return None
@@ -189,8 +188,8 @@ def _relu6_input(tensor: Tensor) -> Tensor | None:
     return producer.inputs()[0] if is_bounded or name == "relu6" else None
 
 
-def _before(out: Rewriter, tensor: Tensor, *, scale: float, offset: float) -> Tensor | None:
-    """The input of the affine that made a tensor, if it has this scale and offset in every channel."""
+def _input_of_affine(out: Rewriter, tensor: Tensor, *, scale: float, offset: float) -> Tensor | None:
+    """The x of `tensor` = scale * x + offset, if an Affine with this scale and offset computes the tensor."""
     producer = tensor.producer
     if producer is None or not isinstance(producer.layer, Affine):
         return None

@@ -1,4 +1,4 @@
-"""Tensor arithmetic and functions of TensorFlow, called on the tensors of a model."""
+"""Tensor arithmetic (`a + b`, `x / 255`) and TensorFlow functions, called on the tensors of a model."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ _POOLS = {(1,): _L.GlobalAveragePooling1D, (1, 2): _L.GlobalAveragePooling2D}
 
 
 def symbol_of(node: Node) -> str:
-    """What Keras calls the TensorFlow function of a call; empty for a layer."""
+    """Keras' name for the TensorFlow function of a call (`math.add`); empty for a layer."""
     return getattr(node.layer, "symbol", None) or ""
 
 
 def all_tensors(values: object) -> bool:
-    """Whether a call's argument is a list of tensors of the graph, without a constant among them."""
+    """Whether a call's argument is a list of tensors of the graph, without any constant."""
     return isinstance(values, list | tuple) and all(isinstance(value, Tensor) for value in values)
 
 
 def arithmetic(node: Node, out: Rewriter) -> Any:
-    """`a + b` of tensors -> Add; `x / 255. - .5` -> one affine."""
+    """`a + b` of two tensors -> Add; `x / 255 - 0.5` -> Affine(scale=1, offset=-127.5, divisor=255)."""
     symbol = symbol_of(node)
     if symbol in {"math.negative", "nn.bias_add"}:
         return _one_sided(node, out, symbol)
@@ -63,7 +63,7 @@ def arithmetic(node: Node, out: Rewriter) -> Any:
         return None
     left, right = operands
     if isinstance(left, Tensor) and isinstance(right, Tensor):
-        if symbol not in _MERGES or not (left.is_float and right.is_float) or _grows(left, right):
+        if symbol not in _MERGES or not (left.is_float and right.is_float) or _ranks_differ(left, right):
             return None
         merge = _MERGES[symbol](name=node.layer.name)
         return out.call(merge, node.path, [left, right], shape=node.output().shape)
@@ -71,8 +71,8 @@ def arithmetic(node: Node, out: Rewriter) -> Any:
     return _with_constant(node, out, tensor, constant, reversed_=reversed_)
 
 
-def _grows(left: Tensor, right: Tensor) -> bool:
-    # A merge layer puts missing axes after the batch axis, arithmetic puts them before it.
+def _ranks_differ(left: Tensor, right: Tensor) -> bool:
+    # Of [N, C] and [N, T, C], a merge layer makes [N, 1, C] and tensor arithmetic [1, N, C].
     return len(left.shape) != len(right.shape)
 
 
@@ -114,10 +114,8 @@ def _with_constant(node: Node, out: Rewriter, tensor: object, constant: object, 
 
 
 def function(node: Node, out: Rewriter) -> Any:
-    """`tf.nn.relu6(x)`, `tf.concat`, `tf.reduce_mean` over an image and their like -> the layer that says it."""
+    """A TensorFlow function -> the equivalent layer: `tf.nn.relu6` -> Activation, `tf.concat` -> Concatenate."""
     symbol, inputs = symbol_of(node), node.inputs()
-    if not symbol:
-        return None
     given = [*node.args, *(value for name, value in node.kwargs.items() if name != "name")]
     constants = [value for value in given if not (value is None or tensors(value))]
     match symbol:
@@ -137,7 +135,7 @@ def function(node: Node, out: Rewriter) -> Any:
 
 
 def _concatenation(node: Node, out: Rewriter, parts: Any, axis: int) -> Any:
-    # A layer takes no constants among its inputs.
+    # Concatenate accepts tensors only, no constants.
     if not all_tensors(parts) or not all(tensor.is_float for tensor in parts):
         return None
     return out.call(_L.Concatenate(axis, name=node.layer.name), node.path, parts, shape=node.output().shape)
@@ -151,10 +149,12 @@ def _mean(node: Node, out: Rewriter, extra: Sequence[npt.ArrayLike]) -> Any:
     if axes is None or isinstance(axes, bool):
         return None
     rank = len(tensor.shape)
-    wanted = tuple(sorted(int(axis) % rank for axis in np.ravel(axes)))
+    axes_to_reduce = tuple(sorted(int(axis) % rank for axis in np.ravel(axes)))
     if keep:
-        return out.call(AxisMean(list(wanted), name=node.layer.name), node.path, tensor, shape=node.output().shape)
-    pool = _POOLS.get(wanted)
-    if pool is None or rank != len(wanted) + 2:
+        return out.call(
+            AxisMean(list(axes_to_reduce), name=node.layer.name), node.path, tensor, shape=node.output().shape
+        )
+    pool = _POOLS.get(axes_to_reduce)
+    if pool is None or rank != len(axes_to_reduce) + 2:
         return None
     return out.call(pool(name=node.layer.name), node.path, tensor, shape=node.output().shape)

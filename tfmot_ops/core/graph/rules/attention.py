@@ -1,6 +1,6 @@
-"""Attention and its projections: matrix products, of weights as Dense layers and of two activations as such.
+"""Attention: projections become Dense layers, products of two activations become `tf.linalg.matmul`.
 
-Equations are those of Vaswani et al. 2017 (arXiv:1706.03762), as tf_keras computes them.
+Equations: Vaswani et al. 2017 (arXiv:1706.03762), as tf_keras computes them.
 """
 
 from __future__ import annotations
@@ -27,14 +27,17 @@ _RANK = 3
 
 
 def einsum_dense(node: Node, out: Rewriter) -> Any:
-    """EinsumDense that sums over the last axes -> Dense, its input and output reshaped where that is several axes."""
+    """EinsumDense over the last axes -> Reshape, Dense, Reshape.
+
+    Example: "abc,cde->abde" on [N, T, C] -> Dense(d * e), then a reshape to [N, T, d, e].
+    """
     layer = node.layer
     if type(layer) is not _L.EinsumDense:
         return None
     (tensor,) = node.inputs()
     kernel, *bias = out.graph.weights_of(layer)
     summed = _summed_axes(layer.equation, len(tensor.shape))
-    if not summed or any(each.shape != kernel.shape[summed:] for each in bias):
+    if not summed or any(array.shape != kernel.shape[summed:] for array in bias):
         return None
     kept, shape = tensor.shape[:-summed], kernel.shape[summed:]
     if not shape or kept[1:].count(None) > 1:
@@ -42,18 +45,18 @@ def einsum_dense(node: Node, out: Rewriter) -> Any:
     emit = _Emitter(node, out)
     channels = math.prod(kernel.shape[:summed])
     rows = emit.reshape("rows", tensor, (*kept, channels))
-    weights = [np.reshape(kernel, (channels, -1)), *(np.ravel(each) for each in bias)]
+    weights = [np.reshape(kernel, (channels, -1)), *(np.ravel(array) for array in bias)]
     result = emit.dense("", rows, weights, layer.kernel_regularizer, layer.bias_regularizer)
     return after(node, out, emit.reshape("columns", result, (*kept, *shape)), layer.activation)
 
 
 def _summed_axes(equation: str, rank: int) -> int:
-    """How many last axes of the input the kernel's first ones are multiplied with; 0 for any other equation."""
+    """How many last axes of the input the equation sums over: 1 for "abc,cd->abd"; 0 if no Dense can compute it."""
     operands, result = equation.replace(" ", "").replace("...", "").split("->")
     read, kernel = operands.split(",")
     count = next((n for n in range(len(read), 0, -1) if kernel.startswith(read[-n:])), 0)
     fits = 0 < count < rank and result == read[:-count] + kernel[count:]
-    # The batch axis stays, and no letter stands for two axes.
+    # Every letter may occur once: a repeated letter would take a diagonal.
     return count if fits and len(set(read + kernel[count:])) == len(read + kernel[count:]) else 0
 
 
@@ -70,7 +73,7 @@ def multi_head_attention(node: Node, out: Rewriter) -> Any:
     weights = iter(out.graph.weights_of(layer))
 
     def dense(role: str, tensor: Tensor, axes: int) -> Tensor:
-        """One projection, over the last `axes` axes of the original's kernel."""
+        """One projection as a Dense; the first `axes` axes of Keras' kernel are its input channels."""
         kernel = next(weights)
         values = [np.reshape(kernel, (math.prod(kernel.shape[:axes]), -1))]
         values += [np.ravel(next(weights))] if config["use_bias"] else []
@@ -84,7 +87,7 @@ def multi_head_attention(node: Node, out: Rewriter) -> Any:
         return emit.permute(f"{role}_by_head", parted, (2, 1, 3))
 
     projected = dense("query", query, 1)
-    # Keras' own order of the weights.
+    # Keras stores the weights in the order query, key, value, output.
     keys, values = dense("key", key, 1), dense("value", value, 1)
     scaled = emit.scale("scaled", projected, 1.0 / math.sqrt(config["key_dim"]))
     mixed = emit.attend(split("query", scaled), split("key", keys), split("value", values), config["dropout"])
@@ -94,7 +97,7 @@ def multi_head_attention(node: Node, out: Rewriter) -> Any:
 
 
 def attention(node: Node, out: Rewriter) -> Any:
-    """Attention (dot-product, without a scale of its own and without a mask) -> softmax(q k) v."""
+    """Attention with score_mode="dot", use_scale=False and no mask -> softmax(q k^T) v."""
     layer = node.layer
     if type(layer) is not _L.Attention or layer.use_scale or layer.score_mode != "dot":
         return None
@@ -103,7 +106,7 @@ def attention(node: Node, out: Rewriter) -> Any:
 
 
 def _query_value_key(node: Node) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The three inputs, each [N, T, channels]; None for a call with a mask, or one that gives its scores too."""
+    """The three inputs, each [N, T, channels]; None for a call with a mask, or one that also returns its scores."""
     found = _named_inputs(node)
     arguments = [leaf for leaf in tf.nest.flatten((node.args, node.kwargs)) if not (leaf is None or leaf is False)]
     has_others = len(arguments) != len(found)
@@ -124,7 +127,7 @@ def _named_inputs(node: Node) -> dict[str, Tensor]:
 
 
 class _Emitter:
-    """Emits what replaces one call; each layer is made once for a role, so that a shared layer stays shared."""
+    """Emits the calls that replace one call; makes one layer per role, so that a shared layer stays shared."""
 
     def __init__(self, node: Node, out: Rewriter) -> None:
         self.node = node
@@ -138,7 +141,7 @@ class _Emitter:
         shape: tuple[int | None, ...],
         weights: list[Array] | None = None,
     ) -> Tensor:
-        """A call of the layer that `make` gives for a name."""
+        """Emit a call of the layer `make(name)`; `role` becomes the suffix of the name and of the path."""
         suffix = f"_{role}" if role else ""
         layer = self.out.once(self.node.layer, role or "projection", lambda: make(f"{self.node.layer.name}{suffix}"))
         return self.out.call(layer, f"{self.node.path}{suffix}", inputs, shape=shape, weights=weights)
@@ -153,19 +156,19 @@ class _Emitter:
         ), tensor, (*tensor.shape[:-1], units), weights)  # fmt: skip
 
     def scale(self, role: str, tensor: Tensor, factor: float) -> Tensor:
-        """A frozen multiplication, which export folds into the projection before it."""
+        """Emit a frozen multiplication by `factor`, which export folds into the projection before it."""
         ones = np.ones(tensor.channels or 1, np.float32)
         return self.call(role, lambda name: Affine(name=name), tensor, tensor.shape, [ones * factor, ones * 0.0, ones])
 
     def reshape(self, role: str, tensor: Tensor, shape: tuple[int | None, ...]) -> Tensor:
-        """A Reshape, unless the tensor has the shape; one size besides the batch may be unknown."""
+        """Emit a Reshape, unless the tensor has the shape already; one size besides the batch may be None."""
         if shape == tensor.shape:
             return tensor
         sizes = [-1 if size is None else size for size in shape[1:]]
         return self.call(role, lambda name: _L.Reshape(sizes, name=name), tensor, shape)
 
     def permute(self, role: str, tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
-        """A Permute; the batch is axis 0."""
+        """Emit a Permute; `axes` counts from 1, as axis 0 is the batch."""
         shape = (tensor.shape[0], *(tensor.shape[axis] for axis in axes))
         return self.call(role, lambda name: _L.Permute(axes, name=name), tensor, shape)
 

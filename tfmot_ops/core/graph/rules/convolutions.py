@@ -1,4 +1,4 @@
-"""Convolutions: the forms that TFLite has a kernel for."""
+"""Convolutions, rewritten to kinds that TFLite computes in int8: Conv2D, DepthwiseConv2D, Conv2DTranspose, Dense."""
 
 from __future__ import annotations
 
@@ -24,14 +24,17 @@ _SEPARABLE = {
 
 
 class _Reshaped:
-    """A constraint or a regulariser of a kernel, for the same kernel in another shape.
+    """Applies a user's constraint or regulariser to a kernel that a rule has reshaped.
+
+    Example: a Dense kernel [C, units] became a Conv2D kernel [1, 1, C, units]; the user's max-norm constraint over
+    axis 0 is still computed on [C, units].
 
     Args:
-        inner: takes the kernel in the shape that the user's layer has it in; it, or its config.
-        shape: that shape.
+        inner: the user's constraint or regulariser, or its config.
+        shape: shape of the kernel in the user's layer.
     """
 
-    #: `get` and `serialize` of what `inner` is one of.
+    #: keras.constraints or keras.regularizers, for their functions `get` and `serialize`.
     _kind: ClassVar[Any]
 
     def __init__(self, inner: object, shape: Sequence[int]) -> None:
@@ -39,7 +42,7 @@ class _Reshaped:
         self.shape = tuple(shape)
 
     def __call__(self, kernel: TensorLike) -> Any:
-        """What `inner` gives: a loss, or a kernel, which gets the shape that it came in."""
+        """The regulariser's loss (a scalar), or the constrained kernel in the shape of the argument."""
         result = self.inner(tf.reshape(kernel, self.shape))
         return tf.reshape(result, kernel.shape) if result.shape.rank else result
 
@@ -50,30 +53,30 @@ class _Reshaped:
 
 @keras.saving.register_keras_serializable("tfmot_ops")
 class ReshapedConstraint(_Reshaped, keras.constraints.Constraint):
-    """A constraint for a kernel in another shape."""
+    """A user's kernel constraint, applied in the shape that the kernel has in the user's layer."""
 
     _kind = keras.constraints
 
 
 @keras.saving.register_keras_serializable("tfmot_ops")
 class ReshapedRegularizer(_Reshaped, keras.regularizers.Regularizer):
-    """A regulariser for a kernel in another shape."""
+    """A user's kernel regulariser, applied in the shape that the kernel has in the user's layer."""
 
     _kind = _R
 
 
-# A quantised layer stores what is inside it in Keras' old format, which names a class without its package.
+# A quantisation wrapper saves its inner layer in Keras' old format, which has class names without the package.
 keras.saving.get_custom_objects().update({cls.__name__: cls for cls in (ReshapedConstraint, ReshapedRegularizer)})
-#: What looks at each weight alone, whatever the kernel's shape.
-_SHAPELESS = {type(None), _R.L1, _R.L2, _R.L1L2, keras.constraints.NonNeg}
+#: Element-wise constraints and regularisers: the kernel's shape does not matter.
+_ELEMENTWISE = {type(None), _R.L1, _R.L2, _R.L1L2, keras.constraints.NonNeg}
 
 
 def _kernel_rules(layer: Layer, kernel: Array, name: str = "kernel") -> dict[str, Any]:
-    """Arguments of a layer whose kernel (called `name` there) has another shape than `layer.kernel`."""
+    """Constructor arguments for a layer that gets the kernel of `layer` reshaped, under the attribute `name`."""
     constraint, regularizer = layer.kernel_constraint, layer.kernel_regularizer
-    if type(constraint) not in _SHAPELESS:
+    if type(constraint) not in _ELEMENTWISE:
         constraint = ReshapedConstraint(constraint, kernel.shape)
-    if type(regularizer) not in _SHAPELESS:
+    if type(regularizer) not in _ELEMENTWISE:
         regularizer = ReshapedRegularizer(regularizer, kernel.shape)
     return {f"{name}_regularizer": regularizer, f"{name}_constraint": constraint, **_bias_rules(layer)}
 
@@ -87,7 +90,7 @@ def _bias_rules(layer: Layer) -> dict[str, Any]:
 
 
 def separable(node: Node, out: Rewriter) -> Any:
-    """SeparableConv2D -> DepthwiseConv2D + 1x1 Conv2D (+ its activation)."""
+    """SeparableConv2D -> DepthwiseConv2D, 1x1 Conv2D, and its activation; SeparableConv1D likewise."""
     layer = node.layer
     classes = _SEPARABLE.get(type(layer))
     if classes is None or layer.data_format != "channels_last" or layer.padding == "causal":
@@ -112,7 +115,7 @@ def separable(node: Node, out: Rewriter) -> Any:
 
 
 def transposed_over_one_axis(node: Node, out: Rewriter) -> Any:
-    """Conv1DTranspose on [N, T, C] -> Conv2DTranspose on [N, 1, T, C] (+ its activation)."""
+    """Conv1DTranspose on [N, T, C] -> Conv2DTranspose on [N, 1, T, C], and its activation."""
     layer = node.layer
     if type(layer) is not _L.Conv1DTranspose or layer.data_format != "channels_last":
         return None
@@ -134,7 +137,7 @@ def transposed_over_one_axis(node: Node, out: Rewriter) -> Any:
 
 
 def depthwise_of_groups(node: Node, out: Rewriter) -> Any:
-    """Conv2D with a group a channel -> DepthwiseConv2D, which every runtime has a fast kernel for."""
+    """Conv2D(groups=input channels) -> DepthwiseConv2D, for which every runtime has a fast kernel."""
     layer = node.layer
     if type(layer) is not _L.Conv2D or layer.groups == 1 or layer.data_format != "channels_last":
         return None
@@ -157,7 +160,7 @@ def depthwise_of_groups(node: Node, out: Rewriter) -> Any:
 
 
 def dense_on_image(node: Node, out: Rewriter) -> Any:
-    """Dense on [N, H, W, C] -> 1x1 Conv2D: one scale per channel, and no reshaping around it."""
+    """Dense on [N, H, W, C] -> 1x1 Conv2D, which has a scale per channel and needs no RESHAPE before and after it."""
     layer = node.layer
     if type(layer) is not _L.Dense or len(node.inputs()[0].shape) != 4:  # noqa: PLR2004 - [N, H, W, C]
         return None
@@ -171,11 +174,11 @@ def dense_on_image(node: Node, out: Rewriter) -> Any:
 
 
 def time_distributed(node: Node, out: Rewriter) -> Any:
-    """TimeDistributed(Dense) on [N, T, C] -> Dense, which does the same for each step."""
+    """TimeDistributed(Dense) on [N, T, C] -> Dense, which computes the same at each step."""
     layer = node.layer
     if type(layer) is not _L.TimeDistributed or type(layer.layer) is not _L.Dense:
         return None
-    # Of the steps' mean; without the wrapper it would be of their sum.
+    # The wrapper averages an activity regulariser over the steps; a plain Dense would sum it.
     if layer.activity_regularizer is not None:
         return None
     (tensor,) = node.inputs()

@@ -1,4 +1,7 @@
-"""Sums, products and averages of many tensors, as operations of two: TFLite has no others, and each needs a range."""
+"""Sums, products and averages of many tensors as chains of two-tensor operations, the only ones TFLite has in int8.
+
+Example: Add([a, b, c]) -> Add([Add([a, b]), c]); the intermediate sum a + b gets a range of its own.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,13 @@ from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Layer
 
 _L = keras.layers
-#: Merges that a chain of pairs computes. Maximum, Minimum and Concatenate are none: they have one range for all.
+#: Layers that become a chain. Maximum, Minimum and Concatenate do not: one range serves all their tensors anyway.
 _CHAINED = (_L.Add, _L.Multiply)
 _SUMS = {"math.add_n", "math.accumulate_n"}
 
 
 def merge_of_many(node: Node, out: Rewriter) -> Any:
-    """Add and Multiply of three or more -> a chain of pairs, in Keras' own order: the same sums to the last bit."""
+    """Add or Multiply of three or more tensors -> a chain in Keras' order, so that float results are bit-identical."""
     parts = _parts(node)
     if type(node.layer) not in _CHAINED or len(parts) <= 2:  # noqa: PLR2004 - a pair
         return None
@@ -29,7 +32,7 @@ def merge_of_many(node: Node, out: Rewriter) -> Any:
 
 
 def average(node: Node, out: Rewriter) -> Any:
-    """Average -> Add and a scale: TFLite has no average of several tensors."""
+    """Average([a, b, c]) -> ((a + b) + c) / 3: TFLite has no average of several tensors."""
     parts = _parts(node)
     if type(node.layer) is not _L.Average or not parts:
         return None
@@ -51,13 +54,13 @@ def sum_function(node: Node, out: Rewriter) -> Any:
 
 
 def _parts(node: Node) -> list[Any]:
-    """What is merged: tensors of the graph in their order, then constants, as a call needs a tensor to read."""
+    """The operands: tensors first, then constants, so that the first call of a chain reads a tensor."""
     parts = node.args[0] if node.args else next(iter(node.kwargs.values()))
     return sorted(parts, key=lambda part: not isinstance(part, Tensor)) if isinstance(parts, list | tuple) else []
 
 
 def _chain(node: Node, out: Rewriter, parts: Sequence[Tensor | npt.ArrayLike], last: Layer, path: str) -> Any:
-    """((a + b) + c) + ..., by calls of layers as `last` is; the last one is of `last`, which stands at `path`."""
+    """Emit ((a + b) + c) + ... with layers of the class of `last`; the last call is of `last`, at the path `path`."""
     name = path.rsplit("/", 1)[-1]
     merge: Callable[..., Any] = type(last)
     result, *others = parts

@@ -1,4 +1,4 @@
-"""Padding with a number: the forms of it that TFLite computes on integers."""
+"""Padding with a constant other than 0, rewritten to forms that TFLite computes on integers."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tfmot_ops.core.keras.private import TFOpLambda
 from tfmot_ops.core.keras.types import Args, Function
 
 _L = keras.layers
-#: A number that is below every activation: the lowest of float16, or lower.
+#: Padding values at or below this one count as minus infinity: the lowest float16, -65504.
 _BELOW_ALL = float(np.finfo(np.float16).min)
 _POOLS = (_L.MaxPooling1D, _L.MaxPooling2D)
 _GLOBAL_POOLS = (_L.GlobalMaxPooling1D, _L.GlobalMaxPooling2D)
 
 
 def pad_below_all(node: Node, out: Rewriter) -> Any:
-    """`tf.pad(x, ..., constant_values=-1e9)` that maxima alone read -> x with its edges mirrored.
+    """`tf.pad(x, ..., constant_values=-1e9)` before max pooling -> `tf.pad(x, ..., mode="SYMMETRIC")`.
 
-    A window's maximum is then one of x's values, and each mirrored value stands in the window that it is mirrored into:
-    the results are equal. Between -1e9 and the values, no integer range would say anything of these.
+    Example, windows of 3: max(-1e9, a, b) = max(a, a, b). The mirrored a is in the same window as a itself, so every
+    maximum stays equal. With -1e9 in it, an int8 range would have no level left for the values of x.
     """
     paddings = _paddings(node)
     if paddings is None:
@@ -44,7 +44,10 @@ def pad_below_all(node: Node, out: Rewriter) -> Any:
 
 
 def pad_by_sum(node: Node, out: Rewriter) -> Any:
-    """`tf.pad` with a number -> with zeros, and the number added there: what TFLite can do with int16."""
+    """`tf.pad(x, constant_values=c)` -> `tf.pad(x)` + border, where border is c outside x and 0 inside.
+
+    TFLite pads int16 tensors with zeros only.
+    """
     paddings, constant = _paddings(node), pad_constant(node)
     if paddings is None or isinstance(constant, Tensor) or np.ndim(constant) or not np.any(constant):
         return None
@@ -59,7 +62,7 @@ def pad_by_sum(node: Node, out: Rewriter) -> Any:
 
 
 def _paddings(node: Node) -> list[list[int]] | None:
-    """How much a call of `tf.pad` adds to each axis; None for another call, or where it is no constant."""
+    """[before, after] for each axis of a call of `tf.pad`; None for another call, or if the paddings are a tensor."""
     if getattr(node.layer, "symbol", "") != "compat.v1.pad" or not node.output().is_float:
         return None
     value = node.args[1] if len(node.args) > 1 else node.kwargs.get("paddings")
@@ -71,7 +74,10 @@ def _paddings(node: Node) -> list[list[int]] | None:
 
 
 def _is_maximum(reader: Node, paddings: list[list[int]]) -> bool:
-    """Whether a call takes maxima, of windows each of which has the mirror image of what it has of the padding."""
+    """Whether a call is a max pooling whose windows are at least twice as wide as the padding on each side.
+
+    Such a window that reaches into the padding also contains the values that are mirrored there.
+    """
     window, (batch, *sides, channels) = _window(reader), paddings
     if window is None or any((*batch, *channels)):
         return False
@@ -79,7 +85,7 @@ def _is_maximum(reader: Node, paddings: list[list[int]]) -> bool:
 
 
 def _window(reader: Node) -> Any:
-    """Sizes of the windows, each wholly within its input, of whose values a call takes the maximum; None for others."""
+    """Window sizes of a max pooling with padding="valid", infinite for a global pooling; None for any other call."""
     layer = reader.layer
     if isinstance(layer, _GLOBAL_POOLS) and layer.data_format == "channels_last":
         return np.inf
@@ -96,7 +102,7 @@ def _window(reader: Node) -> Any:
 
 
 def _function(node: Node, out: Rewriter, function: Function, args: Args, path: str) -> Tensor:
-    """A call of a function of TensorFlow that gives the shape of `node`'s result."""
+    """Emit a call of a TensorFlow function whose result has the shape of `node`'s output."""
     layer = out.once(node.layer, path, lambda: TFOpLambda(function, name=path.rsplit("/", 1)[-1]))
     result = out.call(layer, path, args[0], shape=node.output().shape)
     if result.producer is not None:

@@ -1,4 +1,4 @@
-"""Scaling and standardising: preprocessing, LayerNormalization, GroupNormalization."""
+"""Scaling and standardising: Rescaling, Normalization, LayerNormalization, GroupNormalization."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _L = keras.layers
 
 
 def preprocessing(node: Node, out: Rewriter) -> Any:
-    """Rescaling and Normalization -> one affine per channel."""
+    """Rescaling -> x * scale + offset, Normalization -> (x - mean) / deviation: one Affine, per channel."""
     layer = node.layer
     if type(layer) is _L.Rescaling:
         (tensor,) = node.inputs()
@@ -26,18 +26,18 @@ def preprocessing(node: Node, out: Rewriter) -> Any:
         return out.affine(node.path, tensor, layer.scale, layer.offset)
     if type(layer) is _L.Normalization and not layer.invert:
         (tensor,) = node.inputs()
-        # Keras shapes them for the axes they are of: along another than the last, they are none per channel.
+        # Statistics along another axis than the last are not per channel: then `channel_constant` returns None.
         mean, variance = (channel_constant(value, tensor) for value in (layer.mean, layer.variance))
         if not tensor.is_float or mean is None or variance is None:
             return None
-        # As Keras does, to the last bit.
+        # Keras' formula, so that the results are bit-identical.
         deviation = np.maximum(np.sqrt(variance), keras.backend.epsilon())
         return out.affine(node.path, tensor, 1.0, -mean, deviation)
     return None
 
 
 def normalization(node: Node, out: Rewriter) -> Any:
-    """LayerNormalization over the last axis, GroupNormalization -> means, differences and an affine."""
+    """LayerNormalization over the last axis, or GroupNormalization -> scale * (x - mean) / deviation + offset."""
     layer = node.layer
     if type(layer) is _L.LayerNormalization:
         (tensor,) = node.inputs()
@@ -59,7 +59,7 @@ def _group_normalization(node: Node, out: Rewriter) -> Any:
     if axis % len(tensor.shape) != len(tensor.shape) - 1 or not tensor.channels or None in sizes:
         return None
     groups = tensor.channels if layer.groups == -1 else layer.groups
-    # [N, H, W, C] -> [N, H * W, groups, C / groups], so that four axes are enough.
+    # [N, H, W, C] -> [N, H * W, groups, C / groups]: four axes, for an input of any rank.
     target = (math.prod(size for size in sizes if size), groups, tensor.channels // groups)
     split = out.once(layer, "split", lambda: _L.Reshape(target, name=f"{layer.name}_split"))
     join = out.once(layer, "join", lambda: _L.Reshape(tensor.shape[1:], name=f"{layer.name}_join"))
@@ -78,7 +78,7 @@ def _learned_affine(node: Node, out: Rewriter, tensor: Tensor) -> Tensor:
 
 
 def _standardized(node: Node, out: Rewriter, tensor: Tensor, axes: list[int]) -> Tensor:
-    """(x - mean) / sqrt(variance + epsilon), each operation a call of its own, to have a range of its own."""
+    """Emit (x - mean) / sqrt(variance + epsilon) as separate calls, so that each intermediate result has a range."""
     layer = node.layer
     sizes = tuple(1 if axis in axes else size for axis, size in enumerate(tensor.shape))
 
