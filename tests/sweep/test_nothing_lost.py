@@ -314,7 +314,7 @@ def test_names_are_stripped_and_count_once() -> None:
 def test_two_recipes_of_one_name_are_refused(tmp_path) -> None:
     path = tmp_path / "mine.json"
     path.write_text(Recipe(name="wi8_ai8").model_dump_json(), encoding="utf-8")
-    with pytest.raises(SpecError, match="two recipes of the name wi8_ai8"):
+    with pytest.raises(SpecError, match="two different recipes have the name wi8_ai8"):
         command.read_recipes(f"wi8_ai8,{path}")
 
 
