@@ -11,7 +11,7 @@ from airflow.sdk import DAG, Param, task
 
 from tfmot_ops.contract import PRESET_RECIPES
 from tfmot_ops.operators import CompatSweepOperator, ForecastOperator, ListOperator, OpenRunOperator
-from tfmot_ops.operators.sweep import DEFAULT_RECIPES, PlanSweepOperator, Weight, check_forecast, room
+from tfmot_ops.operators.sweep import DEFAULT_RECIPES, PlanSweepOperator, Weight, check_forecast, shard_resources
 from tfmot_ops.recipes import RECIPE_NAME
 from tfmot_ops.runners import IMAGES_VARIABLE, PYTHONS_VARIABLE, RUNNERS
 
@@ -79,7 +79,7 @@ with DAG(
         "parent_run": open_run.output,
         "map_index_template": "{{ task.options['label'] }}",
         # A shard may be of any class here.
-        **room(Weight.HEAVY),
+        **shard_resources(Weight.HEAVY),
     }
     now = CompatSweepOperator.partial(task_id="now", **settings).expand(options=plan.output)
     then = CompatSweepOperator.partial(task_id="then", next_image="{{ params.next_image or None }}", **settings).expand(

@@ -12,7 +12,7 @@ from airflow.sdk import DAG, Param
 from tfmot_ops.contract import PRESET_RECIPES, Device
 from tfmot_ops.operators import CompatSweepOperator, ListOperator, OpenRunOperator, SummarizeSweepOperator
 from tfmot_ops.operators.notify import notifiers
-from tfmot_ops.operators.sweep import DEFAULT_RECIPES, PlanSweepOperator, Weight, room
+from tfmot_ops.operators.sweep import DEFAULT_RECIPES, PlanSweepOperator, Weight, shard_resources
 from tfmot_ops.recipes import RECIPE_NAME
 from tfmot_ops.runners import RUNNERS
 
@@ -78,7 +78,7 @@ with DAG(
             task_id=weight.value,
             parent_run=open_run.output,
             map_index_template="{{ task.options['label'] }}",
-            **room(weight),
+            **shard_resources(weight),
         ).expand(options=planned.output)
 
     groups = [group(weight) for weight in Weight]

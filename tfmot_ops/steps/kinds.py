@@ -79,8 +79,8 @@ def _report_trained_elsewhere(work: ModelWork[TrainOptions]) -> None:
     if not work.data.has_own_test_set:
         work.parameters["test_split"] = _DRAWN
         work.progress.message(
-            f"train: WARNING: the test split is {_DRAWN} in its training, and then the measured accuracy is too high for "
-            "new data; give a data set whose x_test and y_test the model was not trained on"
+            f"train: WARNING: the test split is {_DRAWN} in its training, and then the measured accuracy is too high "
+            "for new data; give a data set whose x_test and y_test the model was not trained on"
         )
 
 
