@@ -101,5 +101,5 @@ def test_a_step_that_somebody_else_deleted(airflow, started, delete, place, cont
     delete(place)
     assert airflow.end_of(f"{place}_long", run) == "failed"
     log = airflow.log(f"{place}_long", run)
-    assert "is gone" in log or "was ended by SIGKILL" in log, log[-4000:]
+    assert "is gone" in log or "was killed by SIGKILL" in log, log[-4000:]
     assert (containers(), pods()) == ([], [])
