@@ -295,7 +295,7 @@ def test_a_time_out_lets_the_step_tidy_up(runner, mine, out, log):
 
 
 def test_a_step_that_is_deaf_ends_at_its_deadline(runner, mine, log):
-    with pytest.raises(StepFailedError, match="deadline_s is over") as failure:
+    with pytest.raises(StepFailedError, match="ran longer than the runner's deadline_s") as failure:
         runner(DEAF, deadline_s=1).start(SPEC, None, log.append).wait()
     assert "exit code 137" in failure.value.received
     assert mine() == []

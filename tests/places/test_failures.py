@@ -13,7 +13,7 @@ REASONS = {
     "image": ("no-such-image:1",),
     "command": ("options.model: unknown model name",),
     "memory": ("OOMKilled", "out of memory"),  # the second where the engine does not tell
-    "deadline": ("DeadlineExceeded", "deadline_s is over"),
+    "deadline": ("DeadlineExceeded", "ran longer than the runner's deadline_s"),
     "timeout": ("AirflowTaskTimeout", "execution_timeout deadline"),
     "gpu": ("Insufficient nvidia.com/gpu",),
 }
