@@ -29,7 +29,7 @@ def is_model_uri(name: str) -> bool:
 
 
 class _KerasFlavor:
-    """MLflow's tensorflow flavor without the validation that loads the saved model, which needs this package's classes."""
+    """MLflow's tensorflow flavor without its validation, which would load the model without this package's classes."""
 
     @staticmethod
     def save_model(*, validate_serving_input: bool, **arguments: Any) -> None:

@@ -183,7 +183,7 @@ def _create(
     tags: dict[str, str],
 ) -> str:
     tags = {_KIND: "cell" if cell else "sweep", _ID: sweep.sweep_id, _CELL: cell or "-", **owner_tag(), **tags}
-    # A sweep may be recorded long after it ran, and behind later ones.
+    # With the sweep's own start time: it may be recorded long after it ran, and after later sweeps.
     started = round(sweep.started_at.timestamp() * 1000)
     return str(client.create_run(experiment_id, start_time=started, tags=tags, run_name=name).info.run_id)
 
