@@ -25,7 +25,7 @@ _PATH_DESCRIPTIONS = {
 
 
 def available_datasets() -> dict[str, str]:
-    """Name -> one line on it: built-ins, forms that take a path, and registered data sets."""
+    """Name -> one-line description of all data sets: built-in, with a path (`npz:<path>`), and registered."""
     registered = {entry.name: f"registered as {entry.value}" for entry in entry_points(group=ENTRY_POINT_GROUP)}
     # A built-in is found first, so a registered name cannot hide it.
     return {**registered, **_DESCRIPTIONS, **_PATH_DESCRIPTIONS}
