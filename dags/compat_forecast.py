@@ -1,6 +1,6 @@
-"""Before a bump of TensorFlow, tf-keras or tfmot: the same cells under the next pins, and a go / no-go table.
+"""Before an upgrade of TensorFlow, tf-keras or tfmot: runs the same cells with the new versions; go / no-go table.
 
-The next pins are in an environment or an image that the deployment lists by name, in the variables
+The new versions are installed in an environment or an image, which the deployment lists by name in the variables
 TFMOT_OPS_FORECAST_PYTHONS and TFMOT_OPS_FORECAST_IMAGES.
 """
 
@@ -11,7 +11,7 @@ from airflow.sdk import DAG, Param, task
 
 from tfmot_ops.contract import PRESET_RECIPES
 from tfmot_ops.operators import CompatSweepOperator, ForecastOperator, ListOperator, OpenRunOperator
-from tfmot_ops.operators.sweep import DEFAULT_RECIPES, PlanSweepOperator, Weight, check_forecast, room
+from tfmot_ops.operators.sweep import DEFAULT_RECIPES, PlanSweepOperator, Weight, check_forecast, shard_resources
 from tfmot_ops.recipes import RECIPE_NAME
 from tfmot_ops.runners import IMAGES_VARIABLE, PYTHONS_VARIABLE, RUNNERS
 
@@ -58,12 +58,12 @@ with DAG(
 
     @task
     def check(**context: Any) -> None:
-        """Refuse what names no other versions, two, or some that the deployment does not list."""
+        """Refuse a run without exactly one of next_python and next_image, or with a name that is not listed."""
         check_forecast(context["params"]["next_python"], context["params"]["next_image"])
 
     @task
     def elsewhere(planned: Any, **context: Any) -> list[dict[str, Any]]:
-        """The same shards for the other interpreter."""
+        """The options of the same shards, to run with the other interpreter."""
         return [{**options, "python": context["params"]["next_python"] or None} for options in planned]
 
     open_run = OpenRunOperator(task_id="open_run", options={"name": "forecast", "parameters": "{{ params }}"})
@@ -78,8 +78,8 @@ with DAG(
     settings: dict[str, Any] = {
         "parent_run": open_run.output,
         "map_index_template": "{{ task.options['label'] }}",
-        # A shard may be of any class here.
-        **room(Weight.HEAVY),
+        # Shards of all weight classes are mixed here, so each gets the resources of the largest class.
+        **shard_resources(Weight.HEAVY),
     }
     now = CompatSweepOperator.partial(task_id="now", **settings).expand(options=plan.output)
     then = CompatSweepOperator.partial(task_id="then", next_image="{{ params.next_image or None }}", **settings).expand(

@@ -1,7 +1,7 @@
-"""Every night: each architecture of the catalogue through the whole chain; what survives, what broke, and why.
+"""Every night: runs each architecture of the catalogue through the whole chain, and reports what broke and why.
 
-Shards take slots of the default pool by the memory that their cells need. In local processes these are shares of this
-machine, so that what runs at the same time fits it; see `tfmot_ops.operators.sweep.room`.
+A shard takes slots of Airflow's default pool according to the memory of its cells, so that concurrent shards fit the
+machine; see `tfmot_ops.operators.sweep.shard_resources`.
 """
 
 from datetime import datetime, timedelta
@@ -12,7 +12,7 @@ from airflow.sdk import DAG, Param
 from tfmot_ops.contract import PRESET_RECIPES, Device
 from tfmot_ops.operators import CompatSweepOperator, ListOperator, OpenRunOperator, SummarizeSweepOperator
 from tfmot_ops.operators.notify import notifiers
-from tfmot_ops.operators.sweep import DEFAULT_RECIPES, PlanSweepOperator, Weight, room
+from tfmot_ops.operators.sweep import DEFAULT_RECIPES, PlanSweepOperator, Weight, shard_resources
 from tfmot_ops.recipes import RECIPE_NAME
 from tfmot_ops.runners import RUNNERS
 
@@ -52,14 +52,14 @@ with DAG(
     schedule="0 2 * * *",
     start_date=datetime(2026, 1, 1),  # noqa: DTZ001 - Airflow takes it as UTC
     catchup=False,
-    # Hours of work: it starts when somebody turns it on, not the moment a scheduler first sees this file.
+    # Paused at creation, as a sweep takes hours: a user must turn the DAG on first.
     is_paused_upon_creation=True,
     max_active_runs=1,
     tags=["tfmot_ops"],
     params=PARAMS,
     render_template_as_native_obj=True,
     default_args={
-        # For the place's sake only: a red cell is a result.
+        # For failures of the infrastructure; a failed cell does not fail the task.
         "retries": 2,
         "retry_delay": timedelta(seconds=10),
         "device": "{{ params.device }}",
@@ -78,7 +78,7 @@ with DAG(
             task_id=weight.value,
             parent_run=open_run.output,
             map_index_template="{{ task.options['label'] }}",
-            **room(weight),
+            **shard_resources(weight),
         ).expand(options=planned.output)
 
     groups = [group(weight) for weight in Weight]
@@ -88,7 +88,7 @@ with DAG(
         catalogue=listing.output,
         options=ASKED,
         parent_run=open_run.output,
-        # Whatever happened to the shards: what they left is judged, what they did not leave is missing.
+        # Runs even if shards failed: their cells without a result count as missing.
         trigger_rule="all_done",
         on_failure_callback=notifiers(),
     )

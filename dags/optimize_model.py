@@ -64,7 +64,7 @@ PARAMS = {
     "qat_epochs": Param(
         None, type=["null", "integer"], minimum=0, maximum=1000, description="Empty: as the recipe says."
     ),
-    "limit": Param(None, type=["null", "integer"], minimum=50, description="Use at most so many training samples."),
+    "limit": Param(None, type=["null", "integer"], minimum=50, description="Maximum number of training samples."),
     "batch_size": Param(64, type="integer", minimum=1, maximum=4096),
     "seed": Param(0, type="integer", minimum=0, maximum=2**31 - 1),
     "runner": Param(
@@ -83,7 +83,7 @@ DATA = {
     "limit": "{{ params.limit }}",
 }
 RECIPE = {"recipe": "{{ params.recipe_file or params.recipe }}"}
-# Outputs of another name than the input, so each is given as the fields of its artifact.
+# These outputs are named differently from the inputs they become, so each is given as the fields of its artifact.
 QAT_MODEL = "{{ ti.xcom_pull(task_ids='quantize')['outputs']['model'] }}"
 TRAINED_MODEL = "{{ ti.xcom_pull(task_ids='train')['outputs']['model'] }}"
 FINE_TUNE_EPOCHS = {"epochs": "{{ params.fine_tune_epochs }}"}

@@ -1,4 +1,4 @@
-"""Artifacts as files: put one where the next step finds it, fetch one and check that it is the same.
+"""Artifacts as files: write an artifact for later steps, fetch it, and verify its sha256.
 
 A store is any fsspec folder (a path, `file://`, `s3://`, ...). The store of a tracking run lives in
 `tracking`, which builds on the functions here.
@@ -27,8 +27,8 @@ SUFFIXES = {
     ArtifactFormat.CSV: ".csv",
 }
 
-# An object store shows an object only once it is complete, and renames by copying: a detour through a
-# temporary name would cost a second upload and gain nothing.
+# An object store shows an object only once it is complete, so a temporary name is not needed there; renaming would
+# upload the object again.
 _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl"})
 
 
@@ -75,7 +75,7 @@ def verify(path: Path, artifact: Artifact) -> Path:
         `path`, when size and sha256 agree.
 
     Raises:
-        ArtifactError: they do not.
+        ArtifactError: size or sha256 differ.
     """
     found = describe(path, artifact.uri, artifact.format)
     if found != artifact:
@@ -212,7 +212,7 @@ class FsspecStore:
 
 
 class KeptFile:
-    """A file that one attempt at a step leaves for the next; unlike an artifact it changes, and goes in the end.
+    """A file that one attempt at a step keeps for the next; unlike an artifact it changes, and is deleted at the end.
 
     Every method raises OSError, ValueError (no such protocol) or ImportError (its package is not installed) when the
     file system cannot do it.
@@ -225,7 +225,7 @@ class KeptFile:
         self.uri = uri
 
     def fetch(self, path: Path) -> bool:
-        """Copy it to the local `path`; False when there is none."""
+        """Copy the kept file to the local `path`; False if there is none."""
         filesystem, source = fsspec.core.url_to_fs(self.uri)
         if not filesystem.exists(source):
             return False
@@ -234,9 +234,9 @@ class KeptFile:
         return True
 
     def keep(self, path: Path) -> None:
-        """Put the local file at `path` in its place; a kill meanwhile leaves the one before."""
+        """Replace the kept file by the local file at `path`, atomically."""
         filesystem, target = fsspec.core.url_to_fs(self.uri)
-        # The same temporary name each time, so that kills do not heap up what they cut short.
+        # The same temporary name each time, so that killed attempts do not leave several truncated files.
         _upload(path, filesystem, target, ".part")
 
     def remove(self) -> None:

@@ -1,4 +1,4 @@
-"""The interface of the original module `tfmot_utils`, implemented by calls of `tfmot_ops.core`."""
+"""Compatibility module: the names of the original `tfmot_utils`, implemented with `core`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tfmot_ops.core.keras.types import Config, Layer
 from tfmot_ops.core.quantization.quantizers import LayerQuantizeConfig, RangeQuantizer
 from tfmot_ops.core.saving.safe_files import check_model_file
 
-#: Part of an error message of TensorFlow 2.21.0 or tfmot 0.8.1 -> short name of the error.
+#: Part of a typical error message -> its short name; seen with TF 2.21.0 and tfmot 0.8.1.
 TYPICAL_ERRORS = {
     "Shape must be rank 4 but is rank 5": "tensor rank",
     "keras Model inside another keras Model": "nested models",
     "tf.__operators__.add": "unsupported operation (a plain tensor sum)",
 }
-#: The recipe of the original interface: QAT with int8 weights and activations.
+#: Recipe of the original interface: int8 weights and activations with quantisation-aware training.
 _QUANTIZE = Recipe(name="wi8_ai8", quantization=Quantization(method=Method.QAT))
 
 

@@ -1,4 +1,4 @@
-"""What becomes of each layer class of tf_keras, seen on a small model around each: `docs/layers.md`.
+"""Makes `docs/layers.md`: how each layer class of tf_keras is quantised and pruned, tested in a small model.
 
 `python -m tools.layer_table docs/layers.md` writes it; `make layers` does.
 """
@@ -26,7 +26,7 @@ _L = keras.layers
 #: Name of the layer that a row is about, in the model around it.
 _NAME = "layer"
 
-#: A value for each argument that some constructor asks for.
+#: Argument name -> value, for required arguments of the layers' constructors.
 _VALUES: dict[str, Any] = {
     **dict.fromkeys(("filters", "units", "key_dim", "output_dim"), 4),
     **dict.fromkeys(("kernel_size", "n"), 3),
@@ -43,7 +43,7 @@ _VALUES: dict[str, Any] = {
     "scale": 0.5,
     "target_shape": (4, 16, 4),
 }
-#: Classes whose arguments are not those.
+#: Layer class -> arguments, for classes that need other arguments than the table above.
 _MAKE: dict[type, Callable[[], Any]] = {
     _L.Activation: lambda: _L.Activation("relu", name=_NAME),
     _L.Bidirectional: lambda: _L.Bidirectional(_L.LSTM(4), name=_NAME),
@@ -71,7 +71,7 @@ _READS: dict[type, tuple[tuple[int, ...], str]] = {
     _L.ConvLSTM2D: ((3, 6, 6, 4), "float32"),
     _L.ConvLSTM3D: ((3, 4, 4, 4, 4), "float32"),
 }
-#: By what a name says; an image where it says nothing.
+#: Part of a class name (`1D`, `3D`) -> shape of a sample; other classes get an image.
 _BY_DIMENSIONS = {"1D": (8, 4), "3D": (6, 6, 6, 4), "": (8, 8, 4)}
 _CALLS: dict[type, Callable[[Any, Any], Any]] = {
     **dict.fromkeys(

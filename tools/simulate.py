@@ -1,4 +1,4 @@
-"""A sweep of many cells on many workers, in virtual time: the real planning, a fake runner with recorded durations.
+"""Simulates a sweep of many cells on many workers: the real planning with recorded durations, in virtual time.
 
 `python -m tools.simulate [--recorded FOLDER]`: what 1,000 architectures x 5 recipes take on 1, 8 and 64
 workers, and whether their report can be made.
@@ -26,11 +26,11 @@ from tfmot_ops.sweep.report.page import write_page
 
 _GIB = 2.0**30
 RECIPES = ("wi8_ai8", "sparse50_wi8_ai8", "sparse80_wi8_ai8", "sparse2of4_wi8_ai8", "wi8_afp32")
-#: Memory a worker brings with it, as on a common machine with one core for 8 GiB.
+#: Memory per worker: common machines have 8 GiB per core.
 WORKER_BYTES = 8 * _GIB
 #: What a pool slot stands for, see `Weight.pool_slots`.
 _SLOT_BYTES = 4 * _GIB
-#: What a made-up architecture's cost is drawn around a recorded one's by.
+#: Spread of the random factor between the cost of a generated architecture and that of a recorded architecture.
 _SPREAD = (0.8, 1.25)
 #: Airflow's `core.max_map_length`: entries that one mapped task may expand to.
 MAX_MAP_LENGTH = 1024
@@ -38,7 +38,7 @@ MAX_MAP_LENGTH = 1024
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a simulation came to.
+    """The result of a simulation.
 
     Attributes:
         makespan_s: from the first start to the last end.

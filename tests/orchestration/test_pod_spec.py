@@ -127,5 +127,5 @@ def test_arguments_arrive_as_they_are(pods):
 
 
 def test_a_password_in_the_tracking_uri_is_refused_and_not_repeated(answer):
-    assert "tracking_uri carries a secret" in answer["refused"]
+    assert "tracking_uri contains a secret" in answer["refused"]
     assert "s3cr3t" not in answer["refused"]

@@ -242,9 +242,9 @@ def test_a_time_out_stays_one(answers, case):
         ("volume", "ContainerCreating", "`startup_timeout_s`, 1 s", 'FailedMount: configmap "data"', "volumes"),
         ("silent", "ContainerCreating", "`startup_timeout_s`, 1 s", "the state ContainerCreating", "volumes"),
         ("deadline", "DeadlineExceeded", "`deadline_s`, 10 s", "longer than the specified", "raise `deadline_s`"),
-        ("deadline-untold", "its deadline_s is over", "`deadline_s`, 10 s", "exit code 143", "raise `deadline_s`"),
-        ("signal-before-it", "was ended by SIGTERM", "", "exit code 143", "a task that was stopped"),
-        ("evicted", "was ended: Evicted", "a node that stays", "low on memory", "`resources`"),
+        ("deadline-untold", "as it ran longer than", "`deadline_s`, 10 s", "exit code 143", "raise `deadline_s`"),
+        ("signal-before-it", "was killed by SIGTERM", "", "exit code 143", "the task was stopped"),
+        ("evicted", "was ended: Evicted", "a node that runs", "low on memory", "`resources`"),
     ],
 )
 def test_what_is_told(answers, case, summary, required, received, remedy):  # noqa: PLR0917 - a table's columns

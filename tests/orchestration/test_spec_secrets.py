@@ -27,7 +27,7 @@ def _spec(**fields):
     ids=["token", "query", "output", "signed"],
 )
 def test_a_secret_in_a_uri_is_refused(field, fields):
-    with pytest.raises(SpecError, match=f"{field} carries a secret") as refused:
+    with pytest.raises(SpecError, match=f"{field} contains a secret") as refused:
         environment(_spec(**fields), Device.CPU, {})
     assert SECRET not in str(refused.value)
 

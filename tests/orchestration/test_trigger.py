@@ -39,7 +39,7 @@ REFUSED = {
     "a runner by the parameter": "required: docker",
     "arguments by the parameter": "no runner has the name",
     "an interpreter": "required: one of 'next'",
-    "an interpreter where none is listed": "required: a name that is listed; none is",
+    "an interpreter where none is listed": "required: a listed name, but the list is empty",
     "a mapped interpreter": "required: one of 'next'",
     "an image": "required: one of 'next'",
     "a mapped image": "required: one of 'next'",

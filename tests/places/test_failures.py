@@ -13,7 +13,7 @@ REASONS = {
     "image": ("no-such-image:1",),
     "command": ("options.model: unknown model name",),
     "memory": ("OOMKilled", "out of memory"),  # the second where the engine does not tell
-    "deadline": ("DeadlineExceeded", "deadline_s is over"),
+    "deadline": ("DeadlineExceeded", "ran longer than the runner's deadline_s"),
     "timeout": ("AirflowTaskTimeout", "execution_timeout deadline"),
     "gpu": ("Insufficient nvidia.com/gpu",),
 }
@@ -101,5 +101,5 @@ def test_a_step_that_somebody_else_deleted(airflow, started, delete, place, cont
     delete(place)
     assert airflow.end_of(f"{place}_long", run) == "failed"
     log = airflow.log(f"{place}_long", run)
-    assert "is gone" in log or "was ended by SIGKILL" in log, log[-4000:]
+    assert "is gone" in log or "was killed by SIGKILL" in log, log[-4000:]
     assert (containers(), pods()) == ([], [])

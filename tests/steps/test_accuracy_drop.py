@@ -133,7 +133,7 @@ def test_an_evaluate_step_says_which_reference_it_used(artifacts, given, recipe,
     assert result.status is Status.OK, result.error
     metrics = result.metrics
     assert result.parameters.get("float_reference") == reference
-    assert any("no input trained is given" in line for line in told) == (reference == "model")
+    assert any("there is no input `trained`" in line for line in told) == (reference == "model")
     assert ("pruned_accuracy" in metrics) == (recipe is not None and len(given) == 2)
     if reference is None:
         assert "accuracy_drop" not in metrics

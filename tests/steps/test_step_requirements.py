@@ -78,11 +78,11 @@ OUT_OF_ORDER = {
     "ptq without prune": ("quantize", "float", "sparse50_wi8_ai8_ptq", "prune, fine_tune and strip"),
     "quantize without strip": ("quantize", "wrapped", SPARSE, "put a strip step between fine_tune and quantize"),
     "ptq without strip": ("quantize", "wrapped", "wi8_ai8_ptq", "put a strip step between fine_tune and quantize"),
-    "prune of a quantised model": ("prune", "quantised", SPARSE, "from before its quantize step"),
-    "fine_tune of a quantised model": ("fine_tune", "quantised", "wi8_ai8", "from before its quantize step"),
-    "strip of a quantised model": ("strip", "quantised", "wi8_ai8", "from before its quantize step"),
-    "ptq of a quantised model": ("quantize", "quantised", "wi8_ai8_ptq", "from before its quantize step"),
-    "qat of a quantised model": ("quantize", "quantised", "wi8_ai8", "from before its quantize step"),
+    "prune of a quantised model": ("prune", "quantised", SPARSE, "the input of the quantize step"),
+    "fine_tune of a quantised model": ("fine_tune", "quantised", "wi8_ai8", "the input of the quantize step"),
+    "strip of a quantised model": ("strip", "quantised", "wi8_ai8", "the input of the quantize step"),
+    "ptq of a quantised model": ("quantize", "quantised", "wi8_ai8_ptq", "the input of the quantize step"),
+    "qat of a quantised model": ("quantize", "quantised", "wi8_ai8", "the input of the quantize step"),
 }
 
 

@@ -44,8 +44,8 @@ def _spoil(monkeypatch: pytest.MonkeyPatch, spoil: Any) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda answers: 100.0 * np.random.default_rng(0).normal(size=answers.shape), "does not compute"),
-        (lambda answers: np.full_like(answers, np.nan), "no numbers"),
+        (lambda answers: 100.0 * np.random.default_rng(0).normal(size=answers.shape), "differ from those of its model"),
+        (lambda answers: np.full_like(answers, np.nan), "NaN or infinity"),
     ],
     ids=["noise", "nan"],
 )

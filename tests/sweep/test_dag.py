@@ -55,7 +55,7 @@ def test_six_architectures_then_a_regression_is_told(bench, run_dag, webhook) ->
     states = {task["task"]: task["state"] for task in answer["tasks"]}
     # A red cell is a result, and its shard green; the sweep as a whole is not.
     assert (answer["state"], states["medium"], states["summarize"]) == ("failed", "success", "failed"), log[-3000:]
-    assert "regressions: fickle/wi8_ai8 unknown at build: planted" in log
+    assert "regressions: fickle/wi8_ai8 expected: passes; now: fails at build with unknown: planted" in log
     (message,) = told
     assert list(message["regressions"]) == ["fickle/wi8_ai8"]
     assert "compat_sweep" in message["text"]

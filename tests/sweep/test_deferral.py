@@ -206,7 +206,7 @@ def test_a_listing_that_failed_leaves_everything_missing(runs) -> None:
     assert (run["tasks"]["list"], run["tasks"]["summarize"]) == ("failed", "failed")
     assert run["specs"][0][0]["options"]["architectures"] == sorted(read_expected())
     assert run["specs"][0][0]["inputs"] == {}
-    assert "the catalogue was not listed" in runs["log"]
+    assert "the catalogue could not be listed" in runs["log"]
 
 
 def test_a_shard_gets_the_memory_of_its_class(runs) -> None:
@@ -273,7 +273,7 @@ class RunStore:
 
 def test_cells_are_kept_on_the_run_where_nothing_else_lasts(tmp_path, monkeypatch) -> None:
     from tfmot_ops.contract import CompatResult
-    from tfmot_ops.steps.compat import _Keeper
+    from tfmot_ops.steps.compat import _CellKeeper
     from tfmot_ops.steps.work import Work
 
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -287,11 +287,11 @@ def test_cells_are_kept_on_the_run_where_nothing_else_lasts(tmp_path, monkeypatc
         def message(self, text: str) -> None:
             said.append(text)
 
-    def attempt(number: int) -> tuple[_Keeper, Path]:
+    def attempt(number: int) -> tuple[_CellKeeper, Path]:
         work = Work(spec, RunStore(tmp_path / "run"), tmp_path / str(number), Progress())
         path = work.workdir / "sweep" / "cells" / "A-wi8_ai8-any-seed0.json"
         path.parent.mkdir(parents=True)
-        keeper = _Keeper(work, work.workdir / "sweep")
+        keeper = _CellKeeper(work, work.workdir / "sweep")
         keeper.restore()
         return keeper, path
 
@@ -304,7 +304,7 @@ def test_cells_are_kept_on_the_run_where_nothing_else_lasts(tmp_path, monkeypatc
     second.remove()
     _, path = attempt(3)
     assert not path.exists()
-    assert said == ["A/wi8_ai8 ok", "continues after 1 cells of an attempt before"]
+    assert said == ["A/wi8_ai8 ok", "continues after 1 cells of an earlier attempt"]
     assert not (tmp_path / "home").exists()
 
 

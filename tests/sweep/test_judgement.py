@@ -182,9 +182,9 @@ def test_what_is_gone_from_the_catalogue_is_missing(tmp_path) -> None:
 
 
 def test_a_sweep_of_nothing_is_refused(tmp_path) -> None:
-    with pytest.raises(SpecError, match="a sweep of nothing"):
+    with pytest.raises(SpecError, match="the sweep has no cells"):
         Sweep(tmp_path).cells()
-    with pytest.raises(SpecError, match="a sweep of nothing"):
+    with pytest.raises(SpecError, match="the sweep has no cells"):
         Sweep(tmp_path, recipes=(Recipe(name="wi8_ai8"),)).run(cells=[])
 
 

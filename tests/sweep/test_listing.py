@@ -46,8 +46,8 @@ SWEEP = SweepResult(
     ),
     judgement=Judgement(
         regressions={"DenseNet121/wi8_ai8": "conversion at export: [/oops] no markup"},
-        improvements={"ResNet50/wi8_ai8": "was expected to fail (timeout) and passes"},
-        missing={"VGG16/wi8_ai8": "left no result"},
+        improvements={"ResNet50/wi8_ai8": "expected: fails with timeout; now: passes"},
+        missing={"VGG16/wi8_ai8": "has no result"},
     ),
 )
 
@@ -63,7 +63,7 @@ def test_a_log_gets_plain_text_a_line_a_cell():
     assert "\x1b" not in text
     assert not BOXES & set(text)
     lines = text.splitlines()
-    assert lines[0] == ("ok   MobileNetV2/wi8_ai8  int8 100 %, agrees 22.4 dB (PTQ 24.9), 2.63 MB, 30 CPU-s, 1.5 GiB")
+    assert lines[0] == ("ok   MobileNetV2/wi8_ai8  int8 100 %, SQNR 22.4 dB (PTQ 24.9), 2.63 MB, 30 CPU-s, 1.5 GiB")
     assert lines[1].endswith("cached")
     assert lines[2] == "FAIL DenseNet121/wi8_ai8  export: conversion, [bold]no markup[/bold] red (30 CPU-s, 1.5 GiB)"
     assert lines[3].startswith("MISS VGG16/wi8_ai8")
@@ -82,10 +82,10 @@ def test_counts_extremes_and_effort():
     assert re.search(r"^export +2 +1 *$", text, re.MULTILINE)
     assert re.search(r"^agree +2 *$", text, re.MULTILINE)
     assert re.search(r"^conversion +1 +The TFLite converter refused", text, re.MULTILINE)
-    assert re.search(r"^missing +1 +Asked for", text, re.MULTILINE)
+    assert re.search(r"^missing +1 +Requested", text, re.MULTILINE)
     assert "slowest ten, CPU-s: MobileNetV2/wi8_ai8 30, ResNet50" in text
     assert "largest ten, GiB: MobileNetV2/wi8_ai8 1.50" in text
-    assert "less than PTQ, with this one seed: MobileNetV2/wi8_ai8 -2.5" in text
+    assert "below PTQ, with this one seed: MobileNetV2/wi8_ai8 -2.5" in text
     # Two cells of 30 s; the cached one cost nothing.
     assert "0.02 CPU-hours in 1 h 02 min, peak memory 1.5 GiB, 1 of 3 cells cached" in text
 
@@ -108,7 +108,7 @@ def test_a_repro_is_told_with_its_whole_path():
 
 
 def test_the_hint_to_accept_is_the_command_that_is_given_and_none_without():
-    assert "accept what is new or better with: do this" in printed(SWEEP, accept="do this").splitlines()
+    assert "to accept new and improved cells as expected, run: do this" in printed(SWEEP, accept="do this").splitlines()
     assert "accept" not in printed(SWEEP)
     same = SWEEP.model_copy(update={"judgement": Judgement(regressions=SWEEP.judgement.regressions)})
     assert "do this" not in printed(same, accept="do this")

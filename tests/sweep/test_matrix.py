@@ -92,7 +92,7 @@ def test_a_death_is_run_again_and_sigkill_from_outside_is_the_kernels(run, name,
 def test_an_answer_that_cannot_be_read_is_a_failed_cell(run) -> None:
     torn, _ = run("torn")
     assert (torn.status, torn.error_class, torn.failed_stage) == (Status.FAILED, "unknown", Stage.BUILD)
-    assert "no result that can be read" in torn.message
+    assert "without a valid result" in torn.message
 
 
 @pytest.mark.parametrize("text", ['{"architecture": "so', '{"schema_version": 0, "name": "old"}', "", "\udcff"])

@@ -230,7 +230,7 @@ def test_a_folder_that_cannot_be_written_is_refused_up_front(here, monkeypatch, 
 
 
 def test_the_hint_is_a_command_that_accepts_just_that(here, monkeypatch) -> None:
-    hint = "accept what is new or better with: "
+    hint = "to accept new and improved cells as expected, run: "
     out = invoke("--folder", "my cells", "--seed", "3").output
     assert (
         f"{hint}tfmot-ops sweep --architectures MobileNet,VGG16 --recipes wi8_ai8 --folder 'my cells' --seed 3 --accept"
@@ -314,7 +314,7 @@ def test_names_are_stripped_and_count_once() -> None:
 def test_two_recipes_of_one_name_are_refused(tmp_path) -> None:
     path = tmp_path / "mine.json"
     path.write_text(Recipe(name="wi8_ai8").model_dump_json(), encoding="utf-8")
-    with pytest.raises(SpecError, match="two recipes of the name wi8_ai8"):
+    with pytest.raises(SpecError, match="two different recipes have the name wi8_ai8"):
         command.read_recipes(f"wi8_ai8,{path}")
 
 

@@ -91,9 +91,9 @@ def the_sweep(started: datetime = NOW) -> SweepResult:
         started=started,
         judgement=Judgement(
             regressions={"DenseNet121/wi8_ai8": f"conversion at export: {refused}"},
-            improvements={"ResNet50/wi8_ai8": "was expected to fail (timeout) and passes"},
+            improvements={"ResNet50/wi8_ai8": "expected: fails with timeout; now: passes"},
             new={f"NASNetMobile/{ATTACK}": ATTACK},
-            missing={"ResNet50/sparse50_wi8_ai8": "left no result"},
+            missing={"ResNet50/sparse50_wi8_ai8": "has no result"},
         ),
         repros={"DenseNet121/wi8_ai8": "repro DenseNet121.py"},
         run_url="http://127.0.0.1:5000/#/experiments/1/runs/0123",

@@ -95,9 +95,9 @@ def test_no_shard_waits_for_more_slots_than_there_are(monkeypatch, tmp_path, run
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
     monkeypatch.setenv("AIRFLOW__CORE__DEFAULT_POOL_TASK_SLOT_COUNT", pool)
     monkeypatch.setenv("TFMOT_OPS_RUNNER", runner)
-    from tfmot_ops.operators.sweep import room
+    from tfmot_ops.operators.sweep import shard_resources
 
-    taken = [room(kind) for kind in Weight]
+    taken = [shard_resources(kind) for kind in Weight]
     assert [each["memory_gib"] for each in taken] == [4, 8, 22]
     found = [each["pool_slots"] for each in taken]
     assert found == slots if slots else found == sorted(found)

@@ -32,7 +32,7 @@ def test_nothing_is_lost_while_mlflow_is_away_and_regressions_exit_4(invoke, tmp
     assert away.exit_code == 0, away.output
     first = json.loads(away.stdout)
     assert [cell["status"] for cell in first["cells"]] == ["ok", "ok"]
-    assert "to be recorded by the next sweep" in away.stderr
+    assert "and the next sweep records it" in away.stderr
     assert [path.name for path in (tmp_path / ".sweep" / "pending").iterdir()] == [first["sweep_id"]]
 
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"

@@ -219,7 +219,9 @@ def test_repros_have_one_budget_together(asked, tmp_path) -> None:
     assert [(limit, budget) for _, limit, budget, _ in asked] == [(100.0, 50.0), (40.0, 20.0)]
     assert list(names) == ["A60/wi8_ai8", "B60/wi8_ai8"]
     assert len(said) == 2
-    assert "100 s for all repros were spent" in (tmp_path / "repros" / "C60-wi8_ai8.log").read_text(encoding="utf-8")
+    assert "the time for all repros, 100 s, is used up" in (tmp_path / "repros" / "C60-wi8_ai8.log").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_a_recipe_that_its_name_does_not_say_goes_along(asked, tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""The command `tfmot-ops`: run one step, run the whole chain, list what there is, print the schemas."""
+"""The command `tfmot-ops`: run one step, run the whole chain, list models and data sets, print the schemas."""
 
 from tfmot_ops.cli.app import main
 

@@ -1,4 +1,4 @@
-"""The commands. TensorFlow and MLflow are imported inside them, so that `--help` answers at once."""
+"""The commands of `tfmot-ops`. Each command imports TensorFlow and MLflow in its body, so `--help` is fast."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ app = typer.Typer(
     epilog="Exit codes: 0 ok, 1 a bug, 2 the request is wrong, 3 the model is not supported, 4 the step failed.",
 )
 
-_TRACKING = [each.name for each in environment.TRACKING_VARIABLES]
-#: Commands that make temporary files: those of a killed one are removed at the next start of any of them.
+_TRACKING = [variable.name for variable in environment.TRACKING_VARIABLES]
+#: Commands that make temporary files. If one is killed, the next start of any of them removes its files.
 _WITH_TEMPORARY_FILES = frozenset({"run", "optimize", "sweep", "forecast"})
-#: Commands that end their MLflow run when they are told to stop.
+#: Commands that end their MLflow run on SIGINT, SIGTERM and SIGHUP.
 _WITH_A_RUN = frozenset({"run", "optimize"})
 
 _DocumentName = Literal["spec", "result", "recipe", "artifact", "layer", "compat", "sweep"]
@@ -59,21 +59,22 @@ _SCHEMAS: dict[_DocumentName, type[Document]] = {
 
 
 def main() -> None:
-    """Entry point: our own errors become a message on stderr and the exit code their class owns."""
-    # TensorFlow's import makes 344,000 objects: to look for garbage after every 700 costs a tenth of a short step.
+    """Entry point: prints an error of `tfmot_ops.errors` on stderr and exits with the exit code of its class."""
+    # TensorFlow's import makes 344,000 objects. Python's default, a collection after every 700, costs a tenth of a
+    # short step.
     gc.set_threshold(50_000, 10, 10)
     try:
         app()
-    except Exception as error:  # noqa: BLE001 - the last one who can tell it
+    except Exception as error:  # noqa: BLE001 - no caller is left to report it
         known = error if isinstance(error, TfmotOpsError) else files.disk_failure(error)
-        # A bug is told as Python does, but without secrets.
+        # An unexpected exception gets Python's traceback, with secrets replaced.
         text = traceback.format_exc() if known is None else f"{type(known).__name__}: {known}\n"
         sys.stderr.write(hide(text, *_uris()))
         sys.exit(TfmotOpsError.exit_code if known is None else known.exit_code)
 
 
 def _uris() -> list[str | None]:
-    """What may hold a secret of this process: its arguments, and the variables that name MLflow."""
+    """The texts that may hold a secret: this process's arguments and the MLflow tracking URIs it was given."""
     return [*sys.argv[1:], *environment.tracking_uris()]
 
 
@@ -90,7 +91,7 @@ def _globals(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    del version  # its callback has done the work
+    del version  # the option's callback has printed it already
     if context.invoked_subcommand in _WITH_TEMPORARY_FILES:
         context.with_resource(temporary_files_in_scratch())
     if context.invoked_subcommand in _WITH_A_RUN:
@@ -109,9 +110,9 @@ def run(
         typer.Option("--die-with-parent", help="Exit, with all children, when stdin (a pipe) closes."),
     ] = False,
 ) -> None:
-    """Run one step: a spec file in, a result file out.
+    """Run one step: read a StepSpec file, write a StepResult file.
 
-    A bad spec writes nothing. A step that fails writes a result with the status `failed` and its error.
+    An invalid spec writes no result. A step that fails writes a result with the status `failed` and its error.
     """
     from tfmot_ops.cli import execute
 
@@ -161,14 +162,14 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
         "tfmot-ops-output"
     ),
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start over, also where the same command was stopped before its end.")
+        bool, typer.Option("--fresh", help="Start over instead of continuing an interrupted run of this command.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Results as JSON on stdout, progress on stderr.")] = False,
 ) -> None:
     """Train, prune, fine-tune, strip, quantise and evaluate a model, without Airflow.
 
     The steps are those of the DAG `optimize_model`: the same seed gives the same numbers. After a kill, Ctrl-C or a
-    failure, the same command goes on in the same run, after the steps and epochs that are done.
+    failure, the same command continues its MLflow run and skips the steps and epochs that are finished.
     """
     from tfmot_ops.cli import execute
     from tfmot_ops.cli.chain import Chain
@@ -179,7 +180,7 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
         tracking_uri = None
     elif tracking_uri is None:
         tracking_uri = f"sqlite:///{output.resolve() / 'mlflow.db'}"
-    asked = {"train": epochs, "fine_tune": fine_tune_epochs, "prune": fine_tune_epochs, "quantize": qat_epochs}
+    requested = {"train": epochs, "fine_tune": fine_tune_epochs, "prune": fine_tune_epochs, "quantize": qat_epochs}
     chain = Chain(
         model=model,
         dataset=dataset,
@@ -187,7 +188,7 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
         output=output,
         tracking_uri=tracking_uri,
         experiment=experiment,
-        epochs={step: count for step, count in asked.items() if count is not None},
+        epochs={step: count for step, count in requested.items() if count is not None},
         data={"batch_size": batch_size, "limit": limit},
         seed=seed,
         fresh=fresh,
@@ -271,9 +272,10 @@ def sweep(  # noqa: PLR0917 - typer reads the options from the signature, nobody
     experiment: Annotated[str, typer.Option(help="MLflow experiment.")] = "tfmot_ops_sweep",
     as_json: Annotated[bool, typer.Option("--json", help="The SweepResult as JSON on stdout.")] = False,
 ) -> None:
-    """Take every architecture through the whole chain, each in its own process, and report what broke.
+    """Run every architecture through the whole chain, each in its own process, and report what broke.
 
-    It is compared with expected.yaml and the last good sweep; results are recorded before a regression is an error.
+    The results are compared with expected.yaml and the last good sweep. A regression makes the command fail only
+    after all results are recorded.
     """
     from rich.console import Console
 
@@ -328,7 +330,7 @@ def forecast(  # noqa: PLR0917 - typer reads the options from the signature, nob
     seed: _CellSeed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="The table as JSON on stdout.")] = False,
 ) -> None:
-    """Say which cells would break under other versions: the same sweep with another environment's interpreter."""
+    """Show which cells would break under other package versions: the same sweep with another environment's Python."""
     from rich.console import Console
 
     from tfmot_ops.cli import sweep_command as command
@@ -346,10 +348,10 @@ def forecast(  # noqa: PLR0917 - typer reads the options from the signature, nob
         limits=Limits(time_limit, memory_limit * 2**30),
         force=force,
     )
-    packages(python)  # told before an hour of work
+    packages(python)  # refuses an unusable interpreter before an hour of work
     kept = f"stopped: finished cells are kept in {folder}; the same command runs the rest"
     progress = SweepProgress(Console(stderr=True), 2 * len(plan.cells()))
-    with command.telling(_say_on_stderr, lambda: kept), progress:
+    with command.report_on_interrupt(_say_on_stderr, lambda: kept), progress:
         table = compare(plan, python, progress)
     typer.echo(table.as_json() if as_json else table.text())
     if not table.is_go:
@@ -365,9 +367,9 @@ def doctor(
     device: Annotated[Device, typer.Option(help="Device that steps will use.")] = Device.CPU,
     as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
 ) -> None:
-    """Say whether a step can run here: versions, the Keras pin, devices, scratch space, tracking.
+    """Check whether a step can run here: versions, the Keras pin, devices, scratch space, tracking.
 
-    Exit code 4 when something is missing; each such line has its remedy.
+    Exits with 4 when a check fails; the line of a failed check names its remedy.
     """
     from tfmot_ops.cli import doctor as look
 

@@ -16,8 +16,8 @@ from tfmot_ops.errors import StepFailedError
 from tfmot_ops.system import files
 from tfmot_ops.system.processes import stop_arrived
 
-#: Steps between opening and closing the parent run -> step that each input comes from, with `:<output>` where the
-#: output has another name.
+#: Step -> {its input: the step that makes this input}, for the steps between open_run and close_run. `:<output>`
+#: follows the step's name where its output is not named like the input.
 CHAIN: dict[str, dict[str, str]] = {
     "train": {},
     "prune": {"model": "train"},
@@ -32,26 +32,26 @@ CHAIN: dict[str, dict[str, str]] = {
     },
 }
 
-#: Stands for the output of a step that has not run yet, so that the specs after it can be checked.
+#: Placeholder for the output of a step that has not run yet, so that the specs of later steps can be validated.
 _TO_COME = Artifact(uri="to-come", sha256="0" * 64, size_bytes=0, format=ArtifactFormat.KERAS_H5)
 
 
 @dataclass
 class Chain:
-    """What to do, and what came of it.
+    """One call of `tfmot-ops optimize`: its arguments and, after `run`, the results of its steps.
 
     Attributes:
         model: name, path or MLflow URI.
         dataset: name.
         recipe: a recipe, or the name of one.
-        output: folder for the TFLite file, and for all artifacts when nothing is tracked.
-        tracking_uri: MLflow; None records nothing.
+        output: folder for the TFLite file, and for all artifacts when `tracking_uri` is None.
+        tracking_uri: MLflow tracking URI; None records nothing.
         experiment: MLflow experiment.
-        epochs: step name -> epochs; a step that is not named takes the recipe's budget.
+        epochs: step name -> epochs; a step without an entry takes the recipe's budget.
         data: further options of every step: `batch_size`, `limit`.
-        seed: of every step.
-        fresh: start from the beginning, whatever an earlier start of the same command has finished.
-        results: of the steps that ran, in order.
+        seed: random seed of every step.
+        fresh: run all steps, including those that an earlier call of the same command finished.
+        results: results of the steps that ran, in order.
     """
 
     model: str
@@ -69,10 +69,10 @@ class Chain:
     _parent: str | None = None
 
     def run(self, say: Callable[[str], None]) -> StepResult:
-        """Run all steps; the parent run is closed whatever happens.
+        """Run all steps, and close the MLflow parent run even when a step fails.
 
-        The same command after a kill, an interruption, or a failure that a retry may cure, takes up its parent run with
-        the steps that are done, and goes on.
+        If an earlier call of the same command was killed or interrupted, or failed for a reason that a retry may cure,
+        this call continues its parent run and skips the steps that are finished.
 
         Returns:
             The result of the last step that ran: `evaluate`, or the one that failed.
@@ -96,7 +96,7 @@ class Chain:
             except Exception:
                 self._close(say)
                 raise
-            except BaseException:  # told to stop
+            except BaseException:  # Ctrl-C, SIGTERM
                 stop_arrived()
                 attempt.interrupted(self._parent)
                 raise
@@ -127,11 +127,11 @@ class Chain:
         return self.results[-1]
 
     def save_tflite(self) -> Path:
-        """Copy the TFLite file of the chain to the output folder, verified.
+        """Copy the TFLite file of the chain to the output folder and verify its sha256.
 
         Raises:
-            StepFailedError: no step made one.
-            ArtifactError: it cannot be read.
+            StepFailedError: no step made a TFLite file.
+            ArtifactError: the TFLite file cannot be read.
         """
         artifact = next((r.outputs["tflite"] for r in self.results if "tflite" in r.outputs), None)
         if artifact is None:
@@ -157,7 +157,7 @@ class Chain:
         return fetch_artifact(artifact, folder, self.tracking_uri)
 
     def _check(self) -> None:
-        """Refuse what can never succeed before the first step: otherwise its MLflow run would be left behind."""
+        """Validate the specs of all steps before the first one opens an MLflow run that would be left behind."""
         from tfmot_ops import steps
 
         steps.check(self._spec("open_run", self._opening()))
@@ -207,7 +207,7 @@ class Chain:
 
     def _close(self, say: Callable[[str], None]) -> None:
         ended_well = {r.step_id: r.metrics for r in self.results if r.status is Status.OK}
-        # What did not run at all counts too: the chain is not what was asked for.
+        # A step that did not run counts as failed: the chain did less than was requested.
         failed = [name for name in CHAIN if name not in ended_well]
         self._step("close_run", {"steps": ended_well, "failed": failed}, say)
 

@@ -1,4 +1,4 @@
-"""The table of a chain: one row per step, and what the file lost. Figures only: needs no TensorFlow and no MLflow."""
+"""The summary table of a chain: one row per step, and the accuracy drop. Loads neither TensorFlow nor MLflow."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _milliseconds(value: float) -> str:
     return f"{value:.3f} ms"
 
 
-#: Column title, metric, how it is written.
+#: (column title, metric, function that formats the metric).
 _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("accuracy", "accuracy", _share),
     ("sparsity", "sparsity", _share),
@@ -44,8 +44,8 @@ def summary_table(results: Sequence[StepResult]) -> Table:
     """A table for a terminal.
 
     Args:
-        results: of the steps, in order. Accuracy and sparsity are shares, sizes are of the step's model as a
-            TFLite file, latency is the median of one thread.
+        results: of the steps, in order. The table shows accuracy and sparsity in %, the size of the step's model as a
+            TFLite file in kB, and the median latency with one thread in ms.
     """
     table = Table(
         title="float32 TFLite until quantize, int8 from there on; latency of one thread", title_justify="left"
@@ -71,7 +71,7 @@ def summary_lines(results: Sequence[StepResult]) -> list[str]:
 
 
 def summary_notes(results: Sequence[StepResult]) -> list[str]:
-    """What to know of the figures above, one sentence per line: what the file lost, and what the test samples are."""
+    """Notes below the table, one sentence per line: the accuracy drop, and a warning about the test split."""
     notes = []
     for result in results:
         if "test_split" in result.parameters:
@@ -118,13 +118,13 @@ def _cell(metrics: Mapping[str, float], name: str, write: Callable[[float], str]
 def print_summary(
     results: Sequence[StepResult], tracking_uri: str | None, experiment: str, tflite: Path | None
 ) -> None:
-    """Print the table of a chain, where its outputs are, and how the runs are looked at.
+    """Print the table of a chain, the paths of its outputs, and the command that opens its runs in MLflow.
 
     Args:
         results: of the steps, in order.
-        tracking_uri: MLflow's, None without tracking.
-        experiment: in MLflow.
-        tflite: the file, None where there is none.
+        tracking_uri: MLflow tracking URI; None without tracking.
+        experiment: name of the MLflow experiment.
+        tflite: path of the TFLite file; None when the chain made none.
     """
     typer.echo()
     if sys.stdout.isatty():

@@ -1,4 +1,4 @@
-"""What `tfmot-ops doctor` looks at: whether a step can run in this place, and if not, what is missing."""
+"""The checks of `tfmot-ops doctor`: whether a step can run on this machine, and if not, what is missing."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tfmot_ops.errors import StepFailedError, TfmotOpsError
 from tfmot_ops.system import versions
 from tfmot_ops.system.uri_secrets import address, hide
 
-#: Seconds a tracking server may take to answer: a health check must not hang where a step would retry.
+#: Seconds that a tracking server may take to answer. MLflow's client would retry for minutes; a health check must not.
 TIMEOUT_S = 10.0
 
 
 class Finding(Document):
-    """What one look gave.
+    """The result of one check.
 
     Attributes:
-        name: what was looked at.
-        ok: a step can run with it.
-        value: what is there.
-        remedy: what to do; empty when it is ok.
+        name: what was checked (`keras`, `devices`, ...).
+        ok: whether a step can run with what was found.
+        value: what was found.
+        remedy: what to do; empty when `ok` is true.
     """
 
     name: str
@@ -37,13 +37,13 @@ class Finding(Document):
 
 
 def examine(device: Device, tracking_uri: str | None) -> list[Finding]:
-    """Look at everything a step needs; never raises, a failure is a finding.
+    """Check everything that a step needs. Never raises: an exception in a check becomes a failed finding.
 
     Args:
-        device: what steps shall compute on.
-        tracking_uri: MLflow; None is no tracking, which is fine.
+        device: device that the steps will use.
+        tracking_uri: MLflow tracking URI; None means no tracking, which is a finding with `ok`.
     """
-    # Name -> look, and what to do when it raises what it does not foresee.
+    # Name -> (check, remedy for an exception that the check does not handle itself).
     looks: dict[str, tuple[Callable[[], str], str]] = {
         "versions": (_versions, "install tfmot-ops[worker]"),
         "keras": (_keras, "install tfmot-ops[worker], which has the versions of TensorFlow and tf-keras that fit"),
@@ -61,7 +61,7 @@ def as_json(findings: list[Finding]) -> str:
 
 
 def as_lines(findings: list[Finding]) -> list[str]:
-    """The findings for people, one line each; what is wrong has its remedy below it."""
+    """The findings as lines of text; the remedy follows on the line below a failed finding."""
     width = max(len(finding.name) for finding in findings)
     lines = []
     for finding in findings:
@@ -95,7 +95,7 @@ def _devices(device: Device) -> str:
 
     from tfmot_ops.core.keras import pinned as legacy_keras  # noqa: F401 - the pin has to come before the first use of TensorFlow
 
-    found = [each.name.removeprefix("/physical_device:") for each in tf.config.list_physical_devices()]
+    found = [device.name.removeprefix("/physical_device:") for device in tf.config.list_physical_devices()]
     if device is Device.GPU and not any(name.startswith("GPU") for name in found):
         raise StepFailedError(
             "no GPU",
@@ -118,7 +118,7 @@ def _tracking(uri: str | None) -> str:
         return "none given, so nothing is recorded"
     if not uri.startswith(("http://", "https://")):
         return f"{uri.partition(':')[0]} store, opened by the step itself"
-    # Not through MLflow's client, which retries for minutes; the address is told without what may be a password.
+    # Not through MLflow's client, which retries for minutes. The address is shown without user and password.
     shown = address(uri)
     try:
         with urllib.request.urlopen(f"{shown}/health", timeout=TIMEOUT_S) as answer:  # noqa: S310 - http only

@@ -1,4 +1,4 @@
-"""One step from its spec to its result, with its MLflow run around it."""
+"""Run one step inside its MLflow run: StepSpec in, StepResult out."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from tfmot_ops.system.uri_secrets import hide
 if TYPE_CHECKING:
     from tfmot_ops.tracking import StepRun
 
-#: Before each line of progress, so that a reader of the log can pick them out.
+#: Prefix of each progress line, so that a reader of the log can filter for it.
 PREFIX = "tfmot-ops: "
 
 
-class Teller:
-    """Tells the progress to people, and to the step's MLflow run when it has one.
+class ProgressReporter:
+    """Reports a step's progress as log lines and, if the step has an MLflow run, on this run.
 
     Args:
-        say: takes a line.
-        run: the step's run.
+        say: called with each progress line.
+        run: the step's MLflow run; None without tracking.
     """
 
     def __init__(self, say: Callable[[str], None], run: StepRun | None = None) -> None:
@@ -59,7 +59,7 @@ class Teller:
 
 
 def say(text: str) -> None:
-    """Print a line of progress at once: a log that is read while the step works must not lag behind."""
+    """Print a progress line and flush stdout: a person may follow the log while the step runs."""
     sys.stdout.write(PREFIX + hide(text) + "\n")
     sys.stdout.flush()
 
@@ -68,11 +68,11 @@ def read_spec(source: str | Path) -> StepSpec:
     """Read a spec.
 
     Args:
-        source: a file, or `env:NAME` for the variable that holds the JSON: a container gets its spec without a file
-            that someone would have to put there first.
+        source: a file, or `env:NAME` for the environment variable NAME with the JSON. A container gets its spec in a
+            variable, so that no file has to be mounted.
 
     Raises:
-        SpecError: it is missing or no spec; every finding is told as field, required, received.
+        SpecError: the source is missing, or is not a valid spec; the message lists field, required and received.
     """
     try:
         return StepSpec.model_validate_json(_spec_text(str(source)))
@@ -106,11 +106,11 @@ def execute(spec: StepSpec, say: Callable[[str], None] = say, *, stays: bool = F
 
     Args:
         spec: what to do.
-        say: takes a line of progress.
-        stays: this process works on until the end of the whole chain, see `StepRun`.
+        say: called with each progress line.
+        stays: whether this process runs the whole chain, see `StepRun`.
 
     Returns:
-        The result, also of a step that failed; its error is told on stderr.
+        The result. If the step failed, the result holds the error, which is also printed on stderr.
 
     Raises:
         SpecError: the spec can never succeed; nothing was written and no run was opened.
@@ -128,13 +128,13 @@ def execute(spec: StepSpec, say: Callable[[str], None] = say, *, stays: bool = F
             result = _run(spec, run, workdir, say)
         except Exception as error:  # noqa: BLE001 - whatever a step dies of is its answer
             error = files.disk_failure(error, workdir) or error
-            _tell(error, spec)
+            _print_error(error, spec)
             result = steps.failed(spec, error, time.perf_counter() - started)
             if run is not None:
-                # The reason is told already; a second failure while recording it must not hide it.
+                # The step's error is printed already; a failure to record it in MLflow must not replace it.
                 with contextlib.suppress(Exception):
                     result = run.finish(result, workdir)
-        except BaseException:  # told to stop
+        except BaseException:  # Ctrl-C, SIGTERM
             stop_arrived()
             if run is not None:
                 with contextlib.suppress(Exception):
@@ -157,20 +157,20 @@ def _run(spec: StepSpec, run: StepRun | None, workdir: Path, say: Callable[[str]
 
     if spec.output_uri is not None and spec.options.makes:
         check_output(spec.output_uri)
-    # The contract holds that one of the two is given.
+    # StepSpec validates that output_uri or tracking is given.
     store: Store = run.store if run is not None else FsspecStore(str(spec.output_uri))
     local = _with_local_model(spec, workdir)
     _bring_earlier_sweeps(spec, workdir, say)
-    result = steps.run_step(local, store, workdir, Teller(say, run))
+    result = steps.run_step(local, store, workdir, ProgressReporter(say, run))
     if local is not spec and spec.options.named_model:
-        # The answer is to the spec that was asked, not to the one with a path of this machine in it.
-        asked = {**result.parameters, "model": hide(spec.options.named_model)}
-        result = result.model_copy(update={"spec_sha256": spec.sha256(), "parameters": asked})
+        # The result belongs to the spec as received, not to its copy with a local path as model.
+        requested = {**result.parameters, "model": hide(spec.options.named_model)}
+        result = result.model_copy(update={"spec_sha256": spec.sha256(), "parameters": requested})
     return run.finish(result, workdir) if run is not None else result
 
 
 def _with_local_model(spec: StepSpec, workdir: Path) -> StepSpec:
-    """The spec with an MLflow model URI replaced by a local copy: steps know files only."""
+    """Download the model of an MLflow URI and put its local path into the spec: steps read files only."""
     model = spec.options.named_model
     if model is None or ":/" not in model:
         return spec
@@ -180,7 +180,7 @@ def _with_local_model(spec: StepSpec, workdir: Path) -> StepSpec:
         return spec
     if spec.tracking is None:
         raise SpecError(
-            "options.model is an MLflow URI, but no MLflow is named",
+            "options.model is an MLflow URI, but the spec has no tracking URI",
             required="tracking.uri",
             received=f"model {model} without tracking",
             remedy="add tracking to the spec",
@@ -190,7 +190,7 @@ def _with_local_model(spec: StepSpec, workdir: Path) -> StepSpec:
 
 
 def _bring_earlier_sweeps(spec: StepSpec, workdir: Path, say: Callable[[str], None]) -> None:
-    """Give the steps of a sweep what MLflow knows of the sweeps before: steps know files only."""
+    """Download the earlier sweeps from MLflow into the work folder: steps read files only."""
     if spec.tracking is None or not spec.options.reads_earlier_sweeps:
         return
     from tfmot_ops.steps.compat import EARLIER
@@ -203,12 +203,12 @@ def _bring_earlier_sweeps(spec: StepSpec, workdir: Path, say: Callable[[str], No
 
 
 def _quiet() -> None:
-    """Leave TensorFlow's errors only: its warnings are about its own insides and drown ours."""
+    """Show TensorFlow's errors only: its warnings concern its internals and would hide this package's messages."""
     for name in ("tensorflow", "absl"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _tell(error: Exception, spec: StepSpec) -> None:
+def _print_error(error: Exception, spec: StepSpec) -> None:
     if isinstance(error, TfmotOpsError) and error.exit_code != TfmotOpsError.exit_code:
         text = f"{type(error).__name__}: {error}\n"
     else:
@@ -218,5 +218,5 @@ def _tell(error: Exception, spec: StepSpec) -> None:
 
 
 def write_result(result: StepResult, path: Path) -> None:
-    """Write the result where it appears complete or not at all."""
+    """Write the result file atomically."""
     files.write(path, result.model_dump_json(indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""What `tfmot-ops optimize` does about an earlier attempt: the same command after a kill goes on where that one was."""
+"""Resuming `tfmot-ops optimize`: the same command, started again after a kill, skips the steps that are finished."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from tfmot_ops.errors import ArtifactError, StepFailedError
 from tfmot_ops.system import files, versions
 
 Say = Callable[[str], None]
-#: Copies an artifact into a folder and verifies it.
+#: Function that copies an artifact into a folder and verifies its sha256.
 Fetch = Callable[[Artifact, Path], Path]
 
 
 @dataclass
 class Attempt:
-    """One start of the command, and what the starts before have finished.
+    """One start of the command, with the results of earlier starts that were interrupted.
 
     Attributes:
-        identity: digest (hex) of all that decides what the command makes, see `identity`.
-        key: tells the runs of this command from those of an earlier one that ended well.
-        tracking_uri: MLflow; None when nothing is recorded.
-        parent: parent run that is taken up; None for a new one.
+        identity: hex digest of everything that decides the command's outputs, see `identity`.
+        key: `<identity>-<random>`; a command that starts over gets a new key, so its MLflow runs are separate.
+        tracking_uri: MLflow tracking URI; None when nothing is recorded.
+        parent: id of the MLflow parent run to continue; None opens a new one.
         results: step name -> result of an earlier start.
-        folder: where results are kept when nothing is recorded.
+        folder: where results are kept when nothing is recorded in MLflow.
     """
 
     identity: str
@@ -41,7 +41,7 @@ class Attempt:
     results: Mapping[str, StepResult] = field(default_factory=dict)
 
     def finished(self, spec: StepSpec, fetch: Fetch, scratch: Path) -> StepResult | None:
-        """The result of a step that an earlier start finished, its outputs verified; None when it has to run."""
+        """The result of a step that an earlier start finished, with verified outputs; None if the step must run."""
         result = self.results.get(spec.step_id)
         if result is None or result.status is not Status.OK or result.spec_sha256 != spec.sha256():
             return None
@@ -53,12 +53,12 @@ class Attempt:
         return result
 
     def keep(self, result: StepResult) -> None:
-        """Keep the result of a step for the next start; a recorded one is on its run."""
+        """Keep the result of a step on disk for the next start; with tracking the step's MLflow run holds it."""
         if self.tracking_uri is None and result.status is Status.OK:
             files.write(self.folder / f"{result.step_id}.json", result.model_dump_json(indent=1))
 
     def interrupted(self, parent: str | None) -> None:
-        """Say on the parent run that the command was stopped; best effort, as the process is about to end."""
+        """Mark the parent run as killed; errors are ignored, as the process is about to end."""
         if self.tracking_uri is not None and parent is not None:
             from tfmot_ops.tracking.chain import end_as_killed
 
@@ -66,23 +66,23 @@ class Attempt:
                 end_as_killed(self.tracking_uri, parent)
 
     def ended_well(self) -> None:
-        """Forget the results: the next start of the command is a new one."""
+        """Delete the kept results, so that the next start of the command runs all steps."""
         files.remove(self.folder)
 
 
 @contextlib.contextmanager
 def attempt(of: str, output: Path, tracking: tuple[str, str] | None, fresh: bool, say: Say) -> Iterator[Attempt]:
-    """One start of a command; takes up what the same command left unfinished, unless another process works on it.
+    """Start a command, and resume an interrupted earlier start of it unless another process is running it.
 
     Args:
         of: the command's identity.
         output: the command's output folder.
         tracking: MLflow tracking URI and experiment; None records nothing.
-        fresh: take up nothing.
-        say: takes a line.
+        fresh: do not resume; run all steps.
+        say: called with each message.
 
     Raises:
-        StepFailedError: the same command runs already, and nothing is recorded: both would write the same files.
+        StepFailedError: another process runs the same command without tracking: both would write the same files.
     """
     folder = output / f".{of[:16]}.finished"
     new = Attempt(of, f"{of}-{uuid.uuid4().hex[:8]}", tracking[0] if tracking else None, folder)
@@ -95,7 +95,7 @@ def attempt(of: str, output: Path, tracking: tuple[str, str] | None, fresh: bool
                 remedy="wait until it ends, stop it, or give another --output",
             )
         if not alone:
-            say("the same command runs already in another process: this one records a run of its own")
+            say("the same command runs already in another process: this process records a separate MLflow run")
         elif fresh:
             _forget(output, folder)
         else:
@@ -130,12 +130,12 @@ def _forget(output: Path, folder: Path) -> None:
 
 
 def identity(parameters: Mapping[str, Any], named: Mapping[str, str], place: Mapping[str, str | None]) -> str:
-    """Digest of all that decides what a command makes and where.
+    """Digest of everything that decides a command's outputs and where they are written.
 
     Args:
-        parameters: the arguments.
-        named: those arguments that may name a file or folder, by name (`npz:<path>` included): its content counts.
-        place: where outputs and records go.
+        parameters: argument name -> value.
+        named: the arguments that may name a file or folder (also as `npz:<path>`); the digest covers its content.
+        place: output folder, tracking URI and experiment.
 
     Returns:
         32 hex digits.
@@ -146,13 +146,13 @@ def identity(parameters: Mapping[str, Any], named: Mapping[str, str], place: Map
 
 
 def _content(path: Path) -> str:
-    """sha256 of a file; of a folder that of its files' names, sizes and times, as it may hold a whole data set."""
+    """sha256 of a file's content, or of the names, sizes and times of a folder's files (it may be a data set)."""
     try:
         if path.is_file():
             with path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
-        stats = [(str(each), each.stat()) for each in sorted(path.rglob("*"))] if path.is_dir() else []
+        stats = [(str(entry), entry.stat()) for entry in sorted(path.rglob("*"))] if path.is_dir() else []
         listing = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
     except OSError:
-        return ""  # the step that reads it says what is wrong
+        return ""  # the step that reads the file reports the error
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest() if listing else ""

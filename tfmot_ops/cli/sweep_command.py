@@ -1,4 +1,4 @@
-"""`tfmot-ops sweep`: a sweep with its MLflow record around it, as a person or a nightly job runs it."""
+"""The command `tfmot-ops sweep`: run a sweep, write its page, record it in MLflow, make repros."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Reported:
-    """What came of a sweep: its result, and the folder of its page, its JSON and its repros."""
+    """A finished sweep, and the folder with its page, its JSON and its repros."""
 
     sweep: SweepResult
     folder: Path
@@ -43,16 +43,16 @@ def run_sweep(
     watcher: Watcher | None = None,
     say: Say = lambda text: print(text, file=sys.stderr),  # noqa: T201 - a message for people
 ) -> Reported:
-    """Sweep, judge, write the page, record; then make repros of what got worse, and record them, too.
+    """Run and judge a sweep, write its page, record it in MLflow; then make and record repros of its regressions.
 
-    MLflow may be away: results stay on disk, and the next sweep records what is not recorded yet.
+    If MLflow cannot be reached, the results stay on disk, and the next sweep records them.
 
     Args:
-        plan: what to sweep.
-        report: folder for the page and what belongs to it.
+        plan: architectures, recipes and limits of the sweep.
+        report: folder for the page, its JSON and the repros.
         tracking: (URI, experiment) of MLflow; None records nothing.
-        watcher: told how it goes.
-        say: takes what a person should know.
+        watcher: called when a cell starts and ends.
+        say: called with each message for the user.
 
     Raises:
         SpecError: an architecture is not in the catalogue, or a folder cannot be written.
@@ -63,10 +63,10 @@ def run_sweep(
     begun = time.time()
     earlier = _earlier(plan.folder, tracking, say)
     known = {} if plan.force else latest_by_inputs(earlier)
-    with telling(say, lambda: _how_to_resume(plan, cells, begun)):
+    with report_on_interrupt(say, lambda: _how_to_resume(plan, cells, begun)):
         sweep = plan.run(known, last_good(earlier, plan.seed), watcher, cells)
     recorder = _Recorder(plan.folder, report, tracking, earlier, say)
-    with telling(say, lambda: f"stopped: the sweep is kept in {plan.folder}, its page is {report / PAGE}"):
+    with report_on_interrupt(say, lambda: f"stopped: the sweep is kept in {plan.folder}, its page is {report / PAGE}"):
         sweep = recorder.record(sweep)
         repros = _repros(sweep, plan, report, say)
         if repros:
@@ -75,25 +75,25 @@ def run_sweep(
 
 
 @contextmanager
-def telling(say: Say, what: Callable[[], str]) -> Iterator[None]:
-    """On Ctrl-C, say what there is; typer exits with 130."""
+def report_on_interrupt(say: Say, message: Callable[[], str]) -> Iterator[None]:
+    """On Ctrl-C, print the message, then let typer exit with code 130."""
     try:
         yield
     except KeyboardInterrupt:
-        say(what())
+        say(message())
         raise
 
 
 def names(text: str) -> tuple[str, ...]:
-    """What a list with commas names, each once."""
+    """The distinct names in a comma-separated list, in order."""
     return tuple(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
 
 
 def read_recipes(text: str) -> tuple[Recipe, ...]:
-    """The recipes that a list with commas names, by name or file.
+    """The recipes in a comma-separated list of recipe names and recipe files.
 
     Raises:
-        RecipeError: one cannot be read, or two of one name differ: their cells would have one name, too.
+        RecipeError: a recipe cannot be read, or two different recipes have the same name, and so would their cells.
     """
     from tfmot_ops import recipes
 
@@ -102,8 +102,8 @@ def read_recipes(text: str) -> tuple[Recipe, ...]:
         recipe = read_recipe(name) if is_recipe_file(name) else recipes.decode(name)
         if found.setdefault(recipe.name, recipe) != recipe:
             raise RecipeError(
-                f"two recipes of the name {recipe.name}",
-                required="recipes with names of their own, as cells are known by them",
+                f"two different recipes have the name {recipe.name}",
+                required="recipes with distinct names, as a cell's name contains its recipe's name",
                 received=text,
                 remedy="change `name` in one of the files",
             )
@@ -111,20 +111,20 @@ def read_recipes(text: str) -> tuple[Recipe, ...]:
 
 
 def check_acceptable() -> None:
-    """Refuse to accept where it cannot be written down, before the hour of work.
+    """Refuse --accept before the sweep runs, if expected.yaml cannot be written.
 
     Raises:
-        StepFailedError: the file is in a folder that cannot be written, as in an image.
+        StepFailedError: expected.yaml is in a read-only folder, as in a container image.
     """
     if not (expected.PATH.parent.is_dir() and os.access(expected.PATH.parent, os.W_OK)):
         raise _not_acceptable("a folder that cannot be written")
 
 
 def accept_sweep(sweep: SweepResult) -> Path:
-    """Take what a sweep found as expected from now on.
+    """Save the results of a sweep as the new expected.yaml, and return its path.
 
     Raises:
-        StepFailedError: the file cannot be written.
+        StepFailedError: expected.yaml cannot be written.
     """
     try:
         path = expected.PATH
@@ -136,7 +136,7 @@ def accept_sweep(sweep: SweepResult) -> Path:
 
 def _not_acceptable(received: str) -> StepFailedError:
     return StepFailedError(
-        "what is expected cannot be saved",
+        "the expected results cannot be saved",
         required=f"{expected.PATH} in a folder that can be written",
         received=received,
         remedy="use --accept in a checkout (pip install -e .), where the file is committed; here, leave it out",
@@ -144,14 +144,14 @@ def _not_acceptable(received: str) -> StepFailedError:
 
 
 def accept_command(plan: Sweep, recipes: str) -> str:
-    """The command that accepts just what this sweep was about: its results are there, so it runs nothing."""
+    """The command that accepts the results of this sweep; it finds them on disk and runs no cell."""
     options = {
         "--architectures": ",".join(plan.architectures),
         "--recipes": recipes,
         "--folder": str(plan.folder),
         "--seed": str(plan.seed) if plan.seed else "",
     }
-    given = [each for name, value in options.items() if value for each in (name, value)]
+    given = [word for name, value in options.items() if value for word in (name, value)]
     return shlex.join(["tfmot-ops", "sweep", *given, "--accept"])
 
 
@@ -175,7 +175,7 @@ def _repros(sweep: SweepResult, plan: Sweep, report: Path, say: Say) -> dict[str
 
 
 def _is_named(recipe: Recipe) -> bool:
-    """Whether the recipe's name alone says all of it, so that a script need not."""
+    """Whether decoding the recipe's name gives the same recipe, so that a repro can refer to it by name."""
     from tfmot_ops import recipes
 
     try:
@@ -198,14 +198,17 @@ def _earlier(folder: Path, tracking: tuple[str, str] | None, say: Say) -> list[S
         try:
             recorded = earlier_sweeps(*tracking, say=say)
         except StepFailedError as error:
-            say(f"MLflow cannot be read, so only {folder} says what is known: {error}")
+            say(f"MLflow cannot be read, so only the earlier results in {folder} are used: {error}")
     by_id = {sweep.sweep_id: sweep for sweep in (*local, *recorded)}
     return [by_id[name] for name in sorted(by_id, reverse=True)]
 
 
 @dataclass(frozen=True)
 class _Recorder:
-    """Keeps a sweep on disk and on MLflow; what fails there waits in `<folder>/pending/<id>` with all its files."""
+    """Keeps a sweep on disk and records it in MLflow.
+
+    A sweep that MLflow did not take stays in `<folder>/pending/<id>` with all its files until a later sweep records it.
+    """
 
     folder: Path
     report: Path
@@ -214,20 +217,20 @@ class _Recorder:
     say: Say
 
     def record(self, sweep: SweepResult) -> SweepResult:
-        """Keep a sweep and write its page, then record it and those that wait; returns it with its run's address."""
+        """Keep a sweep, write its page, record it and all pending sweeps; return it with the URL of its run."""
         keep(sweep, self.folder)
         write_page(self.report / PAGE, sweep, self.earlier)
         if self.tracking is None:
             return sweep
         self._wait(sweep)
         self.say(f"recording in MLflow, experiment {self.tracking[1]}")
-        # Two sweeps at once would give what waits two runs.
+        # Without the lock, two processes would each record the same pending sweep.
         with files.lock(self.folder / "recording.lock", wait=True):
-            self._wait(sweep)  # again: who had the lock may have recorded this one, too
+            self._wait(sweep)  # again: the previous holder of the lock may have recorded this sweep and removed it
             return self._record_all(sweep)
 
     def _wait(self, sweep: SweepResult) -> None:
-        """Put the files beside the results: the report's folder is the next sweep's."""
+        """Copy the sweep's files to its pending folder: the next sweep overwrites the report folder."""
         from tfmot_ops.tracking.sweep_runs import repro_files
 
         for name, path in repro_files(sweep, self.report).items():
@@ -253,7 +256,7 @@ class _Recorder:
         try:
             recorded = record_sweep(sweep, self._files, *(self.tracking or ("", "")))
         except StepFailedError as error:
-            self.say(f"{sweep.sweep_id} is kept in {self.folder}, to be recorded by the next sweep: {error}")
+            self.say(f"sweep {sweep.sweep_id} stays in {self.folder}, and the next sweep records it: {error}")
             return None
         keep(recorded, self.folder)
         if page is not None:
@@ -262,10 +265,10 @@ class _Recorder:
         return recorded
 
     def _files(self, sweep: SweepResult, runs: Mapping[str, str]) -> dict[str, Path]:
-        """What goes on the sweep's run; its page leads to the runs of its cells."""
+        """Artifact path -> local file, for the sweep's MLflow run; its page links to the runs of the cells."""
         from tfmot_ops.tracking.sweep_runs import repro_files
 
         folder = self._pending(sweep.sweep_id)
-        before = [each for each in self.earlier if each.sweep_id < sweep.sweep_id]
+        before = [other for other in self.earlier if other.sweep_id < sweep.sweep_id]
         page = write_page(folder / PAGE, sweep, before, runs)
         return {PAGE: page, **repro_files(sweep, folder)}

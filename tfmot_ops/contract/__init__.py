@@ -1,4 +1,4 @@
-"""The documents that cross a process border: one spec in, one result out.
+"""The documents that processes exchange: a step reads one StepSpec and writes one StepResult.
 
 Frozen pydantic models, `extra="forbid"`, a `schema_version` in each document. Only the standard
 library and pydantic are imported, so a DAG can be parsed without TensorFlow.

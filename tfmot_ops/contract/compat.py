@@ -1,4 +1,4 @@
-"""SweepResult: what a sweep of the compat matrix found, and how it compares with what was expected."""
+"""SweepResult: the results of a sweep of the compat matrix, and their comparison with the expected results."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tfmot_ops.contract.result import CompatResult, Status
 
 
 class Judgement(Document):
-    """Cells (`MobileNet/wi8_ai8`) that are not as expected, each with a sentence that says how.
+    """The cells whose result differs from the expected result: cell (`MobileNet/wi8_ai8`) -> how it differs.
 
     Attributes:
-        regressions: passed before, or should, and do not.
-        improvements: should fail, and pass.
-        new: of which nothing was expected.
-        missing: asked for, and without a result: they count as failed.
+        regressions: cells that fail although they passed before or are expected to pass.
+        improvements: cells that pass although they are expected to fail.
+        new: cells without an expected result, and cells that fail at a later stage than expected.
+        missing: requested cells without a result; a missing cell counts as failed.
     """
 
     regressions: dict[str, str] = Field(default_factory=dict)
@@ -27,7 +27,7 @@ class Judgement(Document):
 
     @property
     def is_good(self) -> bool:
-        """Whether nothing got worse."""
+        """Whether there is no regression and no missing cell."""
         return not (self.regressions or self.missing)
 
 
@@ -35,12 +35,12 @@ class SweepResult(Document):
     """One sweep.
 
     Attributes:
-        sweep_id: names it and its files; sorts by time.
+        sweep_id: id of the sweep, also in its file names; ids sort by time.
         started_at: in UTC.
-        duration_s: wall time.
-        cells: one for each cell that was asked for and has a result.
-        repros: cell -> path of the script that shows its failure, relative to the page.
-        run_url: address of its MLflow run, empty without.
+        duration_s: wall time in seconds.
+        cells: results of the requested cells; a cell without a result is in `judgement.missing`.
+        repros: cell -> path of the script that reproduces its failure, relative to the page.
+        run_url: URL of the sweep's MLflow run; empty without tracking.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -55,5 +55,5 @@ class SweepResult(Document):
 
     @property
     def passed(self) -> int:
-        """How many cells passed every stage."""
+        """Number of cells that passed every stage."""
         return sum(cell.status is Status.OK for cell in self.cells)

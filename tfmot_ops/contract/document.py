@@ -1,4 +1,4 @@
-"""What every contract type shares, and the artifact they pass around."""
+"""The base class of all documents, and Artifact, the reference to a file in the artifact store."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 SCHEMA_VERSION: Final = 1
 
 
-#: Name that becomes the name of a file or folder: no slash, and no dot at its start.
+#: A name that is used as a file or folder name: without a slash, and without a dot at its start.
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.@+-]*$", max_length=200)]
-#: Path of a file below a folder: none of its parts begins with a dot, so that it cannot lead out of the folder.
+#: Relative path of a file: no part of it begins with a dot, so that it cannot leave its folder.
 _PART = r"[^/.\\\x00-\x1f][^/\\\x00-\x1f]*"
 PathBelow = Annotated[str, Field(pattern=f"^{_PART}(/{_PART})*$", max_length=400)]
 
@@ -20,7 +20,7 @@ PathBelow = Annotated[str, Field(pattern=f"^{_PART}(/{_PART})*$", max_length=400
 class Document(BaseModel):
     """Base of every contract type: immutable, and strict about unknown fields."""
 
-    # pydantic's own message would quote values, and with them secrets of URIs; `refusal` says what to show.
+    # pydantic's own message would quote values, which may contain secrets in URIs; `refusal` writes a safe message.
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 

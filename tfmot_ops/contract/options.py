@@ -1,4 +1,4 @@
-"""The options of each kind of step, which also say what such a step needs, makes, and how it is recorded.
+"""The options of each kind of step; the class of the options also names the step's inputs, outputs and MLflow run.
 
 A new kind is one class here, in the union `Options`, and one function in `steps.kinds`.
 """
@@ -17,7 +17,7 @@ RecipeRef = Recipe | str
 
 
 class Recorded(StrEnum):
-    """What the MLflow run of a step gets, and whose run it is."""
+    """Which MLflow run a step writes to, and what it writes."""
 
     RESULT = "the step's own run: its result, figures, parameters and layers"
     OPENING = "the parent run, which the step opens with its parameters"
@@ -28,20 +28,20 @@ class Recorded(StrEnum):
 
     @property
     def is_on_the_parent(self) -> bool:
-        """Whether the step speaks about the parent run, so that it needs no run of its own."""
+        """Whether the step writes to the parent run and therefore has no child run."""
         return self in {Recorded.CLOSING, Recorded.SWEEP, Recorded.SUMMARY}
 
 
 class StepOptions(Document):
-    """Options of a kind of step. The class variables describe the kind, to whoever checks, runs or records a step.
+    """Options of a kind of step. The class variables describe the kind to the code that checks, runs or records it.
 
     Attributes:
-        requires: names of the input artifacts that a step of this kind cannot do without.
-        makes: names of the output artifacts that it may make.
-        computes_with_a_model: whether it needs a device, seeds and a Keras session of its own.
-        reads_earlier_sweeps: whether it is given the sweeps that MLflow knows of.
-        model_field: the field that names the model to start from, which may be an MLflow URI; None for a kind without.
-        recorded: what its MLflow run gets.
+        requires: names of the required input artifacts.
+        makes: names of the output artifacts that a step of this kind may make.
+        computes_with_a_model: whether the step needs a device, seeds and a fresh Keras session.
+        reads_earlier_sweeps: whether earlier sweeps are downloaded from MLflow for the step.
+        model_field: name of the field with the initial model (possibly an MLflow URI); None without such a field.
+        recorded: which MLflow run the step writes to, and what it writes.
     """
 
     requires: ClassVar[tuple[str, ...]] = ()
@@ -53,21 +53,21 @@ class StepOptions(Document):
 
     @property
     def named_model(self) -> str | None:
-        """The model to start from, by name, path or URI; None for a kind that has none."""
+        """Name, path or URI of the initial model; None for a kind without an initial model."""
         return getattr(self, self.model_field) if self.model_field else None
 
     def with_model(self, model: str) -> Self:
-        """The same options with another model to start from."""
+        """A copy of the options with another initial model."""
         return self.model_copy(update={self.model_field: model}) if self.model_field else self
 
     @property
     def named_recipe(self) -> RecipeRef | None:
-        """The recipe, or its name; None for a kind without, or where none is given."""
+        """The recipe or its name; None if the kind has no recipe or the options give none."""
         return getattr(self, "recipe", None)
 
     @property
     def named_epochs(self) -> int | None:
-        """Epochs to train; None for a kind that trains nothing, or where the recipe decides."""
+        """Number of epochs; None if the kind does not train, or if the recipe's budget decides."""
         return getattr(self, "epochs", None)
 
 
@@ -79,7 +79,7 @@ class DataOptions(StepOptions):
 
     dataset: str = Field(min_length=1)
     batch_size: int = Field(default=64, ge=1)
-    limit: int | None = Field(default=None, ge=50, description="use at most so many training samples")
+    limit: int | None = Field(default=None, ge=50, description="maximum number of training samples")
 
 
 class OpenRunOptions(StepOptions):
@@ -93,11 +93,10 @@ class OpenRunOptions(StepOptions):
 
 
 class TrainOptions(DataOptions):
-    """Build a model by name, size it from the data set, train it; or load a saved one, and measure it.
+    """Build a model by name, with input and output sizes from the data set, and train it; or load a saved model.
 
     Attributes:
-        epochs: None trains a model that starts from random weights for 10 epochs, and a saved model, which comes
-            trained, not at all.
+        epochs: None means 10 for a model that starts from random weights, and 0 for a saved model.
     """
 
     model_field = "model"
@@ -109,7 +108,7 @@ class TrainOptions(DataOptions):
 
 
 class PruneOptions(DataOptions):
-    """Wrap what the recipe's sparsity names with the pruning schedule; input `model`."""
+    """Put pruning wrappers around the layers in the scope of the recipe's sparsity; input `model`."""
 
     requires = ("model",)
 
@@ -119,7 +118,7 @@ class PruneOptions(DataOptions):
 
 
 class FineTuneOptions(DataOptions):
-    """Train with the pruning schedule; a model that the recipe does not prune passes through; input `model`."""
+    """Train with the pruning schedule; input `model`, which stays unchanged if the recipe has no sparsity."""
 
     requires = ("model",)
 
@@ -131,7 +130,7 @@ class FineTuneOptions(DataOptions):
 
 
 class StripOptions(DataOptions):
-    """Remove the pruning wrappers and assert the sparsity; input `model`."""
+    """Remove the pruning wrappers and check the sparsity of each kernel; input `model`."""
 
     requires = ("model",)
 
@@ -151,7 +150,7 @@ class QuantizeOptions(DataOptions):
 
 
 class EvaluateOptions(DataOptions):
-    """Measure a TFLite file and, when given, the models it came from.
+    """Measure a TFLite file and, when given, the models from which it was made.
 
     Inputs: `tflite`; `model`, the float model that was quantised (pruned, if the recipe prunes); `quantized`, the QAT
     model; `trained`, the float model before pruning. The accuracy drop, the compression and the float size are
@@ -169,7 +168,7 @@ class RegisterOptions(StepOptions):
     """Register the TFLite file in the model registry if every gate holds; input `tflite`.
 
     Attributes:
-        gates: metric name -> least value it must have.
+        gates: metric name -> lowest value with which the file is registered.
     """
 
     requires = ("tflite",)
@@ -183,7 +182,7 @@ class RegisterOptions(StepOptions):
 
 
 class ListOptions(StepOptions):
-    """List a catalogue; the answer is the output `list` (JSON)."""
+    """List the names in a catalogue (architectures, models, data sets or recipes); output `list` (JSON)."""
 
     makes = ("list",)
 
@@ -192,15 +191,15 @@ class ListOptions(StepOptions):
 
 
 class CompatOptions(StepOptions):
-    """Run cells of the compat matrix; a red cell is a result, not a failure. The answer is the output `cells` (JSON).
+    """Run a shard of the compat matrix; a failed cell does not fail the step. Output `cells` (JSON).
 
     Attributes:
-        label: names the shard in the UI.
-        force: run every cell, also those whose inputs did not change.
-        time_limit_s: wall time that a cell may take.
-        memory_limit_gib: resident memory that a cell may hold, in GiB; the largest, ConvNeXtXLarge, held 17.0.
-        python: interpreter of another environment that runs the cells, for a forecast; none of their results is taken
-            for one of this environment.
+        label: name of the shard in Airflow's UI.
+        force: run every cell, even if its inputs are unchanged.
+        time_limit_s: wall time limit of a cell in seconds.
+        memory_limit_gib: limit of a cell's resident memory in GiB; the largest cell, ConvNeXtXLarge, used 17.0.
+        python: interpreter of another environment that runs the cells, for a forecast; their results are not cached as
+            results of this environment.
     """
 
     makes = ("cells",)
@@ -217,12 +216,12 @@ class CompatOptions(StepOptions):
 
 
 class SummarizeOptions(StepOptions):
-    """Judge a sweep and make its page; inputs are the `cells` of its shards, the answer the outputs `sweep`, `page`.
+    """Judge a sweep and make its page; inputs are the `cells` of its shards, outputs `sweep` (JSON) and `page` (HTML).
 
     Attributes:
-        architectures: all that were asked for: one without a cell is missing, and counts as failed.
-        recipes: names of all that were asked for.
-        repros: look for the smallest part of each regression that still fails.
+        architectures: all requested architectures; an architecture without a result is missing and counts as failed.
+        recipes: names of all requested recipes.
+        repros: make a repro of each regression: a script with the smallest part of the model that still fails.
     """
 
     makes = ("sweep", "page")
@@ -236,7 +235,7 @@ class SummarizeOptions(StepOptions):
 
 
 class ForecastOptions(StepOptions):
-    """Compare cells under these versions with the same cells under others; the answer is the output `forecast` (JSON).
+    """Compare cells under this environment's versions with the same cells under others; output `forecast` (JSON).
 
     Inputs are the `cells` of shards: `now_0000`, `now_0001`, ... and `then_0000`, ...
     """
@@ -248,11 +247,11 @@ class ForecastOptions(StepOptions):
 
 
 class CloseRunOptions(StepOptions):
-    """Close the parent run, with the chain's figures on it; runs after a failure too.
+    """Log the chain's metrics on the parent run and end it; runs after a failure too.
 
     Attributes:
-        steps: step name -> its metrics, for those that ended well.
-        failed: step names that did not.
+        steps: name of each step that succeeded -> its metrics.
+        failed: names of the steps that did not succeed.
     """
 
     recorded = Recorded.CLOSING

@@ -1,4 +1,4 @@
-"""Recipes: what to do to a model. They need no TensorFlow, so a DAG's form can offer them."""
+"""Recipes: how to prune and quantise a model. Loads no TensorFlow, so that a DAG's form can list the recipes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pydantic import Field, model_validator
 
 from tfmot_ops.contract.document import SCHEMA_VERSION, Document
 
-#: Recipes that ship by name; `tfmot_ops.recipes` decodes each.
+#: Names of the built-in recipes; `tfmot_ops.recipes` decodes a name.
 PRESET_RECIPES = ("wi8_ai8", "sparse50_wi8_ai8", "sparse80_wi8_ai8", "sparse2of4_wi8_ai8", "wi8_afp32")
 
 
 class Scope(Document):
-    """Which layers a part of a recipe concerns.
+    """The layers to which the recipe's sparsity or quantization applies.
 
-    A selector is a layer's path (`block_1/conv`), a glob on it (`block_*`), or `class:<Name>`. An empty
-    `include` means every layer the part can handle by default. A selector that matches nothing is an
+    A selector is a layer's path (`block_1/conv`), a glob on paths (`block_*`), or `class:<Name>`. An empty
+    `include` selects every layer that can be pruned or quantised by default. A selector that matches no layer is an
     error, so a renamed layer is never silently skipped.
     """
 
@@ -37,14 +37,15 @@ class Sparsity(Document):
 
     Attributes:
         ratio: fraction of zeros in each pruned kernel. For `n_of_m` it must equal n / m.
-        n_of_m: (zeros, group): so many zeros in each group of consecutive input channels; (2, 4) is what
-            sparse tensor cores read.
-        block: (rows, columns) of the blocks that are zeroed as one, for rank-2 kernels.
+        n_of_m: (zeros, group): number of zeros in each group of consecutive input channels; (2, 4) is the pattern that
+            NVIDIA's sparse tensor cores support.
+        block: (rows, columns) of the blocks in which weights become zero together, for rank-2 kernels.
         schedule: `polynomial` grows the sparsity from `initial_ratio` along a cubic (Zhu & Gupta 2017,
             arXiv:1710.01878), `constant` applies the target at once.
         initial_ratio: sparsity at the first step of the polynomial schedule.
-        ramp_fraction: share of the training steps after which the target is reached; the rest recovers.
-        scope: which layers.
+        ramp_fraction: share of the training steps after which the target is reached; in the remaining steps the model
+            recovers accuracy.
+        scope: the layers to prune.
     """
 
     ratio: float = Field(gt=0.0, lt=1.0)
@@ -86,28 +87,28 @@ class Activations(StrEnum):
 
 
 class Method(StrEnum):
-    """Quantisation-aware training, or post-training quantisation from calibration data alone."""
+    """Quantisation-aware training (QAT), or post-training quantisation (PTQ) with calibration samples only."""
 
     QAT = "qat"
     PTQ = "ptq"
 
 
 class Backend(StrEnum):
-    """Who quantises after training: the TFLite converter, or Google's AI Edge Quantizer on the float file."""
+    """Tool for PTQ: the TFLite converter, or Google's AI Edge Quantizer, which quantises a float TFLite file."""
 
     CONVERTER = "converter"
     AI_EDGE_QUANTIZER = "ai_edge_quantizer"
 
 
 class Quantization(Document):
-    """Numeric types and how to get there.
+    """Numeric types in the TFLite file, and the method of quantisation.
 
     Attributes:
-        backend: for PTQ only; QAT is always the converter's, as the ranges are in the graph.
-        calibration_samples: samples the activation ranges are read from before QAT, or for PTQ.
-        keep_clusters: for QAT only; weights of a kernel that are equal stay equal in training and in the file, as many
-            as a model clustered by tfmot has of them. Such kernels are rounded with one scale for all channels.
-        scope: layers that get quantisers; the others stay in float and are reported so.
+        backend: tool for PTQ; QAT always uses the TFLite converter, as the QAT graph contains the ranges.
+        calibration_samples: number of samples from which activation ranges are measured, for PTQ and before QAT.
+        keep_clusters: for QAT only: equal weights of a kernel (as in a model clustered by tfmot) stay equal in training
+            and in the file. A clustered kernel is quantised with one scale for all channels.
+        scope: layers that get quantisers; all other layers stay in float and are reported as `kept_float`.
     """
 
     weights: Weights = Weights.INT8
@@ -143,13 +144,13 @@ class Quantization(Document):
 
 
 class Budget(Document):
-    """How much training the recipe may spend.
+    """Epochs and learning rates of the recipe's training.
 
     Attributes:
-        fine_tune_epochs: epochs with the pruning schedule; a recipe without sparsity has none, and does not use it.
-        qat_epochs: epochs with the quantisers in place.
-        fine_tune_learning_rate: None keeps the rate the model was compiled with.
-        qat_learning_rate: None takes a tenth of the compiled rate, as the weights only have to settle.
+        fine_tune_epochs: epochs with the pruning schedule; ignored by a recipe without sparsity.
+        qat_epochs: epochs of quantisation-aware training.
+        fine_tune_learning_rate: None keeps the learning rate with which the model was compiled.
+        qat_learning_rate: None takes a tenth of the compiled learning rate, as QAT only adjusts trained weights.
     """
 
     fine_tune_epochs: int = Field(default=4, ge=0)
@@ -161,7 +162,7 @@ class Budget(Document):
 class Recipe(Document):
     """Immutable description of how to optimise a model: sparsity, quantisation, scopes, budget.
 
-    Written as one file, YAML or JSON, or as a name (see `core.recipes`).
+    A user writes a recipe as a YAML or JSON file, or as a name that is decoded (see `tfmot_ops.recipes.names`).
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION

@@ -1,4 +1,4 @@
-"""What pydantic found wrong with a document, in the form of our own errors, and how a received value is shown."""
+"""Turns a pydantic ValidationError into an error of this package, without secrets in the values that it quotes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from tfmot_ops.system.uri_secrets import hide, hide_in
 
 _Error = TypeVar("_Error", bound=SpecError)
 
-#: Findings that one error tells.
+#: Number of findings that one error lists.
 _MOST_FINDINGS = 10
-#: So much of a text is searched for secrets, before its beginning is quoted.
+#: Number of characters of a text that are searched for secrets before the text's beginning is quoted.
 _SEARCHED = 10_000
 #: Longest list or mapping that is quoted, in characters.
 _LONGEST_VALUE = 500
 #: Longest number that is shown, in digits.
 _MOST_DIGITS = 20
-#: How alike an unknown field's name and a known one have to be for the first to be shown: 1 is equal.
+#: Similarity to a known field name from which an unknown name is shown (`difflib` ratio; 1 means equal).
 _ALIKE = 0.7
 
 
@@ -35,20 +35,22 @@ def refusal(
     *,
     fields: Collection[str] | None = None,
 ) -> _Error:
-    """The error to raise for a document that does not validate; the first finding leads.
+    """The error to raise for an invalid document; its message begins with the first finding.
 
     Args:
-        name: what was read, as the user knows it: a file, a task, the arguments.
-        error: what pydantic raised.
-        remedy: what to do about it.
-        kind: class of the error.
-        fields: None quotes the values, shortened, because who sent the request wrote them. For a file, whose content
-            the sender of the request may not be allowed to read, the names of the document's fields: then only the
-            kinds of the values are told, and only names that are alike one of these.
+        name: the source of the document as the user knows it: a file, a task, the arguments.
+        error: pydantic's error.
+        remedy: what the user should do.
+        kind: class of the error to return.
+        fields: None quotes the received values, shortened, as the sender of the request wrote them. For a file that
+            the sender may not be allowed to read, give the document's field names: the message then shows only the
+            type of each value, and only unknown names that are similar to one of `fields`.
     """
-    told = [_finding(item, fields) for item in error.errors(include_url=False)[: 2 * _MOST_FINDINGS]]
-    # A recipe may be a name or a mapping: what is wrong with the other form is no help.
-    findings = [finding for finding in told if finding is not None] or [("(whole)", "a valid document", "another")]
+    all_findings = [_finding(item, fields) for item in error.errors(include_url=False)[: 2 * _MOST_FINDINGS]]
+    # A recipe may be a name or a mapping; pydantic tries both forms, and only findings on the given form help.
+    findings = [finding for finding in all_findings if finding is not None] or [
+        ("(whole)", "a valid document", "another")
+    ]
     field, required, received = findings[0]
     also = findings[1:_MOST_FINDINGS]
     more = "".join(f"\n  also:     {f}: required {req}, received {rec}" for f, req, rec in also)
@@ -57,7 +59,7 @@ def refusal(
 
 
 def quoted(value: Any) -> str:
-    """A value in a few words, without secrets of URIs; never longer than a few hundred characters."""
+    """A value as text for a message: shortened to a few hundred characters, with secrets in URIs hidden."""
     if isinstance(value, int | float):
         return _number(value)
     if isinstance(value, str):
@@ -67,7 +69,7 @@ def quoted(value: Any) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """What kind of value it is, without its content: numbers are shown, of a text only the length."""
+    """The type of a value and, without its content, its length; a number is shown."""
     if isinstance(value, int | float):
         return _number(value)
     if value is None:
@@ -82,7 +84,7 @@ def kind_of(value: Any) -> str:
 
 
 class _Short(reprlib.Repr):
-    """Shows the beginning of a value: three levels, six members of each, a hundred characters of a text."""
+    """Shortens a value to three levels of nesting, six members per level, and 100 characters per text."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +109,7 @@ def _number(value: float) -> str:
 
 
 def _is_small(value: Any) -> bool:
-    """Whether a document holds few values, counted as often as they are referred to."""
+    """Whether a document holds few values; a value with several references counts once for each."""
     waiting, seen = [value], 0
     while waiting:
         member = waiting.pop()
@@ -124,13 +126,13 @@ def _is_small(value: Any) -> bool:
 
 
 def _finding(item: Any, fields: Collection[str] | None) -> tuple[str, str, str] | None:
-    """(field, required, received) of a finding; None when it is about a form that was not meant."""
+    """(field, required, received) of a finding; None if it concerns the union's other form (recipe name, mapping)."""
     location, given = list(item["loc"]), item.get("input")
     if location[-1:] == ["str"] and not isinstance(given, str):
         return None
     if location[-1:] == ["Recipe"] and isinstance(given, str):
         return None
-    # Pydantic names the member of a union it tried; that is no field.
+    # Pydantic adds the tried member of a union to the location; it is not a field.
     options = location[:1] == ["options"]
     field = [
         _name(part, fields)
@@ -145,7 +147,7 @@ def _finding(item: Any, fields: Collection[str] | None) -> tuple[str, str, str] 
 
 
 def _name(part: int | str, fields: Collection[str] | None) -> str:
-    """A part of a field's name, as it may be shown."""
+    """A part of a field's name, or a description of it if the name must not be shown."""
     if fields is None or not isinstance(part, str):
         return hide(str(part))[:_LONGEST_NAME]
     if part in fields or get_close_matches(part[:_LONGEST_NAME], fields, 1, _ALIKE):

@@ -1,4 +1,4 @@
-"""StepResult and CompatResult: the answers."""
+"""StepResult, the result of a step, and CompatResult, the result of a cell of the compat matrix."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tfmot_ops.contract.document import SCHEMA_VERSION, Artifact, Document, File
 
 
 class Outcome(StrEnum):
-    """What was done to a layer."""
+    """What pruning or quantisation did to a layer."""
 
     QUANTIZED = "quantized"
     PRUNED = "pruned"
@@ -23,7 +23,7 @@ class Outcome(StrEnum):
 
 
 class LayerReport(Document):
-    """What was done to one layer, and why."""
+    """What pruning or quantisation did to one layer, and the reason."""
 
     path: str
     class_name: str
@@ -39,7 +39,7 @@ class Status(StrEnum):
 
 
 class StepError(Document):
-    """Why a step failed: exception type, message, and the exit code its class owns."""
+    """Why a step failed: type and message of the exception, and the exit code of its class (see `errors`)."""
 
     type: str
     message: str
@@ -47,14 +47,14 @@ class StepError(Document):
 
 
 class StepResult(Document):
-    """The answer to a StepSpec.
+    """The result of a step.
 
     Attributes:
         outputs: artifacts by name (`model`, `tflite`).
         metrics: name -> number, flat; accuracy and sparsity in [0, 1], sizes in bytes, times in seconds or
             milliseconds as the name says.
-        parameters: what was decided, for the record: the compile configuration, the data set's digest.
-        layers: one row per layer, from the steps that touch layers.
+        parameters: values to record besides metrics: the compile configuration, the data set's digest.
+        layers: one report per layer, from the steps prune and quantize.
         versions: package name -> version.
     """
 
@@ -75,7 +75,7 @@ class StepResult(Document):
     @field_validator("metrics")
     @classmethod
     def _finite(cls, metrics: dict[str, float]) -> dict[str, float]:
-        # NaN and infinity have no JSON form; a metric that could not be measured is left out instead.
+        # JSON has no NaN and no infinity; a metric that could not be measured is left out instead.
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise ValueError(f"metric {name} must be finite, received {value}")
@@ -83,7 +83,7 @@ class StepResult(Document):
 
 
 class Stage(StrEnum):
-    """A point inside a compat cell, in order."""
+    """A stage of a compat cell; a cell runs the stages in this order."""
 
     BUILD = "build"
     NORMALIZE = "normalize"
@@ -102,12 +102,12 @@ class CompatResult(Document):
 
     Attributes:
         family: module that defines the architecture (`mobilenet_v3`).
-        failed_stage: the first that failed; None when all passed, and when the cell's process ended without saying.
+        failed_stage: the stage that failed; None if all passed, or if the cell's process died and logged no stage.
         error_class: name in the table of error classes (`tfmot_ops.sweep.run.error_classes`).
         error_type: class of the exception.
         metrics: see `tfmot_ops.core.check_architecture`.
-        inputs_sha256: digest of all that decides the result: architecture, recipe, versions, our own core.
-        cached: taken from an earlier sweep with the same inputs.
+        inputs_sha256: digest of everything that decides the result: architecture, recipe, versions, source of the core.
+        cached: whether the result was taken from an earlier sweep with the same inputs.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION

@@ -1,4 +1,4 @@
-"""StepSpec: one step as data."""
+"""StepSpec: the complete description of one step, as JSON."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tfmot_ops.contract.document import SCHEMA_VERSION, Artifact, Document, File
 from tfmot_ops.contract.options import Options
 from tfmot_ops.system import environment
 
-#: Small models that ship by name; `models` builds each.
+#: Names of the built-in small models, which `tfmot_ops.models` builds.
 BUILTIN_MODELS = ("resnet8", "mobilenet_like")
-#: Data sets that ship by name; `data` loads each. `npz:<path>` and `images:<folder>` exist beside them.
+#: Names of the built-in data sets, which `tfmot_ops.data` loads; it also loads `npz:<path>` and `images:<folder>`.
 BUILTIN_DATASETS = ("digits", "fashion_mnist")
 
 
@@ -24,9 +24,9 @@ class Tracking(Document):
     Attributes:
         uri: MLflow tracking URI.
         experiment: experiment name; created when missing.
-        parent_run_id: run that the step's run becomes a child of; None for the parent itself.
-        key: what identifies the step over retries (dag_id, run_id, task_id, map_index): the same key
-            takes up its run instead of adding one.
+        parent_run_id: id of the parent run of the step's run; None for a step that writes to the parent run.
+        key: identifies the step across retries (dag_id, run_id, task_id, map_index): a retry with the same key
+            continues its MLflow run instead of opening a new one.
     """
 
     uri: str = Field(min_length=1)
@@ -35,28 +35,28 @@ class Tracking(Document):
     key: dict[str, str] = Field(default_factory=dict)
 
 
-#: Where MLflow is, in this order, when nobody says so.
+#: Environment variables with the default tracking URI, in order of priority.
 TRACKING_VARIABLES = tuple(variable.name for variable in environment.TRACKING_VARIABLES)
-#: Set for a step that has to find a GPU; not where a runner's `fallback` has put it on a CPU.
+#: Environment variable that makes a step fail without a GPU; not set after a runner's `fallback` to the CPU.
 REQUIRE_GPU = environment.REQUIRE_GPU.name
 
 
 class Device(StrEnum):
-    """What a step computes on."""
+    """The device on which a step computes."""
 
     CPU = "cpu"
     GPU = "gpu"
 
 
 class StepSpec(Document):
-    """One step as data.
+    """The complete description of one step.
 
     Attributes:
-        step_id: name of the step in logs and runs (`fine_tune`).
-        inputs: artifacts by the name the options ask for.
-        output_uri: folder (any fsspec URI) the outputs go to; None puts them on the step's MLflow run.
-        seed: seeds Python, NumPy, TensorFlow, the data splits and the batches' order.
-        device: what the step computes on, where the runner does not say otherwise.
+        step_id: name of the step in logs and MLflow runs (`fine_tune`).
+        inputs: input name -> artifact; the options' `requires` lists the required names.
+        output_uri: folder for the outputs (any fsspec URI); None stores them as artifacts of the step's MLflow run.
+        seed: seed of Python, NumPy, TensorFlow, the data splits and the order of batches.
+        device: device on which the step computes, unless the runner sets another.
         tracking: None records nothing.
     """
 
@@ -72,14 +72,14 @@ class StepSpec(Document):
     @model_validator(mode="after")
     def _outputs_have_a_place(self) -> StepSpec:
         if self.output_uri is None and self.tracking is None:
-            raise ValueError("give output_uri or tracking: without either the outputs have no place to go")
+            raise ValueError("give output_uri or tracking: without both there is no place to store the outputs")
         return self
 
     def uris(self) -> dict[str, str]:
-        """Name of a field -> the URI in it, of every place that the step reads or writes."""
+        """Field name -> URI, for every location that the step reads or writes."""
         found = {f"inputs.{name}": artifact.uri for name, artifact in self.inputs.items()}
         return found | {"output_uri": self.output_uri or "", "tracking_uri": self.tracking.uri if self.tracking else ""}
 
     def sha256(self) -> str:
-        """Hex digest of the canonical JSON, recorded in the result."""
+        """sha256 (hex) of the canonical JSON; the result repeats it, so that a result can be matched to its spec."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()

@@ -1,7 +1,7 @@
 """Named data sets: from a name to training, validation, calibration and test sets.
 
-Every source gives images and labels; the same checks, scaling and splits follow, so a data set of a user is
-treated as the built-in ones. The splits are disjoint and depend on the seed alone.
+The same checks, scaling and splits are applied to every source, so a user's data set is treated like the built-in
+data sets. The splits are disjoint and depend on the seed only.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy.typing as npt
 from tfmot_ops.data.sources.by_name import read_source
 from tfmot_ops.errors import SpecError
 
-#: Samples a data set needs at least, so that each of the four splits gets one.
+#: Smallest number of samples of a data set, so that each of the four splits gets a sample.
 _MIN_SAMPLES = 10
-#: Calibration reads ranges; more than this changes them no more and only costs time.
+#: Largest number of calibration samples; more samples hardly change the measured ranges and only take time.
 _MAX_CALIBRATION = 1024
 FloatArray = npt.NDArray[np.float32]
 LabelArray = npt.NDArray[np.int64]
@@ -38,8 +38,8 @@ class Dataset:
         x_calibration: images to read activation ranges from; in none of the other sets.
         digest: sha256 (hex) of all arrays, shapes included.
         class_names: name of each class, by label; empty when the source has none.
-        has_own_test_set: whether the source gave the test set; otherwise it was drawn from all samples, and a model
-            that was trained on the source before may have seen them.
+        has_own_test_set: whether the source has a test set; if not, the test set was drawn from all samples, and a
+            model that was trained on the source elsewhere may have seen its samples.
     """
 
     name: str
@@ -84,7 +84,7 @@ def load_dataset(name: str, seed: int = 0, limit: int | None = None) -> Dataset:
         StepFailedError: a download failed.
     """
     if limit is not None and limit < 1:
-        raise SpecError("limit keeps nothing", required="limit >= 1", received=str(limit), remedy="raise it")
+        raise SpecError("limit keeps no samples", required="limit >= 1", received=str(limit), remedy="raise limit")
     source = read_source(name, seed)
     pool = _checked(name, "training", source.x, source.y)
     rng = np.random.default_rng(seed)
@@ -100,7 +100,7 @@ def load_dataset(name: str, seed: int = 0, limit: int | None = None) -> Dataset:
     validation = _take(pool, order[:tenth])
     calibration = _take(pool, order[tenth:calibration_end])
     train = _take(pool, order[calibration_end:][:limit])
-    # Scaled last: only what is kept is turned into floats.
+    # Scaled last, so that only the kept samples are converted to floats.
     arrays: dict[str, Any] = {"x_calibration": _scaled(calibration[0])}
     for part, (images, labels) in {"train": train, "validation": validation, "test": test}.items():
         arrays |= {f"x_{part}": _scaled(images), f"y_{part}": labels}
@@ -154,7 +154,7 @@ def _label_problem(images: npt.NDArray[Any], labels: npt.NDArray[Any]) -> tuple[
 
 
 def _check_together(name: str, pool: _Pair, test: _Pair) -> None:
-    """Check what neither part shows alone: enough samples and classes, and that the parts fit each other."""
+    """Check the training and test set together: enough samples and classes, same image shape, known test labels."""
     problem = None
     if len(pool[1]) < _MIN_SAMPLES:
         problem = f"at least {_MIN_SAMPLES} samples beside the test set", f"{len(pool[1])}"

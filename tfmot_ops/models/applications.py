@@ -20,7 +20,7 @@ _DEFAULT_SMALLEST_SIDE = 32
 def application_constructors() -> dict[str, Callable[..., keras.Model]]:
     """Name -> constructor of each architecture in tf_keras.applications, by name."""
     members = inspect.getmembers(keras.applications, inspect.isfunction)
-    # Of the functions there, only constructors take weights; the names of classes they bear are convention.
+    # Only constructors have a parameter `weights`; by convention they are named like classes.
     return {name: member for name, member in members if "weights" in inspect.signature(member).parameters}
 
 
@@ -75,7 +75,7 @@ def _fit_images(x: TensorLike, name: str) -> Any:
     if channels == 1:
         x = keras.layers.Concatenate(name="to_rgb")([x, x, x])
     elif channels != 3:  # noqa: PLR2004 - red, green, blue
-        x = keras.layers.Conv2D(3, 1, name="to_rgb")(x)  # of other channels, training finds the best mixture
+        x = keras.layers.Conv2D(3, 1, name="to_rgb")(x)  # trained to convert other channels to three
     if name.startswith("EfficientNetB"):
         x = keras.layers.Rescaling(255.0, name="to_bytes")(x)  # its own rescaling cannot be left out and expects bytes
     return x
@@ -85,8 +85,8 @@ def _features(constructor: Function, inputs: TensorLike, fitted: KerasTensor, op
     """Feature maps [N, h, w, C] of an application on `fitted`: in one flat graph where the constructor allows it."""
     if fitted is inputs:
         return constructor(input_tensor=inputs, **options).output
-    # Some (ConvNeXt, RegNet) start from the source of `input_tensor` instead of itself: they skip the prelude, which
-    # shows in the graph, or breaks on the small image before. They are nested as a whole.
+    # Some constructors (ConvNeXt, RegNet) start from the model input behind `input_tensor` and thus skip the prelude,
+    # which is detected in the graph or by an error for the small image. These models are nested as a whole.
     try:
         flat = constructor(input_tensor=fitted, **options)
     except ValueError:

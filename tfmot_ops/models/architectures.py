@@ -13,9 +13,9 @@ from tfmot_ops.models.applications import application_constructor, application_c
 from tfmot_ops.models.by_name import ENTRY_POINT_GROUP
 
 _REGISTERED = "registered"
-#: After a name: built for images of any size.
+#: Suffix of a name: the model is built for images of any size.
 ANY_SIZE = "@any"
-#: What a registered model is built for: small images, some classes.
+#: Image side and number of classes with which a registered model is built.
 _REGISTERED_SIDE = 32
 _CLASSES = 10
 
@@ -44,7 +44,7 @@ class Architecture:
         constructor = self.constructor
         if self.family == _REGISTERED:
             return constructor(self.input_shape, _CLASSES)
-        # A head on a random net only adds rounding noise; a mean gives one row of features a sample.
+        # Without a head, which only adds rounding noise with random weights; pooling gives one feature row per sample.
         return constructor(weights=None, include_top=False, input_shape=self.built_shape, pooling="avg")
 
     @property
@@ -59,7 +59,7 @@ class Architecture:
 
     @property
     def constructor(self) -> Callable[..., keras.Model]:
-        """What builds it."""
+        """The function that builds the model."""
         if self.family != _REGISTERED:
             return application_constructor(self.name.removesuffix(ANY_SIZE))
         loaded: Callable[..., keras.Model] = _registered()[self.name].load()

@@ -1,7 +1,7 @@
 """Models by name: built-ins, the constructors of tf_keras.applications, saved models, and registered ones.
 
-Every model is a float classifier, uncompiled, made to the measure of a data set: it takes the images' shape and
-gives one score per class.
+Every model is an uncompiled float classifier that fits a data set: its input has the shape of the images, and its
+output has one score per class.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def build_model(name: str, input_shape: tuple[int, int, int], num_classes: int, 
         name: a built-in (`resnet8`, `mobilenet_like`), `application:<Name>`, the path of a saved model (.h5, .keras
             or a SavedModel folder), or a name registered under the entry-point group `tfmot_ops.models`.
         input_shape: (H, W, C) of the images.
-        num_classes: classes to tell apart, at least 2.
+        num_classes: number of classes, at least 2.
         seed: decides the initial weights; seeds the process as `set_seed` does. A saved model keeps its weights.
 
     Returns:
@@ -64,9 +64,9 @@ def build_model(name: str, input_shape: tuple[int, int, int], num_classes: int, 
 
 
 def comes_trained(name: str) -> bool:
-    """Whether a model's name is the path of a saved model, which brings its weights; the others start from random ones.
+    """Whether a model's name is the path of a saved model, whose weights are loaded and not random.
 
-    A name that `build_model` finds first (a built-in, `application:<Name>`) is none, also beside a folder of that name.
+    False for a built-in model or `application:<Name>`, even if there is a folder of that name.
     """
     if name in BUILDERS or name.startswith("application:"):
         return False
@@ -74,7 +74,7 @@ def comes_trained(name: str) -> bool:
 
 
 def available_models() -> dict[str, str]:
-    """Name -> one line on it: built-ins, forms that take a name or a path, and registered models."""
+    """Name -> one-line description of all models: built-in, `application:<Name>`, saved, and registered."""
     registered = {entry.name: f"registered as {entry.value}" for entry in entry_points(group=ENTRY_POINT_GROUP)}
     # A built-in is found first, so a registered name cannot hide it.
     return {**registered, **{name: DESCRIPTIONS[name] for name in BUILTIN_MODELS}, **_FORM_DESCRIPTIONS}

@@ -12,17 +12,18 @@ if TYPE_CHECKING:
     from airflow.sdk import BaseOperator
     from airflow.sdk.types import TaskInstanceKey
 
-#: An old name of the variable, for DAGs that import it.
+#: Deprecated alias, kept for DAGs that import it.
 UI_VARIABLE = MLFLOW_UI.name
-#: Where the MLflow UI is, when no connection, no variable and no tracking URI says so.
+#: URL of the MLflow UI if neither a connection, nor the variable, nor an http tracking URI gives one.
 DEFAULT_UI = "http://127.0.0.1:5000"
 
 
 class MlflowRunLink(BaseOperatorLink):
     """Button `MLflow run` on a task.
 
-    Airflow calls `get_link` in the task's own process when the task has ended, and pushes the answer as the XCom
-    `xcom_key`; the API server reads only that. So it works for mapped tasks and needs no import of this package there.
+    When the task has ended, Airflow calls `get_link` in the task's process and pushes the URL as the XCom `xcom_key`.
+    The API server reads only this XCom, so the link works for mapped tasks, and the API server need not import this
+    package.
     """
 
     @property
@@ -32,15 +33,15 @@ class MlflowRunLink(BaseOperatorLink):
 
     @property
     def xcom_key(self) -> str:
-        """Key the address is pushed under."""
+        """Key of the XCom with the URL."""
         return "tfmot_ops_mlflow_run"
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
-        """Address of the run of the step the operator has just run; empty when it got no run."""
+        """URL of the MLflow run of the step that the operator has run; empty if the step has no MLflow run."""
         del ti_key
         return str(getattr(operator, "mlflow_run_url", ""))
 
 
 def run_url(ui: str, run_id: str) -> str:
-    """Address of a run in the MLflow UI, which finds the run's experiment itself."""
+    """URL of a run in the MLflow UI; MLflow finds the run's experiment from the run's id."""
     return f"{ui.rstrip('/')}/#/runs/{run_id}"

@@ -1,4 +1,4 @@
-"""Notifiers for a sweep that got worse: as `on_failure_callback` of the summary task."""
+"""Notifiers for regressions in a sweep, for `on_failure_callback` of the summary task."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from tfmot_ops.system.environment import SWEEP_WEBHOOK
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-#: Address that the DAGs' webhook posts to; may be a template, such as `{{ conn.sweep_webhook.host }}`.
+#: Variable with the URL to which the DAGs post regressions; may be a template, such as `{{ conn.sweep_webhook.host }}`.
 WEBHOOK_VARIABLE = SWEEP_WEBHOOK.name
 _TIMEOUT_S = 10.0
 
 
 class _RegressionNotifier(BaseNotifier):
-    """Tells what got worse; silent when the task failed for another reason."""
+    """Reports regressions and missing cells; does nothing when the task failed for another reason."""
 
     def notify(self, context: Context) -> None:
         """Called by Airflow with the failed task's context."""
         judgement = context["ti"].xcom_pull(task_ids=context["ti"].task_id, key=JUDGEMENT_KEY)
         if isinstance(judgement, Mapping) and (judgement["regressions"] or judgement["missing"]):
-            self.tell({"dag_id": context["dag"].dag_id, "run_id": context["run_id"], **judgement})
+            self.deliver({"dag_id": context["dag"].dag_id, "run_id": context["run_id"], **judgement})
 
-    def tell(self, message: dict[str, Any]) -> None:
+    def deliver(self, message: dict[str, Any]) -> None:
         """Deliver `dag_id`, `run_id` and, by kind, cell -> sentence."""
         raise NotImplementedError
 
@@ -41,7 +41,7 @@ class _RegressionNotifier(BaseNotifier):
 class LogNotifier(_RegressionNotifier):
     """Writes to the log of the task."""
 
-    def tell(self, message: dict[str, Any]) -> None:
+    def deliver(self, message: dict[str, Any]) -> None:
         """One line per cell."""
         for kind in ("regressions", "missing"):
             for cell, how in message[kind].items():
@@ -49,10 +49,10 @@ class LogNotifier(_RegressionNotifier):
 
 
 class WebhookNotifier(_RegressionNotifier):
-    """Posts JSON to an address, as chat services take it.
+    """Posts JSON with a field `text` to a URL, the format of chat services' incoming webhooks.
 
     Args:
-        url: http(s) address; keep a secret one in a connection or variable, and give its template here.
+        url: http or https URL; keep a secret URL in an Airflow connection or variable, and give its template here.
     """
 
     template_fields = ("url",)
@@ -61,8 +61,8 @@ class WebhookNotifier(_RegressionNotifier):
         super().__init__()
         self.url = url
 
-    def tell(self, message: dict[str, Any]) -> None:
-        """Post `text`, for people, and the whole judgement."""
+    def deliver(self, message: dict[str, Any]) -> None:
+        """Post a field `text` for people, and the whole judgement."""
         worse = {**message["regressions"], **message["missing"]}
         text = f"{message['dag_id']} {message['run_id']}: " + "; ".join(f"{c}: {how}" for c, how in worse.items())
         body = json.dumps({"text": text, **message}).encode()
@@ -74,16 +74,16 @@ class WebhookNotifier(_RegressionNotifier):
             received = f"HTTP {error.code}"
         except (OSError, HTTPException, ValueError) as error:  # ValueError: no address
             received = type(error).__name__
-        # Outside of the handlers: a webhook's address is a secret as a whole, and the library's message may hold it.
+        # Raised outside the exception handler: the webhook's URL is a secret, and the library's message may contain it.
         raise StepFailedError(
             "the webhook for regressions was not reached",
-            required=f"an address that takes JSON, in {WEBHOOK_VARIABLE} or the notifier's `url`",
+            required=f"a URL that accepts JSON by POST, in {WEBHOOK_VARIABLE} or the notifier's `url`",
             received=received,
-            remedy="correct the address; what got worse is in the log of the task",
+            remedy="correct the URL; the task's log lists the regressions",
         )
 
 
 def notifiers() -> list[BaseNotifier]:
-    """What the DAGs tell regressions to: the log, and the webhook where the deployment names one."""
+    """The notifiers of the DAGs: the task's log, and the webhook if the deployment sets its URL."""
     url = SWEEP_WEBHOOK.get()
     return [LogNotifier(), *([WebhookNotifier(url)] if url else [])]

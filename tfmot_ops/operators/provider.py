@@ -1,4 +1,4 @@
-"""What Airflow's provider manager reads."""
+"""The provider information that Airflow's provider manager reads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def get_provider_info() -> dict[str, Any]:
-    """Describe this package to Airflow, so that the link of its operators is allowed in the UI."""
+    """Describe this package to Airflow; the UI shows the operators' link only if it is listed here."""
     return {
         "package-name": "tfmot-ops",
         "name": "TensorFlow model optimisation",

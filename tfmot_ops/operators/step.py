@@ -1,4 +1,4 @@
-"""StepOperator: an Airflow task that is one step, and its named forms."""
+"""StepOperator, an Airflow operator that runs one step, and one subclass for each kind of step."""
 
 from __future__ import annotations
 
@@ -30,37 +30,36 @@ from tfmot_ops.system.uri_secrets import address, secrets_of
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperatorLink, Context
 
-#: What an XCom leaves out of a StepResult: tables, which are on the MLflow run.
+#: Fields of a StepResult that the XCom leaves out: tables, which the MLflow run holds.
 _NOT_IN_XCOM = {"layers", "versions"}
 
 
 class StepOperator(BaseOperator):
-    """Runs one step where the runner says, and returns its lean result: numbers and URIs.
+    """Runs one step with a runner, and returns the step's result without its tables as the XCom.
 
-    Airflow does not retry a wrong spec or a model that cannot be handled (exit codes 2 and 3); everything else
-    it does.
+    Airflow does not retry an invalid spec or an unsupported model (exit codes 2 and 3); it retries all other failures.
 
     Args:
-        options: fields of the step's options (see `tfmot_ops.contract`), without `kind` for a named operator. A
+        options: fields of the step's options (see `tfmot_ops.contract`); a subclass for one kind omits `kind`. A
             `recipe` may be a preset's name, the fields of a Recipe, or the path of a YAML or JSON file, which is read
-            when the task runs. `python`, of the kind `compat`, is a name that TFMOT_OPS_FORECAST_PYTHONS lists.
-        inputs: artifacts by name. A value is the result of another step (`train.output`), whose output of the same name
-            is taken, or the fields of an Artifact.
-        runner: a Runner, the name of one, or arguments of one (see `choose_runner`). Without it the DAG run's parameter
-            `runner`, then the deployment's (`TFMOT_OPS_RUNNER` with `TFMOT_OPS_RUNNER_OPTIONS`), then `local`. A
-            template may give a name, which is then checked like the parameter, and no arguments.
-        tracking_uri: MLflow tracking URI. Without it `TFMOT_OPS_TRACKING_URI`, then `MLFLOW_TRACKING_URI` are read
-            where the task runs; without any nothing is recorded, and `output_uri` is required.
-        experiment: MLflow experiment.
+            when the task runs. The option `python` of the kind `compat` is a name in TFMOT_OPS_FORECAST_PYTHONS.
+        inputs: input name -> the result of another step (`train.output`), whose output of the same name is used, or
+            the fields of an Artifact.
+        runner: a Runner, a runner's name, or arguments of a runner (see `choose_runner`). The default is the DAG run's
+            parameter `runner`, then the deployment's runner (`TFMOT_OPS_RUNNER` with `TFMOT_OPS_RUNNER_OPTIONS`), then
+            `local`. A template may give a name but no arguments; the name is checked like the parameter `runner`.
+        tracking_uri: MLflow tracking URI. The default is `TFMOT_OPS_TRACKING_URI`, then `MLFLOW_TRACKING_URI`, read
+            when the task runs. Without a tracking URI nothing is recorded, and `output_uri` is required.
+        experiment: name of the MLflow experiment.
         parent_run: the result of an OpenRunOperator (`open_run.output`) or the id of an MLflow run.
-        output_uri: folder for the outputs; None puts them on the step's MLflow run.
-        seed: of everything random in the step.
+        output_uri: folder for the outputs; None stores them as artifacts of the step's MLflow run.
+        seed: random seed of the step.
         device: `cpu` or `gpu`.
-        mlflow_conn_id: Airflow connection whose host is the MLflow UI the link leads to. Without it the variable
-            `TFMOT_OPS_MLFLOW_UI`, then a tracking URI that is http, then http://127.0.0.1:5000.
+        mlflow_conn_id: Airflow connection with the host of the MLflow UI for the task's link. The default is the
+            variable `TFMOT_OPS_MLFLOW_UI`, then an http tracking URI, then http://127.0.0.1:5000.
     """
 
-    #: Kind of the options; a named operator sets it, here `options["kind"]` says it.
+    #: Kind of the step; a subclass sets it, and StepOperator itself takes it from `options["kind"]`.
     kind: ClassVar[str | None] = None
 
     template_fields: Sequence[str] = (
@@ -110,27 +109,27 @@ class StepOperator(BaseOperator):
         self._killed = False
 
     def _do_render_template_fields(self, parent: Any, *arguments: Any, **keywords: Any) -> None:
-        """Render the templates; Airflow calls this for mapped tasks, too, and then shows what it has rendered."""
+        """Render the templates, then mask secrets: Airflow shows the rendered fields, also of mapped tasks."""
         super()._do_render_template_fields(parent, *arguments, **keywords)
         if parent is self:
             self._mask_secrets()
 
     def _mask_secrets(self) -> None:
-        """Have Airflow write `***` for the secrets of URIs in its logs, its pages and its database."""
+        """Register secrets in URIs with Airflow, which then writes `***` for them in logs, pages and its database."""
         inputs = self.inputs.values() if isinstance(self.inputs, Mapping) else ()
-        uris = [each.get("uri") for each in inputs if isinstance(each, Mapping)]
+        uris = [artifact.get("uri") for artifact in inputs if isinstance(artifact, Mapping)]
         uris += [self.tracking_uri, self.output_uri, *environment.tracking_uris()]
         for secret in secrets_of(*(uri for uri in uris if isinstance(uri, str))):
             mask_secret(secret)
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Build the spec, run it, return the result without its tables."""
+        """Build the spec, run the step, and return its result without the tables."""
         return self._run(context, None)
 
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
-        """Where a deferred step comes back; the provider's operator for Kubernetes names this method.
+        """Resume after a deferral; the Kubernetes provider's operator defers with this method's name.
 
-        Everything is built again from the same arguments, as nothing of `execute` is left.
+        The spec and the runner are built again from the operator's arguments, as a new process calls this method.
         """
         return self._run(context, event)
 
@@ -142,16 +141,16 @@ class StepOperator(BaseOperator):
                 self._running = runner.start(spec, context, self.log.info)
             else:
                 self._running = _resumable(runner).resume(spec, context, self.log.info, event)
-            if self._killed:  # while there was nothing to end yet
+            if self._killed:  # on_kill was called before the step was started
                 self._running.kill()
             result = self._running.wait()
         except (SpecError, UnsupportedModelError) as error:
-            # The same request would fail again: spare the retries.
+            # The same request would fail again, so Airflow must not retry it.
             raise AirflowFailException(str(error)) from error
         finally:
             left = self._running.result if self._running is not None else None
             self._running = None
-            # Of a failed step too: its run is where one wants to look.
+            # Also for a failed step, as the user will open its MLflow run.
             if left is not None and left.tracking_run_id:
                 self.mlflow_run_url = run_url(self._mlflow_ui(), left.tracking_run_id)
         answer = result.model_dump(mode="json", exclude=_NOT_IN_XCOM)
@@ -162,7 +161,7 @@ class StepOperator(BaseOperator):
         parameter = context["params"].get("runner")
         if self.runner is None or self.runner == self._written_runner:
             return choose_runner(self.runner, parameter)
-        # A template made it, and whoever triggers the run may have written what the template renders.
+        # The value comes from a template, so the user who triggered the DAG run may have written it.
         if isinstance(self.runner, str):
             return choose_runner(None, self.runner)
         raise SpecError(
@@ -173,23 +172,23 @@ class StepOperator(BaseOperator):
         )
 
     def _inputs(self) -> Mapping[str, Any]:
-        """The inputs, for an operator that gathers them from other arguments."""
+        """The step's inputs; a subclass may gather them from other arguments."""
         return self.inputs or {}
 
     def _judge(self, answer: dict[str, Any], context: Context) -> None:
-        """What an operator makes of a step that ended well, be it after a deferral; raises to fail the task."""
+        """Called with the result of a step that succeeded; a subclass may raise an exception to fail the task."""
 
     def on_kill(self) -> None:
-        """End the step with everything it started."""
+        """Kill the step and all its processes."""
         self._killed = True
         if self._running is not None:
             self._running.kill()
 
     def build_spec(self, context: Context) -> StepSpec:
-        """The step as data.
+        """The StepSpec of this task.
 
         Raises:
-            SpecError: a field is wrong; the message names it.
+            SpecError: a field is invalid; the message names the field.
         """
         document = {
             "step_id": self.task_id,
@@ -207,8 +206,8 @@ class StepOperator(BaseOperator):
             raise refusal(f"task {self.task_id}", error, remedy) from error
 
     def _options(self, context: Context) -> dict[str, Any]:
-        """The options as plain data, with the recipe file, if there is one, read in."""
-        del context  # close_run reads it
+        """The options as plain data; the path of a recipe file is replaced by the file's content."""
+        del context  # only CloseRunOperator uses it
         given = self.options or {}
         options = dict(given) if isinstance(given, Mapping) else given.model_dump(mode="json")
         options.setdefault("kind", self.kind)
@@ -232,7 +231,7 @@ class StepOperator(BaseOperator):
             uri=uri,
             experiment=self.experiment,
             parent_run_id=_run_id(self.parent_run),
-            # A retry has the same key, so it takes up its run.
+            # A retry has the same key, so it continues its MLflow run.
             key={name: str(value) for name, value in key.items()},
         )
 
@@ -241,7 +240,7 @@ class StepOperator(BaseOperator):
             try:
                 connection = Connection.get(self.mlflow_conn_id)
             except AirflowNotFoundException:
-                # A missing link is no reason to throw away the work of a step.
+                # The step has succeeded; a missing connection for its link must not fail the task.
                 self.log.warning("no connection %s: the link to MLflow is a guess", self.mlflow_conn_id)
             else:
                 port = f":{connection.port}" if connection.port else ""
@@ -252,7 +251,7 @@ class StepOperator(BaseOperator):
 
 
 class OpenRunOperator(StepOperator):
-    """Opens the MLflow run that the steps' runs become children of. Options: `name`, `parameters`."""
+    """Opens the MLflow parent run; the runs of the steps become its children. Options: `name`, `parameters`."""
 
     kind = "open_run"
 
@@ -264,7 +263,7 @@ class TrainOperator(StepOperator):
 
 
 class PruneOperator(StepOperator):
-    """Wraps what the recipe names with its pruning schedule. Input and output `model`."""
+    """Puts pruning wrappers around the layers in the recipe's scope. Input and output `model`."""
 
     kind = "prune"
 
@@ -288,7 +287,7 @@ class QuantizeOperator(StepOperator):
 
 
 class EvaluateOperator(StepOperator):
-    """Measures a TFLite file against the models it came from.
+    """Measures a TFLite file and compares it with the models from which it was made.
 
     Inputs `tflite`; `model`, the float model that was quantised; `quantized`, the QAT model, for the noise of each
     layer; `trained`, the float model before pruning, which `accuracy_drop` is against. Output `layer_sqnr` (CSV).
@@ -301,8 +300,8 @@ class RegisterOperator(StepOperator):
     """Puts a TFLite file into MLflow's model registry, as `alias` of `name`, if every gate holds. Input `tflite`.
 
     Args:
-        measured: the result whose metrics the gates look at (`evaluate.output`).
-        **kwargs: as for StepOperator. Options: `name`, `alias`, and `gates`, metric -> least value.
+        measured: the result with the metrics that the gates check (`evaluate.output`).
+        **kwargs: as for StepOperator. Options: `name`, `alias`, and `gates`, metric -> lowest allowed value.
     """
 
     kind = "register"
@@ -317,7 +316,7 @@ class RegisterOperator(StepOperator):
 
 
 class CloseRunOperator(StepOperator):
-    """Closes the parent run with the steps' figures on it; use it as a teardown, so that it also runs after a failure.
+    """Logs the steps' metrics on the parent run and ends it; use it as a teardown, so that it runs after a failure.
 
     Args:
         steps: step name -> its result (`train.output`). A step without a result counts as failed.
@@ -339,13 +338,13 @@ class CloseRunOperator(StepOperator):
 
 
 def _artifact(name: str, value: Any) -> Any:
-    """The artifact of this name in a step's result, or the value itself, which then has to be an artifact."""
+    """The output `name` of a step's result, or the value itself if it has the fields of an Artifact."""
     if isinstance(value, Artifact):
         return value
     if not isinstance(value, Mapping):
         raise SpecError(
             f"input {name}",
-            required="the result of a step that ended well, or the fields of an Artifact",
+            required="the result of a step that succeeded, or the fields of an Artifact",
             received=quoted(value),
             remedy="pass `inputs={'" + name + "': task.output}`, with the task upstream of this one",
         )
@@ -365,10 +364,10 @@ def _resumable(runner: Runner) -> ResumableRunner:
     if isinstance(runner, ResumableRunner):
         return runner
     raise SpecError(
-        "a deferred step came back to a runner that cannot take it up",
-        required="the runner that started it",
+        "a deferred step was resumed with a runner that cannot resume steps",
+        required="the runner that started the step",
         received=repr(runner),
-        remedy="clear the task; a runner must not be exchanged while steps run",
+        remedy="clear the task, and do not change the runner while steps run",
     )
 
 

@@ -1,4 +1,4 @@
-"""The tasks of a sweep: list what is in the catalogue, deal its cells into shards, run these, judge them."""
+"""The tasks of a sweep: list the catalogue, distribute its cells to shards, run the shards, judge all cells."""
 
 from __future__ import annotations
 
@@ -36,27 +36,29 @@ __all__ = [
     "Weight",
     "check_forecast",
     "room",
+    "shard_resources",
 ]
 
-#: XCom of the summary task with what is not as expected: {kind: {cell: sentence}}. Pushed before the task fails, so
+#: Key of the summary task's XCom with the judgement: {kind: {cell: sentence}}. The task pushes it before it fails, so
 #: that a notifier can read it.
 JUDGEMENT_KEY = "judgement"
 
 
 @runtime_checkable
 class _Sized(Protocol):
-    """A runner whose steps have a limit of memory of their own."""
+    """A runner with a memory limit per step."""
 
     def with_memory(self, gib: float) -> Runner: ...
 
 
-def room(weight: Weight) -> dict[str, Any]:
-    """What the shards of a weight class take, as arguments of a CompatSweepOperator.
+def shard_resources(weight: Weight) -> dict[str, Any]:
+    """Pool slots and memory of a shard of a weight class, as arguments of a CompatSweepOperator.
 
-    Slots of Airflow's default pool: where the deployment's runner is local, the share of the pool that the class needs
-    of this machine, so that shards that run at the same time fit its memory and its cores, whatever classes and DAGs
-    they are of. Elsewhere those of the class, as each slot stands for a step of the cluster or engine. Never more than
-    the pool has by Airflow's settings: such a task would wait for ever.
+    `pool_slots` are slots of Airflow's default pool. With the runner `local`, a shard takes a share of the pool that
+    equals its share of this machine's memory, so that concurrent shards of all classes and DAGs fit the machine's
+    memory and cores. With other runners a shard takes `Weight.pool_slots`, as one slot stands for one step of the
+    cluster or Docker engine. `pool_slots` never exceeds the pool's size in Airflow's settings: such a task would wait
+    forever. `memory_gib` is the memory of a container or pod in GiB.
     """
     from airflow.sdk.configuration import conf
 
@@ -68,20 +70,25 @@ def room(weight: Weight) -> dict[str, Any]:
     return {"pool_slots": slots, "memory_gib": weight.memory_gib}
 
 
+#: Deprecated alias, kept for DAGs that import it.
+room = shard_resources
+
+
 class ListOperator(StepOperator):
-    """Lists a catalogue where the runner says, so that a DAG can expand over it. Option `what`."""
+    """Lists the names in a catalogue, so that a DAG can expand over them. Option `what`."""
 
     kind = "list"
 
 
 class PlanSweepOperator(BaseOperator):
-    """Deals cells into shards; its result, the options of one CompatSweepOperator each, is there to expand over.
+    """Distributes cells to shards; returns the options of one CompatSweepOperator per shard, to expand over.
 
     Args:
         catalogue: result of a ListOperator.
-        architectures: names; empty for all of the catalogue.
+        architectures: names; empty means the whole catalogue.
         recipes: names.
-        weight: class of the cells; None for all. Pool slots cannot be mapped, so each class is a group of its own.
+        weight: plan the cells of this weight class only; None plans all cells. Airflow cannot map `pool_slots`, so a
+            DAG needs one mapped task per class.
         options: further options of every shard.
         **kwargs: as for any operator.
     """
@@ -106,7 +113,7 @@ class PlanSweepOperator(BaseOperator):
         self.options = options
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
-        """Options by shard."""
+        """The options of each shard."""
         from tfmot_ops.sweep.judge.expected import costs, read_expected
 
         del context
@@ -126,18 +133,18 @@ class PlanSweepOperator(BaseOperator):
 class CompatSweepOperator(StepOperator):
     """Runs a shard of the compat matrix: cells one after the other, each in its own process. Output `cells`.
 
-    A red cell is a result, and the task green. The task fails only for infrastructure reasons (an evicted pod, a lost
-    worker); its retry runs the cells that were not finished.
+    A cell that fails does not fail the task. The task fails only for infrastructure reasons (an evicted pod, a lost
+    worker); a retry runs the cells that were not finished.
 
-    Map it over shards: `CompatSweepOperator.partial(task_id="light", **room(Weight.LIGHT)).expand(options=plan.output)`
-    with a PlanSweepOperator of that weight, or over options of your own (`[{"architectures": [...], "recipe":
-    "wi8_ai8", "label": "..."}]`).
+    Map it over shards: `CompatSweepOperator.partial(task_id="light", **shard_resources(Weight.LIGHT)).expand(
+    options=plan.output)` with a PlanSweepOperator of that weight, or over a list of options
+    (`[{"architectures": [...], "recipe": "wi8_ai8", "label": "..."}]`).
 
     Args:
-        memory_gib: GiB that a container or pod gets for a shard, unless the runner gives it more already. A cell may
-            hold 85 % of it.
-        next_image: name of the image that the shards run in, for a forecast; TFMOT_OPS_FORECAST_IMAGES lists it. None
-            is the runner's own image.
+        memory_gib: memory of the shard's container or pod in GiB, unless the runner's memory is larger. A cell may use
+            85 % of it (`MEMORY_SHARE`).
+        next_image: for a forecast: name of the image in which the shards run, as listed in TFMOT_OPS_FORECAST_IMAGES.
+            None means the runner's image.
         **kwargs: as for StepOperator.
     """
 
@@ -160,18 +167,18 @@ class CompatSweepOperator(StepOperator):
         try:
             return runner.with_memory(self.memory_gib)
         except ImportError:
-            return runner  # whose start says which package is missing
+            return runner  # its `start` raises an error that names the missing package
 
 
 class SummarizeSweepOperator(StepOperator):
     """Judges a sweep, makes its page and records it in MLflow; then fails if a cell got worse or is missing.
 
     Args:
-        shards: results of the shards: of each mapped CompatSweepOperator its `output`.
-        catalogue: result of the ListOperator. Where the option `architectures` is empty, all that it and expected.yaml
-            name were asked for: what is gone from the catalogue is missing. Where the listing failed, too, which
-            leaves expected.yaml alone.
-        **kwargs: as for StepOperator. Options: `architectures` and `recipes`, all that were asked for.
+        shards: results of the shards: the `output` of each mapped CompatSweepOperator.
+        catalogue: result of the ListOperator. If the option `architectures` is empty, the sweep requests all
+            architectures of the catalogue and of expected.yaml, so an architecture that left the catalogue is missing.
+            If the listing failed, the sweep requests the architectures of expected.yaml.
+        **kwargs: as for StepOperator. Options: `architectures` and `recipes`, all requested names.
     """
 
     kind = "summarize"
@@ -183,7 +190,7 @@ class SummarizeSweepOperator(StepOperator):
         self.catalogue = catalogue
 
     def _inputs(self) -> Mapping[str, Any]:
-        """The cells; a shard that left nothing leaves its cells missing."""
+        """The `cells` of all shards; the cells of a shard without a result are missing."""
         return _cells("cells", self.shards)
 
     def _options(self, context: Context) -> dict[str, Any]:
@@ -198,7 +205,7 @@ class SummarizeSweepOperator(StepOperator):
         tracking = super()._tracking(context)
         if tracking is None:
             return None
-        # The same at each attempt, and sorts sweeps by time: the step names its sweep by it.
+        # The sweep's id begins with this time: it is the same in each attempt, and ids sort by time.
         moment = context["dag_run"].run_after.isoformat()
         return tracking.model_copy(update={"key": {**tracking.key, "run_after": moment}})
 
@@ -207,24 +214,26 @@ class SummarizeSweepOperator(StepOperator):
         context["ti"].xcom_push(JUDGEMENT_KEY, judgement)
         worse = {**judgement["regressions"], **judgement["missing"]}
         if worse:
-            told = [f"  {cell}: {how}" for cell, how in sorted(worse.items())]
-            # Cells do not get better by asking again.
-            raise AirflowFailException("\n".join([*self._unlisted(), f"{len(worse)} cells got worse", *told]))
+            lines = [f"  {cell}: {how}" for cell, how in sorted(worse.items())]
+            # AirflowFailException, as a retry would judge the same cells again.
+            raise AirflowFailException("\n".join([*self._unlisted(), f"{len(worse)} cells got worse", *lines]))
 
     def _unlisted(self) -> list[str]:
-        asked = self.options.get("architectures") if isinstance(self.options, Mapping) else True
-        if asked or self.catalogue is not None:
+        requested = self.options.get("architectures") if isinstance(self.options, Mapping) else True
+        if requested or self.catalogue is not None:
             return []
-        return ["the catalogue was not listed (see the log of that task), so what expected.yaml names was asked for"]
+        return [
+            "the catalogue could not be listed (see that task's log); expected.yaml named the architectures instead"
+        ]
 
 
 class ForecastOperator(StepOperator):
     """Compares shards of cells with the same shards under other versions, and fails if a cell would break.
 
     Args:
-        planned: result of the PlanSweepOperator: every cell of it has to be in the comparison.
-        now: results of the shards under these versions: of each mapped CompatSweepOperator its `output`.
-        then: the same under the others.
+        planned: result of the PlanSweepOperator; the comparison must contain every planned cell.
+        now: results of the shards under the current versions: the `output` of each mapped CompatSweepOperator.
+        then: results of the shards under the other versions.
         **kwargs: as for StepOperator.
     """
 
@@ -243,20 +252,20 @@ class ForecastOperator(StepOperator):
         return {**_cells("now", self.now), **_cells("then", self.then)}
 
     def _judge(self, answer: dict[str, Any], context: Context) -> None:
-        """The log has the table."""
+        """Fail the task if a cell has no result or would break; the task's log has the whole table."""
         del context
-        found, asked = answer["metrics"]["cells"], sum(len(shard["architectures"]) for shard in self.planned or ())
-        # A cell that neither side has is in no row.
-        if found < max(asked, 1):
+        found, requested = answer["metrics"]["cells"], sum(len(shard["architectures"]) for shard in self.planned or ())
+        # A cell without a result under both sets of versions has no row in the table.
+        if found < max(requested, 1):
             raise AirflowFailException(
-                f"no forecast: {found:g} of {asked} cells have a result\n{answer['parameters']['forecast']}"
+                f"no forecast: {found:g} of {requested} cells have a result\n{answer['parameters']['forecast']}"
             )
         if answer["metrics"]["worse"]:
             raise AirflowFailException(answer["parameters"]["forecast"])
 
 
 def check_forecast(next_python: object, next_image: object) -> None:
-    """Refuse a forecast before its first step.
+    """Check the parameters of a forecast before its first step.
 
     Args:
         next_python: name of an interpreter, empty for none.
@@ -265,10 +274,10 @@ def check_forecast(next_python: object, next_image: object) -> None:
     Raises:
         AirflowFailException: both or none are given, or the deployment does not list the name; no retry helps.
     """
-    asked = {PYTHONS_VARIABLE: next_python, IMAGES_VARIABLE: next_image}
-    named = {variable: name for variable, name in asked.items() if name}
+    requested = {PYTHONS_VARIABLE: next_python, IMAGES_VARIABLE: next_image}
+    named = {variable: name for variable, name in requested.items() if name}
     if len(named) != 1:
-        raise AirflowFailException("required: next_python or next_image, one of them\nreceived: both or none")
+        raise AirflowFailException("required: either next_python or next_image\nreceived: both or none")
     for variable, name in named.items():
         try:
             look_up(variable, name)
@@ -277,18 +286,18 @@ def check_forecast(next_python: object, next_image: object) -> None:
 
 
 def _listed(catalogue: Any) -> list[str]:
-    """The names in a ListOperator's result; none where it failed."""
+    """The names in a ListOperator's result; empty if that task failed."""
     return list(catalogue["parameters"]["list"]) if isinstance(catalogue, Mapping) else []
 
 
 def _cells(name: str, shards: Any) -> dict[str, Any]:
-    """`<name>_0000`, ... -> the cells of each shard; one that left nothing leaves its cells missing."""
+    """`<name>_0000`, ... -> the output `cells` of each shard; a shard without a result is left out."""
     ended = [result for result in _flat(shards) if "cells" in result.get("outputs", {})]
     return {f"{name}_{index:04}": result["outputs"]["cells"] for index, result in enumerate(ended)}
 
 
 def _flat(shards: Any) -> Iterable[Mapping[str, Any]]:
-    """The results in nested lists of them; what a skipped or failed task left, None, is passed over."""
+    """The results in nested lists of results, without the None of skipped and failed tasks."""
     if isinstance(shards, Mapping):
         yield shards
     elif isinstance(shards, Iterable) and not isinstance(shards, str):

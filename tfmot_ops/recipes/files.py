@@ -1,6 +1,7 @@
-"""Recipes in files: one form for the CLI, the DAG and the container.
+"""Reads recipes from YAML and JSON files, for the CLI, the DAGs and the containers.
 
-Who triggers a DAG run names the file, and may not be allowed to read it: no message quotes what is in it.
+The user who triggers a DAG run gives the file's path but may not be allowed to read the file. So no message quotes the
+file's content.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from tfmot_ops.errors import RecipeError
 RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
 #: Largest recipe file, in bytes. YAML is parsed at about 250 kB a second.
 _MOST_BYTES = 128 * 1024
-#: YAML: how deep a recipe may be nested, and how often it may refer to an anchor: ten lines of references to
-#: references stand for billions of values.
+#: Largest nesting depth of a YAML recipe, and largest number of references to anchors: ten lines of nested references
+#: can expand to billions of values.
 _DEEPEST, _MOST_ALIASES = 32, 16
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which gives up before a small file becomes a large document."""
+    """PyYAML's safe loader with limits on nesting and references: a small file cannot become a large document."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
@@ -55,8 +56,8 @@ def read_recipe(path: str | Path) -> Recipe:
     """Read a recipe from a YAML or JSON file.
 
     Raises:
-        RecipeError: the file is missing, is no YAML or JSON, or is no recipe; the message names the field, and the
-            kind of value that was there instead of the value.
+        RecipeError: the file is missing, is not YAML or JSON, or is not a valid recipe; the message names the field
+            and the type of its value, but not the value.
     """
     path = Path(path)
     if not is_recipe_file(path):
@@ -108,7 +109,7 @@ def _parse(path: Path, content: bytes) -> Any:
         return json.loads(text) if path.suffix.lower() == ".json" else yaml.load(text, _Loader)  # noqa: S506 - it is safe
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         place = _place(error)
-    # Outside of the handler: the parser's own message quotes the file, and would be logged as the context of ours.
+    # Raised outside the exception handler: the parser's message quotes the file, and would be logged as the context.
     raise RecipeError(
         f"recipe file {path} cannot be parsed",
         required=f"YAML or JSON, nested at most {_DEEPEST} deep, with at most {_MOST_ALIASES} references to anchors",
@@ -118,7 +119,7 @@ def _parse(path: Path, content: bytes) -> Any:
 
 
 def _place(error: Exception) -> str:
-    """Where a parser gave up, without what it found there."""
+    """Position of a parser's error, without the content at that position."""
     if isinstance(error, json.JSONDecodeError):
         return f"line {error.lineno}, column {error.colno}"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:

@@ -1,4 +1,4 @@
-"""Decode a recipe name; the presets are names too.
+"""Decodes recipe names; a preset is defined by its name.
 
 A name is parts joined by `_`: `sparse50` (50 % zeros) or `sparse2of4`, `wi8` / `wi16f` (int8 or float16
 weights), `ai8` / `ai16` / `afp32` (activations), `ptq` (no training), `aeq` (no training, and Google's AI Edge
@@ -27,7 +27,7 @@ _PARTS: dict[str, tuple[str, Callable[..., Any]]] = {
     "aeq": ("backend", lambda: Backend.AI_EDGE_QUANTIZER),
 }
 _ANY_PART = f"({'|'.join(_PARTS)})"
-#: What a name looks like, as a regular expression of JSON Schema: for forms, which check it before a step runs.
+#: Regular expression (JSON Schema) of recipe names, for forms that check a name before a step runs.
 RECIPE_NAME = f"^{_ANY_PART}(_{_ANY_PART})*$"
 
 
@@ -35,7 +35,7 @@ def decode(name: str) -> Recipe:
     """Decode a recipe name.
 
     Raises:
-        RecipeError: a part that means nothing, or parts that do not go together.
+        RecipeError: a part of the name is unknown, or parts contradict each other.
     """
     values: dict[str, Any] = {}
     for part in name.split("_"):
@@ -56,12 +56,12 @@ def decode(name: str) -> Recipe:
 
 
 def presets() -> dict[str, Recipe]:
-    """The recipes that ship, by name."""
+    """Name -> recipe, for the built-in recipes."""
     return {name: decode(name) for name in PRESET_RECIPES}
 
 
 def resolve(recipe: Recipe | str) -> Recipe:
-    """A recipe as it is, or the one its name says."""
+    """The recipe itself, or the recipe decoded from a name."""
     return recipe if isinstance(recipe, Recipe) else decode(recipe)
 
 

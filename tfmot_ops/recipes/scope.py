@@ -1,4 +1,4 @@
-"""Scopes: which layers a part of a recipe concerns."""
+"""Applies a recipe's scope to the layers of a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a step runs. Importing this loads no TensorFlow, no MLflow and no provider."""
+"""Runners: run a step in a process, a container or a pod. Importing this loads no TensorFlow, MLflow or provider."""
 
 from tfmot_ops.runners.base import (
     FakeRunner,

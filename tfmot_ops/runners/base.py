@@ -1,4 +1,4 @@
-"""What a runner is, how its answer is read, and a fake one for tests of DAGs."""
+"""The protocols of runners, the reading of a step's result file, and a FakeRunner for tests of DAGs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pydantic import ValidationError
 from tfmot_ops.contract import Artifact, Status, StepResult, StepSpec
 from tfmot_ops.errors import SpecError, StepFailedError, TfmotOpsError, UnsupportedModelError
 
-#: Takes one line of the step's output, without its line break.
+#: Function that is called with each line of the step's output, without the line break.
 Log = Callable[[str], None]
 
 _BY_EXIT_CODE: dict[int, type[TfmotOpsError]] = {
     error.exit_code: error for error in (SpecError, UnsupportedModelError, StepFailedError)
 }
-#: A shell and a container engine report a death by signal N as exit code 128 + N; Python as -N.
+#: For a process killed by signal N, a shell and a container engine report exit code 128 + N; Python reports -N.
 _SHELL_SIGNAL_BASE = 128
 
 
@@ -29,7 +29,7 @@ class RunningStep(Protocol):
     """A step that was started.
 
     Attributes:
-        result: what the step left, also when it failed; None before its end, and when it left nothing.
+        result: the step's result, also of a failed step; None before its end, or if it wrote no result.
     """
 
     @property
@@ -39,24 +39,24 @@ class RunningStep(Protocol):
         """Pass the step's output to the log until it ends.
 
         Returns:
-            What the step answered; its status is `ok`.
+            The step's result, with the status `ok`.
 
         Raises:
             SpecError: exit code 2; the same spec can never succeed.
             UnsupportedModelError: exit code 3; the same model can never succeed.
-            StepFailedError: exit code 4, or an answer that is missing or not the one to this spec.
-            TfmotOpsError: exit code 1, or death by a signal, which the message names.
+            StepFailedError: exit code 4, or a result that is missing or belongs to another spec.
+            TfmotOpsError: exit code 1, or the step was killed by a signal, which the message names.
         """
         ...
 
     def kill(self) -> None:
-        """End the step and everything it started; harmless when it has ended. Safe in a signal handler."""
+        """Kill the step and all its processes; does nothing after its end. Safe to call in a signal handler."""
         ...
 
 
 @runtime_checkable
 class Runner(Protocol):
-    """A place where steps run. Implementations are frozen dataclasses: their `repr` is part of a DAG's hash."""
+    """Starts steps in one kind of place. Implementations are frozen dataclasses: Airflow hashes their `repr`."""
 
     def start(self, spec: StepSpec, context: Mapping[str, Any] | None, log: Log) -> RunningStep:
         """Start a step and return at once.
@@ -64,36 +64,36 @@ class Runner(Protocol):
         Args:
             spec: what to do.
             context: Airflow's task context; None outside Airflow.
-            log: takes each line the step prints.
+            log: called with each line that the step prints.
         """
         ...
 
 
 @runtime_checkable
 class ResumableRunner(Runner, Protocol):
-    """A runner whose steps may give their worker back while they run: Airflow's deferral."""
+    """A runner that supports Airflow's deferral: a running step does not occupy a worker slot."""
 
     def resume(self, spec: StepSpec, context: Mapping[str, Any], log: Log, event: Mapping[str, Any]) -> RunningStep:
-        """Take a step up again; `event` is what the trigger saw. Otherwise as `start`."""
+        """Resume a deferred step; `event` is the event of the trigger. Otherwise as `start`."""
         ...
 
 
 def read_result(path: Path, spec: StepSpec, exit_code: int, last_lines: Iterable[str] = ()) -> StepResult:
-    """Read the answer a step left in its result file; see `judge`."""
+    """Read the step's result file, and return the result or raise the step's error; see `judge`."""
     return judge(_bytes_of(path), spec, exit_code, last_lines)
 
 
 def judge(answer: bytes | None, spec: StepSpec, exit_code: int, last_lines: Iterable[str] = ()) -> StepResult:
-    """The answer of a step that ended, or the exception that stands for it.
+    """Return the result of a step that ended, or raise the exception for its exit code.
 
     Args:
-        answer: what is in the result file; None when there is none, as of most steps that failed.
-        spec: what was asked, to refuse the answer to another question.
+        answer: content of the result file; None without a result file.
+        spec: the step's spec, to refuse the result of another spec.
         exit_code: of the step's process; negative for a signal.
-        last_lines: end of the step's output, quoted when the file says nothing.
+        last_lines: end of the step's output, quoted in the error if the result file gives no reason.
 
     Raises:
-        TfmotOpsError: the class that owns the exit code; see `RunningStep.wait`.
+        TfmotOpsError: an instance of the class with this exit code; see `RunningStep.wait`.
     """
     if exit_code != 0:
         raise _failure(answer, spec, exit_code, last_lines)
@@ -126,15 +126,15 @@ def judge(answer: bytes | None, spec: StepSpec, exit_code: int, last_lines: Iter
 
 
 def peek_result(path: Path) -> StepResult | None:
-    """The result file as it is; None when there is none that can be read.
+    """The result in a result file, without checks; None if the file cannot be read.
 
-    For a failed step, whose result is a courtesy: without it the exit code and the log still speak.
+    Used for a failed step, whose result is optional: its exit code and its log are enough to report the failure.
     """
     return peek(_bytes_of(path))
 
 
 def peek(answer: bytes | None) -> StepResult | None:
-    """What is in a result file, as it is; None when it cannot be read."""
+    """The result in the content of a result file, without checks; None if it is not valid."""
     with contextlib.suppress(ValidationError):
         return StepResult.model_validate_json(answer) if answer is not None else None
     return None
@@ -147,20 +147,20 @@ def _bytes_of(path: Path) -> bytes | None:
 
 
 def _failure(answer: bytes | None, spec: StepSpec, exit_code: int, last_lines: Iterable[str]) -> TfmotOpsError:
-    """The exception that stands for a failed step."""
+    """The exception to raise for a failed step."""
     number = -exit_code if exit_code < 0 else exit_code - _SHELL_SIGNAL_BASE
     if number > 0:
         name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
         return TfmotOpsError(
-            f"step {spec.step_id} was ended by {name}",
+            f"step {spec.step_id} was killed by {name}",
             required="a step that exits by itself",
             received=f"exit code {exit_code}" + _quoted(last_lines),
-            remedy="an unexpected SIGKILL usually means out of memory; SIGTERM is a task that was stopped",
+            remedy="an unexpected SIGKILL usually means out of memory; SIGTERM means that the task was stopped",
         )
     kind = _BY_EXIT_CODE.get(exit_code, TfmotOpsError)
     result = peek(answer)
     if result is not None and result.error is not None:
-        # The step's own message: it says already what was required, what was received, and what to do.
+        # The step's own message contains required, received and remedy already.
         return kind(f"step {spec.step_id} failed: {result.error.type}: {result.error.message}")
     return kind(
         f"step {spec.step_id} failed with exit code {exit_code}",
@@ -179,13 +179,13 @@ def _findings(error: ValidationError) -> str:
     return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
 
 
-#: What a FakeRunner says to one step; None is a plausible result.
+#: What a FakeRunner returns or raises for one attempt at a step; None means a plausible result.
 Answer = StepResult | Exception | None
 
 
 @dataclass(frozen=True)
 class _Answered:
-    """A step that has its answer already."""
+    """A step of a FakeRunner: `wait` returns or raises `answer` at once."""
 
     answer: StepResult | Exception
     killed: list[StepSpec]
@@ -206,14 +206,14 @@ class _Answered:
 
 @dataclass(frozen=True)
 class FakeRunner:
-    """A runner that starts nothing: it keeps what it was asked and gives the answers it was told to.
+    """A runner for tests of your DAGs: it starts no process, records each spec, and gives prepared results.
 
-    For tests of your own DAGs: `FakeRunner(answers={"train": StepFailedError("no disk")})`.
+    Example: `FakeRunner(answers={"train": StepFailedError("no disk")})`.
 
     Attributes:
-        answers: step id (task id) -> the result to give, the exception to raise, or a list of them, one an
-            attempt, the last of which repeats. None, and a step that is not named, is a small plausible result. The
-            `step_id`, `kind` and `spec_sha256` of a given result are set to those of the spec.
+        answers: step id (task id) -> the result to return, the exception to raise, or a list with one entry per
+            attempt, whose last entry repeats. For None, and for a step without an entry, a small plausible result is
+            made. The `step_id`, `kind` and `spec_sha256` of a result are replaced by those of the spec.
         specs: the specs received, in order.
         killed: the specs of the steps that were killed.
     """
@@ -225,7 +225,7 @@ class FakeRunner:
     killed: list[StepSpec] = field(default_factory=list, repr=False)
 
     def start(self, spec: StepSpec, context: Mapping[str, Any] | None, log: Log) -> RunningStep:
-        """Record the spec; the answer comes from `wait`."""
+        """Record the spec; `wait` of the returned step gives the prepared result."""
         del context
         attempt = sum(1 for seen in self.specs if seen.step_id == spec.step_id)
         self.specs.append(spec)
@@ -236,13 +236,13 @@ class FakeRunner:
         if answer is None:
             answer = fake_result(spec)
         if isinstance(answer, StepResult):
-            told = {"step_id": spec.step_id, "kind": spec.options.kind, "spec_sha256": spec.sha256()}
-            answer = answer.model_copy(update=told)
+            identity = {"step_id": spec.step_id, "kind": spec.options.kind, "spec_sha256": spec.sha256()}
+            answer = answer.model_copy(update=identity)
         return _Answered(answer, self.killed, spec)
 
 
 def fake_result(spec: StepSpec) -> StepResult:
-    """A plausible result: a `model` (and after `quantize` a `tflite`) that exists nowhere, one metric, a run id."""
+    """A plausible result: URIs of files that do not exist (`model`, `tflite` of `quantize`), one metric, a run id."""
     names: dict[str, dict[str, str]] = {kind: {} for kind in ("open_run", "close_run", "evaluate", "register")}
     names["quantize"] = {"model": "keras_h5", "tflite": "tflite"}
     formats = names.get(spec.options.kind, {"model": "keras_h5"})

@@ -1,4 +1,4 @@
-"""Which runner a step gets: the operator's argument, then the DAG run's parameter, then the deployment, then local."""
+"""Chooses a step's runner: the operator's argument, else the DAG run's parameter, else the deployment's, else local."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from tfmot_ops.runners.local import LocalRunner
 from tfmot_ops.system import environment
 
 _BY_NAME: dict[str, type[Any]] = {"local": LocalRunner, "docker": DockerRunner, "kubernetes": KubernetesRunner}
-#: Runners that can be asked for by name.
+#: The names of runners.
 RUNNERS = tuple(_BY_NAME)
-#: The deployment's runner, and a JSON object of its constructor's arguments.
+#: Environment variables with the deployment's runner, and with a JSON object of its constructor's arguments.
 RUNNER_VARIABLE = environment.RUNNER.name
 OPTIONS_VARIABLE = environment.RUNNER_OPTIONS.name
 
 
 def choose_runner(argument: Runner | str | Mapping[str, Any] | None = None, parameter: object = None) -> Runner:
-    """The runner of a step, in one order: argument > parameter > environment > local.
+    """The runner of a step, by priority: argument > parameter > environment > local.
 
-    A runner that is named gets the arguments of TFMOT_OPS_RUNNER_OPTIONS if it is the deployment's own, and its
-    defaults otherwise. A Runner object is taken as it is.
+    The deployment's runner gets the arguments in TFMOT_OPS_RUNNER_OPTIONS; any other runner that is given by name gets
+    its defaults. A Runner object is used unchanged.
 
     Args:
-        argument: of the operator: a Runner, the name of one, or arguments that differ from those it has otherwise
-            (`{"image": "tfmot-ops:next-cpu"}`), with or without its name under `runner`.
-        parameter: of the DAG run: the deployment's runner, or one that TFMOT_OPS_ALLOWED_RUNNERS names. Where the
-            deployment has set neither variable, any runner.
+        argument: argument of the operator: a Runner, a runner's name, or a mapping with some of a runner's arguments
+            (`{"image": "tfmot-ops:next-cpu"}`) and optionally its name under the key `runner`.
+        parameter: parameter of the DAG run: the name of the deployment's runner or of a runner in
+            TFMOT_OPS_ALLOWED_RUNNERS. If the deployment sets neither variable, any runner is allowed.
 
     Raises:
-        SpecError: no runner has this name, the options are not arguments of it, or the parameter is not allowed.
+        SpecError: no runner has this name, an option is not an argument of the runner, or the parameter is not allowed.
     """
     changed: dict[str, Any] = {}
     if isinstance(argument, Mapping):
@@ -64,7 +64,7 @@ def choose_runner(argument: Runner | str | Mapping[str, Any] | None = None, para
 
 
 def _make(name: str, options: str, changed: Mapping[str, Any]) -> Runner:
-    # Named, so that a typing error in a deployment's values is told instead of ignored.
+    # With extra="forbid", so that a misspelled argument in a deployment's values is an error and not ignored.
     strict = with_config(ConfigDict(extra="forbid"))(_BY_NAME[name])
     try:
         given = json.loads(options)
@@ -74,13 +74,13 @@ def _make(name: str, options: str, changed: Mapping[str, Any]) -> Runner:
         raise SpecError(
             OPTIONS_VARIABLE,
             required="a JSON object",
-            received=f"a text of {len(options)} characters that is none",
+            received=f"a text of {len(options)} characters that is not a JSON object",
             remedy="correct the variable; {} takes the defaults",
         )
     try:
         runner: Runner = TypeAdapter(strict).validate_python({**given, **changed})
     except ValidationError as error:
-        # From None, as Airflow logs causes too: this one holds values of the deployment, be they of its `env`.
+        # `from None`, as Airflow logs causes too, and this cause holds the deployment's values, `env` included.
         remedy = f"give arguments of the runner {name}, see its docstring"
         fields = [field.name for field in dataclasses.fields(_BY_NAME[name])]
         raise refusal(OPTIONS_VARIABLE, error, remedy, fields=fields) from None

@@ -1,4 +1,4 @@
-"""Steps as containers of a Docker engine, through Airflow's DockerOperator."""
+"""Runs each step in a Docker container, through the DockerOperator of Airflow's Docker provider."""
 
 from __future__ import annotations
 
@@ -21,36 +21,38 @@ if TYPE_CHECKING:
     from airflow.providers.docker.operators.docker import DockerOperator
     from docker.errors import APIError
 
-#: Labels of our containers: the step for people, the task instance for its next attempt.
+#: Labels of the containers: the step's id for people, and the task instance, by which a retry finds its predecessor.
 STEP_LABEL, TASK_LABEL = "tfmot-ops.step", "tfmot-ops.task"
 _QUOTED_LINES = 15
-#: Exit codes of coreutils' `timeout` when the time is over: the step ended by SIGTERM, and by SIGKILL alone.
+#: Exit codes of coreutils' `timeout` after the deadline: the step ended on SIGTERM, and the step needed SIGKILL.
 _TIMED_OUT, _KILLED = 124, 137
-#: Seconds between the questions after a container that its engine does not answer: a restart takes a few, and podman
-#: fails, instead of finding nothing, while somebody removes it.
+#: Seconds between attempts to inspect a container when the engine does not answer: a restart of the engine takes a few
+#: seconds, and podman returns an error, instead of "not found", while another client removes the container.
 _PATIENCE_S = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
 class DockerRunner:
-    """Runs each step in a container that may write nothing but its scratch space.
+    """Runs each step in a container with a read-only file system, except for its scratch space.
 
     Attributes:
-        image: image of the target `cpu`.
-        gpu_image: image of the target `gpu`.
-        device: what steps compute on; None is what each spec says. `gpu` takes `gpu_image` and asks for every GPU.
-        fallback: `cpu` runs a step there when the engine does not start its GPU container; None fails it with the
-            engine's reason. An engine that does not know of GPUs starts it without one, which is logged.
-        memory: limit of memory and swap together, as Docker writes it.
-        cpus: limit of processor time, in processors.
+        image: image for steps on the CPU (build target `cpu`).
+        gpu_image: image for steps on a GPU (build target `gpu`).
+        device: device of all steps; None takes the device in each spec. `gpu` uses `gpu_image` and requests all GPUs.
+        fallback: `cpu` runs a step on the CPU if the engine cannot start its GPU container; None fails the step with
+            the engine's reason. An engine that ignores the request for GPUs starts the container without a GPU, which
+            is logged.
+        memory: limit of memory plus swap, in Docker's notation (`4g`).
+        cpus: limit of processor time, in number of processors.
         network: Docker's network mode, or the name of a network.
-        env: variables of the container. Not in `repr`, but not for secrets either: Airflow shows a DAG's arguments.
-        env_conn_id: Airflow connection whose extra, an object of strings, are more variables; for secrets.
-        mounts: further mounts, as the arguments of `docker.types.Mount`; of data sets, for one.
-        tmp_size: size of the scratch space, which is memory.
-        deadline_s: seconds after which a step is ended by itself, in case nobody is left to do it.
+        env: environment variables of the container. Not for secrets: Airflow shows a DAG's arguments.
+        env_conn_id: Airflow connection whose extra (a JSON object of strings) holds more environment variables; for
+            secrets.
+        mounts: further mounts, as the arguments of `docker.types.Mount`; for example data sets.
+        tmp_size: size of the scratch space, which is a tmpfs in memory.
+        deadline_s: seconds after which the container ends the step, in case the Airflow task is gone.
         force_pull: pull the image before each step.
-        docker_url: the engine; None is DOCKER_HOST, then the local socket.
+        docker_url: URL of the engine; None takes DOCKER_HOST, then the local socket.
         docker_conn_id: Airflow connection of the image registry.
     """
 
@@ -71,28 +73,28 @@ class DockerRunner:
     docker_conn_id: str | None = None
 
     def start(self, spec: StepSpec, context: Mapping[str, Any] | None, log: Log) -> DockerStep:
-        """Prepare the container; the provider's operator makes, starts and follows it in one call, which is `wait`."""
+        """Prepare the container; `wait` creates, starts and follows it with one call of the provider's operator."""
         try:
             return DockerStep(self, spec, context, log)
         except ImportError as error:
             raise images.missing_provider("docker") from error
 
     def on_cpu(self) -> DockerRunner:
-        """This runner without its GPU."""
+        """A copy of this runner for steps on the CPU."""
         return replace(self, device=Device.CPU, fallback=None)
 
     def with_memory(self, gib: float) -> DockerRunner:
-        """This runner with a limit of at least so many GiB."""
+        """A copy of this runner with a memory limit of at least `gib` GiB."""
         from docker.utils import parse_bytes
 
         return self if parse_bytes(self.memory) >= gib * 2**30 else replace(self, memory=f"{round(gib * 2**10)}m")
 
     def wants_gpu(self, spec: StepSpec) -> bool:
-        """Whether this runner asks for a GPU for this step."""
+        """Whether this runner requests a GPU for this step."""
         return (self.device or spec.device) is Device.GPU
 
     def operator(self, spec: StepSpec, context: Mapping[str, Any] | None) -> DockerOperator:
-        """The provider's operator for a step, with a client that has reached the engine.
+        """The provider's operator for a step, with a client that is connected to the engine.
 
         Raises:
             StepFailedError: no engine answers.
@@ -114,11 +116,11 @@ class DockerRunner:
             cpus=self.cpus,
             network_mode=self.network,
             device_requests=[DeviceRequest(count=-1, capabilities=[["gpu"]])] if gpu else None,
-            # A volume without a name, for the result alone: it is still there when the container has ended, which a
-            # tmpfs is not, and it goes with the container.
+            # An anonymous volume for the result file: unlike a tmpfs it can be read after the container has ended, and
+            # it is deleted with the container.
             mounts=[{"target": images.RESULT_FOLDER, "source": None, "type": "volume"}, *map(dict, self.mounts)],
             mount_tmp_dir=False,
-            # By us, as the provider leaves the volume behind.
+            # `_tidy` removes the container, as the provider would leave the volume behind.
             auto_remove="never",
             labels={STEP_LABEL: spec.step_id, **({TASK_LABEL: task} if task else {})},
             force_pull=self.force_pull,
@@ -127,7 +129,7 @@ class DockerRunner:
             do_xcom_push=False,
         )
         client = _client(operator)
-        # The operator has no arguments for these.
+        # DockerOperator has no arguments for these settings.
         client.create_host_config = functools.partial(
             client.create_host_config,
             read_only=True,
@@ -173,18 +175,18 @@ class DockerStep:
         try:
             self._remove_predecessors()
             return self._attempt()
-        except OSError as error:  # from the engine or the way to it: APIError is one, as all errors of requests are
-            told = self._stopped() if self._killed else self._lost(error)
+        except OSError as error:  # from the engine or the connection: APIError and all errors of requests are OSErrors
+            failure = self._stopped() if self._killed else self._lost(error)
             self.kill()
-            raise told from error
-        except BaseException:  # Airflow's time-out, for one
+            raise failure from error
+        except BaseException:  # for example Airflow's time-out
             self.kill()
             raise
         finally:
             self._tidy()
 
     def kill(self) -> None:
-        """SIGTERM, a grace period, SIGKILL, and the container is gone."""
+        """Send SIGTERM, after a grace period SIGKILL, then remove the container."""
         self._killed = True
         if (container := self._container_id) is not None:
             self._order(self._operator.cli.stop, container, timeout=images.GRACE_S)
@@ -201,15 +203,15 @@ class DockerStep:
         return operator
 
     def _create(self, operator: DockerOperator, create: Callable[..., dict[str, Any]], **arguments: Any) -> Any:
-        """Make the container for the provider, which would start it after a `kill` that came meanwhile."""
-        # Known to `kill` before the question, so that it has come either before that or to a container it knows.
+        """Create the container for the provider's operator; raise if `kill` was called meanwhile, or it would start."""
+        # Assigned before `_killed` is read: a later `kill` finds the container, an earlier one has set `_killed`.
         operator.container = container = create(**arguments)
         if self._killed:
             raise self._stopped()
         if operator.device_requests:
             given = operator.cli.inspect_container(container["Id"])["HostConfig"]
             if not given.get("DeviceRequests") and not given.get("Devices"):
-                self._log("the engine takes no notice of the request for a GPU: the step computes on what it finds")
+                self._log("Docker ignored the request for a GPU; the step runs on the CPU")
         return container
 
     def _attempt(self) -> StepResult:
@@ -224,11 +226,11 @@ class DockerStep:
         return self._answer(state, error)
 
     def _follow(self) -> OSError | None:
-        """Make the container and pass its output on until it ends; the error of the engine, if there is one."""
+        """Run the container and log its output until it ends; return the engine's error, or None."""
         from airflow.providers.docker.exceptions import DockerContainerFailedException
 
         try:
-            # Unwrapped: Airflow's guard takes an operator inside an operator for a mistake, and warns.
+            # Unwrapped, as Airflow warns when an operator calls the `execute` of another operator.
             inspect.unwrap(type(self._operator).execute)(self._operator, self._context or {})
         except DockerContainerFailedException as failure:
             self._lines = [str(line) for line in (failure.logs or ())[-_QUOTED_LINES:]]
@@ -237,13 +239,13 @@ class DockerStep:
         return None
 
     def _state(self) -> dict[str, Any] | None:
-        """What the engine says of the container, be it after a restart; None where there is no container."""
+        """The container's state, asked again while the engine restarts; None if there is no container."""
         from docker.errors import NotFound, NullResource
 
         for pause in (*_PATIENCE_S, None):
             try:
                 return dict(self._operator.cli.inspect_container(self._container_id)["State"])
-            except (NotFound, NullResource):  # the second where none was made
+            except (NotFound, NullResource):  # NullResource: no container was created
                 return None
             except OSError:
                 if pause is None:
@@ -252,12 +254,12 @@ class DockerStep:
         return None
 
     def _without_start(self, error: OSError | None) -> StepResult:
-        """Try again on the CPU, where that may help, after a container that never ran."""
+        """Handle a container that never ran: fall back to the CPU if the runner allows it, else raise."""
         from docker.errors import APIError
 
         if not isinstance(error, APIError):
             raise error or self._gone()
-        # An engine looks for a GPU when it starts a container, not when it makes one.
+        # An engine looks for a GPU when it starts a container, not when it creates it.
         refused = self._container_id is not None and self._runner.wants_gpu(self._spec)
         if not refused or self._runner.fallback is not Device.CPU:
             raise self._not_started(error) from error
@@ -280,24 +282,24 @@ class DockerStep:
             raise self._lost(error, state) from error
         if state.get("OOMKilled"):
             raise StepFailedError(
-                f"step {self._spec.step_id} was ended for lack of memory (OOMKilled)",
-                required="a step that fits the runner's `memory`",
+                f"step {self._spec.step_id} ran out of memory and was killed (OOMKilled)",
+                required=f"a step that needs at most the runner's `memory`, {self._runner.memory}",
                 received=f"exit code {state['ExitCode']}",
-                remedy="give the runner more memory, or the step a smaller batch_size",
+                remedy="raise the runner's `memory`, or reduce the step's batch_size",
             )
         if self._is_late(state):
             raise StepFailedError(
-                f"step {self._spec.step_id} was ended, as the runner's deadline_s is over",
+                f"step {self._spec.step_id} was killed, as it ran longer than the runner's deadline_s",
                 required=f"a step that ends within {self._runner.deadline_s} s",
                 received="\n    ".join([f"exit code {state['ExitCode']}; its last lines:", *self._lines]),
-                remedy="raise deadline_s, or give the step less to do; a retry continues from its checkpoint",
+                remedy="raise deadline_s, or use fewer epochs or samples; a retry continues from its checkpoint",
             )
         return judge(answer, self._spec, state["ExitCode"], self._lines)
 
     def _is_late(self, state: Mapping[str, Any]) -> bool:
         if state["ExitCode"] != _KILLED:
             return bool(state["ExitCode"] == _TIMED_OUT)
-        # Of a step that is deaf to SIGTERM, or of one that somebody else killed.
+        # SIGKILL came from the deadline if the step ignored SIGTERM, or from somebody else.
         began, ended = (datetime.fromisoformat(state[moment]) for moment in ("StartedAt", "FinishedAt"))
         return (ended - began).total_seconds() >= self._runner.deadline_s
 
@@ -308,7 +310,7 @@ class DockerStep:
         try:
             stream, _ = client.get_archive(container, images.RESULT_FILE)
         except NotFound:
-            client.inspect_container(container)  # a missing container is another matter than a missing file
+            client.inspect_container(container)  # raises NotFound if the container is missing, not only the file
             return None
         with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as archive:
             file = archive.extractfile(archive.getmembers()[0])
@@ -320,16 +322,16 @@ class DockerStep:
     def _gone(self) -> StepFailedError:
         return StepFailedError(
             f"the container of step {self._spec.step_id} is gone",
-            required="a container that is there until its result was read",
+            required="a container that exists until its result was read",
             received=f"no container {str(self._container_id)[:12]}; somebody else removed it",
-            remedy="retry; look for what cleans up on the engine's host",
+            remedy="retry; check the engine's host for jobs that remove containers",
         )
 
     def _not_started(self, error: APIError) -> StepFailedError:
         if self._container_id is None:
             return StepFailedError(
-                f"the container of step {self._spec.step_id} could not be made",
-                required=f"an engine that has or can pull {self._operator.image}, and takes the runner's arguments",
+                f"the container of step {self._spec.step_id} could not be created",
+                required=f"an engine that has or can pull {self._operator.image}, and accepts the runner's arguments",
                 received=str(error),
                 remedy="build or push the image (docker/Dockerfile), or correct the runner's `image`",
             )
@@ -344,14 +346,14 @@ class DockerStep:
     def _lost(self, error: OSError, state: Mapping[str, Any] | None = None) -> StepFailedError:
         then = f"; then the container was {state['Status']}, exit code {state['ExitCode']}" if state else ""
         return StepFailedError(
-            f"step {self._spec.step_id} lost its Docker engine",
+            f"the Docker engine of step {self._spec.step_id} stopped answering",
             required="an engine that answers until the step's result was read",
             received=f"{type(error).__name__}: {error}{then}",
-            remedy="retry, which removes what may be left of this attempt; see why the engine failed or was restarted",
+            remedy="retry (a retry removes this attempt's container), and find out why the engine failed or restarted",
         )
 
     def _remove_predecessors(self) -> None:
-        """End what an earlier attempt left: its worker may have been killed without a chance to tidy up."""
+        """Remove the containers of earlier attempts, whose workers may have been killed before they could do so."""
         if (task := images.task_key(self._context)) is None:
             return
         found = self._operator.cli.containers(all=True, filters={"label": f"{TASK_LABEL}={task}"})
@@ -368,7 +370,7 @@ class DockerStep:
         self._order(self._operator.cli.remove_container, container, force=True, v=True)
 
     def _order(self, call: Callable[..., Any], container: str, **arguments: Any) -> None:
-        """Have the engine do something to a container that may have gone by now, or whose engine may have."""
+        """Call the engine's API on a container; log an error, as the container or the engine may be gone."""
         from docker.errors import NotFound
 
         try:

@@ -1,4 +1,4 @@
-"""Steps as pods, through Airflow's KubernetesPodOperator."""
+"""Runs each step in a pod, through the KubernetesPodOperator of Airflow's Kubernetes provider."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class KubernetesRunner(PodTemplate):
     """Runs each step in a hardened pod; its arguments are the attributes of `PodTemplate`."""
 
     def start(self, spec: StepSpec, context: Mapping[str, Any] | None, log: Log) -> PodStep:
-        """Prepare the pod; the provider's operator makes and follows it in one call, which is `wait`."""
+        """Prepare the pod; `wait` creates and follows it with one call of the provider's operator."""
         return self._step(spec, context, log, None)
 
     def resume(self, spec: StepSpec, context: Mapping[str, Any], log: Log, event: Mapping[str, Any]) -> PodStep:
-        """Take up a pod after a deferral; see `ResumableRunner`."""
+        """Resume a pod after a deferral; see `ResumableRunner`."""
         return self._step(spec, context, log, event)
 
     def _step(

@@ -1,7 +1,7 @@
-"""What the deployment lets a DAG run's parameters choose.
+"""The runners, interpreters and images that a DAG run's parameters may choose by name.
 
-Who may trigger a DAG run may not thereby run code of their own on a worker: the parameters hold names, and what a name
-stands for is in variables of the deployment, which are read where the tasks run.
+A user who may trigger a DAG run must not be able to run arbitrary code on a worker. So the parameters hold names only;
+environment variables of the deployment, read in the task's process, map a name to an interpreter or an image.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from tfmot_ops.system import environment
 PYTHONS_VARIABLE = environment.FORECAST_PYTHONS.name
 IMAGES_VARIABLE = environment.FORECAST_IMAGES.name
 ALLOWED_RUNNERS_VARIABLE = environment.ALLOWED_RUNNERS.name
-# Airflow's native templates make numbers and None of texts that look like them.
+# A native template of Airflow turns text such as `1` or `None` into a number or None.
 _NAME = re.compile(r"[a-z][A-Za-z0-9_.+-]*\Z")
 
 
 def listed(variable: str) -> Mapping[str, str]:
-    """Name -> what it stands for, as the deployment's variable has it; empty where it is not set.
+    """The mapping in a variable of the deployment: name -> interpreter or image; empty if the variable is not set.
 
     Raises:
-        SpecError: the variable is no JSON object of strings.
+        SpecError: the variable is not a JSON object of strings.
     """
     text = os.environ.get(variable) or "{}"
     try:
@@ -38,29 +38,29 @@ def listed(variable: str) -> Mapping[str, str]:
     raise SpecError(
         f"the deployment's variable {variable} cannot be read",
         required='a JSON object of strings, as in {"tf-2.22": "..."}, whose names begin with a lower-case letter',
-        received=f"a text of {len(text)} characters that is none",
+        received=f"a text of {len(text)} characters that is not such an object",
         remedy="correct the variable where Airflow's tasks run",
     )
 
 
 def look_up(variable: str, name: object) -> str:
-    """What a name stands for.
+    """The interpreter or image to which the deployment maps a name.
 
     Args:
-        variable: that lists the names.
+        variable: environment variable with the mapping.
         name: from the parameters of a DAG run.
 
     Raises:
-        SpecError: the deployment does not list this name; it may be a path or an image itself.
+        SpecError: the deployment does not list this name, for example because it is a path or an image.
     """
     entries = listed(variable)
     if isinstance(name, str) and name in entries:
         return entries[name]
     raise SpecError(
         f"the deployment lists no such name in {variable}",
-        required="one of " + ", ".join(map(quoted, entries)) if entries else "a name that is listed; none is",
+        required="one of " + ", ".join(map(quoted, entries)) if entries else "a listed name, but the list is empty",
         received=quoted(name),
-        remedy=f"choose a listed name; who runs the deployment adds others to {variable}",
+        remedy=f"choose a listed name, or ask the deployment's administrator to add this name to {variable}",
     )
 
 
@@ -68,11 +68,11 @@ def check_parameter(name: object, deployed: str | None) -> None:
     """Refuse a runner that the parameters of a DAG run may not choose.
 
     Args:
-        name: from the parameters.
-        deployed: name of the deployment's runner; None where it has chosen none, and any may be chosen.
+        name: runner's name in the parameters.
+        deployed: name of the deployment's runner; None if the deployment sets none, and any runner is allowed.
 
     Raises:
-        SpecError: neither the deployment's runner nor one that it allows besides.
+        SpecError: the name is neither the deployment's runner nor in TFMOT_OPS_ALLOWED_RUNNERS.
     """
     text = environment.ALLOWED_RUNNERS.get() or ""
     if not text and deployed is None:
@@ -83,6 +83,6 @@ def check_parameter(name: object, deployed: str | None) -> None:
             "the deployment does not let a DAG run choose this runner",
             required=" or ".join(dict.fromkeys(allowed)),
             received=quoted(name),
-            remedy=f"leave the parameter `runner` empty; who runs the deployment adds others to "
+            remedy=f"leave the parameter `runner` empty, or ask the deployment's administrator to add the runner to "
             f"{ALLOWED_RUNNERS_VARIABLE}",
         )

@@ -1,4 +1,4 @@
-"""Steps as child processes on this machine."""
+"""Runs each step in a child process on this machine."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _QUOTED_LINES = 15
 
 @dataclass(frozen=True)
 class LocalRunner:
-    """Runs each step in a child process of its own session, which never outlives this process.
+    """Runs each step in a child process with its own session; the child never outlives this process.
 
-    A step for the CPU sees no GPU; one for a GPU fails where there is none.
+    GPUs are hidden from a step with device `cpu`; a step with device `gpu` fails on a machine without a GPU.
 
     Attributes:
-        python: interpreter that has tfmot_ops and TensorFlow; None is the one that runs now.
-        env: variables on top of this process's environment. Not in `repr`: they may be secrets.
-        working_dir: folder the step starts in; None is the current one.
-        module: what is run, with the arguments of `tfmot-ops`.
+        python: interpreter of an environment with tfmot_ops and TensorFlow; None takes the current interpreter.
+        env: environment variables, added to this process's environment. Not in `repr`, as they may be secrets.
+        working_dir: working directory of the step; None takes the current one.
+        module: Python module that is run with the arguments of `tfmot-ops`.
     """
 
     python: str | None = None
@@ -49,7 +49,7 @@ class LocalRunner:
     def start(self, spec: StepSpec, context: Mapping[str, Any] | None, log: Log) -> LocalStep:
         """Start `python -m tfmot_ops.cli run` on the spec; see `Runner.start`."""
         del context
-        folder = ScratchFolder()  # mode 0700: the spec is nobody else's business
+        folder = ScratchFolder()  # mode 0700: other users must not read the spec
         try:
             spec_file, result_file = folder.path / "spec.json", folder.path / "result.json"
             spec_file.write_text(spec.model_dump_json(indent=1), encoding="utf-8")
@@ -93,13 +93,13 @@ class LocalStep:
         return self._process.pid
 
     def wait(self) -> StepResult:
-        """Stream the output until the leader ends, then end what is left of its group; see `RunningStep.wait`."""
+        """Log the output until the leader ends, then kill the rest of its process group; see `RunningStep.wait`."""
         last_lines: deque[str] = deque(maxlen=_QUOTED_LINES)
         try:
             for line in self._lines():
                 last_lines.append(line)
                 self._log(line)
-            # A leader that closed its output still runs.
+            # The leader may have closed its output and still run.
             processes.has_ended(self._process)
             self.result = peek_result(self._result_file)
             return read_result(self._result_file, self._spec, self._process.returncode, last_lines)
@@ -112,7 +112,7 @@ class LocalStep:
         processes.end_group(self._process, GRACE_S)
 
     def _end(self) -> None:
-        # A leader that still runs is ended because of an exception, a time-out for one.
+        # If the leader still runs, `wait` was interrupted by an exception, for example a time-out.
         processes.end_group(self._process, GRACE_S if self._process.poll() is None else 0.0)
         processes.has_ended(self._process)
         for pipe in (self._process.stdin, self._process.stdout):
@@ -130,14 +130,14 @@ class LocalStep:
             yield rest.decode("utf-8", "replace")
 
     def _chunks(self) -> Iterator[bytes]:
-        """Output until its end, or until the leader is gone: a grandchild may hold the pipe open for ever."""
+        """The output until the pipe closes or the leader ends: a grandchild may keep the pipe open."""
         pipe = self._process.stdout
         if pipe is None:
             return
         with selectors.DefaultSelector() as selector:
             selector.register(pipe, selectors.EVENT_READ)
             while True:
-                ended = self._process.poll() is not None  # before the look at the pipe: what it wrote is in there
+                ended = self._process.poll() is not None  # polled before the pipe is read, so that no output is missed
                 if selector.select(0 if ended else _POLL_S):
                     chunk = os.read(pipe.fileno(), _CHUNK)
                     if not chunk:

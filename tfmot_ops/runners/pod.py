@@ -1,4 +1,4 @@
-"""The provider's pod operator with what a step adds to it. Importing this needs the extra `kubernetes`."""
+"""Subclass of the provider's pod operator that runs one step. Importing this needs the extra `kubernetes`."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 _SIDECAR_RESOURCES = {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"cpu": "100m", "memory": "64Mi"}}
 _NOT_FOUND = 404
-#: The API server refuses, or does not answer.
+#: Exceptions for an API server that refuses a request or does not answer.
 _API_ERRORS = (ApiException, KubernetesApiException, HTTPError)
 
 
 class _Advice(NamedTuple):
-    """What would have been right, and what to do; `{runner}` is the step's."""
+    """`required` and `remedy` of an error message; `{runner}` is replaced by the step's runner."""
 
     required: str
     remedy: str
@@ -49,17 +49,17 @@ _CONFIG: Final = _Advice(
 )
 _DEADLINE: Final = _Advice(
     "a step that ends within the runner's `deadline_s`, {runner.deadline_s} s from the start of its pod",
-    "raise `deadline_s`, or give the step less to do: fewer epochs, less data",
+    "raise `deadline_s`, or use fewer epochs or samples",
 )
 _SLOW: Final = _Advice(
     "containers that run within `startup_timeout_s`, {runner.startup_timeout_s} s, once their pod has a node",
-    "look at the volumes it waits for; raise `startup_timeout_s` for an image that takes long to pull",
+    "check the pod's volumes, or raise `startup_timeout_s` if the image takes long to pull",
 )
 _NODE: Final = _Advice(
-    "a node that stays, and has what the pod needs until its end",
-    "retry; if it happens again, request what the step takes (the runner's `resources`), or look at the node",
+    "a node that runs, and has enough memory and disk, until the pod's end",
+    "retry; if it happens again, request enough resources (the runner's `resources`), or check the node",
 )
-#: Kubernetes' reason for a container that waits or a pod that was ended -> what to say of it.
+#: Kubernetes' reason for a waiting container or an ended pod -> advice in the error message.
 _ADVICE: Final = {
     **dict.fromkeys(("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"), _IMAGE),
     **dict.fromkeys(("CreateContainerConfigError", "CreateContainerError", "RunContainerError"), _CONFIG),
@@ -68,18 +68,18 @@ _ADVICE: Final = {
 
 
 class StepPodManager(PodManager):
-    """The provider's, for which a pod that is over runs nothing any more.
+    """The provider's pod manager, except that all containers of a finished pod count as terminated.
 
-    An agent of an old cluster leaves `running` in the containers of a pod whose deadline is over, and the provider
-    would follow their log for ever.
+    After a pod's deadline, the kubelet of an old cluster still reports its containers as `running`, and the provider
+    would follow their log forever.
     """
 
     def container_is_running(self, pod: V1Pod, container_name: str) -> bool:
-        """Whether it runs, in a pod that is not over."""
+        """Whether the container runs and its pod has not finished."""
         return not self._is_over(pod) and super().container_is_running(pod, container_name)
 
     def container_is_terminated(self, pod: V1Pod, container_name: str) -> bool:
-        """Whether it has ended, with its pod or alone."""
+        """Whether the container has ended or its pod has finished."""
         return self._is_over(pod) or super().container_is_terminated(pod, container_name)
 
     def _is_over(self, pod: V1Pod) -> bool:
@@ -87,12 +87,12 @@ class StepPodManager(PodManager):
 
 
 class StepPodOperator(KubernetesPodOperator):
-    """A pod whose result is kept for its step, and that is looked at once more before it is deleted.
+    """A pod operator that keeps the step's result, and reads the pod's final state before the pod is deleted.
 
     Attributes:
-        answer: what the step left in its result file.
-        seen: the pod as it was at its end; None when it could not be read.
-        unread: why it could not: the API server's 404, or another matter.
+        answer: content of the step's result file.
+        seen: the pod in its final state; None if it could not be read.
+        unread: the exception if the pod could not be read, for example the API server's 404.
     """
 
     answer: bytes | None = None
@@ -105,11 +105,11 @@ class StepPodOperator(KubernetesPodOperator):
 
     @cached_property
     def pod_manager(self) -> StepPodManager:
-        """What the provider follows the pod with."""
+        """The object with which the provider follows the pod."""
         return StepPodManager(kube_client=self.client, callbacks=self.callbacks)
 
     def build_pod_request_obj(self, context: Any = None, *, dry_run: bool = False) -> V1Pod:
-        """The provider's pod, with our image in its sidecar and limits on it, as a quota asks for."""
+        """The provider's pod, with the runner's image and resource limits (for a quota) on the XCom sidecar."""
         pod = super().build_pod_request_obj(context, dry_run=dry_run)
         for container in pod.spec.containers:
             if container.name == PodDefaults.SIDECAR_CONTAINER_NAME:
@@ -118,27 +118,27 @@ class StepPodOperator(KubernetesPodOperator):
         return pod
 
     def extract_xcom(self, pod: V1Pod, *, ignore_kill_failure: bool = True) -> None:
-        """Keep the result, and give the provider none: it would make the answer of a failed step an XCom."""
+        """Keep the result and return None: the provider would push the result as XCom, also of a failed step."""
         answer = super().extract_xcom(pod, ignore_kill_failure=ignore_kill_failure)
         self.answer = json.dumps(answer).encode() if answer is not None else None
 
     def get_or_create_pod(self, pod_request_obj: V1Pod, context: Any) -> V1Pod:
-        """The provider's; not followed where a kill came meanwhile, which knew no pod that it could delete."""
-        # Set here, so that at any moment either a kill finds it or we find the kill.
+        """Create the pod as the provider does; raise if `kill` came meanwhile and found no pod to delete."""
+        # Assigned before the check: a `kill` from now on finds the pod, and an earlier `kill` is seen by the check.
         self.pod = super().get_or_create_pod(pod_request_obj, context)
         if self._killed:
             raise _stopped(self.task_id)
         return self.pod
 
     def cleanup(self, *args: Any, **kwargs: Any) -> None:
-        """Look at the pod, which says best why it failed, before the provider deletes it."""
+        """Read the pod's final state, which has the reason of a failure, before the provider deletes the pod."""
         try:
             self.look()
         finally:
             super().cleanup(*args, **kwargs)
 
     def look(self) -> None:
-        """Set `seen`, or else `unread`."""
+        """Read the pod and set `seen`; if that fails, set `unread`."""
         pod = self.pod or self.pod_request_obj
         if pod is None or self._killed:
             return
@@ -148,7 +148,7 @@ class StepPodOperator(KubernetesPodOperator):
             self.seen, self.unread = None, error
 
     def delete(self) -> None:
-        """Delete a pod that the provider did not get to know; harmless when there is none."""
+        """Delete the pod if it was created before the provider's operator had it; else do nothing."""
         if (pod := self.pod or self.pod_request_obj) is None:
             return
         try:
@@ -157,9 +157,9 @@ class StepPodOperator(KubernetesPodOperator):
             self.log.warning("pod %s may be left: %s", pod.metadata.name, error)
 
     def last_warning(self) -> str | None:
-        """What the cluster last complained of about the pod; None when it did not, or does not tell."""
+        """The last warning event of the pod; None without a warning, or if events cannot be read."""
         try:
-            # Events outlive their pod.
+            # By uid, as events outlive their pod.
             events = self.pod_manager.read_pod_events(self.seen).items
         except _API_ERRORS:
             return None
@@ -170,7 +170,7 @@ class StepPodOperator(KubernetesPodOperator):
 
 
 class PodStep:
-    """A pod; see `RunningStep`. When it is deferred, `wait` leaves with Airflow's TaskDeferred."""
+    """A pod; see `RunningStep`. If the runner is deferrable, `wait` raises Airflow's TaskDeferred."""
 
     def __init__(
         self,
@@ -182,7 +182,7 @@ class PodStep:
     ) -> None:
         self._runner = runner
         self._spec = spec
-        # The provider's operator asks for Airflow's own type.
+        # The provider's operator expects Airflow's own type of context.
         self._context: Any = context or _outside_airflow(spec)
         self._log = log
         self._event = event
@@ -207,7 +207,7 @@ class PodStep:
                 self.result = peek(self._operator.answer)
                 raise self._failure(error) from error
         if self._killed:
-            # It may have come before there was a pod to delete, and the provider leaves a killed one alone.
+            # `kill` may have come before the pod was created, and the provider does not delete a killed pod.
             self._operator.delete()
             raise _stopped(self._spec.step_id)
         if fallen:
@@ -221,7 +221,7 @@ class PodStep:
         self._operator.on_kill()
 
     def _run(self) -> None:
-        # Not `execute`: Airflow's guard takes an operator inside an operator for a mistake, and warns.
+        # Not `execute`, as Airflow warns when an operator calls the `execute` of another operator.
         if self._killed:
             return
         if self._event is not None:
@@ -239,7 +239,7 @@ class PodStep:
             name=StepPodOperator._set_name(f"tfmot-ops-{self._spec.step_id}"[:200]),  # noqa: SLF001 - execute does
             sidecar_image=runner.sidecar_image or template["spec"]["containers"][0]["image"],
             pod_template_dict=template,
-            # The template has all the rest; these the operator would overwrite, or wants to know itself.
+            # Everything else is in the pod template; the operator would overwrite or needs these arguments itself.
             namespace=runner.namespace,
             termination_grace_period=images.GRACE_S,
             termination_message_policy="FallbackToLogsOnError",
@@ -254,14 +254,14 @@ class PodStep:
             log_pod_spec_on_failure=False,
             deferrable=runner.deferrable,
             logging_interval=runner.logging_interval_s if runner.deferrable else None,
-            # In a deferral the trigger has to keep the time.
+            # With deferral, the trigger enforces the time-out.
             execution_timeout=task.execution_timeout if task is not None else None,
         )
 
     def _falls_back(self) -> bool:
-        """Put a pod for the CPU in the place of a GPU's that no node takes."""
+        """Replace a GPU pod that no node can take by a pod for the CPU; False if there is nothing to replace."""
         reason, pod = self._unschedulable(), self._operator.seen
-        # By the pod itself: after a deferral, or in a retry, it may be the one for the CPU already.
+        # Checked on the pod itself: after a deferral, or in a retry, it may be the CPU pod already.
         if self._killed or reason is None or self._runner.fallback != Device.CPU or not _asks_for_gpu(pod):
             return False
         self._log(f"no node takes the GPU pod ({reason}): the runner falls back to the CPU")
@@ -269,7 +269,7 @@ class PodStep:
         return True
 
     def _unschedulable(self) -> str | None:
-        """The scheduler's reason, when no node takes the pod."""
+        """The scheduler's reason if no node can take the pod; else None."""
         pod = self._operator.seen
         for condition in (pod.status.conditions or ()) if pod is not None else ():
             if condition.type == "PodScheduled" and condition.status != "True":
@@ -277,7 +277,7 @@ class PodStep:
         return None
 
     def _failure(self, error: BaseException) -> TfmotOpsError:
-        """The exception that stands for a pod that failed."""
+        """The exception to raise for a failed pod."""
         pod, step = self._operator.seen, self._spec.step_id
         if pod is None:
             return self._without_pod(error)
@@ -285,9 +285,9 @@ class PodStep:
             device, way_out = ("GPU", "; or set its `fallback`") if _asks_for_gpu(pod) else ("CPU", "")
             return StepFailedError(
                 f"no node takes the {device} pod of step {step}",
-                required=f"a node with room for it within {self._runner.schedule_timeout_s} s",
+                required=f"a node with free resources for the pod within {self._runner.schedule_timeout_s} s",
                 received=reason,
-                remedy=f"add a node, or ask for less (the runner's resources and selectors){way_out}",
+                remedy=f"add a node, or relax the runner's resources and node selectors{way_out}",
             )
         if pod.status.reason:  # DeadlineExceeded, Evicted, NodeLost, Preempting
             return self._cut_short(pod.status.reason, pod.status.message)
@@ -297,20 +297,20 @@ class PodStep:
             if state.waiting is not None:
                 return self._not_started(state.waiting)
         return StepFailedError(
-            f"the pod of step {step} was lost sight of",
-            required="a cluster that answers about it until its end",
-            # What the trigger saw says more than what came of it: a time-out, for one.
-            received=str((self._event or {}).get("message") or _told([*_chain(error)][-1])),
-            remedy="retry; if it happens again, look at the node's agent and at the API server",
+            f"the pod of step {step} could not be followed to its end",
+            required="a cluster that answers about the pod until its end",
+            # The trigger's message is more specific than the exception raised after it, such as a time-out.
+            received=str((self._event or {}).get("message") or _message([*_chain(error)][-1])),
+            remedy="retry; if it happens again, check the kubelet of the node and the API server",
         )
 
     def _cut_short(self, reason: str, message: str | None) -> TfmotOpsError:
-        over = ", as its deadline_s is over" if reason == "DeadlineExceeded" else ""
+        over = ", as it ran longer than deadline_s" if reason == "DeadlineExceeded" else ""
         return self._advised(f"was ended: {reason}{over}", _ADVICE.get(reason, _NODE), message or reason)
 
     def _not_started(self, waiting: Any) -> TfmotOpsError:
-        told = waiting.message or self._operator.last_warning() or f"the state {waiting.reason}, and no warning"
-        return self._advised(f"did not start: {waiting.reason}", _ADVICE.get(waiting.reason, _SLOW), told)
+        received = waiting.message or self._operator.last_warning() or f"the state {waiting.reason}, and no warning"
+        return self._advised(f"did not start: {waiting.reason}", _ADVICE.get(waiting.reason, _SLOW), received)
 
     def _advised(self, end: str, advice: _Advice, received: str) -> TfmotOpsError:
         required = advice.required.format(runner=self._runner)
@@ -322,10 +322,10 @@ class PodStep:
             return self._cut_short("DeadlineExceeded", f"exit code {terminated.exit_code} at the deadline")
         if terminated.reason == "OOMKilled":
             return StepFailedError(
-                f"step {self._spec.step_id} was ended for lack of memory (OOMKilled)",
-                required="a step that fits the memory limit of the runner's `resources`",
+                f"step {self._spec.step_id} ran out of memory and was killed (OOMKilled)",
+                required="a step that needs at most the memory limit in the runner's `resources`",
                 received=f"exit code {terminated.exit_code}",
-                remedy="raise the limit, or give the step a smaller batch_size",
+                remedy="raise the limit, or reduce the step's batch_size",
             )
         try:
             judge(self._operator.answer, self._spec, terminated.exit_code, (terminated.message or "").splitlines())
@@ -337,35 +337,35 @@ class PodStep:
         name = self._event["name"] if self._event else self._operator.pod and self._operator.pod.metadata.name
         if name is None:
             return StepFailedError(
-                f"the pod of step {self._spec.step_id} could not be made",
-                required="a cluster that answers and takes the pod",
+                f"the pod of step {self._spec.step_id} could not be created",
+                required="a cluster that answers and accepts the pod",
                 received=f"{type(error).__name__}: {error}",
-                remedy="look at the connection, the service account's role, the quota, and the runner's arguments",
+                remedy="check the connection, the service account's role, the quota, and the runner's arguments",
             )
         cause = self._operator.unread or _first(ApiException, error)
         if cause is not None and getattr(cause, "status", None) != _NOT_FOUND:
             return StepFailedError(
                 f"the pod of step {self._spec.step_id} could not be read",
-                required="a cluster that answers about it until its end",
-                received=f"pod {name}: {_told(cause)}",
-                remedy="retry; if it happens again, look at the API server, and whether Airflow's role may get pods",
+                required="a cluster that answers about the pod until its end",
+                received=f"pod {name}: {_message(cause)}",
+                remedy="retry; if it happens again, check the API server, and whether Airflow's role may get pods",
             )
         return StepFailedError(
             f"the pod of step {self._spec.step_id} is gone",
-            required="a pod that is there until its result was read",
+            required="a pod that exists until its result was read",
             received=f"no pod {name}; somebody else deleted it",
-            remedy="retry; look for a node that went away, or for what cleans up in the namespace",
+            remedy="retry; check for a removed node, or for jobs that delete pods in the namespace",
         )
 
 
 def _outside_airflow(spec: StepSpec) -> dict[str, Any]:
-    """What the provider wants of a task's context, to name the pod and to find it again, where there is no task."""
+    """A replacement for a task's context outside Airflow, from which the provider derives the pod's name and labels."""
     task = SimpleNamespace(dag_id="none", task_id=spec.step_id, map_index=-1, try_number=1, xcom_push=lambda **_: None)
     return {"ti": task, "run_id": uuid4().hex, "dag": None}
 
 
 def _states(pod: V1Pod) -> Iterator[Any]:
-    """States of the containers, the step's first."""
+    """States of the pod's containers; the step's container comes first."""
     found = sorted(pod.status.container_statuses or (), key=lambda status: status.name != "base")
     return (status.state for status in found)
 
@@ -375,7 +375,7 @@ def _asks_for_gpu(pod: V1Pod) -> bool:
 
 
 def _overdue(pod: V1Pod, terminated: Any) -> bool:
-    """Whether the deadline ended it: the node's agent tells so only once all containers of the pod have ended."""
+    """Whether the deadline ended the container: the kubelet reports it only once all containers have ended."""
     limit, began, ended = pod.spec.active_deadline_seconds, pod.status.start_time, terminated.finished_at
     return None not in (limit, began, ended) and (ended - began).total_seconds() >= limit
 
@@ -385,7 +385,7 @@ def _stopped(step_id: str) -> TfmotOpsError:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, then what it hides: the provider's tidying meets errors of its own. The last was there first."""
+    """An exception, then its causes, the original last: the provider's cleanup raises further exceptions."""
     while error is not None:
         yield error
         error = error.__context__
@@ -395,5 +395,5 @@ def _first(kind: type[BaseException], error: BaseException) -> BaseException | N
     return next((found for found in _chain(error) if isinstance(found, kind)), None)
 
 
-def _told(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     return f"{type(error).__name__}: {getattr(error, 'body', None) or error}"

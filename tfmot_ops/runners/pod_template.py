@@ -1,4 +1,4 @@
-"""The pod of a step, as Kubernetes takes it. Importing this needs no provider."""
+"""Builds the pod manifest of a step. Importing this needs no Airflow provider."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any, Self
 from tfmot_ops.contract import Device, StepSpec
 from tfmot_ops.runners import image as images
 
-#: The resource that NVIDIA's device plugin offers, and the key of the taint that keeps others off its nodes.
+#: Resource name of NVIDIA's device plugin, and key of the taint that keeps other pods off GPU nodes.
 GPU_RESOURCE = "nvidia.com/gpu"
 _GPU_TOLERATION = {"key": GPU_RESOURCE, "operator": "Exists", "effect": "NoSchedule"}
-#: What may not be written, raised or used; of both containers.
+#: Security context of both containers: read-only file system, no privilege escalation, no capabilities.
 CONTAINER_SECURITY: dict[str, Any] = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
@@ -36,39 +36,40 @@ def _default_resources() -> dict[str, dict[str, str]]:
 
 @dataclass(frozen=True)
 class PodTemplate:
-    """What pods of steps are made from. Whatever Kubernetes has a form for is given in that form (camelCase mappings).
+    """The settings from which pods of steps are built. Kubernetes objects are given as mappings in camelCase.
 
     Attributes:
-        image: image of the target `cpu`.
-        gpu_image: image of the target `gpu`.
-        namespace: where pods are made; None is that of the connection, then the one Airflow runs in.
-        device: what steps compute on; None is what each spec says. `gpu` takes `gpu_image`, asks for `gpus` of
-            `nvidia.com/gpu`, tolerates their taint, and selects `gpu_node_selector`.
-        gpus: how many GPUs a step asks for.
-        fallback: `cpu` runs a step there when no node takes its GPU pod within `schedule_timeout_s`; None fails it.
+        image: image for steps on the CPU (build target `cpu`).
+        gpu_image: image for steps on a GPU (build target `gpu`).
+        namespace: namespace of the pods; None takes the connection's namespace, then that of Airflow's pod.
+        device: device of all steps; None takes the device in each spec. `gpu` uses `gpu_image`, requests `gpus` of
+            `nvidia.com/gpu`, tolerates the taint of GPU nodes, and selects `gpu_node_selector`.
+        gpus: number of GPUs that a step requests.
+        fallback: `cpu` runs a step on the CPU if no node takes its GPU pod within `schedule_timeout_s`; None fails it.
         resources: requests and limits of the step's container.
-        node_selector: labels of the nodes that steps run on.
-        gpu_node_selector: labels of the GPU pool, on top.
-        tolerations: of every step.
-        gpu_tolerations: of GPU steps, on top: a pool's own taint, which a fallback to the CPU must not tolerate.
-        service_account: of the pods; its token is never mounted, as a step has no business with the API.
-        env: variables of the container; not for secrets.
-        env_from: Secrets and ConfigMaps that become variables: `{"secretRef": {"name": "mlflow-credentials"}}`.
-        volumes: further volumes; of data sets, for one.
-        volume_mounts: where they are in the container.
+        node_selector: labels of the nodes on which steps run.
+        gpu_node_selector: further labels of the nodes for GPU steps.
+        tolerations: tolerations of every step.
+        gpu_tolerations: further tolerations of GPU steps; not used after a fallback to the CPU.
+        service_account: service account of the pods; its token is never mounted, as a step does not use the API.
+        env: environment variables of the container; not for secrets.
+        env_from: Secrets and ConfigMaps whose entries become environment variables:
+            `{"secretRef": {"name": "mlflow-credentials"}}`.
+        volumes: further volumes; for example data sets.
+        volume_mounts: mounts of `volumes` in the step's container.
         image_pull_policy: as in a pod.
         image_pull_secrets: names of Secrets.
-        annotations: of the pods; an autoscaler must not move a step in the middle of a training.
-        sidecar_image: of the container that hands the result to Airflow; None is the step's own image, which the node
-            has already.
+        annotations: annotations of the pods; the default keeps the cluster autoscaler from evicting a step.
+        sidecar_image: image of the container that passes the result to Airflow; None takes the step's image, which the
+            node has pulled already.
         tmp_size: size limit of the scratch space.
-        deferrable: give the worker back while the pod runs; Airflow's triggerer watches it.
-        logging_interval_s: how often the triggerer passes the log on.
-        schedule_timeout_s: seconds until a pod has to have a node.
-        startup_timeout_s: seconds until its containers have to run, pulling the image included.
-        deadline_s: `activeDeadlineSeconds`: ends what nobody comes back for.
-        kubernetes_conn_id: Airflow connection of the cluster; without it the service account of Airflow's own pod.
-        config_file: kubeconfig instead of the connection's.
+        deferrable: defer the task while the pod runs, so that it occupies no worker slot.
+        logging_interval_s: seconds between two fetches of the pod's log while the task is deferred.
+        schedule_timeout_s: seconds within which a pod must be scheduled to a node.
+        startup_timeout_s: seconds within which the pod's containers must run, including the pull of the image.
+        deadline_s: the pod's `activeDeadlineSeconds`: Kubernetes ends the pod even if the Airflow task is gone.
+        kubernetes_conn_id: Airflow connection of the cluster; None uses the service account of Airflow's pod.
+        config_file: path of a kubeconfig, used instead of the connection's.
     """
 
     image: str = images.IMAGE
@@ -103,7 +104,7 @@ class PodTemplate:
     config_file: str | None = None
 
     def on_cpu(self) -> Self:
-        """This template without its GPU, also without one that its `resources` name."""
+        """A copy for steps on the CPU, with GPUs removed from `resources` too."""
         resources = {
             name: {resource: amount for resource, amount in values.items() if resource != GPU_RESOURCE}
             for name, values in self.resources.items()
@@ -111,7 +112,7 @@ class PodTemplate:
         return replace(self, device=Device.CPU, fallback=None, resources=resources)
 
     def with_memory(self, gib: float) -> Self:
-        """This template with a limit of at least so many GiB, if it has one; its request grows in proportion."""
+        """A copy with a memory limit of at least `gib` GiB, if there is a limit; the request grows in proportion."""
         from kubernetes.utils.quantity import parse_quantity
 
         limit = parse_quantity(self.resources.get("limits", {}).get("memory", "0"))
@@ -123,11 +124,11 @@ class PodTemplate:
         return replace(self, resources=resources)
 
     def wants_gpu(self, spec: StepSpec) -> bool:
-        """Whether this template asks for a GPU for this step."""
+        """Whether this template requests a GPU for this step."""
         return (self.device or spec.device) == Device.GPU
 
     def pod(self, spec: StepSpec) -> dict[str, Any]:
-        """The pod of a step as Kubernetes takes it, without the sidecar that Airflow's operator adds."""
+        """The pod manifest of a step, without the XCom sidecar that Airflow's operator adds."""
         gpu = self.wants_gpu(spec)
         variables = images.environment(spec, Device.GPU if gpu else Device.CPU, self.env)
         body: dict[str, Any] = {
@@ -171,6 +172,6 @@ class PodTemplate:
     def _resources(self, gpu: bool) -> dict[str, dict[str, str]]:
         resources = {name: dict(values) for name, values in self.resources.items()}
         if gpu:
-            # As a limit; Kubernetes requests what it limits.
+            # Only a limit: Kubernetes sets the request of this resource to its limit.
             resources.setdefault("limits", {})[GPU_RESOURCE] = str(self.gpus)
         return resources

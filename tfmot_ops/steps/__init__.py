@@ -1,11 +1,11 @@
-"""StepSpec -> core -> StepResult: the only package that knows both sides.
+"""The steps: each takes a StepSpec, calls the core, and returns a StepResult.
 
-One function per kind, and a table of them (`kinds`); a new verb is one options model in the contract and
-one function there. A step hands its successor files only, so that each can run anywhere: it loads its
-inputs, works, measures what it made, and saves it.
+Each kind of step is one function in `kinds`; a new kind needs one options model in the contract and one function
+there. Steps exchange files only, so each can run on another machine: a step loads its input files, works, measures
+the model it made, and saves it.
 
-Every step that makes a model measures it as the TFLite file it would be (float32 until the quantize
-step), so that a table with one row per step compares like with like.
+Every step that makes a model converts it to TFLite (float32 until the quantize step) to measure size, sparsity and
+latency, so that the figures of all steps are comparable.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Progress", "catalogue", "check", "failed", "run_step"]
 
 
 def check(spec: StepSpec) -> None:
-    """Refuse a spec that can never succeed, before anything is written for it.
+    """Refuse a spec that can never succeed, before an MLflow run or a file is created for it.
 
     Raises:
         SpecError: an input is missing, or a name (model, data set, recipe) is unknown.
@@ -51,7 +51,7 @@ def check(spec: StepSpec) -> None:
 
 def _check_names(spec: StepSpec) -> None:
     dataset, model = getattr(spec.options, "dataset", None), spec.options.named_model
-    # Another name with a colon carries its own source (`npz:<path>`, `models:/...`); who resolves it judges it.
+    # Other names with a colon (`npz:<path>`, `models:/...`) are checked by the function that loads them.
     if dataset is not None and ":" not in dataset:
         from tfmot_ops.data.sources.by_name import available_datasets
 
@@ -84,9 +84,9 @@ def run_step(spec: StepSpec, store: Store, workdir: Path, progress: Progress) ->
 
     Args:
         spec: what to do.
-        store: where inputs come from and outputs go.
-        workdir: local folder for files in passing.
-        progress: told what goes on.
+        store: where inputs are read and outputs are written.
+        workdir: local folder for temporary files.
+        progress: receives messages, epochs and models while the step runs.
 
     Returns:
         The result with status `ok`.
@@ -109,10 +109,10 @@ def run_step(spec: StepSpec, store: Store, workdir: Path, progress: Progress) ->
     KINDS[spec.options.kind](work)
     duration_s = time.perf_counter() - started
     if isinstance(work, ModelWork):
-        # Among the metrics as well, as only they reach the summary of a chain.
+        # Also a metric, as the summary of a chain shows metrics only.
         work.measure({"duration_s": duration_s})
         if work.checkpoint is not None:
-            # Not before: a kill until here loses the outputs, and a retry then continues.
+            # Not earlier: if the process is killed before this line, a retry continues from the checkpoint.
             work.checkpoint.remove()
     return StepResult(
         step_id=spec.step_id,
@@ -133,10 +133,10 @@ def _check_device() -> None:
 
     if REQUIRE_GPU.get() and not tf.config.list_physical_devices("GPU"):
         raise StepFailedError(
-            "the step asks for a GPU",
+            "the step needs a GPU, and there is none",
             required="a GPU that TensorFlow sees",
             received=f"{tf.config.list_physical_devices()}",
-            remedy="look at the driver with `tfmot-ops doctor --device gpu`, or take device cpu",
+            remedy="check the driver with `tfmot-ops doctor --device gpu`, or set device to cpu",
         )
 
 

@@ -1,4 +1,4 @@
-"""The steps of a sweep: `compat` runs a shard of cells, `summarize` judges all of them and makes the page."""
+"""The steps of a sweep: `compat` runs a shard of cells, `summarize` judges all cells and makes the page."""
 
 from __future__ import annotations
 
@@ -27,38 +27,38 @@ from tfmot_ops.steps.work import Work
 from tfmot_ops.store import KeptFile
 from tfmot_ops.system.environment import CHECKPOINTS
 
-#: Folder in the work folder with the sweeps that MLflow has, one JSON file each; whoever runs the step puts them there.
+#: Sub-folder of the work folder with earlier sweeps, one JSON file each; `cli.execute` downloads them from MLflow.
 EARLIER = "earlier"
-#: Kept cells: path below the folder of the matrix -> result. Whoever may write to the place they are kept in may have
-#: put others there.
+#: Kept cells: path below the folder of the matrix -> result. The file is validated when read, as other users may be
+#: able to write to the place where it is kept.
 _KEPT = TypeAdapter(dict[PathBelow, CompatResult])
-#: So many characters of what is wrong with them are told.
-_SAID = 100
-#: In a tracking key: when the DAG run was due.
+#: Longest field name that is shown of an invalid file, in characters.
+_MOST_SHOWN = 100
+#: Entry of a tracking key: the time at which the DAG run was due.
 _DUE = "run_after"
-#: What a place for kept cells raises that cannot be reached.
+#: Exceptions for a store that cannot be reached.
 _UNREACHABLE = (OSError, ValueError, ImportError, ArtifactError)
 
 
 def earlier(work: Work[Any]) -> list[SweepResult]:
-    """Sweeps before this one, from the latest on; none where nobody knows of any."""
+    """The sweeps before this one, latest first; empty without tracking."""
     from tfmot_ops.sweep.whole import read_sweeps
 
     return read_sweeps(work.workdir / EARLIER)
 
 
 @runtime_checkable
-class _Finding(Protocol):
-    """A store that outlives the attempt: that of an MLflow run, which a retry takes up."""
+class _SearchableStore(Protocol):
+    """A store in which a retry finds the files of an earlier attempt: the artifacts of the step's MLflow run."""
 
     def find(self, name: str, artifact_format: ArtifactFormat, folder: Path) -> Path | None:
-        """A local copy of what an earlier attempt put there last; None when it put nothing."""
+        """A local copy of the file that an earlier attempt stored last; None when there is no such file."""
 
 
-class _OnTheRun:
-    """A `KeptFile` among the artifacts of the step's run. They cannot be deleted: an empty one says that it is gone."""
+class _KeptOnRun:
+    """A `KeptFile` that is an artifact of the step's run. MLflow cannot delete it, so `remove` writes `{}` over it."""
 
-    def __init__(self, work: Work[Any], store: _Finding) -> None:
+    def __init__(self, work: Work[Any], store: _SearchableStore) -> None:
         self._work, self._store = work, store
         self.uri = "the step's run"
 
@@ -78,74 +78,74 @@ class _OnTheRun:
         self.keep(path)
 
 
-class _Keeper:
-    """Keeps each cell that has ended, so that the next attempt at the shard runs only those that are missing.
+class _CellKeeper:
+    """Keeps the results of finished cells, so that a retry of the shard runs only the remaining cells.
 
-    They are kept as the files that the matrix finds its results in, and put back there: under the digest of what
-    decided them, those of another interpreter in the folder of its versions.
+    Saves all result files that the matrix wrote as one JSON document (path -> result), and writes them back to the
+    same paths in a retry. A path holds the digest of the cell's inputs, so a retry with other inputs ignores the file.
 
-    Beside the outputs of the step or in the folder that TFMOT_OPS_CHECKPOINTS names, as the checkpoints of a training;
-    else on the step's MLflow run, and in the user's cache where that cannot be read back.
+    The document is kept, like a training checkpoint, beside the step's outputs or in the folder that
+    TFMOT_OPS_CHECKPOINTS names; otherwise on the step's MLflow run; without both in the user's cache folder.
 
     Args:
         work: the step.
-        folder: what the matrix writes its results below.
+        folder: folder below which the matrix writes its result files.
     """
 
     def __init__(self, work: Work[Any], folder: Path) -> None:
         self._work = work
         self._folder = folder
         self._path = work.workdir / "kept_cells.json"
-        self._kept: KeptFile | _OnTheRun = KeptFile(checkpoint_uri(work.spec).removesuffix(".npz") + ".cells.json")
+        self._kept: KeptFile | _KeptOnRun = KeptFile(checkpoint_uri(work.spec).removesuffix(".npz") + ".cells.json")
         named = work.spec.output_uri or CHECKPOINTS.get()
-        if not named and isinstance(work.store, _Finding):
-            self._kept = _OnTheRun(work, work.store)
+        if not named and isinstance(work.store, _SearchableStore):
+            self._kept = _KeptOnRun(work, work.store)
 
     def restore(self) -> None:
-        """Put back what an earlier attempt left; nothing of a shard that ended."""
+        """Write back the result files that an interrupted attempt kept; a finished shard has removed its file."""
         try:
             if not self._kept.fetch(self._path):
                 return
             cells = _KEPT.validate_json(self._path.read_text(encoding="utf-8"))
         except ValidationError as error:
-            wrong = ".".join(map(str, error.errors()[0]["loc"]))[:_SAID]
-            self._tell(f"starts from the first cell: {self._kept.uri} holds no valid cells: {wrong!r}")
+            wrong = ".".join(map(str, error.errors()[0]["loc"]))[:_MOST_SHOWN]
+            self._report(f"starts from the first cell: {self._kept.uri} holds no valid cells: {wrong!r}")
             return
         except _UNREACHABLE as error:
-            self._tell(f"starts from the first cell: cannot read {self._kept.uri}: {error}")
+            self._report(f"starts from the first cell: cannot read {self._kept.uri}: {error}")
             return
         for name, cell in cells.items():
             path = self._folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(cell.model_dump_json(indent=1), encoding="utf-8")
         if cells:
-            self._tell(f"continues after {len(cells)} cells of an attempt before")
+            self._report(f"continues after {len(cells)} cells of an earlier attempt")
 
     def started(self, cell: str) -> None:
         """See `tfmot_ops.sweep.run.matrix.Watcher`."""
-        self._tell(f"{cell} runs")
+        self._report(f"{cell} runs")
 
     def ended(self, result: CompatResult) -> None:
         """See `tfmot_ops.sweep.run.matrix.Watcher`."""
         how = "ok" if result.status is Status.OK else f"{result.error_class} at {result.failed_stage}"
-        self._tell(f"{result.cell} {how}{' (cached)' if result.cached else ''}")
+        self._report(f"{result.cell} {how}{' (cached)' if result.cached else ''}")
         files = {path.relative_to(self._folder).as_posix(): path for path in self._folder.glob("*/*.json")}
         kept = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in sorted(files.items())}
         self._path.write_text(json.dumps(kept, indent=1), encoding="utf-8")
         try:
             self._kept.keep(self._path)
         except _UNREACHABLE as error:
-            # What cannot be kept is run again; that must not fail the shard.
-            self._tell(f"cannot keep finished cells in {self._kept.uri}: {error}")
+            # A retry runs the cells again; the shard itself must not fail.
+            self._report(f"cannot keep finished cells in {self._kept.uri}: {error}")
 
     def remove(self) -> None:
-        """The shard is done."""
+        """Remove the kept results, once the shard has its output."""
         try:
             self._kept.remove()
         except _UNREACHABLE as error:
-            self._tell(f"cannot remove {self._kept.uri}: {error}")
+            self._report(f"cannot remove {self._kept.uri}: {error}")
 
-    def _tell(self, text: str) -> None:
+    def _report(self, text: str) -> None:
         self._work.progress.message(text)
 
 
@@ -164,7 +164,7 @@ def compat(work: Work[CompatOptions]) -> None:
         jobs=1,
         limits=Limits(options.time_limit_s, options.memory_limit_gib * 2**30),
     )
-    keeper = _Keeper(work, plan.folder)
+    keeper = _CellKeeper(work, plan.folder)
     keeper.restore()
     if options.python is None:
         known = {} if options.force else latest_by_inputs(earlier(work))
@@ -180,7 +180,7 @@ def compat(work: Work[CompatOptions]) -> None:
 
 
 def summarize(work: Work[SummarizeOptions]) -> None:
-    """Judge all cells, make the page, and say what got worse; that is a figure here, not a failure."""
+    """Judge all cells and make the page; regressions become metrics and do not fail this step."""
     from tfmot_ops.sweep.judge.expected import judge, read_expected
     from tfmot_ops.sweep.report.page import write_page
     from tfmot_ops.sweep.repro.script import write_repros
@@ -188,11 +188,11 @@ def summarize(work: Work[SummarizeOptions]) -> None:
 
     options, started = work.options, datetime.now(UTC)
     sweep_id = _sweep_id(work.spec, started)
-    # An attempt before may have recorded this very sweep.
+    # An earlier attempt at this step may have recorded this sweep already.
     before = [sweep for sweep in earlier(work) if sweep.sweep_id != sweep_id]
     cells = [cell for name in sorted(work.spec.inputs) for cell in read_cells(work.path(name))]
-    asked = [(name, recipe) for recipe in options.recipes for name in options.architectures]
-    judgement = judge(asked, cells, read_expected(), last_good(before, work.spec.seed))
+    requested = [(name, recipe) for recipe in options.recipes for name in options.architectures]
+    judgement = judge(requested, cells, read_expected(), last_good(before, work.spec.seed))
     sweep = SweepResult(
         sweep_id=sweep_id,
         started_at=started,
@@ -210,11 +210,11 @@ def summarize(work: Work[SummarizeOptions]) -> None:
     counts = {name: len(getattr(judgement, name)) for name in ("regressions", "improvements", "new", "missing")}
     work.measure({"cells": len(cells), "passed": sweep.passed, **counts})
     work.parameters["judgement"] = judgement.model_dump(mode="json")
-    work.progress.message(f"{sweep.passed} of {len(asked)} cells pass; {counts}")
+    work.progress.message(f"{sweep.passed} of {len(requested)} cells pass; {counts}")
 
 
 def _sweep_id(spec: StepSpec, started: datetime) -> str:
-    """The same at each attempt, so that a retry takes up the sweep's runs in MLflow; by the clock without a key."""
+    """Id of the sweep, the same in each attempt, so that a retry continues its MLflow runs; a new id without a key."""
     key = spec.tracking.key if spec.tracking is not None else {}
     if _DUE not in key:
         return f"{started:%Y%m%dT%H%M%S}-{spec.sha256()[:8]}"
@@ -224,7 +224,7 @@ def _sweep_id(spec: StepSpec, started: datetime) -> str:
 
 
 def forecast(work: Work[ForecastOptions]) -> None:
-    """Say which cells would break under other versions; that is a figure here, not a failure."""
+    """Compare cells under two sets of versions; cells that would break become a metric and do not fail this step."""
     from tfmot_ops.sweep.forecast import forecast as compared
 
     found: dict[str, list[CompatResult]] = {"now": [], "then": []}
@@ -238,7 +238,7 @@ def forecast(work: Work[ForecastOptions]) -> None:
 
 
 def _of_versions(cells: list[CompatResult]) -> SweepResult:
-    """The cells as a sweep under the versions that they say."""
+    """The cells as a sweep, with the versions that the first of them recorded."""
     return SweepResult(
         sweep_id="forecast",
         started_at=datetime.now(UTC),
@@ -254,5 +254,5 @@ def read_cells(path: Path) -> list[CompatResult]:
 
 
 def as_json(cells: list[CompatResult]) -> bytes:
-    """The form `read_cells` reads."""
+    """The JSON that `read_cells` reads."""
     return json.dumps([cell.model_dump(mode="json") for cell in cells], indent=1).encode()

@@ -1,4 +1,4 @@
-"""What the evaluate step measures beyond accuracy: what the file lost, latency, memory, encoding, noise by layer."""
+"""Metrics of the evaluate step: accuracy drop, latency, memory, sparse encoding, and the noise (SQNR) of each layer."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 from tfmot_ops.contract import ArtifactFormat, EvaluateOptions, Method
 from tfmot_ops.steps.work import FLOAT, ModelWork
 
-#: Test samples that the noise of each layer is measured on.
+#: Number of test samples on which the SQNR of each layer is measured.
 _SAMPLES = 64
 
 
 def measure_drop(work: ModelWork[EvaluateOptions], tflite: bytes, model: Any) -> None:
-    """What the file lost against the float model that was trained: accuracy in [-1, 1], positive is worse; and size.
+    """Measure the accuracy drop (in [-1, 1], positive is worse) and compression of the file against the float model.
 
-    The reference is the input `trained`. Where it is not given, `model` stands in for it, and the parameter
-    `float_reference` and a line of progress say so: for a recipe that prunes, `model` is the pruned one, and what
-    pruning lost does not show. With both, `pruning_drop` (`trained` to `model`) and `quantization_drop` (`model` to
-    file) add up to `accuracy_drop`.
+    The reference is the input `trained`. Without that input the reference is `model`, and the parameter
+    `float_reference` and a progress message name it. If the recipe prunes, `model` is already pruned, so the drop does
+    not include the loss from pruning. With both inputs, `pruning_drop` (`trained` to `model`) and `quantization_drop`
+    (`model` to file) add up to `accuracy_drop`.
 
     Args:
-        work: with the file's accuracy measured.
+        work: the step, which has measured the file's accuracy already.
         tflite: the file's bytes.
-        model: the input `model`, or None where it is not given.
+        model: the input `model`; None without that input.
     """
     from tfmot_ops import core
 
@@ -35,7 +35,7 @@ def measure_drop(work: ModelWork[EvaluateOptions], tflite: bytes, model: Any) ->
     work.parameters["float_reference"] = "model" if trained is None else "trained"
     if trained is None:
         work.progress.message(
-            "evaluate: accuracy_drop and compression are against the input model, as no input trained is given"
+            "evaluate: accuracy_drop and compression are against the input `model`, as there is no input `trained`"
         )
     float_accuracy = _accuracy(work, reference)
     float_size = len(core.export_tflite(core.strip(reference), FLOAT))
@@ -69,7 +69,7 @@ def _prunes(work: ModelWork[EvaluateOptions]) -> bool:
 
 
 def measure_run(work: ModelWork[EvaluateOptions], tflite: bytes) -> None:
-    """Latency in ms (median, 10th and 90th percentile) with XNNPACK on one thread and all; the arena in bytes."""
+    """Measure latency in ms (median, p10, p90; XNNPACK with one thread and with all) and TFLite's arena in bytes."""
     from tfmot_ops import core
 
     for name, threads in (("latency", 1), ("latency_all_threads", os.cpu_count() or 1)):
@@ -80,7 +80,7 @@ def measure_run(work: ModelWork[EvaluateOptions], tflite: bytes) -> None:
 
 
 def measure_sparse_encoding(work: ModelWork[EvaluateOptions], tflite: bytes) -> None:
-    """Sizes in bytes and latency in ms of a pruned file in TFLite's sparse encoding, and in words whether it runs."""
+    """Measure a pruned file in TFLite's sparse encoding: sizes in bytes, latency in ms, and whether XNNPACK runs it."""
     from tfmot_ops import core
 
     found = core.compare_sparse_encoding(tflite)
@@ -96,10 +96,10 @@ def measure_sparse_encoding(work: ModelWork[EvaluateOptions], tflite: bytes) -> 
 
 
 def measure_layers(work: ModelWork[EvaluateOptions], model: Any, tflite: bytes) -> None:
-    """Noise by layer as the output `layer_sqnr` (CSV); the worst layer, of float to TFLite in dB, by name.
+    """Write the SQNR of each layer to the output `layer_sqnr` (CSV), and record the layer with the lowest SQNR in dB.
 
     Args:
-        work: with the input `quantized`, if there is one, as the QAT model.
+        work: the step; its input `quantized`, if given, is the QAT model.
         model: stripped float model.
         tflite: the file's bytes.
     """

@@ -32,11 +32,11 @@ from tfmot_ops.steps.requirements import (
 )
 from tfmot_ops.steps.work import ModelOptions, ModelWork, Work
 
-# The quantised weights only have to settle (see `Budget.qat_learning_rate`).
+# QAT starts from trained weights, so a tenth of the learning rate is enough (see `Budget.qat_learning_rate`).
 _QAT_RATE = 0.1
-#: Epochs of a model that starts from random weights, when nobody says how many.
+#: Default number of epochs for a model that starts from random weights.
 _TRAIN_EPOCHS = 10
-#: What the test samples are, where the data set has none of its own and the model was trained before.
+#: Parameter `test_split`, when the data set has no test set and the model was trained elsewhere.
 _DRAWN = "drawn from the data; the model may have seen it"
 
 
@@ -55,38 +55,37 @@ def _train(work: ModelWork[TrainOptions]) -> None:
     if not is_compiled(model):
         logits = classifier_loss.gives_logits(model, data.x_calibration)
         compile_default(model, options.learning_rate, from_logits=logits)
-        # Keras chooses the metric `accuracy` when it first meets labels; saved before that, it would be the wrong one.
+        # Keras decides which accuracy the name `accuracy` means when it first sees labels; a model saved before that
+        # would be loaded with the wrong metric.
         work.targets(model)
         if comes_trained or logits:
             form = "logits" if logits else "probabilities"
             work.progress.message(
-                f"train: the model comes without compile configuration; its outputs are taken for {form}, its loss "
-                "is sparse categorical cross-entropy of these"
+                f"train: the model has no compile configuration; its outputs are treated as {form}, and its loss is "
+                "sparse categorical cross-entropy"
             )
     if comes_trained:
-        _say_of_trained(work)
+        _report_trained_elsewhere(work)
     callbacks = core.pruning_callbacks() if is_being_pruned(model) else []
     work.fit(model, work.epochs(0 if comes_trained else _TRAIN_EPOCHS), callbacks)
     work.measure_float(model)
     work.put_model(model)
 
 
-def _say_of_trained(work: ModelWork[TrainOptions]) -> None:
-    """Tell what is otherwise with a model that was trained elsewhere, on samples that this step does not know."""
+def _report_trained_elsewhere(work: ModelWork[TrainOptions]) -> None:
+    """Report that a saved model is not trained by default, and may have been trained on the test samples."""
     if work.options.epochs is None:
-        work.progress.message("train: the model comes trained: measured, not trained; --epochs N trains it")
+        work.progress.message("train: a saved model is measured and not trained; --epochs N trains it")
     if not work.data.has_own_test_set:
         work.parameters["test_split"] = _DRAWN
         work.progress.message(
-            f"train: WARNING: the test split is {_DRAWN} in its training, and then the accuracy is too high for new "
-            "data; give a data set with x_test and y_test, samples that the model was not trained on"
+            f"train: WARNING: the test split is {_DRAWN} in its training, and then the measured accuracy is too high "
+            "for new data; give a data set whose x_test and y_test the model was not trained on"
         )
 
 
 def _pass_through(work: ModelWork[ModelOptions]) -> None:
-    work.progress.message(
-        f"{work.spec.step_id}: recipe {work.recipe.name} asks for no sparsity, the model passes through"
-    )
+    work.progress.message(f"{work.spec.step_id}: recipe {work.recipe.name} has no sparsity, the model stays unchanged")
     work.measure({"passed_through": 1})
 
 
@@ -114,7 +113,7 @@ def _fine_tune(work: ModelWork[FineTuneOptions]) -> None:
     model, recipe = work.load_model(), work.recipe
     require_float("fine_tune", model)
     require_pruning_wrappers("fine_tune", model, recipe)
-    # The budget is for recovering from pruning: without it, only what is asked for is trained.
+    # The budget's epochs are for recovering from pruning: without sparsity, only epochs of the options are trained.
     epochs = work.epochs(recipe.budget.fine_tune_epochs if recipe.sparsity else 0)
     callbacks = core.pruning_callbacks() if is_being_pruned(model) else []
     if not recipe.sparsity and not epochs:
@@ -156,7 +155,7 @@ def _quantize(work: ModelWork[QuantizeOptions]) -> None:
         )
     work.progress.message("quantize: exporting to TFLite")
     tflite = core.export_tflite(model, recipe, work.calibration)
-    if not work.layers:  # without QAT the converter decides, and the file tells
+    if not work.layers:  # without QAT the converter decides which layers are int8, so the file is inspected
         work.layers += core.report_file(model, tflite)
     core.require_recipe(core.profile_tflite(tflite), recipe, work.layers)
     work.measure(core.evaluate(tflite, data.x_test, data.y_test))
@@ -183,14 +182,14 @@ def _evaluate(work: ModelWork[EvaluateOptions]) -> None:
 
 
 def _register(work: Work[RegisterOptions]) -> None:
-    """Hold the gates; the registry itself is the tracking side's, after this step ended well."""
+    """Check the gates only; `tracking.run` registers the file once this step has succeeded."""
     options = work.options
-    for name, least in options.gates.items():
+    for name, lowest_allowed in options.gates.items():
         value = options.metrics.get(name)
-        if value is None or value < least:
+        if value is None or value < lowest_allowed:
             raise StepFailedError(
                 f"{options.name} not registered: {name} is below its gate",
-                required=f"{name} of at least {least}",
+                required=f"{name} of at least {lowest_allowed}",
                 received="no such metric" if value is None else str(value),
                 remedy="train longer, use a milder recipe, or lower the gate",
             )
@@ -200,12 +199,12 @@ def _register(work: Work[RegisterOptions]) -> None:
 def _list(work: Work[ListOptions]) -> None:
     names = catalogue(work.options.what)
     work.put_bytes(json.dumps(names, indent=2).encode(), "list", ArtifactFormat.JSON)
-    # The names travel in the result too: a DAG expands over them without reading a file.
+    # The result holds the names too, so that a DAG can expand over them without reading the file.
     work.parameters["list"] = list(names)
 
 
 def catalogue(what: str) -> dict[str, str]:
-    """Name -> one line on it, for all `architectures`, `models`, `datasets` or `recipes`.
+    """Name -> one-line description, for all `architectures`, `models`, `datasets` or `recipes`.
 
     Raises:
         SpecError: there is no such catalogue.
@@ -214,7 +213,7 @@ def catalogue(what: str) -> dict[str, str]:
     from tfmot_ops.models import architectures as catalog
 
     catalogues: dict[str, Callable[[], dict[str, str]]] = {
-        "architectures": lambda: {name: each.family for name, each in catalog.catalogue().items()},
+        "architectures": lambda: {name: entry.family for name, entry in catalog.catalogue().items()},
         "models": models.available_models,
         "datasets": data.available_datasets,
         "recipes": lambda: {name: _in_words(recipe) for name, recipe in core.recipes.presets().items()},
@@ -239,11 +238,12 @@ def _in_words(recipe: Recipe) -> str:
 
 
 def _record(work: Work[Any]) -> None:
-    """Nothing to compute: the tracking side does the work of open_run and close_run."""
+    """Do nothing but report: `tracking.run` opens and closes the MLflow parent run."""
     work.progress.message(f"{work.spec.options.kind}: {work.spec.step_id}")
 
 
-#: Kind -> what runs it: takes a `ModelWork` where the options say that it computes with a model, else a `Work`.
+#: Kind -> function that runs it. Its argument is a `ModelWork` if the options' `computes_with_a_model` is true, else
+#: a `Work`.
 KINDS: dict[str, Callable[[Any], None]] = {
     "open_run": _record,
     "train": _train,

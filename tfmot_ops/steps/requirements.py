@@ -1,4 +1,4 @@
-"""What a step requires of the model it is given; refused before more work is done, by the step that was left out."""
+"""Checks of a step's input model. A refusal names the step that is missing before this one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def is_being_pruned(model: Any) -> bool:
 
 
 def require_pruning_wrappers(step: str, model: Any, recipe: Recipe) -> None:
-    """Refuse a model without pruning wrappers where the recipe prunes: the step before was left out.
+    """Refuse a model without pruning wrappers when the recipe prunes: the prune step was left out.
 
     Raises:
         SpecError: no layer of the model is wrapped.
@@ -22,7 +22,7 @@ def require_pruning_wrappers(step: str, model: Any, recipe: Recipe) -> None:
     if recipe.sparsity is not None and not is_being_pruned(model):
         raise SpecError(
             f"{step}: recipe {recipe.name} prunes, but nothing in the model is being pruned",
-            required="the model that a prune step with this recipe gave, which holds pruning wrappers",
+            required="the output of a prune step with this recipe, which has pruning wrappers",
             received=f"model {model.name} without pruning wrappers",
             remedy=f"put a prune step before {step}, or use a recipe without sparsity",
         )
@@ -42,7 +42,7 @@ def require_float(step: str, model: Any) -> None:
             f"{step}: the model is quantised already",
             required="a float model",
             received=f"quantisers in {len(quantized)} layers, the first {quantized[0]}",
-            remedy="give the model from before its quantize step",
+            remedy="use the model that was the input of the quantize step",
         )
 
 
@@ -56,17 +56,17 @@ def require_stripped(step: str, model: Any) -> None:
     if wrapped:
         raise SpecError(
             f"{step}: the model still has its pruning wrappers",
-            required="the model that a strip step gave",
+            required="the output of a strip step",
             received=f"pruning wrappers around {len(wrapped)} layers, the first {wrapped[0]}",
             remedy=f"put a strip step between fine_tune and {step}",
         )
 
 
 def require_pruned(step: str, model: Any, recipe: Recipe) -> None:
-    """Refuse a model that does not hold the zeros of its recipe.
+    """Refuse a model whose kernels have fewer zeros than the recipe requires.
 
     Raises:
-        SpecError: a layer holds fewer zeros than the recipe asks for.
+        SpecError: a kernel has fewer zeros than the recipe requires.
     """
     from tfmot_ops import core
 
@@ -92,7 +92,7 @@ def require_pruned_layers(layers: list[LayerReport], recipe: Recipe) -> None:
         reasons = sorted({layer.reason for layer in layers})
         raise SpecError(
             f"prune: recipe {recipe.name} prunes no layer of the model",
-            required="a layer with a kernel that is in the recipe's scope and takes its pattern",
+            required="a layer whose kernel is in the recipe's scope and whose shape allows the recipe's pattern",
             received=f"{len(layers)} layers: {'; '.join(reasons)}",
             remedy="name layers in the recipe's sparsity.scope, change its pattern, or use a recipe without sparsity",
         )

@@ -1,4 +1,4 @@
-"""Where a step keeps the state of its training, so that its next attempt continues."""
+"""Training checkpoints of a step: a retry of the step continues from the last finished epoch."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from tfmot_ops.contract import StepSpec
 from tfmot_ops.store import KeptFile
 from tfmot_ops.system.environment import CHECKPOINTS, cache_folder
 
-#: Seconds after which a checkpoint in the default folder is taken for one that nobody comes back to: two weeks.
+#: Age in seconds (two weeks) after which a checkpoint in the default folder is considered abandoned and is deleted.
 _FORGOTTEN_S = 14 * 24 * 3600
-# What file systems raise: see `KeptFile`.
+# Exceptions of file systems, see `KeptFile`.
 _UNREACHABLE = (OSError, ValueError, ImportError)
 
 
 def checkpoint_uri(spec: StepSpec) -> str:
-    """Where the checkpoint of a step is: the same place for every attempt at the same spec.
+    """URI of a step's checkpoint, the same for every attempt at the same spec.
 
-    Beside the outputs; for a step whose outputs go to its MLflow run, in the folder that the variable
-    TFMOT_OPS_CHECKPOINTS names, or else in the user's cache on this machine.
+    The checkpoint is kept in the folder `output_uri`. For a step whose outputs go to its MLflow run, it is kept in the
+    folder that the variable TFMOT_OPS_CHECKPOINTS names, or else in the user's cache on this machine.
     """
     if spec.output_uri is not None:
-        # One a kind: the outputs of two steps in one folder overwrite each other as well.
+        # One name per kind is enough: two steps of one kind in one folder would overwrite each other's outputs too.
         return f"{spec.output_uri.rstrip('/')}/.{spec.options.kind}.checkpoint.npz"
-    # A model from MLflow stands here as a copy with another path at each attempt.
+    # Without the model's path: a model from MLflow is downloaded to another path in each attempt.
     spec = spec.model_copy(update={"options": spec.options.with_model("")})
     folder = CHECKPOINTS.get() or str(_default_folder())
     return f"{folder.rstrip('/')}/{spec.options.kind}-{spec.sha256()[:32]}.npz"
 
 
 class StepCheckpoint:
-    """The checkpoint of one step: a local file that follows the one an earlier attempt left, and is followed by it.
+    """The checkpoint of one step: a local file, and its copy at `checkpoint_uri` that outlives the attempt.
 
     Args:
         spec: the step.
-        workdir: local folder for files in passing.
-        say: takes a line.
+        workdir: local folder for temporary files.
+        say: called with each message.
     """
 
     def __init__(self, spec: StepSpec, workdir: Path, say: Callable[[str], None]) -> None:
@@ -48,25 +48,25 @@ class StepCheckpoint:
         self._say = say
 
     def open(self) -> Any:
-        """The `core` checkpoint to train with; fetches what an earlier attempt left."""
+        """Fetch the checkpoint of an earlier attempt, if there is one, and return it for the training loop."""
         from tfmot_ops.core.training.checkpoint import Checkpoint
 
         self._path.unlink(missing_ok=True)
         try:
             self._kept.fetch(self._path)
         except _UNREACHABLE as error:
-            self._tell(f"starts from the beginning: cannot read {self._kept.uri}: {error}")
-        return Checkpoint(self._path, self._tell, self._keep)
+            self._report(f"starts from the beginning: cannot read {self._kept.uri}: {error}")
+        return Checkpoint(self._path, self._report, self._keep)
 
     def remove(self) -> None:
-        """Delete it: the outputs are in their place."""
+        """Delete the checkpoint, once the step's outputs are saved."""
         try:
             self._kept.remove()
         except _UNREACHABLE as error:
-            self._tell(f"cannot remove {self._kept.uri}: {error}")
-        _sweep(_default_folder())
+            self._report(f"cannot remove {self._kept.uri}: {error}")
+        _remove_abandoned(_default_folder())
 
-    def _tell(self, text: str) -> None:
+    def _report(self, text: str) -> None:
         self._say(f"{self._kind} {text}")
 
     def _keep(self, path: Path) -> None:
@@ -80,8 +80,8 @@ def _default_folder() -> Path:
     return cache_folder() / "checkpoints"
 
 
-def _sweep(folder: Path) -> None:
-    """Delete the checkpoints of steps that were given up."""
+def _remove_abandoned(folder: Path) -> None:
+    """Delete checkpoints that no attempt has used for two weeks."""
     oldest = time.time() - _FORGOTTEN_S
     for path in folder.glob("*.npz*"):
         if path.stat().st_mtime < oldest:

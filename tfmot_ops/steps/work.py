@@ -1,4 +1,4 @@
-"""What a step works with: its options, data and recipe, its inputs and outputs, and what it has measured."""
+"""The state of a running step: its options, recipe and data set, its inputs and outputs, and its metrics."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from tfmot_ops.errors import SpecError
 from tfmot_ops.steps.resume import StepCheckpoint
 from tfmot_ops.store import SUFFIXES, Store
 
-#: What a float model is exported with, to be measured as a TFLite file.
+#: Quantization with which a float model is exported, to be measured as a float32 TFLite file.
 FLOAT = Recipe(name="float32")
 _EXAMPLE_SAMPLES = 4
 
 
 class Progress(Protocol):
-    """Who is told how a step gets on."""
+    """Receives the progress of a step."""
 
     def message(self, text: str) -> None:
-        """Something a person who waits wants to know, in one line."""
+        """Called with one line of text for the user."""
 
     def epoch(self, stage: str, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
-        """Epoch number `epoch` (from 1) of `epochs` ended with these metrics."""
+        """Called when epoch number `epoch` (from 1) of `epochs` has ended with these metrics."""
 
     def model(self, model: Any, example: Any) -> None:
-        """The step made this tf_keras model; `example` is a batch of its input, [samples, ...]."""
+        """Called with the tf_keras model that the step made; `example` is a batch of its input, [samples, ...]."""
 
 
 #: The options of the kind of step.
@@ -53,7 +53,7 @@ ModelOptions = TypeVar("ModelOptions", bound=DataOptions)
 
 @dataclass
 class Work(Generic[AnyOptions]):
-    """What a step works with, and what it has to show so far."""
+    """A running step: its spec, store and work folder, and the outputs, metrics and parameters it has so far."""
 
     spec: StepSpec
     store: Store
@@ -66,15 +66,15 @@ class Work(Generic[AnyOptions]):
 
     @property
     def options(self) -> AnyOptions:
-        """The options of the step; the type that its function declares is the one of its kind."""
+        """The options of the step, typed as the class of its kind."""
         return cast("AnyOptions", self.spec.options)
 
     @cached_property
     def recipe(self) -> Recipe:
-        """The recipe, decoded when the spec names it.
+        """The recipe of the step; a recipe's name is decoded.
 
         Raises:
-            SpecError: the spec gives none.
+            SpecError: the spec has no recipe.
         """
         from tfmot_ops import core
 
@@ -90,7 +90,7 @@ class Work(Generic[AnyOptions]):
         return recipe
 
     def path(self, name: str) -> Path:
-        """Path of the local copy of an input; fetched and verified at each call."""
+        """Fetch and verify an input artifact at each call, and return the path of the local copy."""
         return self.store.fetch(self.spec.inputs[name], self.workdir / "inputs" / name)
 
     def put_bytes(self, data: bytes, name: str, artifact_format: ArtifactFormat) -> None:
@@ -100,13 +100,13 @@ class Work(Generic[AnyOptions]):
         self.outputs[name] = self.store.put(path, name, artifact_format)
 
     def measure(self, metrics: Mapping[str, float]) -> None:
-        """Keep the metrics that have a finite value; the others could not be measured."""
+        """Record the metrics with a finite value; NaN or infinity means that a metric could not be measured."""
         self.metrics |= {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
 
 
 @dataclass
 class ModelWork(Work[ModelOptions]):
-    """What a step that computes with a model works with: a data set and a model besides."""
+    """A running step that computes with a model: also has a data set and a training checkpoint."""
 
     checkpoint: StepCheckpoint | None = None
 
@@ -122,7 +122,7 @@ class ModelWork(Work[ModelOptions]):
 
     @property
     def calibration(self) -> Any:
-        """Samples the activation ranges are read from, [samples, ...]."""
+        """Samples for measuring the ranges of activations, [samples, ...]."""
         quantization = self.recipe.quantization or Quantization()
         return self.data.x_calibration[: quantization.calibration_samples]
 
@@ -133,7 +133,7 @@ class ModelWork(Work[ModelOptions]):
         return core.load_model(self.path("model"))
 
     def put_model(self, model: Any) -> None:
-        """Save the output `model` and say how it is compiled."""
+        """Save the output `model`, and record its compile configuration as a parameter."""
         from tfmot_ops import core
         from tfmot_ops.core.keras.compiling import compile_parameters
 
@@ -144,26 +144,26 @@ class ModelWork(Work[ModelOptions]):
         self.progress.model(model, self.data.x_calibration[:_EXAMPLE_SAMPLES])
 
     def epochs(self, budget: int) -> int:
-        """Epochs the spec asks for, else those of the recipe's budget."""
+        """Epochs of the step's options, or `budget` (the recipe's epochs) if the options have none."""
         epochs = self.options.named_epochs
         return budget if epochs is None else epochs
 
     @property
     def steps_per_epoch(self) -> int:
-        """Weight updates in an epoch."""
+        """Number of weight updates in an epoch."""
         return math.ceil(len(self.data.x_train) / self.options.batch_size)
 
     def fit(
         self, model: Any, epochs: int, callbacks: Any = (), *, rate: float | None = None, rate_factor: float = 1.0
     ) -> None:
-        """Train a compiled model in place on the data set; goes on where an earlier attempt at the step was killed.
+        """Train a compiled model in place on the data set; continues from the checkpoint of a killed attempt.
 
         Args:
             model: compiled tf_keras model.
             epochs: passes over the training samples; 0 trains nothing.
             callbacks: Keras callbacks.
-            rate: learning rate; None takes the compiled one times `rate_factor`.
-            rate_factor: see `rate`; a compiled schedule is kept as it is.
+            rate: learning rate; None takes the compiled learning rate times `rate_factor`.
+            rate_factor: see `rate`; a compiled learning rate schedule is not scaled.
         """
         from tfmot_ops.core.training.loop import fit
 
@@ -191,7 +191,7 @@ class ModelWork(Work[ModelOptions]):
             )
 
     def targets(self, model: Any) -> Callable[[Any], Any]:
-        """What makes of the data set's labels the targets that the model is compiled for."""
+        """Function that turns labels into the targets of the model's loss: labels or one-hot vectors."""
         from tfmot_ops.tasks import classifier_loss
 
         data = self.data
@@ -199,12 +199,12 @@ class ModelWork(Work[ModelOptions]):
         targets = classifier_loss.targets_for(model, x, labels, data.num_classes)
         if classifier_loss.is_one_hot(targets(labels)):
             self.progress.message(
-                f"{self.spec.options.kind}: the model's loss takes one-hot vectors, made of the labels"
+                f"{self.spec.options.kind}: the model's loss needs one-hot vectors; the labels are converted"
             )
         return targets
 
     def measure_float(self, model: Any) -> None:
-        """Measure a float model, pruning wrappers or not: accuracy in [0, 1], and what its TFLite file is like."""
+        """Measure a float model with or without pruning wrappers: accuracy in [0, 1], and its float32 TFLite file."""
         from tfmot_ops import core
 
         data = self.data
@@ -218,7 +218,7 @@ class ModelWork(Work[ModelOptions]):
 
         Args:
             tflite: the file's bytes.
-            model: tf_keras model it comes from; says which kernels the recipe prunes.
+            model: tf_keras model from which the file was exported; used to find the kernels that the recipe prunes.
         """
         from tfmot_ops import core
 
@@ -236,31 +236,31 @@ class ModelWork(Work[ModelOptions]):
         )
 
     def _sparsity(self, profile: Any, model: Any) -> dict[str, float]:
-        """Zeros in the file's own weight tensors: of those the recipe prunes, of all when it prunes none."""
+        """Share of zeros in the file's weight tensors: in the pruned kernels, or in all without pruning."""
         from tfmot_ops.core.pruning.sparsity import prunable
 
         if model is None or self.options.named_recipe is None or self.recipe.sparsity is None:
             return {"sparsity": profile.weight_sparsity}
-        zeros, size, least = 0.0, 0, 1.0
+        zeros, size, lowest_sparsity = 0.0, 0, 1.0
         for layer, _ in prunable(model, self.recipe).values():
-            # The export names a tensor by its layer.
+            # The export puts the layer's name into the tensor's name.
             names = [name for name in profile.sparsity if f"L.{layer.name}/" in name]
             if names:
-                # A separable convolution has two; the one with more zeros is the pruned one.
+                # A separable convolution has two kernels; the kernel with more zeros is the pruned one.
                 name = max(names, key=profile.sparsity.__getitem__)
                 zeros += profile.sparsity[name] * profile.weight_sizes[name]
                 size += profile.weight_sizes[name]
-                least = min(least, profile.sparsity[name])
-        return {"sparsity": zeros / size, "least_layer_sparsity": least} if size else {}
+                lowest_sparsity = min(lowest_sparsity, profile.sparsity[name])
+        return {"sparsity": zeros / size, "least_layer_sparsity": lowest_sparsity} if size else {}
 
 
 @contextlib.contextmanager
 def _learning_rate(model: Any, rate: float | None, factor: float) -> Iterator[None]:
-    """Train at another rate; afterwards the model is compiled as it was, as its next step starts from that."""
+    """Train with another learning rate, then restore the optimizer: the next step scales the original rate."""
     compiled = model.optimizer
     try:
         config = compiled.get_config()
-        # A schedule has no one rate to scale, so only an explicit rate replaces it.
+        # A learning rate schedule has no single rate to scale, so only an explicit rate replaces it.
         if rate is None and factor != 1.0 and isinstance(config["learning_rate"], Real):
             rate = factor * float(config["learning_rate"])
         if rate is not None:

@@ -1,1 +1,1 @@
-"""Many cells of the compat matrix: run in child processes, kept on disk, counted."""
+"""Sweeps of the compat matrix: plan the cells, run them in child processes, judge and report the results."""

@@ -1,4 +1,4 @@
-"""What would break under other versions: a sweep with another environment's interpreter, and a go / no-go table."""
+"""Forecast: run a sweep with another environment's interpreter, and show which cells break as a go / no-go table."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from tfmot_ops.sweep.run.matrix import Watcher
 from tfmot_ops.sweep.whole import Sweep
 
 _ORDER = list(Stage)
-#: Asks an interpreter which packages it has; a name that stands twice on its path counts as Python finds it.
+#: Script that prints an interpreter's packages. If sys.path has a package twice, the first one counts, as for imports.
 _ASK = """
 import importlib.metadata as metadata, json, platform, re
 import tfmot_ops
 found = {"python": platform.python_version()}
-for each in metadata.distributions():
-    name = each.metadata["Name"]
+for package in metadata.distributions():
+    name = package.metadata["Name"]
     if name:
-        found.setdefault(re.sub("[-_.]+", "-", name).lower(), each.version)
+        found.setdefault(re.sub("[-_.]+", "-", name).lower(), package.version)
 print(json.dumps(found))
 """
 _ASK_LIMIT_S = 120.0
-#: So much of an answer that is none is told.
-_SAID = 80
+#: Number of characters that an error quotes of unexpected output.
+_MOST_QUOTED = 80
 
 
 class Verdict(StrEnum):
-    """How a cell fares under the other versions."""
+    """How a cell's result changes under the other versions."""
 
     SAME = "same"
     BREAKS = "breaks"
@@ -46,18 +46,18 @@ class Verdict(StrEnum):
 
     @property
     def is_worse(self) -> bool:
-        """Whether one such cell is a reason not to go."""
+        """Whether one cell with this verdict makes the forecast a no-go."""
         return self in {Verdict.BREAKS, Verdict.EARLIER, Verdict.MISSING}
 
 
 @dataclass(frozen=True)
 class ComparedCell:
-    """One cell.
+    """One cell under both sets of versions.
 
     Attributes:
         cell: `MobileNet/wi8_ai8`.
-        now, then: `ok`, or how it fails; empty where it has no result.
-        verdict: of the two.
+        now, then: `ok` or the failure, under the current and the other versions; empty without a result.
+        verdict: comparison of `now` and `then`.
     """
 
     cell: str
@@ -68,11 +68,11 @@ class ComparedCell:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The table.
+    """The table of a forecast.
 
     Attributes:
-        rows: by verdict, the worst first, then by cell.
-        versions: package -> (now, then), of those that differ; empty for one that is not there.
+        rows: sorted by verdict, the worst first, then by cell.
+        versions: package -> (version now, version then), for packages that differ; empty for a missing package.
     """
 
     rows: tuple[ComparedCell, ...]
@@ -80,7 +80,7 @@ class Forecast:
 
     @property
     def worse(self) -> int:
-        """How many cells get worse."""
+        """Number of cells that get worse."""
         return sum(row.verdict.is_worse for row in self.rows)
 
     @property
@@ -104,7 +104,7 @@ class Forecast:
 
 
 def forecast(current: SweepResult, other: SweepResult) -> Forecast:
-    """Compare a sweep with the same one under other versions."""
+    """Compare a sweep with the same sweep under other versions."""
     now, then = ({cell.cell: cell for cell in sweep.cells} for sweep in (current, other))
     rows = [_row(name, now.get(name), then.get(name)) for name in dict.fromkeys((*now, *then))]
     worst_first = [Verdict.BREAKS, Verdict.EARLIER, Verdict.MISSING, Verdict.LATER, Verdict.MENDED, Verdict.NEW]
@@ -116,10 +116,10 @@ def forecast(current: SweepResult, other: SweepResult) -> Forecast:
 
 
 def _row(name: str, now: CompatResult | None, then: CompatResult | None) -> ComparedCell:
-    return ComparedCell(name, _told(now), _told(then), _verdict(now, then))
+    return ComparedCell(name, _outcome(now), _outcome(then), _verdict(now, then))
 
 
-def _told(result: CompatResult | None) -> str:
+def _outcome(result: CompatResult | None) -> str:
     if result is None:
         return ""
     if result.status is Status.OK:
@@ -140,7 +140,7 @@ def _verdict(now: CompatResult | None, then: CompatResult | None) -> Verdict:
 
 
 def _reached(result: CompatResult) -> int:
-    """How many stages a cell passed; one that died without saying where passed none."""
+    """Number of stages that a cell passed; 0 for a cell whose process died before it logged a stage."""
     if result.status is Status.OK:
         return len(_ORDER)
     return _ORDER.index(result.failed_stage) if result.failed_stage else 0
@@ -152,10 +152,10 @@ def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
 
 
 def packages(python: str) -> dict[str, str]:
-    """Name -> version of every package that an interpreter finds, and of Python itself.
+    """Name -> version of every package in an interpreter's environment, and of Python itself.
 
     Raises:
-        SpecError: it cannot be started, or lacks this package.
+        SpecError: the interpreter cannot be started, or its environment lacks this package.
     """
     try:
         done = subprocess.run([python, "-c", _ASK], capture_output=True, text=True, timeout=_ASK_LIMIT_S, check=False)
@@ -163,14 +163,14 @@ def packages(python: str) -> dict[str, str]:
         raise _refuse(python, str(error)) from error
     if done.returncode:
         raise _refuse(python, done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}")
-    said = done.stdout.strip().rpartition("\n")[2]
+    output = done.stdout.strip().rpartition("\n")[2]
     try:
-        found = json.loads(said)
+        found = json.loads(output)
     except ValueError:
         found = None
-    # A program that is no Python ends well, too.
+    # Another program than Python may exit with 0 too.
     if not isinstance(found, dict):
-        raise _refuse(python, f"`{python} -c ...` wrote {said[:_SAID]!r} instead of its versions")
+        raise _refuse(python, f"`{python} -c ...` wrote {output[:_MOST_QUOTED]!r} instead of its versions")
     return {str(name): str(number) for name, number in found.items()}
 
 
@@ -179,14 +179,15 @@ def _refuse(python: str, received: str) -> SpecError:
         f"{python} cannot run cells",
         required="the interpreter of an environment that has tfmot-ops and its worker packages",
         received=received,
-        remedy=f"{python} -m pip install 'tfmot-ops[worker]', then the pins to look ahead at",
+        remedy=f"run {python} -m pip install 'tfmot-ops[worker]', then install the versions to test",
     )
 
 
 def run_with(sweep: Sweep, python: str, watcher: Watcher | None = None) -> SweepResult:
-    """The same sweep, its cells run by another environment's interpreter.
+    """Run the cells of a sweep with another environment's interpreter.
 
-    Results are kept apart from the sweep's own, by what is installed there: they are neither judged nor taken for it.
+    The results are kept in a separate folder per set of installed versions; they are not judged, and no sweep of this
+    environment reuses them.
 
     Raises:
         SpecError: the interpreter cannot run cells, or an architecture is not in the catalogue.
@@ -200,12 +201,12 @@ def run_with(sweep: Sweep, python: str, watcher: Watcher | None = None) -> Sweep
         sweep_id=f"{started:%Y%m%dT%H%M%S}-forecast",
         started_at=started,
         duration_s=time.monotonic() - clock,
-        # The digest of the inputs is this environment's, and would pass for a result of it.
+        # The digest was computed with this environment's versions, so a sweep here would reuse the result.
         cells=tuple(result.model_copy(update={"inputs_sha256": ""}) for result in results),
         versions=versions,
     )
 
 
 def compare(sweep: Sweep, python: str, watcher: Watcher | None = None) -> Forecast:
-    """Run a sweep under this interpreter and another, and compare: one after the other, as they share the cores."""
+    """Run a sweep under this interpreter, then under another (they share the cores), and compare the results."""
     return forecast(run_with(sweep, sys.executable, watcher), run_with(sweep, python, watcher))

@@ -1,4 +1,4 @@
-"""A whole sweep: which cells, what is known of them already, running them, and the judgement."""
+"""A whole sweep: plan its cells, reuse known results, run the other cells, judge all of them."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from tfmot_ops.sweep.run.limits import Limits
 from tfmot_ops.sweep.run.matrix import Cell, Matrix, Watcher
 from tfmot_ops.system import files
 
-#: Metric of each cell: results of another seed are no baseline.
+#: Metric with a cell's seed; only results of the same seed are compared.
 _SEED = "seed"
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What to sweep, where and how.
+    """The settings of a sweep.
 
     Attributes:
-        folder: keeps cells, logs and finished sweeps, and what could not be recorded yet.
+        folder: folder for cells, logs, finished sweeps, and sweeps that MLflow has not recorded yet.
         architectures: names (see `tfmot_ops.models.architectures.architecture`); empty for the whole catalogue.
-        recipes: with a quantisation each.
-        seed: decides weights and images.
-        jobs: cells at once; 0 for one per core.
-        limits: of each cell.
-        force: run every cell, whatever is known.
-        expected: what every cell should come to.
+        recipes: recipes, each with a quantization.
+        seed: seed of weights and images.
+        jobs: number of concurrent cells; 0 means one per core.
+        limits: limits of each cell.
+        force: run every cell, even if its result is known.
+        expected: expected results, see `tfmot_ops.sweep.judge.expected`.
     """
 
     folder: Path
@@ -48,7 +48,7 @@ class Sweep:
     expected: Expected = field(default_factory=read_expected)
 
     def cells(self) -> list[Cell]:
-        """Every cell there has to be.
+        """All cells of the sweep.
 
         Raises:
             SpecError: an architecture is not in the catalogue, or there is no recipe.
@@ -69,9 +69,9 @@ class Sweep:
             )
         chosen = [architecture(name) for name in self.architectures] or list(known.values())
         return [
-            Cell(each.name, recipe, each.family, inputs_sha256(each, recipe, self.seed), self.seed)
+            Cell(entry.name, recipe, entry.family, inputs_sha256(entry, recipe, self.seed), self.seed)
             for recipe in self.recipes
-            for each in chosen
+            for entry in chosen
         ]
 
     def run(
@@ -81,16 +81,16 @@ class Sweep:
         watcher: Watcher | None = None,
         cells: Sequence[Cell] | None = None,
     ) -> SweepResult:
-        """Run what is not known, and judge the whole.
+        """Run the cells without a known result, and judge all cells.
 
         Args:
-            known: digest of a cell's inputs -> result of an earlier sweep with the same.
+            known: digest of a cell's inputs -> result of an earlier sweep with the same digest.
             last_good: see `last_good`.
-            watcher: told how it goes.
-            cells: what `cells` gave, when it was asked already.
+            watcher: receives the progress.
+            cells: the result of `cells()`, if the caller has it already.
 
         Raises:
-            SpecError: as `cells`, or there is no cell: nothing to run is nothing that passes.
+            SpecError: as `cells`, or the sweep has no cell (an empty sweep must not count as passed).
         """
         started, clock = datetime.now(UTC), time.monotonic()
         cells = self.cells() if cells is None else cells
@@ -102,19 +102,19 @@ class Sweep:
             started_at=started,
             duration_s=time.monotonic() - clock,
             cells=tuple(results),
-            judgement=judge(self._asked(cells), results, self.expected, last_good),
+            judgement=judge(self._requested(cells), results, self.expected, last_good),
             versions=next((result.versions for result in results if result.versions), {}),
         )
 
-    def _asked(self, cells: Sequence[Cell]) -> list[tuple[str, str]]:
-        """(architecture, recipe) of what there has to be: of a whole catalogue also what has gone from it."""
-        asked = dict.fromkeys((cell.architecture, cell.recipe.name) for cell in cells)
+    def _requested(self, cells: Sequence[Cell]) -> list[tuple[str, str]]:
+        """(architecture, recipe) of all cells; for the whole catalogue also of architectures in expected.yaml only."""
+        requested = dict.fromkeys((cell.architecture, cell.recipe.name) for cell in cells)
         if not self.architectures:
-            asked |= dict.fromkeys((name, recipe.name) for recipe in self.recipes for name in self.expected)
-        return list(asked)
+            requested |= dict.fromkeys((name, recipe.name) for recipe in self.recipes for name in self.expected)
+        return list(requested)
 
     def matrix(self, python: str | None = None) -> Matrix:
-        """Where and how the cells run; `python` is the interpreter of another environment."""
+        """The matrix that runs the cells; `python` is the interpreter of another environment, for a forecast."""
         memory = machine_bytes() * MEMORY_SHARE
         matrix = Matrix(
             folder=self.folder / "cells",
@@ -128,9 +128,9 @@ class Sweep:
 
 
 def latest_by_inputs(sweeps: Iterable[SweepResult]) -> dict[str, CompatResult]:
-    """Digest of inputs -> the result of the latest sweep that has it; `sweeps` from the latest on.
+    """Digest of a cell's inputs -> the latest result with this digest; `sweeps` must be sorted latest first.
 
-    What a sick machine may have caused is not taken over.
+    Leaves out timeouts, crashes and out-of-memory failures, which the machine may have caused.
     """
     known: dict[str, CompatResult] = {}
     for sweep in sweeps:
@@ -141,9 +141,9 @@ def latest_by_inputs(sweeps: Iterable[SweepResult]) -> dict[str, CompatResult]:
 
 
 def last_good(sweeps: Iterable[SweepResult], seed: int = 0) -> dict[str, CompatResult]:
-    """Cell -> its result in the latest sweep that it passed with this seed; `sweeps` from the latest on.
+    """Cell -> its result in the latest sweep in which it passed with this seed; `sweeps` must be sorted latest first.
 
-    By cell, as a sweep of a few architectures says nothing of the others, and a bad one something of those that passed.
+    Cells come from different sweeps, as a sweep may cover only a few architectures.
     """
     good: dict[str, CompatResult] = {}
     for cell in (cell for sweep in sweeps for cell in sweep.cells):
@@ -153,33 +153,33 @@ def last_good(sweeps: Iterable[SweepResult], seed: int = 0) -> dict[str, CompatR
 
 
 def with_seed(results: Iterable[CompatResult], seed: int) -> list[CompatResult]:
-    """The results, each with the seed it was run with, which `last_good` asks for."""
+    """The results with the seed as a metric, which `last_good` reads."""
     return [result.model_copy(update={"metrics": {**result.metrics, _SEED: float(seed)}}) for result in results]
 
 
 def _no_cells(received: str) -> SpecError:
     return SpecError(
-        "a sweep of nothing",
+        "the sweep has no cells",
         required="at least one recipe and one architecture",
         received=received,
-        remedy="name them, or leave the option out for all architectures or the default recipes",
+        remedy="name architectures and recipes, or omit the options for all architectures and the default recipes",
     )
 
 
 def keep(sweep: SweepResult, folder: Path) -> Path:
-    """Write a finished sweep to `<folder>/sweeps/<id>.json`, complete or not at all."""
+    """Write a finished sweep atomically to `<folder>/sweeps/<id>.json`, and return the path."""
     path = folder / "sweeps" / f"{sweep.sweep_id}.json"
     files.write(path, sweep.model_dump_json(indent=1))
     return path
 
 
 def kept(folder: Path) -> list[SweepResult]:
-    """The sweeps of this folder, from the latest on."""
+    """The finished sweeps below `folder`, latest first."""
     return read_sweeps(folder / "sweeps")
 
 
 def read_sweeps(folder: Path) -> list[SweepResult]:
-    """The sweeps that are in a folder, one JSON file each, from the latest on; one that cannot be read is left out."""
+    """Read the sweeps in a folder (one JSON file each), latest first; invalid files are left out."""
     found = []
     for path in folder.glob("*.json"):
         with suppress(OSError, ValueError):

@@ -18,9 +18,9 @@ class Variable:
     """One environment variable.
 
     Attributes:
-        name: as a shell has it.
-        does: what the variable decides, in one sentence.
-        default: what holds where the variable is not set.
+        name: name of the variable.
+        does: effect of the variable, in one sentence.
+        default: behaviour if the variable is not set.
         internal: this package sets the variable for its own processes and containers; nobody else sets it.
     """
 
@@ -78,7 +78,7 @@ MLFLOW_UI: Final = Variable(
 SWEEP_WEBHOOK: Final = Variable(
     "TFMOT_OPS_SWEEP_WEBHOOK",
     "Gives the address that the DAG compat_sweep posts regressions to, as JSON.",
-    "regressions are told in the task's log alone",
+    "regressions are reported in the task's log only",
 )
 CHECKPOINTS: Final = Variable(
     "TFMOT_OPS_CHECKPOINTS",
@@ -98,7 +98,7 @@ SPEC: Final = Variable(
 )
 REQUIRE_GPU: Final = Variable(
     "TFMOT_OPS_REQUIRE_GPU",
-    "Has a step fail where TensorFlow sees no GPU, instead of taking days on a CPU.",
+    "Makes a step fail if TensorFlow sees no GPU, instead of training for days on a CPU.",
     "set by a runner for a step whose device is gpu",
     internal=True,
 )
@@ -131,8 +131,8 @@ VARIABLES: Final = tuple(value for value in list(globals().values()) if isinstan
 
 
 def tracking_uris() -> list[str]:
-    """URIs of MLflow that the environment names, the one that wins first."""
-    return [uri for uri in (each.get() for each in TRACKING_VARIABLES) if uri is not None]
+    """The MLflow tracking URIs in the environment, in order of priority."""
+    return [uri for uri in (variable.get() for variable in TRACKING_VARIABLES) if uri is not None]
 
 
 def runner() -> str:
@@ -141,7 +141,7 @@ def runner() -> str:
 
 
 def hides_all_gpus() -> bool:
-    """Whether the environment lets a process see no GPU."""
+    """Whether the environment hides all GPUs from a process."""
     return os.environ.get(VISIBLE_GPUS.name) in {"", "-1"}
 
 

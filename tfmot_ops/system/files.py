@@ -1,4 +1,4 @@
-"""Files that appear under their name whole or not at all, and locks that end with their holder."""
+"""Atomic writing of files and folders, and file locks that the kernel releases when their process ends."""
 
 from __future__ import annotations
 
@@ -86,12 +86,12 @@ def is_full(folder: Path) -> bool:
 
 
 def disk_failure(error: BaseException, *folders: Path) -> StepFailedError | None:
-    """What to tell a user of an error whose cause is that a disk cannot be written; None for any other error.
+    """The error for the user if `error` was caused by a disk that cannot be written; None for any other error.
 
     Args:
-        error: what was raised, with its causes.
-        folders: where the work writes: some libraries report a full disk as an error of their own without a number, so
-            any error while one of these is full is taken for that.
+        error: the exception that was raised; its causes are examined too.
+        folders: folders to which the work writes. Some libraries report a full disk without an error number, so any
+            error counts as a disk failure while the disk of one of these folders is full.
     """
     if isinstance(error, TfmotOpsError):
         return None
@@ -149,19 +149,19 @@ def check_writable(
 
 @contextlib.contextmanager
 def lock(path: Path, *, wait: bool = False, stopped: Callable[[], bool] | None = None) -> Iterator[bool]:
-    """Hold a lock that the kernel releases however its holder ends.
+    """Hold a file lock that the kernel releases when the process that holds it ends, even by SIGKILL.
 
     Args:
         path: file of the lock; the holder deletes it at the end.
-        wait: wait while another one holds the lock.
-        stopped: asked while this one waits; a true answer ends the wait, without the lock.
+        wait: wait while another holder has the lock.
+        stopped: called repeatedly during the wait; returning True ends the wait without the lock.
 
-    Yields whether this one holds the lock.
+    Yields True if the lock is held, else False.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     held = _locked(path, wait=wait and stopped is None)
     while held is None and wait and not (stopped is not None and stopped()):
-        # Asked again and again, as a thread that sleeps in the kernel hears of nothing.
+        # Polled, as a thread that is blocked in the kernel cannot react to `stopped`.
         time.sleep(_LOCK_POLL_S)
         held = _locked(path, wait=False)
     try:
@@ -173,7 +173,7 @@ def lock(path: Path, *, wait: bool = False, stopped: Callable[[], bool] | None =
 
 
 def lock_open(descriptor: int, *, wait: bool = False) -> bool:
-    """Lock an open file or folder until it is closed, or its process ends; False where another one holds the lock.
+    """Lock an open file or folder until it is closed or its process ends; False if another holder has the lock.
 
     Args:
         descriptor: of the open file.
@@ -187,14 +187,14 @@ def lock_open(descriptor: int, *, wait: bool = False) -> bool:
 
 
 def _locked(path: Path, *, wait: bool) -> int | None:
-    """Descriptor of the lock's file, locked; None where another one holds the lock."""
+    """Descriptor of the locked file; None if another holder has the lock."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             if not lock_open(descriptor, wait=wait):
                 os.close(descriptor)
                 return None
-            # The holder before may have deleted this file after it was opened here: then another one can be locked.
+            # The previous holder may have deleted this file after it was opened here; a new file is then opened.
             if _is_at(path, descriptor):
                 return descriptor
         except BaseException:
@@ -211,7 +211,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 def _mark() -> str:
-    """Says in a file's name which process writes it."""
+    """Part of a temporary file's name that identifies the process that writes it."""
     owner = processes.current()
     return f"{_place(owner)}-{owner.pid}-{owner.start}-{uuid.uuid4().hex[:8]}"
 
@@ -221,7 +221,7 @@ def _place(owner: processes.Owner) -> str:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what killed processes left of this file; what a living process writes stays."""
+    """Remove temporary files of killed processes for `path`; temporary files of living processes stay."""
     here = processes.current()
     for left in path.parent.glob(f".{_escaped(path.name)}.*.part*"):
         found = _PART.search(left.name)
@@ -239,7 +239,7 @@ def _escaped(name: str) -> str:
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold what was written, before the rename makes it the file that readers find."""
+    """Flush a file or folder to disk, before it is renamed to the name that readers use."""
     for each in [path, *path.rglob("*")] if path.is_dir() else [path]:
         descriptor = os.open(each, os.O_RDONLY)
         try:
@@ -251,7 +251,7 @@ def sync(path: Path) -> None:
 def _replace(part: Path, path: Path) -> None:
     old = path.with_name(f".{path.name}.{_mark()}.part")
     try:
-        # A folder cannot be renamed onto one that has something in it.
+        # A folder cannot be renamed onto a folder that is not empty.
         if path.is_dir() and part.is_dir():
             path.rename(old)
         part.replace(path)

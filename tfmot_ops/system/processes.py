@@ -1,4 +1,4 @@
-"""Processes: signals to this one, children and how all of them end, and owners, which other processes can look for."""
+"""Processes: signal handling, child processes that end with their parent, and identification of a process on disk."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _FORM = re.compile(
 
 @dataclass(frozen=True)
 class Owner:
-    """A process, known beyond its end: a later process with the same number has another start time.
+    """Identifies a process, also after its end: a later process with the same id has another start time.
 
     Attributes:
         host: host name.
@@ -73,7 +73,7 @@ class Owner:
         here = current()
         if (self.boot, self.pids) == (here.boot, here.pids):
             return _start_time(self.pid) != self.start
-        # Nothing lives through a restart of the machine. Inside a container the machine cannot be recognised.
+        # No process survives a reboot of the machine. Inside a container, the machine cannot be identified.
         outside = {self.pids, here.pids} == {_FIRST_PID_NAMESPACE}
         same_machine = (self.host, self.machine) == (here.host, here.machine) and bool(here.machine)
         return outside and same_machine and self.boot != here.boot
@@ -97,7 +97,7 @@ def exit_on_signals() -> Iterator[None]:
     before: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # What the process was started to ignore (nohup, a shell's background), or handles already, stays so.
+            # Signals that are ignored (nohup, background job of a shell) or handled already stay unchanged.
             if signal.getsignal(number) in {signal.SIG_DFL, signal.default_int_handler}:
                 before[number] = signal.signal(number, leave)
     try:
@@ -109,7 +109,7 @@ def exit_on_signals() -> Iterator[None]:
 
 
 def stop_arrived() -> None:
-    """Say that the exception of a signal has arrived where it is handled; harmless without one."""
+    """Stop raising the exception of a signal again, as it has been caught; does nothing without a signal."""
     if _stopping:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         _stopping.clear()
@@ -135,33 +135,32 @@ def start_child(command: Sequence[str], **options: Any) -> subprocess.Popen[byte
 
 
 def die_with_parent(*, with_group: bool = False) -> None:
-    """Have this process killed when the process that started it ends, however that one ends.
+    """Kill this process when its parent ends for any reason.
 
-    There are two ways, as neither can do all:
+    There are two methods, as each has limits:
 
-    - The kernel's way also reaches a process in a long call of TensorFlow, and a program that this process becomes by
-      `exec`. It kills this process alone, and takes the end of the thread that started this process for the end of the
-      parent. It is Linux's; elsewhere this process lives on.
-    - The way by stdin kills the whole group, and works on every POSIX system. It needs a stdin to which nobody writes,
-      as `start_child` gives it, and a thread that Python lets run.
+    - Parent-death signal (Linux only): works during a long call of TensorFlow and after `exec`. It kills this process
+      only, and it fires when the parent's thread that started this process ends.
+    - Watching stdin (any POSIX system): kills the whole process group. It needs a stdin to which nobody writes, as from
+      `start_child`, and a Python thread, which a long call of TensorFlow may block.
 
     Args:
-        with_group: take the way by stdin, and kill all of this process's group, too.
+        with_group: watch stdin, and kill this process's whole group.
     """
     if with_group:
         with contextlib.suppress(OSError):
-            # A leader of a session leads its group already. Any other process must not kill the group of its caller.
+            # A session leader has its own group already. Any other process must not kill the group of its caller.
             os.setpgid(0, 0)
         threading.Thread(target=_kill_group_at_end_of_stdin, name="die-with-parent", daemon=True).start()
     elif prctl := getattr(ctypes.CDLL(None), "prctl", None):
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        # The kernel tells nothing of a parent that ended before this; the closed pipe of `start_child` does.
+        # The kernel does not report a parent that ended before this call; the closed pipe of `start_child` does.
         if TETHERED.get() and _is_stdin_closed():
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _kill_group_at_end_of_stdin() -> None:
-    # The descriptor, as sys.stdin holds a lock that the interpreter wants at its end.
+    # Read from the descriptor, as reading sys.stdin holds a lock that the interpreter needs at its exit.
     with contextlib.suppress(OSError):
         while os.read(0, 4096):
             pass
@@ -175,9 +174,9 @@ def _is_stdin_closed() -> bool:
 
 
 def has_ended(process: subprocess.Popen[bytes], within_s: float = math.inf) -> bool:
-    """Wait until a child has ended, or for so many seconds; whether the child has ended.
+    """Wait for a child for at most `within_s` seconds; return whether the child has ended.
 
-    Unlike `Popen.wait`, which holds a lock meanwhile, this lets a signal handler of the same thread look at the child.
+    Unlike `Popen.wait`, this holds no lock, so that a signal handler in the same thread can poll the child.
     """
     deadline = time.monotonic() + within_s
     while process.poll() is None:
@@ -188,16 +187,16 @@ def has_ended(process: subprocess.Popen[bytes], within_s: float = math.inf) -> b
 
 
 def end_group(leader: subprocess.Popen[bytes], grace_s: float = 0.0) -> None:
-    """End all processes of a child's group; of the leader, the exit code is still to be asked.
+    """Kill all processes of a child's group; the caller must still read the leader's exit code.
 
     Args:
-        leader: a child of `start_child`; it may have ended and left others of its group behind.
-        grace_s: seconds between SIGTERM and SIGKILL; less when the leader ends before; 0 sends SIGKILL at once.
+        leader: a child of `start_child`; it may have ended while others of its group still run.
+        grace_s: seconds between SIGTERM and SIGKILL, less if the leader ends earlier; 0 sends SIGKILL at once.
     """
     if grace_s > 0:
         signal_group(leader, signal.SIGTERM)
         has_ended(leader, grace_s)
-    # The leader may have left others behind that ignore SIGTERM.
+    # Other processes of the group may have ignored SIGTERM.
     signal_group(leader, signal.SIGKILL)
 
 
@@ -208,7 +207,7 @@ def signal_group(leader: subprocess.Popen[bytes], number: signal.Signals) -> Non
 
 
 def resident_bytes(pid: int) -> float:
-    """Resident memory of a process and all below it; 0 for one that is gone."""
+    """Resident memory of a process and its descendants in bytes; 0 if the process has ended."""
     total = 0.0
     with contextlib.suppress(OSError, ValueError, IndexError):
         total += int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * _PAGE_BYTES
@@ -219,7 +218,7 @@ def resident_bytes(pid: int) -> float:
 
 def current() -> Owner:
     """This process."""
-    pid = os.getpid()  # asked each time: a fork has another
+    pid = os.getpid()  # not cached, as a forked process has another pid
     return Owner(*_place(), pid, _start_time(pid) or 0)
 
 

@@ -1,4 +1,4 @@
-"""Temporary folders that are removed after their process, however it ends."""
+"""Temporary folders that are removed even if their process is killed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PREFIX = "tfmot-ops-scratch-"
 class ScratchFolder:
     """A new folder in the folder for temporary files, locked for as long as this process lives.
 
-    Making one removes those that killed processes of the same user left: the kernel released their locks.
+    Creating a ScratchFolder also removes the folders of this user's killed processes, whose locks are released.
 
     Attributes:
         path: the folder; its mode is 0700.
@@ -56,7 +56,7 @@ class ScratchFolder:
 def temporary_files_in_scratch() -> Iterator[Path]:
     """Let this process and its children make their temporary files in a `ScratchFolder`, removed at the end.
 
-    TensorFlow, MLflow and others leave files behind where a process is killed; so all of them are in one place.
+    If a process is killed, TensorFlow, MLflow and others leave temporary files; in one folder they can be removed.
     """
     folder = ScratchFolder()
     before, variable = tempfile.tempdir, os.environ.get(TEMPORARY_FOLDER.name)

@@ -1,4 +1,4 @@
-"""Which versions are installed here of the packages that decide the numbers of a step or of a cell of a sweep."""
+"""Installed versions of the packages that decide the numeric results of a step or cell."""
 
 from __future__ import annotations
 

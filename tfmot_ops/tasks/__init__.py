@@ -1,1 +1,1 @@
-"""What the targets of a data set mean: head, loss, checks and metrics. One file a task."""
+"""Tasks, one module each: the meaning of a data set's targets, with the matching head, loss and metrics."""

@@ -26,8 +26,8 @@ _SUM_TOLERANCE = 1e-2
 def gives_logits(model: keras.Model, samples: Array) -> bool:
     """Whether a classifier's outputs are logits, of any sign and size, and not probabilities.
 
-    The activation of the last layer says it. Where that layer is one that Keras does not know, the outputs themselves
-    are looked at: rows of probabilities are not negative, and add up to 1.
+    The activation of the last layer decides. If it is unknown, the outputs are examined: rows of probabilities are
+    not negative and have the sum 1.
 
     Args:
         model: with one output [N, classes].
@@ -59,15 +59,15 @@ def _last_activation(tensor: TensorLike) -> str | None:
 
 
 def targets_for(model: keras.Model, x: Array, labels: Array, num_classes: int) -> Callable[[Array], Array]:
-    """What makes of labels [N] the targets that a compiled classifier is trained with.
+    """Function that converts labels [N] to the targets with which a compiled classifier is trained.
 
-    The losses of Keras that are called sparse take the numbers of the classes. Its other losses compare the outputs
-    with one target each, so they get one-hot vectors; a loss of the user's own gets what it takes, numbers first.
+    Keras' sparse losses take integer labels; Keras' other losses take one-hot vectors. A custom loss is tried with
+    integer labels first, then with one-hot vectors.
 
     Args:
         model: compiled, with one output [N, classes].
-        x: some inputs [N, ...], on which loss and metrics are tried.
-        labels: their labels [N].
+        x: a few inputs [N, ...], with which loss and metrics are tried.
+        labels: labels [N] of `x`.
         num_classes: how many classes the labels count.
 
     Returns:
@@ -110,7 +110,7 @@ def is_one_hot(targets: Array) -> bool:
 
 
 def _compute(model: keras.Model, x: Array, y: Array, outputs: object) -> None:
-    """Loss and metrics as a training step computes them; of their state, nothing stays."""
+    """Compute loss and metrics as a training step does, and reset their state."""
     # Keras gives a loss labels with an axis of their own.
     targets = tf.convert_to_tensor(y if is_one_hot(y) else y[:, np.newaxis])
     model.compute_loss(x, targets, outputs)
@@ -119,7 +119,7 @@ def _compute(model: keras.Model, x: Array, y: Array, outputs: object) -> None:
 
 
 def _takes_numbers(loss: object) -> bool | None:
-    """Whether a loss takes the numbers of the classes; None for one of the user's own, which nobody but it knows."""
+    """Whether a loss takes integer labels; None for a custom loss, for which this is unknown."""
     while isinstance(loss, list | tuple | dict) and len(loss) == 1:
         loss = next(iter(loss.values() if isinstance(loss, dict) else loss))
     if isinstance(loss, str):

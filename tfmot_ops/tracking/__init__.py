@@ -1,7 +1,7 @@
 """StepResult -> MLflow: the only importer of mlflow.
 
-A pipeline is a parent run, each of its steps a child run. A step is known over its retries by its key
-(dag, run, task, map index): the same key takes up the run it has instead of adding one.
+A pipeline is an MLflow parent run, and each step is a child run. A key (dag, run, task, map index) identifies a step
+across its retries: a retry with the same key continues the existing run instead of creating another.
 """
 
 from tfmot_ops.tracking.client import MlflowStore, fetch_artifact

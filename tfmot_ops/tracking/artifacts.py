@@ -1,4 +1,4 @@
-"""Files among the artifacts of an MLflow run, each whole or not there at all."""
+"""Atomic writing of artifacts of an MLflow run: an artifact is either complete or missing."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def put_file(client: mlflow.MlflowClient, run_id: str, path: Path, folder: str = "") -> None:
-    """Put a local file among the artifacts of a run.
+    """Store a local file as an artifact of a run.
 
-    MLflow itself copies a file to its final name at once, so that a kill or a full disk leaves a part of it there.
-    A server, or an object store, shows a file only once it has all of it.
+    For a local artifact folder, MLflow copies directly to the final name, so a kill or a full disk would leave a
+    truncated file. Tracking servers and object stores show a file only once it is complete.
 
     Args:
         client: connected to the tracking server.
@@ -38,7 +38,7 @@ def put_file(client: mlflow.MlflowClient, run_id: str, path: Path, folder: str =
 
 
 def put_json(client: mlflow.MlflowClient, run_id: str, document: Any, name: str) -> None:
-    """Put a JSON document among the artifacts of a run, see `put_file`."""
+    """Store a JSON document as an artifact of a run, see `put_file`."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_text(json.dumps(document, indent=2), encoding="utf-8")

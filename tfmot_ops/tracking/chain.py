@@ -1,4 +1,4 @@
-"""The runs of `tfmot-ops optimize`: find what a killed command recorded, so that the same command goes on with it."""
+"""Finds the MLflow runs of an interrupted `tfmot-ops optimize`, so that the same command can continue them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tfmot_ops.tracking.run import KEY_TAG, PARENT_TAG, RESULT
 
 @dataclass(frozen=True)
 class Unfinished:
-    """What a command that did not end well recorded.
+    """The runs of an interrupted command.
 
     Attributes:
         parent: id of its parent run.
-        key: `run_id` of the key that its runs are known by.
-        results: step name -> the result that is on the step's run.
+        key: entry `run_id` of the tracking key of its runs.
+        results: step name -> the result recorded on the step's run.
     """
 
     parent: str
@@ -32,15 +32,16 @@ class Unfinished:
 
 
 def find_unfinished(uri: str, experiment: str, identity: str) -> Unfinished | None:
-    """The latest run of a command, when the same command can go on with it.
+    """The latest parent run of a command, if the same command can continue it.
 
     Args:
         uri: MLflow tracking URI.
         experiment: experiment name.
-        identity: what the key's `run_id` of each of the command's runs begins with.
+        identity: prefix of the entry `run_id` in the tracking keys of the command's runs.
 
     Returns:
-        None when the latest run ended well, failed for a reason that stays, or is perhaps still worked on.
+        The run's data; None if the latest run succeeded, failed with an error that a retry cannot cure, or may still
+        be running.
 
     Raises:
         StepFailedError: MLflow cannot be used.
@@ -60,7 +61,7 @@ def find_unfinished(uri: str, experiment: str, identity: str) -> Unfinished | No
 
 
 def end_as_killed(uri: str, run_id: str) -> None:
-    """Say on the parent run of an interrupted command that it was killed.
+    """End the parent run of an interrupted command with the status KILLED.
 
     Raises:
         MlflowException: MLflow cannot be used.
@@ -76,7 +77,7 @@ def _results(client: mlflow.MlflowClient, experiment_id: str, parent: str) -> di
             continue
         found[result.step_id] = result
         if result.status is Status.OK and run.info.status != "FINISHED":
-            # Killed after its last word, but before its run was ended.
+            # The process was killed after it recorded the result and before it ended the run.
             client.set_terminated(run.info.run_id, "FINISHED")
     return found
 

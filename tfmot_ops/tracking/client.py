@@ -1,4 +1,4 @@
-"""The connection to MLflow, made quiet and safe to open by many processes, and its artifact store."""
+"""The connection to MLflow, safe to open by several processes at once, and the store of a run's artifacts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _ARTIFACT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"
 
 
 def _quiet() -> None:
-    # Import configures these loggers, so they are set after it. Alembic tells each migration of a fresh store.
+    # Set after the import, which configures these loggers. Alembic logs each migration of a new store.
     for name in ("mlflow", "alembic", "alembic.runtime.migration"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # Prints a traceback of each error of the database, which it raises as well.
@@ -51,7 +51,7 @@ _quiet()
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep back the warnings MLflow 3.17 raises about its own insides; all others pass."""
+    """Suppress the warnings of MLflow 3.17 about its own code; other warnings are shown."""
     with warnings.catch_warnings():
         for message in (
             "The ``noload`` loader strategy is deprecated",  # its mappings, under SQLAlchemy 2.1
@@ -74,12 +74,12 @@ def connect(uri: str, experiment: str) -> tuple[mlflow.MlflowClient, str]:
     try:
         with quiet(), sqlite_store.locked(uri):
             if uri.startswith(sqlite_store.SCHEME):
-                # Otherwise MLflow makes a folder `mlruns` wherever the process happens to be. It has no public switch.
+                # Otherwise MLflow creates a folder `mlruns` in the working directory; it has no public switch for that.
                 os.environ[_ARTIFACT_ROOT] = sqlite_store.artifact_root(uri)
             mlflow.set_tracking_uri(uri)
             client = mlflow.MlflowClient(tracking_uri=uri)
             experiment_id = _experiment_id(client, uri, experiment)
-            # Models are logged into the current experiment, whatever run they are for.
+            # MLflow logs a model into the current experiment, not into the experiment of its run.
             mlflow.set_experiment(experiment_id=experiment_id)
             end_runs_left_behind(client)
             return client, experiment_id
@@ -101,7 +101,7 @@ def _experiment_id(client: mlflow.MlflowClient, uri: str, name: str) -> str:
         try:
             return str(client.create_experiment(name, artifact_location=folder))
         except MlflowException:
-            # Another process was quicker; if that is not it, the next line fails with the reason.
+            # Another process probably created the experiment; otherwise the next line raises the real error.
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
@@ -112,19 +112,19 @@ def download(uri: str, folder: Path, tracking_uri: str) -> Path:
     """Copy the file or folder at an MLflow URI into the local `folder`.
 
     Raises:
-        MlflowException, OSError: it cannot be read.
+        MlflowException, OSError: the URI cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=tracking_uri))
 
 
 class MlflowStore:
-    """The artifacts of a step's run: what one step puts there, the next one fetches by `runs:/<run_id>/<file>`.
+    """Store of a step's outputs as artifacts of its run; later steps fetch them by `runs:/<run_id>/<file>`.
 
     Args:
         client: connected to the tracking server.
-        run_id: run that outputs are put on.
-        output_uri: when given, outputs go to this folder and the run gets a copy.
+        run_id: run that gets the outputs.
+        output_uri: folder that also gets the outputs; None stores them on the run only.
     """
 
     def __init__(self, client: mlflow.MlflowClient, run_id: str, output_uri: str | None = None) -> None:
@@ -151,7 +151,7 @@ class MlflowStore:
         return files.describe(named, f"runs:/{self._run_id}/{named.name}", artifact_format)
 
     def find(self, name: str, artifact_format: ArtifactFormat, folder: Path) -> Path | None:
-        """A local copy of what an earlier attempt at the step put on the run last; None when it put nothing."""
+        """A local copy of the file that an earlier attempt stored on the run last; None if there is none."""
         file_name = name + files.SUFFIXES[artifact_format]
         try:
             if file_name not in {each.path for each in self._client.list_artifacts(self._run_id)}:
@@ -181,6 +181,6 @@ def fetch_artifact(artifact: Artifact, folder: Path, tracking_uri: str) -> Path:
     """Copy an artifact of any run into the local `folder`, and verify it.
 
     Raises:
-        ArtifactError: it is missing, unreadable, or not the one that was recorded.
+        ArtifactError: the artifact is missing, unreadable, or differs from the recorded sha256.
     """
     return MlflowStore(mlflow.MlflowClient(tracking_uri=tracking_uri), "").fetch(artifact, folder)

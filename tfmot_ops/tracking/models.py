@@ -1,4 +1,4 @@
-"""Models in MLflow: log one that can be loaded back, load it, fetch one by URI, register a TFLite file."""
+"""Models in MLflow: log and load tf_keras models, download a model by URI, register a TFLite file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tfmot_ops.errors import ArtifactError
 from tfmot_ops.system.versions import version
 from tfmot_ops.tracking.client import MLFLOW_SCHEMES, download, quiet
 
-# Named, because MLflow would start a second TensorFlow for half a minute to find them out.
+# Given explicitly: to infer the requirements, MLflow would load the model in a second process for half a minute.
 _KERAS_REQUIREMENTS = ("tensorflow", "tf-keras", "tensorflow-model-optimization")
 _TFLITE_REQUIREMENTS = ("ai-edge-litert", "numpy")
 
@@ -29,12 +29,12 @@ def is_model_uri(name: str) -> bool:
 
 
 class _KerasFlavor:
-    """MLflow's tensorflow flavor, told not to load the model back and run it: without our classes it could not."""
+    """MLflow's tensorflow flavor without its validation, which would load the model without this package's classes."""
 
     @staticmethod
     def save_model(*, validate_serving_input: bool, **arguments: Any) -> None:
         """Save as `mlflow.tensorflow` does."""
-        del validate_serving_input  # for `Model.log`, which hands on all it gets
+        del validate_serving_input  # `Model.log` passes all its arguments on
         with quiet():
             import mlflow.tensorflow
 
@@ -42,12 +42,12 @@ class _KerasFlavor:
 
 
 def log_keras_model(client: mlflow.MlflowClient, run_id: str, model: Any, example: Any) -> None:
-    """Log a tf_keras model with signature and input example; it replaces the one of an earlier attempt.
+    """Log a tf_keras model with signature and input example; it replaces the model of an earlier attempt.
 
     Args:
         client: connected to the tracking server.
         run_id: run that gets the model.
-        model: also a pruned or quantised one.
+        model: tf_keras model, possibly with pruning wrappers or quantisers.
         example: a batch of its input, [samples, ...].
     """
     _forget(client, run_id)
@@ -61,7 +61,7 @@ def log_keras_model(client: mlflow.MlflowClient, run_id: str, model: Any, exampl
         signature=infer_signature(example, model.predict_on_batch(example)),
         input_example=example,
         pip_requirements=_pinned(_KERAS_REQUIREMENTS),
-        # The default format loses the quantisers' variables.
+        # HDF5, as Keras' default format loses the variables of quantisers.
         keras_model_kwargs={"save_format": "h5"},
     )
 
@@ -84,7 +84,7 @@ def load_logged_model(uri: str, tracking_uri: str | None = None) -> Any:
         tracking_uri: MLflow server; None takes the current one.
 
     Returns:
-        The model; it gives the outputs of the one that was logged.
+        The model, with the same outputs as the logged model.
 
     Raises:
         ArtifactError: there is no model at this URI.
@@ -170,7 +170,7 @@ def _tflite_signature(tflite: Path) -> Any:
     interpreter = Interpreter(model_path=str(tflite), num_threads=1)
 
     def schema(details: list[dict[str, Any]]) -> Schema:
-        # The pyfunc takes and gives real values; the batch axis is free.
+        # The pyfunc's inputs and outputs are real values; the batch axis is variable.
         return Schema([TensorSpec(np.dtype(np.float32), (-1, *map(int, tensor["shape"][1:]))) for tensor in details])
 
     return ModelSignature(schema(interpreter.get_input_details()), schema(interpreter.get_output_details()))

@@ -1,4 +1,4 @@
-"""Names of metrics and parameters, made such that MLflow takes them."""
+"""Converts names of metrics and parameters to names that MLflow accepts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _LONGEST = 250
 
 
 def accepted_names(names: Iterable[str]) -> dict[str, str]:
-    """Each name -> the name it has in MLflow; different names stay different.
+    """Name -> its name in MLflow; different names stay different.
 
-    MLflow takes letters, digits, `_ - . : /` and spaces, in names that read as a path without `.`, `..` or empty parts.
-    Other characters become `_`. A name that MLflow takes stays as it is; where another one would become the same, that
-    one gets a number: `top@5` beside `top_5` becomes `top_5_2`.
+    MLflow accepts letters, digits, `_ - . : /` and spaces, and as a path a name must not have parts that are empty, `.`
+    or `..`. Other characters become `_`. An accepted name stays unchanged. If a converted name equals another name, it
+    gets a number: `top@5` beside `top_5` becomes `top_5_2`.
     """
     wanted = {name: _accepted(name) for name in names}
     taken = {name for name, plain in wanted.items() if name == plain}

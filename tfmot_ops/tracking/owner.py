@@ -1,4 +1,4 @@
-"""Which process works on a run, so that no run of a killed one stays RUNNING."""
+"""Tags a run with the process that works on it, so that runs of killed processes can be found and ended."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     import mlflow
     from mlflow.entities import Run
 
-#: Tag of a run that ends with its process.
+#: Tag with the process that works on a run; if this process is dead, the run is ended.
 OWNER = "tfmot_ops.owner"
 _MOST_EXPERIMENTS = 1000
-# Stores that this process has looked through.
+# Stores whose runs this process has checked already.
 _looked_through: set[str] = set()
 
 
@@ -41,6 +41,6 @@ def end_runs_left_behind(client: mlflow.MlflowClient) -> None:
     host = processes.current().host.replace("'", "_")
     running = f"attributes.status = 'RUNNING' and tags.`{OWNER}` LIKE '{host}|%'"
     for run in client.search_runs(experiments, running):
-        # Asked again, as a retry may have taken up the run in the meantime.
+        # Read again, as a retry may have continued the run in the meantime.
         if is_left_behind(run) and is_left_behind(client.get_run(run.info.run_id)):
             client.set_terminated(run.info.run_id, "KILLED")

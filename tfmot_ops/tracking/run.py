@@ -1,4 +1,4 @@
-"""The run of one step: found or made by its key, filled while the step works, ended with its result."""
+"""The MLflow run of one step: found by its key or created, updated during the step, ended with the step's result."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ _PARAMS_A_BATCH = 100
 _METRICS_A_BATCH = 1000
 _LONGEST_PARAM = 6000
 
-# Metrics of these kinds that say that something got worse.
+# Metrics of summarize and forecast that count regressions; above 0 they fail the run.
 _WORSE = ("regressions", "missing", "worse")
 
 _FINAL_STEPS = ("quantize", "evaluate")
-# Figures of the last of these, under the names that two pipelines are compared by.
+# Metrics of the last of these steps go on the parent run with these names, so that pipelines can be compared.
 _FINAL = {
     "accuracy": "int8_accuracy",
     "float_accuracy": "float_accuracy",
@@ -62,11 +62,11 @@ _FINAL = {
 
 
 class StepRun:
-    """The MLflow run of a step; also the `Progress` a step reports to, live.
+    """The MLflow run of a step; implements `Progress`, so that epochs and models are logged while the step runs.
 
     Args:
         spec: the step; `spec.tracking` must be given.
-        stays: this process works on until the end of the whole chain, so that a parent run that it opens ends with it.
+        stays: whether this process runs the whole chain; a parent run that it opens is then ended if the process dies.
 
     Raises:
         SpecError: `spec` has no tracking.
@@ -100,7 +100,7 @@ class StepRun:
         if tracking.parent_run_id:
             tags[PARENT_TAG] = tracking.parent_run_id
         if tracking.key:
-            # Keys hold whatever a DAG's run id holds; the digest needs no quoting in a query.
+            # A digest of the key, as a DAG's run id may hold quotes, which would break the query.
             text = json.dumps([tracking.key, spec.options.kind], sort_keys=True)
             tags[KEY_TAG] = hashlib.sha256(text.encode()).hexdigest()
             found = self._client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{tags[KEY_TAG]}'", max_results=1)
@@ -116,7 +116,7 @@ class StepRun:
         return str(run.info.run_id)
 
     def message(self, text: str) -> None:
-        """Messages are for people; the run keeps figures."""
+        """Does nothing: messages go to the log, not to the run."""
 
     def epoch(self, stage: str, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
         """Log the metrics of an epoch at once, as `epoch.<name>`, so that a chart grows while the step works."""
@@ -124,7 +124,7 @@ class StepRun:
         if self._taken_up and metrics:
             known = self._client.get_metric_history(self.run_id, f"epoch.{next(iter(metrics))}")
             if epoch in {each.step for each in known}:
-                return  # an earlier attempt logged it, and was killed before the epoch was kept
+                return  # logged by an earlier attempt that was killed before it saved the epoch's checkpoint
         self._log_metrics({f"epoch.{name}": value for name, value in metrics.items()}, step=epoch)
 
     def model(self, model: Any, example: Any) -> None:
@@ -158,7 +158,7 @@ class StepRun:
         return result
 
     def kill(self) -> None:
-        """Say that the process was told to stop; a parent run is ended by whoever opened it."""
+        """End the run as KILLED after a signal; a parent run is left to the process that opened it."""
         if not self._recorded.is_on_the_parent:
             self._client.set_terminated(self.run_id, "KILLED")
 
@@ -178,7 +178,7 @@ class StepRun:
         put_json(self._client, self.run_id, result.model_dump(mode="json"), RESULT)
 
     def _log_layers(self, result: StepResult) -> None:
-        # As log_table does, which would append to the table of the attempt before.
+        # Not with log_table, which would append to the table of an earlier attempt.
         rows = [layer.model_dump(mode="json") for layer in result.layers]
         table = {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}
         put_json(self._client, self.run_id, table, _LAYER_TABLE)
@@ -197,7 +197,7 @@ class StepRun:
         self._client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED")
 
     def _end_what_was_killed(self) -> None:
-        """A step whose process was killed had no chance to end its run, and at the end of a chain nothing runs."""
+        """End child runs that are still RUNNING at the end of a chain: their processes were killed."""
         experiment = self._client.get_run(self.run_id).info.experiment_id
         running = f"tags.`{PARENT_TAG}` = '{self.run_id}' and attributes.status = 'RUNNING'"
         for run in self._client.search_runs([experiment], running):
@@ -211,7 +211,7 @@ class StepRun:
             self._client.log_batch(self.run_id, metrics=batch)
 
     def _log_params(self, parameters: Mapping[str, Any]) -> None:
-        """Log parameters flat. MLflow fixes a parameter once it is logged: what a retry has otherwise becomes a tag."""
+        """Log parameters with dotted names. MLflow cannot change a parameter; a value that a retry changes is a tag."""
         known = self._client.get_run(self.run_id).data.params
         flat = flatten(hide_in(parameters))
         names = accepted_names(flat)
@@ -233,7 +233,7 @@ def summary(steps: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
         `<step>.<metric>` for each, and the final file's figures under plain names (`int8_accuracy`).
     """
     figures = {f"{step}.{name}": value for step, metrics in steps.items() for name, value in metrics.items()}
-    # Of steps that measure the final file: a chain that ended before them has no figures of an int8 model.
+    # Only from steps that measure the final file: a chain that failed earlier has no int8 model.
     for metrics in (metrics for step, metrics in steps.items() if any(part in step for part in _FINAL_STEPS)):
         figures |= {plain: metrics[name] for name, plain in _FINAL.items() if name in metrics}
     return figures

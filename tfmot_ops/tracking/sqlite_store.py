@@ -1,8 +1,8 @@
-"""MLflow's store in a SQLite file, made so that a file under its name is always a whole store.
+"""Creates and upgrades MLflow's SQLite store atomically: the file under the store's name is always complete.
 
-MLflow makes and upgrades the tables by some sixty migrations, each with transactions of its own: a store whose maker is
-killed in between can be neither used nor upgraded. So the migrations run on a file beside, and one rename, or one
-transaction of SQLite, puts the outcome in place.
+MLflow creates and upgrades its tables with about sixty migrations in separate transactions. If the process is killed
+between two migrations, the store can be neither used nor upgraded. So the migrations run on a second file, which then
+replaces the store by one rename or one SQLite transaction.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ def artifact_root(uri: str) -> str:
 
 @contextlib.contextmanager
 def locked(uri: str) -> Iterator[None]:
-    """Let one process at a time connect to a store in a SQLite file, and make it when it is missing.
+    """Let one process at a time connect to a SQLite store, and create the store if it is missing.
 
-    A store that a killed process left half made is made anew: it holds no runs yet. One of an older version of MLflow
-    is upgraded on a copy. For any other URI nothing happens.
+    An incomplete store of a killed process is created again, as it holds no runs yet. A store of an older MLflow is
+    upgraded on a copy. Does nothing for a URI of another scheme.
 
     Raises:
         OSError: the folder cannot be written.
-        StepFailedError: the file is no store, or one that can be neither used nor upgraded.
+        StepFailedError: the file is not an MLflow store, or cannot be upgraded.
     """
     if not uri.startswith(SCHEME):
         yield
@@ -66,7 +66,7 @@ def _make_whole(path: Path, root: str) -> None:
         if not path.exists():
             _migrate(part, root)
             files.sync(part)
-            _remove(path)  # a journal of a database that is gone would be applied to the new one
+            _remove(path)  # with its journal: SQLite would apply the old journal to the new database
             part.replace(path)
         elif not _is_current(path):
             if _holds_records(path):
@@ -74,7 +74,7 @@ def _make_whole(path: Path, root: str) -> None:
             _migrate(part, root)
             _copy(part, path)
     except (MlflowException, SQLAlchemyError, CommandError, sqlite3.Error) as error:
-        # SQLite reports a folder under the file's name as it reports a disk that it cannot read.
+        # SQLite reports the same error for a folder with the file's name as for an unreadable disk.
         received = "a folder" if path.is_dir() else f"{type(error).__name__}: {str(error).partition('[SQL')[0].strip()}"
         raise (None if path.is_dir() else files.disk_failure(error)) or StepFailedError(
             f"tracking: {path} cannot be used as MLflow's store",
@@ -88,7 +88,7 @@ def _make_whole(path: Path, root: str) -> None:
 
 
 def _migrate(path: Path, root: str) -> None:
-    """Have MLflow make, or upgrade, the store in a file that nobody else uses."""
+    """Create or upgrade the store with MLflow, in a file that no other process uses."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     event.listen(Engine, "connect", _without_syncs)
@@ -104,7 +104,7 @@ def _without_syncs(connection: sqlite3.Connection, _: Any) -> None:
 
 
 def _is_current(path: Path) -> bool:
-    """Whether a store has the schema of this version of MLflow, which is the last thing that its migrations write."""
+    """Whether a store has the schema version of the installed MLflow; the last migration writes this version."""
     with _opened(path) as connection:
         if "alembic_version" not in _tables(connection):
             return False
@@ -114,7 +114,7 @@ def _is_current(path: Path) -> bool:
 
 
 def _holds_records(path: Path) -> bool:
-    """Whether anything was ever recorded in a store; its first experiment and workspace are made by the migrations."""
+    """Whether a store holds user data, besides the default experiment and workspace that the migrations create."""
     with _opened(path) as connection:
         for table in _tables(connection):
             if table.startswith(("alembic_", "_alembic_")) or table == "workspaces":

@@ -1,4 +1,4 @@
-"""Sweeps in MLflow: a parent run per sweep, a child per cell, the matrix as a table; and what is there already."""
+"""Sweeps in MLflow: records a parent run per sweep and a child run per cell, and reads earlier sweeps."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ _KIND, _ID = "tfmot_ops.kind", "tfmot_ops.sweep_id"
 _CELL = "tfmot_ops.cell"
 _DOCUMENT = "sweep.json"
 _TABLE = "matrix.json"
-#: Page with the addresses of the runs, which there are only once the sweep is recorded.
+#: The sweep's page with links to the MLflow runs, which exist only once the sweep is recorded.
 PAGE = "index.html"
-#: MLflow's own patience is 7 retries, 4 minutes for a server that is not there, and a sweep is kept on disk anyway:
-#: 2 retries are 6 s.
+#: Retries of a request. MLflow's default, 7, takes 4 minutes if the server is down; 2 retries take 6 s, and the sweep
+#: is kept on disk anyway.
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-#: Seconds after which no further sweep is read; one takes a fraction of one.
+#: Seconds after which no further sweep is read; reading a sweep takes less than a second.
 _READING_S = 60.0
-#: So many runs whose sweep cannot be read are named.
+#: Number of run ids that the message on unreadable sweeps names.
 _TOLD_RUNS = 3
 
-#: The sweep with its run's address, and cell -> address of the cell's run; gives path on the run -> local file.
+#: Function of (the sweep with the URL of its run; cell -> URL of its run) that returns artifact path -> local file.
 Files = Callable[[SweepResult, Mapping[str, str]], Mapping[str, Path]]
 
 
 def record_sweep(sweep: SweepResult, files: Files, uri: str, experiment: str) -> SweepResult:
-    """Put a sweep on MLflow; recorded again (after an interruption, with repros) it takes up the runs it has.
+    """Record a sweep in MLflow; a sweep that is recorded again (interrupted, or with repros) reuses its runs.
 
     Args:
         sweep: the finished sweep.
-        files: makes what goes on the sweep's run, once there are addresses for it to hold.
+        files: returns the artifacts of the sweep's run; called once the URLs of the runs are known.
         uri: of the tracking server.
         experiment: MLflow experiment.
 
     Returns:
-        The sweep with the address of its run.
+        The sweep with the URL of its run.
 
     Raises:
         StepFailedError: MLflow cannot be reached.
@@ -72,13 +72,13 @@ def record_sweep(sweep: SweepResult, files: Files, uri: str, experiment: str) ->
                 f"tracking: the sweep {sweep.sweep_id} could not be recorded whole",
                 required=f"an MLflow server at {uri} that answers",
                 received=hide(f"{type(error).__name__}: {error}", uri),
-                remedy="it is kept on disk; the next sweep records it, too",
+                remedy="start the server; the sweep is kept on disk, and the next sweep records it",
             ) from error
 
 
 @contextlib.contextmanager
 def _impatient() -> Iterator[None]:
-    """Give up soon on a server that does not answer; what the user has set wins."""
+    """Use fewer retries for a server that does not answer, unless the user has set MLflow's variables."""
     ours = {name: value for name, value in _PATIENCE.items() if name not in os.environ}
     os.environ.update(ours)
     try:
@@ -89,9 +89,9 @@ def _impatient() -> Iterator[None]:
 
 
 def log_sweep(client: mlflow.MlflowClient, run_id: str, folder: Path) -> None:
-    """Put the sweep that a summarize step left in its work folder on a run, which becomes the sweep's.
+    """Record the sweep in a summarize step's work folder; the run `run_id` becomes the sweep's parent run.
 
-    The step's page is from before there were runs; where these have addresses, one that leads to them is put beside it.
+    The step's page was written before the runs existed; if the runs have URLs, a page with links to them is added.
     """
     from tfmot_ops.sweep.report.page import web_address, write_page
     from tfmot_ops.sweep.whole import read_sweeps
@@ -111,7 +111,7 @@ def log_sweep(client: mlflow.MlflowClient, run_id: str, folder: Path) -> None:
 
 
 def repro_files(sweep: SweepResult, folder: Path) -> dict[str, Path]:
-    """Path on the run -> local file, of the scripts and fingerprints that are in the folder of the sweep's page."""
+    """Artifact path -> local file, for the scripts and fingerprints of repros in the folder of the sweep's page."""
     names = [each for name in sweep.repros.values() for each in (name, _fingerprint(name))]
     return {name: folder / name for name in names if (folder / name).exists()}
 
@@ -121,11 +121,11 @@ def _fingerprint(script: str) -> str:
 
 
 def run_address(uri: str, experiment_id: str, run_id: str) -> str:
-    """Address of a run in MLflow's UI; `runs:/<id>` where nobody knows of one."""
+    """URL of a run in MLflow's UI; `runs:/<id>` if the tracking URI is not http."""
     ui = MLFLOW_UI.get() or uri
     if not ui.startswith(("http://", "https://")):
         return f"runs:/{run_id}"
-    # A page goes to many: a password in the address would, too.
+    # Without user and password, as the page may be given to many people.
     return f"{address(ui)}/#/experiments/{experiment_id}/runs/{run_id}"
 
 
@@ -149,7 +149,7 @@ def _log(
 
 
 def cell_tags(cell: CompatResult) -> dict[str, str]:
-    """What runs of cells are searched by: `tags.stage = 'export'`."""
+    """Tags of a cell's run, for searches such as `tags.stage = 'export'`."""
     return {
         "architecture": cell.architecture,
         "family": cell.family,
@@ -162,7 +162,7 @@ def cell_tags(cell: CompatResult) -> dict[str, str]:
 
 
 def _runs(client: mlflow.MlflowClient, experiment_id: str, sweep_id: str) -> dict[str, Run]:
-    """Cell (`-`: the sweep itself) -> the run that it has already."""
+    """Cell -> its existing run; the key `-` is the run of the sweep itself."""
     runs: dict[str, Run] = {}
     page, query = "", f"tags.`{_ID}` = '{sweep_id}'"
     while True:
@@ -183,7 +183,7 @@ def _create(
     tags: dict[str, str],
 ) -> str:
     tags = {_KIND: "cell" if cell else "sweep", _ID: sweep.sweep_id, _CELL: cell or "-", **owner_tag(), **tags}
-    # A sweep may be recorded long after it ran, and behind later ones.
+    # With the sweep's own start time: it may be recorded long after it ran, and after later sweeps.
     started = round(sweep.started_at.timestamp() * 1000)
     return str(client.create_run(experiment_id, start_time=started, tags=tags, run_name=name).info.run_id)
 
@@ -197,7 +197,7 @@ def _log_cell(
     parent: str,
     runs: Mapping[str, Run],
 ) -> str:
-    """Id of the cell's run; one that has ended with this result was logged whole."""
+    """Log a cell and return the id of its run; a run that has ended with this result is not logged again."""
     run, tags = runs.get(cell.cell), cell_tags(cell)
     if run is None:
         of_run = {"mlflow.parentRunId": parent, **tags}
@@ -209,8 +209,8 @@ def _log_cell(
     now = get_current_time_millis()
     metrics = [Metric(name, value, now, 0) for name, value in cell.metrics.items()]
     params = [Param("architecture", cell.architecture), Param("recipe", cell.recipe)]
-    told = [RunTag(name, value) for name, value in {**tags, "mlflow.note.content": _note(cell)}.items()]
-    client.log_batch(run_id, metrics=metrics, params=params, tags=told)
+    run_tags = [RunTag(name, value) for name, value in {**tags, "mlflow.note.content": _note(cell)}.items()]
+    client.log_batch(run_id, metrics=metrics, params=params, tags=run_tags)
     client.set_terminated(run_id, "FINISHED" if cell.status is Status.OK else "FAILED")
     return run_id
 
@@ -251,13 +251,13 @@ def _row(cell: CompatResult) -> dict[str, Any]:
 def earlier_sweeps(
     uri: str, experiment: str, limit: int = 30, say: Callable[[str], None] = lambda _text: None
 ) -> list[SweepResult]:
-    """The last sweeps on MLflow, from the latest on.
+    """The last sweeps in MLflow, latest first.
 
     Args:
-        uri: of the tracking server.
-        experiment: MLflow experiment.
-        limit: how many.
-        say: takes a line on those that are left out: they cannot be read, or are no sweeps of this version.
+        uri: tracking URI.
+        experiment: name of the MLflow experiment.
+        limit: largest number of sweeps.
+        say: called with a message if sweeps are left out, as they cannot be read or are of an incompatible version.
 
     Raises:
         StepFailedError: MLflow cannot be reached.
@@ -284,8 +284,8 @@ def earlier_sweeps(
             except (MlflowException, OSError, ValueError, RecursionError):  # ValueError: no UTF-8, no JSON, no sweep
                 left_out.append(str(run.info.run_id))
     if left_out:
-        told = ", ".join(left_out[:_TOLD_RUNS]) + (", ..." if len(left_out) > _TOLD_RUNS else "")
-        say(f"left out {len(left_out)} of {len(runs)} earlier sweeps: {_DOCUMENT} is no valid sweep in runs {told}")
+        run_ids = ", ".join(left_out[:_TOLD_RUNS]) + (", ..." if len(left_out) > _TOLD_RUNS else "")
+        say(f"left out {len(left_out)} of {len(runs)} earlier sweeps: {_DOCUMENT} is no valid sweep in runs {run_ids}")
     return found
 
 

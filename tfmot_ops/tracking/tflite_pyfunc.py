@@ -1,6 +1,6 @@
-"""A TFLite file as an MLflow model: MLflow copies this file and runs it where the model is loaded.
+"""A TFLite file as an MLflow pyfunc model.
 
-So it imports nothing of tfmot_ops.
+MLflow copies this Python file into the model and runs it where the model is loaded, so it does not import tfmot_ops.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from mlflow.pyfunc import PythonModel
 
 
 class TFLiteModel(PythonModel):
-    """Takes and gives real values; an int8 file is fed and read through its scales."""
+    """Inputs and outputs are real values; for an int8 file they are quantised and dequantised with its scales."""
 
     def load_context(self, context: Any) -> None:
         """Read the file that was logged as the artifact `tflite`."""
         self._interpreter = Interpreter(model_path=context.artifacts["tflite"], num_threads=1)
 
-    # MLflow would take an annotation of the input for the model's signature, which is logged with it.
+    # Without annotations, from which MLflow would infer a signature instead of the logged one.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
         """Run the file sample by sample.
 

@@ -25,7 +25,7 @@ from tfmot_ops.contract import PRESET_RECIPES, StepResult
 from tfmot_ops.errors import TfmotOpsError
 from tools.demo.workbench import Workbench, group, stop_on_signals
 
-#: What the steps print for people; everything else is for the log file.
+#: Progress lines of the steps, which are shown to the user; all other lines go to the log file only.
 _PROGRESS = re.compile(r"tfmot-ops: (.*?)(?:\s+\[[\w.]+\](?: \w+=.*)?)?$")
 _TASK_STARTS = re.compile(r"\[DAG TEST\] starting task_id=(\S+)")
 _TASK_ENDS = re.compile(r"\[DAG TEST\] end task task_id=(\S+)")
@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="resnet8", help="resnet8, mobilenet_like, application:<Name>, a path")
     parser.add_argument("--recipe", default="sparse50_wi8_ai8", help=f"{', '.join(PRESET_RECIPES)}, or a file")
     parser.add_argument("--epochs", type=int, help="of the float training")
-    parser.add_argument("--limit", type=int, help="use at most so many training samples")
+    parser.add_argument("--limit", type=int, help="maximum number of training samples")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--home", type=Path, help="where everything is written; .demo in the checkout")
     verbs = parser.add_subparsers(dest="verb", metavar="ui")

@@ -1,1 +1,1 @@
-"""Where samples come from: one file a source."""
+"""Sources of samples, one module per source."""

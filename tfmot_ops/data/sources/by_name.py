@@ -24,7 +24,7 @@ def _readers() -> dict[str, Reader]:
 
 
 def available_datasets() -> dict[str, str]:
-    """Form of a name -> one line on the data set: registered ones, then those of this package."""
+    """Name -> one-line description of all data sets: built-in, with a path (`npz:<path>`), and registered."""
     registered = {entry.name: f"registered as {entry.value}" for entry in entry_points(group=ENTRY_POINT_GROUP)}
     # A data set of this package is found first, so a registered name cannot hide it.
     return registered | {reader.form: reader.description for reader in _readers().values()}

@@ -29,7 +29,7 @@ def read_npz(path: Path) -> Source:
 
 
 def from_mapping(name: str, arrays: object) -> Source:
-    """A source of arrays by key: `x_train`, `y_train`, `x_test`, `y_test`, or `x`, `y`."""
+    """A source from arrays with the keys `x_train`, `y_train`, `x_test`, `y_test`, or `x`, `y`."""
     if isinstance(arrays, Mapping):
         if {"x_train", "y_train", "x_test", "y_test"} <= arrays.keys():
             return Source(arrays["x_train"], arrays["y_train"], arrays["x_test"], arrays["y_test"])

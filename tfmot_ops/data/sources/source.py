@@ -1,4 +1,4 @@
-"""What every source gives, and how a source is found by name."""
+"""The data class that every source returns, and the row by which a source is found."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Images and labels as a source gave them; without a test set, `x_test` and `y_test` are None."""
+    """Unscaled images and labels of a source; without a test set, `x_test` and `y_test` are None."""
 
     x: Any
     y: Any

@@ -1,1 +1,1 @@
-"""What was expected of each cell, and whether the answers of its file are good enough."""
+"""The expected result of each cell, and how well the TFLite files agree with their models."""

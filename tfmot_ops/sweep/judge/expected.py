@@ -1,4 +1,4 @@
-"""The expected outcome of each cell, kept in `expected.yaml`; a sweep is judged by it."""
+"""The expected result of each cell, stored in `expected.yaml`, and the comparison of a sweep with it."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Failure(Document):
     """A cell that is known to fail.
 
     Attributes:
-        stage: the first that fails; None when its process ends without saying.
+        stage: the stage that fails; None if the cell's process dies before it logs a stage.
         error_class: see `tfmot_ops.sweep.run.error_classes`.
-        reason: why it is so, in a sentence.
+        reason: why the cell fails, in one sentence.
     """
 
     stage: Stage | None = None
@@ -36,11 +36,11 @@ class Failure(Document):
 
 
 class Expectation(Document):
-    """What is expected of one architecture.
+    """The expected results of one architecture, and the resources that its cells need.
 
     Attributes:
-        cpu_s: CPU seconds of its dearest cell.
-        memory_gib: its largest peak of resident memory.
+        cpu_s: CPU time in seconds of the slowest cell.
+        memory_gib: largest peak of resident memory of a cell, in GiB.
         passes: recipes whose cells pass.
         fails: recipe -> how its cell fails.
     """
@@ -55,26 +55,27 @@ Expected = dict[str, Expectation]
 
 
 def read_expected(path: Path = PATH) -> Expected:
-    """Architecture -> what is expected of it."""
+    """Read expected.yaml: architecture -> its expected results."""
     document: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {} if path.exists() else {}
     return {name: Expectation.model_validate(entry) for name, entry in document.items()}
 
 
 def write_expected(expected: Expected, path: Path = PATH) -> None:
-    """Write the file, complete or not at all."""
+    """Write expected.yaml atomically."""
     document = {name: entry.model_dump(mode="json", exclude_defaults=True) for name, entry in sorted(expected.items())}
     files.write(path, _HEADER + yaml.safe_dump(document, sort_keys=False, width=120))
 
 
 def costs(expected: Expected) -> dict[str, Cost]:
-    """Architecture -> what its cells need."""
+    """Architecture -> CPU time and memory that its cells need."""
     return {name: Cost(entry.cpu_s, entry.memory_gib * 2**30) for name, entry in expected.items()}
 
 
 def accept(expected: Expected, results: Iterable[CompatResult]) -> Expected:
-    """What is expected from now on, when these results are right; what they do not speak of stays.
+    """The new expected results, if `results` are accepted; cells without a result keep their expected result.
 
-    Costs are those of the dearest recipe: of these results alone where they speak of every recipe that is known.
+    The costs of an architecture are those of its slowest cell: among `results` if these contain every known recipe,
+    else among `results` and the earlier costs.
     """
     by_architecture: dict[str, list[CompatResult]] = {}
     for result in results:
@@ -113,28 +114,28 @@ def cpu_seconds(result: CompatResult) -> float:
 
 
 def judge(
-    asked: Iterable[tuple[str, str]],
+    requested: Iterable[tuple[str, str]],
     results: Iterable[CompatResult],
     expected: Expected,
     last_good: Mapping[str, CompatResult] | None = None,
 ) -> Judgement:
-    """Compare a sweep with what was expected and, where nothing is, with what passed before.
+    """Compare the results of a sweep with the expected results or, for a cell without one, with earlier sweeps.
 
-    A failure that is expected may not come earlier or in another class (a regression). One that comes later is new:
-    the cell got further than anybody knew.
+    A cell with an expected failure is a regression if it fails at an earlier stage or with another error class, and
+    new if it fails at a later stage.
 
     Args:
-        asked: (architecture, recipe) of every cell there has to be.
-        results: what came.
-        expected: see `read_expected`. It has the last word, so that an accepted failure is none any more.
-        last_good: cell -> its result in the latest sweep that it passed, see `tfmot_ops.sweep.whole.last_good`.
+        requested: (architecture, recipe) of every cell that must have a result.
+        results: results of the sweep.
+        expected: see `read_expected`. An expected failure is no regression, even if the cell passed before.
+        last_good: cell -> its result in the latest sweep in which it passed, see `tfmot_ops.sweep.whole.last_good`.
     """
     found = {result.cell: result for result in results}
     judged: dict[str, dict[str, str]] = {"regressions": {}, "improvements": {}, "new": {}, "missing": {}}
-    for architecture, recipe in asked:
+    for architecture, recipe in requested:
         cell = f"{architecture}/{recipe}"
         if cell not in found:
-            judged["missing"][cell] = "left no result"
+            judged["missing"][cell] = "has no result"
             continue
         verdict = _verdict(found[cell], expected.get(architecture), (last_good or {}).get(cell))
         if verdict is not None:
@@ -143,31 +144,33 @@ def judge(
 
 
 def _verdict(result: CompatResult, expected: Expectation | None, before: CompatResult | None) -> tuple[str, str] | None:
-    """(kind, sentence), None for a cell that is as expected."""
+    """(kind of judgement, sentence) of a cell; None if the result is as expected."""
     failure = expected.fails.get(result.recipe) if expected else None
     passes = expected is not None and result.recipe in expected.passes
     passes = passes or (before is not None and before.status is Status.OK)
     if result.status is Status.OK:
         if failure is not None:
-            return "improvements", f"was expected to fail ({failure.error_class}) and passes"
+            return "improvements", f"expected: fails with {failure.error_class}; now: passes"
         return None if passes else ("new", "passes")
-    told = f"{result.error_class or 'unknown'} at {result.failed_stage or 'no stage'}: {_first_line(result)}"
+    now = _failure(result.failed_stage, result.error_class or "unknown") + f": {_first_line(result)}"
     if failure is not None:
-        return _otherwise(result, failure, told)
-    return ("regressions", told) if passes else ("new", f"fails, {told}")
+        return _other_failure(result, failure, now)
+    return ("regressions", f"expected: passes; now: {now}") if passes else ("new", now)
 
 
-def _otherwise(result: CompatResult, failure: Failure, told: str) -> tuple[str, str] | None:
-    """(kind, sentence) of a failure that is not the expected one; None for that one."""
+def _other_failure(result: CompatResult, failure: Failure, now: str) -> tuple[str, str] | None:
+    """(kind of judgement, sentence) of a failed cell that is expected to fail; None for the expected failure."""
     stage, known = _index(result.failed_stage), _index(failure.stage)
-    expected = f"than {failure.error_class} at {failure.stage or 'no stage'}, {told}"
-    if stage < known:
-        return "regressions", f"fails earlier {expected}"
+    sentence = f"expected: {_failure(failure.stage, failure.error_class)}; now: {now}"
     if stage > known:
-        return "new", f"fails later {expected}"
-    if (result.error_class or "unknown") != failure.error_class:
-        return "regressions", f"fails otherwise {expected}"
+        return "new", sentence
+    if stage < known or (result.error_class or "unknown") != failure.error_class:
+        return "regressions", sentence
     return None
+
+
+def _failure(stage: Stage | None, error_class: str) -> str:
+    return f"fails at {stage or 'no stage'} with {error_class}"
 
 
 def _index(stage: Stage | None) -> int:

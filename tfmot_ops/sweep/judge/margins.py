@@ -1,7 +1,8 @@
-"""How well each file agrees with its model, against the converter's PTQ, over several seeds.
+"""Compares the SQNR of each TFLite file with the SQNR of the converter's PTQ file, over several seeds.
 
-`python -m tfmot_ops.sweep.judge.margins .sweep`, after `tfmot-ops sweep --seed 0`, `1` and `2` into that folder. With
-random weights one seed says little, so the median of three is judged: two on the same side of the limit decide it.
+Usage: `tfmot-ops sweep --seed 0`, `--seed 1` and `--seed 2` with the same folder, then
+`python -m tfmot_ops.sweep.judge.margins .sweep`. The SQNR of a model with random weights varies by several dB from seed
+to seed, so the median of three seeds is compared with the limit; two seeds on one side of the limit decide.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 
 from tfmot_ops.contract import CompatResult, Status
 
-#: How far a file may be behind PTQ, in dB.
+#: Largest allowed difference between PTQ's SQNR and the file's, in dB.
 LIMIT_DB = -1.0
 #: Seeds whose median is judged.
 SEEDS = 3
@@ -29,7 +30,7 @@ class Margin:
 
     Attributes:
         cell: `MobileNet/wi8_ai8`.
-        by_seed: seed -> decibels that the file's SQNR to its QAT model is above that of PTQ to its float model.
+        by_seed: seed -> SQNR of the file to its QAT model minus SQNR of PTQ's file to the float model, in dB.
     """
 
     cell: str
@@ -37,12 +38,12 @@ class Margin:
 
     @property
     def median(self) -> float:
-        """Of the seeds that were run."""
+        """Median over the seeds that were run, in dB."""
         return median(self.by_seed.values())
 
     @property
     def passes(self) -> bool | None:
-        """Whether the median of three seeds is within the limit; None while the seeds leave it open."""
+        """Whether the median of three seeds is within the limit; None if the seeds run so far do not decide it."""
         within = sum(margin >= LIMIT_DB for margin in self.by_seed.values())
         if within > SEEDS // 2:
             return True
@@ -53,7 +54,7 @@ def margins(results: Iterable[tuple[int, CompatResult]]) -> list[Margin]:
     """Margins of passed cells, the smallest median first.
 
     Args:
-        results: (seed, result) of each.
+        results: (seed, result) of each cell.
     """
     found: dict[str, dict[int, float]] = {}
     for seed, result in results:
@@ -64,22 +65,24 @@ def margins(results: Iterable[tuple[int, CompatResult]]) -> list[Margin]:
 
 
 def read_cells(folder: Path) -> list[tuple[int, CompatResult]]:
-    """(seed, result) of each cell that a sweep's folder keeps, the latest of each; a torn file is told."""
+    """(seed, latest result) of each cell in a sweep's folder; warns on stderr about an invalid file."""
     latest: dict[tuple[str, int], CompatResult] = {}
     for path in sorted((folder / "cells").glob("*-seed*.json"), key=lambda path: path.stat().st_mtime):
         try:
             result = CompatResult.model_validate_json(path.read_text(encoding="utf-8"))
         except ValidationError as error:
-            sys.stderr.write(f"{path} is left out, it holds no result: {error.errors()[0]['msg']}\n")
+            sys.stderr.write(f"{path} is ignored, as it is not a valid result: {error.errors()[0]['msg']}\n")
             continue
         latest[result.cell, int(path.stem.rpartition("-seed")[2])] = result
     return [(seed, result) for (_, seed), result in latest.items()]
 
 
 def main(arguments: list[str]) -> int:
-    """Print a line per cell and the counts; 4 when a median is beyond the limit."""
+    """Print one line per cell, then the counts; return exit code 4 if a median is beyond the limit."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("folder", type=Path, nargs="?", default=Path(".sweep"), help="that the sweeps kept cells in")
+    parser.add_argument(
+        "folder", type=Path, nargs="?", default=Path(".sweep"), help="folder in which the sweeps kept their cells"
+    )
     rows = margins(read_cells(parser.parse_args(arguments).folder))
     verdicts = {True: "within", False: "BEHIND", None: "open"}
     for row in rows:

@@ -1,1 +1,1 @@
-"""Which cells a sweep has, what they need, and what decides their results."""
+"""Planning of a sweep: its cells, their CPU time and memory, and the digest of a cell's inputs."""

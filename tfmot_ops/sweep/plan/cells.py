@@ -1,4 +1,4 @@
-"""Which cells there are, what they need, and in which order and company they run. Loads no TensorFlow."""
+"""Costs of cells, weight classes, shards, and the order in which cells run. Loads no TensorFlow."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from itertools import groupby
 from pathlib import Path
 
 DEFAULT_RECIPES = ("wi8_ai8", "sparse50_wi8_ai8")
-#: Share of a machine's or a container's memory that cells may take together; the rest is for who runs them.
+#: Share of a machine's or container's memory that cells may use together; the rest is for the process that runs them.
 MEMORY_SHARE = 0.85
 _GIB = 2.0**30
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a cell is known to need; the defaults are for one that never ran.
+    """CPU time and memory that a cell needs; the defaults are for a cell that never ran.
 
     Attributes:
         cpu_s: CPU seconds.
@@ -30,7 +30,7 @@ class Cost:
 
 
 class Weight(StrEnum):
-    """Weight class of a cell: in a DAG each is a mapped group of its own, with its own pool slots and memory."""
+    """Class of cells by memory; in a DAG each class is one mapped task with its own pool slots and memory."""
 
     LIGHT = "light"
     MEDIUM = "medium"
@@ -38,59 +38,59 @@ class Weight(StrEnum):
 
     @property
     def memory_gib(self) -> int:
-        """GiB that a container or pod needs for any shard of this class.
+        """Memory in GiB that a container or pod needs for any shard of this class.
 
-        The largest cell, ConvNeXtXLarge, held 17.0 and may hold 18 by default, which is MEMORY_SHARE of 21.2.
+        The largest cell, ConvNeXtXLarge, used 17.0 GiB; its default limit is 18 GiB, which is MEMORY_SHARE of 21.2.
         """
         return {Weight.LIGHT: 4, Weight.MEDIUM: 8, Weight.HEAVY: 22}[self]
 
     @property
     def pool_slots(self) -> int:
-        """Slots that a shard of this class takes where each stands for a step of 4 GiB or more, as in the chart."""
+        """Pool slots of a shard of this class, if one slot stands for 4 GiB or more, as in the Helm chart."""
         return {Weight.LIGHT: 1, Weight.MEDIUM: 2, Weight.HEAVY: 4}[self]
 
     def slots_of(self, total: int, *, memory_bytes: float, cores: int) -> int:
-        """Slots of a pool that a shard takes where all shards share one machine.
+        """Pool slots of a shard of this class, if all shards run on one machine.
 
-        Shards of any class that hold slots at the same time then fit its memory, and are no more than it has cores:
-        one thread of many would run into a cell's time limit.
+        Concurrent shards of all classes then fit the machine's memory, and there are at most as many as cores: with
+        more, cells would run into their time limit.
 
         Args:
-            total: slots of the pool.
-            memory_bytes: of the machine.
-            cores: of the machine.
+            total: number of slots of the pool.
+            memory_bytes: memory of the machine in bytes.
+            cores: number of cores of the machine.
         """
         share = max(self.memory_gib * _GIB / memory_bytes, 1.0 / cores)
         return min(total, math.ceil(total * share))
 
 
 def weight(cost: Cost) -> Weight:
-    """The smallest class whose memory has room for such a cell; the largest for one that fits none."""
+    """The smallest class with enough memory for a cell of this cost; the largest class if none has enough."""
     fitting = (kind for kind in Weight if cost.memory_bytes <= MEMORY_SHARE * kind.memory_gib * _GIB)
     return next(fitting, Weight.HEAVY)
 
 
 def machine_bytes() -> float:
-    """Memory of this machine, or of the container it is in."""
+    """Memory of this machine, or the memory limit of its container, in bytes."""
     total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             return min(total, float(Path(path).read_text(encoding="ascii")))
-        except (OSError, ValueError):  # not there, or `max`
+        except (OSError, ValueError):  # no such file, or the text `max` (no limit)
             continue
     return total
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Cells of one recipe that one task runs, one after the other.
+    """A group of cells of one recipe and weight class that one task runs, one after the other.
 
     Attributes:
-        label: names it in the UI: `wi8_ai8 light 1: DenseNet121 .. MobileNet`, the first and the last of all cells of
-            this class that the alphabet has between them.
-        weight: the class of all of its cells.
-        recipe: its name.
-        architectures: their names.
+        label: name in Airflow's UI, with the first and last architecture of the shard in alphabetical order:
+            `wi8_ai8 light 1: DenseNet121 .. MobileNet`.
+        weight: weight class of the cells.
+        recipe: name of the recipe.
+        architectures: names of the architectures.
     """
 
     label: str
@@ -100,21 +100,21 @@ class Shard:
 
 
 def by_cost(names: Iterable[str], costs: Mapping[str, Cost]) -> list[str]:
-    """Longest first, so that no long one is left alone at the end."""
+    """Names sorted by descending CPU time: a slow cell that starts last would prolong the sweep."""
     return sorted(names, key=lambda name: (-costs.get(name, Cost()).cpu_s, name))
 
 
 def shards(
     architectures: Iterable[str], recipes: Iterable[str], costs: Mapping[str, Cost], *, shard_s: float = 900.0
 ) -> list[Shard]:
-    """Deal cells into shards: the alphabet of each recipe and class, cut where the parts cost about the same.
+    """Distribute cells to shards: the sorted names of each recipe and class are cut into parts of about equal cost.
 
     Args:
         architectures: names.
         recipes: names.
-        costs: architecture -> what its cells need.
-        shard_s: CPU seconds that a shard holds, about; a pod's start and TensorFlow's import are paid once a shard,
-            and what an evicted pod loses is no more than the cell it was at.
+        costs: architecture -> CPU time and memory of its cells.
+        shard_s: approximate CPU seconds per shard. Each shard pays for one pod's start and one import of TensorFlow; an
+            evicted pod loses only the running cell.
     """
     members: dict[Weight, list[str]] = {kind: [] for kind in Weight}
     for name in sorted(set(architectures)):
@@ -129,13 +129,13 @@ def shards(
 
 
 def _cut(names: Sequence[str], costs: Mapping[str, Cost], shard_s: float) -> list[tuple[str, ...]]:
-    """Names in their order, in parts of about equal cost; none is empty."""
+    """Cut the names, in their order, into non-empty parts of about equal cost."""
     needs = [costs.get(name, Cost()).cpu_s for name in names]
     total = sum(needs) or 1.0
     count = max(1, min(len(names), round(total / shard_s)))
     part_of, before = {}, 0.0
     for name, need in zip(names, needs, strict=True):
-        # By its middle, so that a cell goes to the part that has more of it.
+        # By the middle of the cell's cost interval, so that a cell goes to the part that contains more of it.
         part_of[name] = int((before + need / 2) / total * count)
         before += need
     return [tuple(part) for _, part in groupby(names, part_of.__getitem__)]
@@ -146,9 +146,10 @@ def _span(names: Sequence[str]) -> str:
 
 
 def pick(waiting: Sequence[Cost], running: Sequence[Cost], *, jobs: int, memory_bytes: float) -> int | None:
-    """Index of the cell to start next, None to wait.
+    """Index of the waiting cell to start next; None means to wait until a running cell ends.
 
-    The first that fits into the memory that is left, at most `jobs` at once. One that never fits runs alone.
+    Picks the first cell that fits into the free memory, with at most `jobs` cells at once. A cell that needs more than
+    the whole memory runs alone.
     """
     if not waiting or len(running) >= jobs:
         return None

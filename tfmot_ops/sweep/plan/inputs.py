@@ -1,4 +1,4 @@
-"""What decides a cell's result, as one digest: a cell with the same digest need not run again."""
+"""The digest of everything that decides a cell's result: a cell whose digest is unchanged is not run again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tfmot_ops.system.versions import DECIDING, installed
 
 @cache
 def core_sha256() -> str:
-    """Digest of the sources of our core, of what it works with, of the errors it raises, and of what a cell does."""
+    """Digest of this package's source files that decide a cell's result: core, recipes, contract, errors, check."""
     package = Path(__file__).parents[2]
     folders = (
         path for name in ("contract", "core", "models", "recipes", "tasks") for path in (package / name).rglob("*.py")
@@ -39,7 +39,7 @@ def _digest(folder: Path, files: Iterable[Path]) -> str:
 
 
 def inputs_sha256(architecture: Architecture, recipe: Recipe, seed: int) -> str:
-    """Digest of the architecture's code, the recipe, the versions, our own core, the device and the seed."""
+    """Digest of the architecture's code, the recipe, the versions, this package's core, the device and the seed."""
     document = {
         "architecture": architecture.name,
         "code": _code(architecture),
@@ -54,7 +54,7 @@ def inputs_sha256(architecture: Architecture, recipe: Recipe, seed: int) -> str:
 
 
 def _code(architecture: Architecture) -> list[str]:
-    """What stands for the code that builds it; a registered one is not loaded, as its package may be broken."""
+    """Texts that identify the code of an architecture; a registered model is not imported, as that may fail."""
     if architecture.name.partition("@")[0] in application_constructors():
         module = inspect.getmodule(architecture.constructor)
         file = getattr(module, "__file__", None)
@@ -68,14 +68,14 @@ def _distribution(entry: EntryPoint) -> str:
 
 
 def _package_sha256(entry: EntryPoint) -> str:
-    """Digest of all of the package's Python files: an editable one changes without its version."""
+    """Digest of all Python files of a package: an editable install changes without a new version."""
     try:
-        # Of the topmost package only, which is found without running any of it.
+        # Only the top-level package's spec can be found without importing code of the package.
         spec = find_spec(entry.module.partition(".")[0])
     except (ImportError, ValueError):
         return ""
     if spec is None:
-        return ""  # the cell says what is missing
+        return ""  # the cell fails and reports what is missing
     if spec.submodule_search_locations is None:
         file = Path(spec.origin or "")
         return _digest(file.parent, [file]) if file.is_file() else ""
@@ -84,9 +84,9 @@ def _package_sha256(entry: EntryPoint) -> str:
 
 
 def _device() -> list[str]:
-    """The processor's kind, and the GPUs that a cell may see: each rounds in its own way.
+    """The processor's type and the visible GPUs, as floating-point rounding depends on them.
 
-    Not asked of TensorFlow, which complains on stderr where it looks for a GPU that is not there.
+    TensorFlow is not used to list GPUs, as it prints errors on stderr on a machine without a GPU.
     """
     gpus = [] if hides_all_gpus() else sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
     return [platform.machine(), *gpus]

@@ -1,1 +1,1 @@
-"""What a sweep shows: the page, the listing and the progress."""
+"""Reports of a sweep: the HTML page, the listing in the terminal, and the progress."""

@@ -10,7 +10,7 @@ from tfmot_ops.contract import CompatResult
 from tfmot_ops.contract.compat import SweepResult
 from tfmot_ops.sweep.report import figures
 
-#: So many sweeps are in the trend, the page's own the last of them.
+#: Number of sweeps in the trend; the last of them is the page's own sweep.
 TREND = 30
 _WIDTH, _HEIGHT = 360.0, 96.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 30.0, 12.0, 10.0, 18.0
@@ -20,7 +20,7 @@ _TICKS = 4
 
 @dataclass(frozen=True)
 class Point:
-    """One sweep in the trend of one recipe."""
+    """One point of the trend: a sweep of one recipe."""
 
     x: float
     y: float
@@ -30,13 +30,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Trend:
-    """Passed cells of one recipe, sweep after sweep."""
+    """Number of passed cells of one recipe over the last sweeps."""
 
     recipe: str
     points: tuple[Point, ...]
-    asked: str  # the line of cells asked for, as the attribute `points` of a polyline
+    requested: str  # the line of requested cells, as the attribute `points` of an SVG polyline
     passed_now: int
-    asked_now: int
+    requested_now: int
     change: int | None
     low: int
     high: int
@@ -47,13 +47,13 @@ class Trend:
 
     @property
     def line(self) -> str:
-        """The attribute `points` of a polyline."""
+        """The line of passed cells, as the attribute `points` of an SVG polyline."""
         return " ".join(f"{point.x:.1f},{point.y:.1f}" for point in self.points)
 
 
 @dataclass(frozen=True)
 class Scatter:
-    """One dot a cell: how well PTQ's file agrees (x) and how well ours does (y), both in dB."""
+    """Scatter plot with one dot per cell: SQNR of PTQ's file (x) and SQNR of this project's file (y), both in dB."""
 
     dots: tuple[tuple[float, float, bool, str], ...]  # x, y, whether it is below the margin, label
     ticks: tuple[tuple[float, int], ...]  # distance from the origin, dB
@@ -62,14 +62,14 @@ class Scatter:
 
 
 def last_sweeps(sweep: SweepResult, history: Sequence[SweepResult]) -> list[SweepResult]:
-    """The sweeps of the trend, oldest first; the page's own is the last, and later ones are left out."""
+    """The sweeps of the trend, oldest first; the last is `sweep`, and later sweeps are left out."""
     earlier = {s.sweep_id: s for s in history if s.sweep_id != sweep.sweep_id and s.started_at <= sweep.started_at}
     ordered = sorted(earlier.values(), key=lambda s: (s.started_at, s.sweep_id))
     return [*ordered[-(TREND - 1) :], sweep]
 
 
 def trends(sweeps: Sequence[SweepResult]) -> list[Trend]:
-    """One trend a recipe of the last sweep; a sweep that did not have the recipe has no point."""
+    """One trend for each recipe of the last sweep; a sweep without the recipe has no point."""
     return [_trend(recipe, sweeps) for recipe in figures.recipes(sweeps[-1])]
 
 
@@ -82,7 +82,7 @@ def _trend(recipe: str, sweeps: Sequence[SweepResult]) -> Trend:
     span = max(1, high - low)
 
     def x(index: int) -> float:
-        # A single sweep stands at the right, where the newest always is.
+        # A single sweep is drawn at the right end, where the newest sweep always is.
         return _LEFT + (_WIDTH - _LEFT - _RIGHT) * (index / (len(sweeps) - 1) if len(sweeps) > 1 else 1.0)
 
     def y(value: int) -> float:
@@ -92,13 +92,13 @@ def _trend(recipe: str, sweeps: Sequence[SweepResult]) -> Trend:
         Point(x(i), y(passed), f"{day(s)}: {passed} of {total} passed ({s.sweep_id})", s.run_url)
         for i, s, (passed, total) in had
     )
-    *before, (_, _, (passed_now, asked_now)) = had
+    *before, (_, _, (passed_now, requested_now)) = had
     return Trend(
         recipe=recipe,
         points=points,
-        asked=" ".join(f"{x(i):.1f},{y(total):.1f}" for i, _, (_, total) in had),
+        requested=" ".join(f"{x(i):.1f},{y(total):.1f}" for i, _, (_, total) in had),
         passed_now=passed_now,
-        asked_now=asked_now,
+        requested_now=requested_now,
         change=passed_now - before[-1][2][0] if before else None,
         low=low,
         high=high,
@@ -113,7 +113,7 @@ def day(sweep: SweepResult) -> str:
 
 
 def scatter(cells: Sequence[CompatResult]) -> Scatter | None:
-    """How our files agree, against PTQ's; None when no cell measured both."""
+    """Scatter plot of the SQNR of this project's files against PTQ's files; None if no cell measured both."""
     both = [cell for cell in cells if figures.against_ptq(cell) is not None]
     if not both:
         return None

@@ -1,4 +1,4 @@
-"""Figures of a sweep that both the terminal and the page show: which stage a cell got to, counts, extremes."""
+"""Figures of a sweep for both the terminal and the page: the state of each stage, counts, slowest and largest cells."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from tfmot_ops.sweep.run.error_classes import error_classes
 
 GIB = 2**30
 MISSING = "missing"
-#: How much less a file may agree with its QAT model, in dB, than the converter's PTQ file does with the float model.
+#: Largest difference in dB by which the SQNR of a file to its QAT model may be below that of PTQ's file to the float
+#: model.
 MARGIN_DB = 1.0
 _EXTREMES = 10
 _ORDER = {stage: index for index, stage in enumerate(Stage)}
-#: A recipe without sparsity prunes and strips nothing; one without QAT trains nothing.
+#: Stages that not every recipe has: prune and strip need a sparsity; quantize, train and reload need QAT.
 _OPTIONAL = (Stage.PRUNE, Stage.STRIP, Stage.TRAIN)
-# Escape sequences of terminals, and control characters that no text needs: a message may hold a progress bar.
+# Terminal escape sequences and control characters, which a message may contain because of a progress bar.
 _UNPRINTABLE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class State(StrEnum):
-    """What became of one stage of a cell."""
+    """Outcome of one stage of a cell."""
 
     PASSED = "passed"
     FAILED = "failed here"
@@ -38,7 +39,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class StageCount:
-    """How many cells ended how at one stage."""
+    """Number of cells for each outcome of one stage."""
 
     stage: Stage
     passed: int
@@ -46,7 +47,7 @@ class StageCount:
 
 
 def state(cell: CompatResult, stage: Stage) -> State:
-    """What became of `stage`; of a cell whose process ended without a word, only measured stages have passed."""
+    """Outcome of `stage` in a cell; if its process died without a failed stage, only timed stages have passed."""
     if cell.failed_stage is stage:
         return State.FAILED
     if cell.failed_stage is not None and _ORDER[stage] > _ORDER[cell.failed_stage]:
@@ -55,8 +56,8 @@ def state(cell: CompatResult, stage: Stage) -> State:
         return State.PASSED
     if cell.status is not Status.OK and cell.failed_stage is None:
         return State.NOT_REACHED
-    # A process that was ended left no times at all: nothing says that its recipe lacks the stage.
-    timed = any(f"{each.value}_s" in cell.metrics for each in Stage)
+    # A killed process reports no times, so a missing time does not mean that the recipe lacks the stage.
+    timed = any(f"{candidate.value}_s" in cell.metrics for candidate in Stage)
     return State.LEFT_OUT if stage in _OPTIONAL and timed else State.PASSED
 
 
@@ -66,42 +67,42 @@ def peak_gib(cell: CompatResult) -> float:
 
 
 def against_ptq(cell: CompatResult) -> float | None:
-    """By how many dB our file agrees better than the converter's PTQ file; None where one was not measured."""
+    """SQNR of the cell's file minus SQNR of the converter's PTQ file, in dB; None if one was not measured."""
     ours, ptq = cell.metrics.get("sqnr_db"), cell.metrics.get("ptq_sqnr_db")
     return None if ours is None or ptq is None else ours - ptq
 
 
 def below_ptq(cells: Iterable[CompatResult]) -> list[CompatResult]:
-    """Cells that agree more than the margin less than PTQ, the worst first."""
+    """Cells whose SQNR is more than MARGIN_DB below that of PTQ, the worst first."""
     behind = [(margin, cell) for cell in cells if (margin := against_ptq(cell)) is not None and margin < -MARGIN_DB]
     return [cell for _, cell in sorted(behind, key=lambda pair: pair[0])]
 
 
 def not_int8(cells: Iterable[CompatResult]) -> list[CompatResult]:
-    """Cells with a file in which a multiplication stayed in float, the worst first."""
+    """Cells whose file has multiply-accumulates in float, the worst first."""
     parts = [cell for cell in cells if cell.metrics.get("int8_mac_fraction", 1.0) < 1.0]
     return sorted(parts, key=lambda cell: cell.metrics["int8_mac_fraction"])
 
 
 def absent(sweep: SweepResult) -> list[str]:
-    """Cells that were asked for and have no result."""
+    """Requested cells without a result."""
     there = {cell.cell for cell in sweep.cells}
     return sorted(name for name in sweep.judgement.missing if name not in there)
 
 
-def asked(sweep: SweepResult) -> int:
-    """The denominator: cells with a result and cells without."""
+def requested(sweep: SweepResult) -> int:
+    """Number of requested cells, with or without a result."""
     return len(sweep.cells) + len(absent(sweep))
 
 
 def recipes(sweep: SweepResult) -> list[str]:
-    """Recipes, in the order of their first cell."""
+    """Names of the recipes, in the order of their first cells."""
     names = [cell.recipe for cell in sweep.cells] + [name.rpartition("/")[2] for name in absent(sweep)]
     return list(dict.fromkeys(names))
 
 
 def passed_of(sweep: SweepResult, recipe: str) -> tuple[int, int] | None:
-    """How many cells of a recipe passed, of how many asked for; None when none was asked for."""
+    """(passed cells, requested cells) of a recipe; None if no cell was requested."""
     own = [cell for cell in sweep.cells if cell.recipe == recipe]
     total = len(own) + sum(name.rpartition("/")[2] == recipe for name in absent(sweep))
     return (sum(cell.status is Status.OK for cell in own), total) if total else None
@@ -117,7 +118,7 @@ def stage_counts(cells: Sequence[CompatResult]) -> list[StageCount]:
 
 
 def without_stage(cells: Iterable[CompatResult]) -> int:
-    """Cells whose process ended without saying at which stage."""
+    """Number of failed cells without a failed stage, as their process died before it logged one."""
     return sum(cell.status is not Status.OK and cell.failed_stage is None for cell in cells)
 
 
@@ -127,7 +128,7 @@ def error_class(cell: CompatResult) -> str:
 
 
 def class_counts(sweep: SweepResult) -> list[tuple[str, int]]:
-    """Error class and how many cells have it, the most frequent first; a cell without a result is of none."""
+    """(error class, number of cells), the most frequent first; cells without a result are counted separately."""
     counts = Counter(error_class(cell) for cell in sweep.cells if cell.status is not Status.OK)
     if gone := len(absent(sweep)):
         counts[MISSING] += gone
@@ -135,31 +136,31 @@ def class_counts(sweep: SweepResult) -> list[tuple[str, int]]:
 
 
 def top(cells: Iterable[CompatResult], figure: Callable[[CompatResult], float]) -> list[CompatResult]:
-    """The ten cells with the largest figure; those without are left out."""
+    """The ten cells with the largest figure; cells whose figure is 0 are left out."""
     return sorted((cell for cell in cells if figure(cell) > 0), key=figure, reverse=True)[:_EXTREMES]
 
 
 def cpu_hours(cells: Iterable[CompatResult]) -> float:
-    """CPU-hours that this sweep spent: cached cells cost it nothing."""
+    """CPU-hours of this sweep, without cached cells."""
     return sum(cpu_seconds(cell) for cell in cells if not cell.cached) / 3600
 
 
 def middle(values: Iterable[float | None]) -> float | None:
-    """Median of what was measured; None when nothing was."""
+    """Median of the values that are not None; None without such a value."""
     measured = [value for value in values if value is not None]
     return median(measured) if measured else None
 
 
 def explained(name: str) -> str:
-    """Cause and remedy of an error class, empty for one that the table does not know."""
+    """Cause and remedy of an error class; empty for an unknown class."""
     if name == MISSING:
-        return "Asked for, and left no result. Counts as failed."
+        return "Requested, but without a result. Counts as failed."
     known = error_classes().get(name)
     return f"{known.cause} {known.remedy}" if known else ""
 
 
 def printable(text: str) -> str:
-    """A message without what only terminals read."""
+    """A message without terminal escape sequences and control characters."""
     return _UNPRINTABLE.sub("", text.replace("\r", "\n"))
 
 

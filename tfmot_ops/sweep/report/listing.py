@@ -1,4 +1,4 @@
-"""The listing of a sweep for a terminal or a log: every cell, the counts, the extremes, and the verdict last."""
+"""The listing of a sweep for a terminal or a log: all cells, counts, slowest and largest cells, and the verdict."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from tfmot_ops.sweep.judge.expected import cpu_seconds
 from tfmot_ops.sweep.report import figures
 
 _MESSAGE_LENGTH = 160
-#: Kinds of the judgement, how their title is written, in the order of what a reader does about them.
+#: Kinds of the judgement and the style of their titles; kinds that need action come last, near the prompt.
 _JUDGED = (("new", "cyan"), ("improvements", "green"), ("missing", "bold red"), ("regressions", "bold red"))
 
 
 def print_listing(console: Console, sweep: SweepResult, *, folder: Path | None = None, accept: str = "") -> None:
-    """Print the sweep; without colours and boxes where the console is no terminal.
+    """Print the sweep; without colours and boxes if the console is not a terminal.
 
-    The verdict comes last, as that is what stands above the next prompt.
+    The verdict is printed last, so that it is visible just above the next prompt.
 
     Args:
         console: where to print.
-        sweep: what to print.
-        folder: that the sweep's repros are in, so that their whole paths can be told.
-        accept: command that takes over what is new or better; empty to say nothing of it.
+        sweep: the sweep to print.
+        folder: folder of the sweep's repros, used to print their paths.
+        accept: command that accepts new and improved cells as expected; empty prints no command.
     """
     names = [cell.cell for cell in sweep.cells] + figures.absent(sweep)
     width = max(map(len, names), default=0)
     for cell in sweep.cells:
         _say(console, cell_line(cell, width))
     for name in figures.absent(sweep):
-        _say(console, Text.assemble(("MISS", "bold red"), f" {name.ljust(width)}  left no result"))
+        _say(console, Text.assemble(("MISS", "bold red"), f" {name.ljust(width)}  has no result"))
     console.print()
     _print_table(console, _stages(console, sweep))
     if figures.class_counts(sweep):
@@ -45,7 +45,7 @@ def print_listing(console: Console, sweep: SweepResult, *, folder: Path | None =
 
 
 def cell_line(cell: CompatResult, width: int = 0) -> Text:
-    """One line on one cell: green with its figures, or red with where and why; `width` lines the names up."""
+    """One line for a cell: its figures in green, or its failed stage and error class in red; `width` pads the name."""
     name = cell.cell.ljust(width)
     end = _joined(_effort(cell))
     if cell.status is Status.OK:
@@ -61,7 +61,7 @@ def _figures(cell: CompatResult) -> list[str]:
     known: dict[str, Callable[[float], str]] = {
         "int8_mac_fraction": lambda value: f"int8 {figures.share(value)}",
         "sparsity": lambda value: f"sparsity {value:.3f}",
-        "sqnr_db": lambda value: f"agrees {value:.1f} dB{ptq}",
+        "sqnr_db": lambda value: f"SQNR {value:.1f} dB{ptq}",
         "size_bytes": lambda value: f"{value / 1e6:.2f} MB",
     }
     return [write(m[metric]) for metric, write in known.items() if metric in m]
@@ -77,7 +77,7 @@ def _joined(parts: Sequence[str]) -> str:
 
 
 def _say(console: Console, text: Text | str) -> None:
-    # A line stays a line: a log is searched by grep, and a terminal wraps by itself.
+    # Without wrapping: logs are searched with grep, and a terminal wraps lines itself.
     console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
@@ -95,7 +95,7 @@ def _print_table(console: Console, table: Table) -> None:
 
 
 def _stages(console: Console, sweep: SweepResult) -> Table:
-    table = _table(console, f"{figures.asked(sweep)} cells by stage")
+    table = _table(console, f"{figures.requested(sweep)} cells by stage")
     table.add_column("stage")
     table.add_column("passed", justify="right", style="green")
     table.add_column("failed here", justify="right", style="red")
@@ -112,7 +112,7 @@ def _classes(console: Console, sweep: SweepResult) -> Table:
     table.add_column("cells", justify="right", style="red")
     table.add_column("what it means")
     for name, count in figures.class_counts(sweep):
-        # Text: what an installed package wrote is no markup.
+        # As Text, so that brackets in an installed package's text are not read as rich markup.
         table.add_row(Text(name), str(count), Text(figures.explained(name)))
     return table
 
@@ -127,7 +127,7 @@ def _print_extremes(console: Console, sweep: SweepResult) -> None:
         listed = _joined([f"{cell.cell} {format(figure(cell), form)}" for cell in ordered])
         _say(console, Text.assemble((f"{title}: ", "bold"), listed or "nothing was measured"))
     below = [f"{cell.cell} {figures.against_ptq(cell):+.1f}" for cell in figures.below_ptq(sweep.cells)]
-    title = f"agree more than {figures.MARGIN_DB:g} dB less than PTQ, with this one seed: "
+    title = f"SQNR more than {figures.MARGIN_DB:g} dB below PTQ, with this one seed: "
     _say(console, Text.assemble((title, "bold"), _joined(below) or "none"))
     peak = max(map(figures.peak_gib, sweep.cells), default=0.0)
     cached = sum(cell.cached for cell in sweep.cells)
@@ -147,8 +147,8 @@ def _print_verdict(console: Console, sweep: SweepResult, folder: Path, accept: s
             if cell in sweep.repros:
                 _say(console, f"    repro: {folder / sweep.repros[cell]}")
     if accept and (sweep.judgement.improvements or sweep.judgement.new):
-        _say(console, f"accept what is new or better with: {accept}")
-    counts = f"{sweep.passed} of {figures.asked(sweep)} cells passed"
+        _say(console, f"to accept new and improved cells as expected, run: {accept}")
+    counts = f"{sweep.passed} of {figures.requested(sweep)} cells passed"
     good = sweep.judgement.is_good
     word = ("nothing got worse", "bold green") if good else ("something got worse", "bold red")
     _say(console, Text.assemble(f"sweep {sweep.sweep_id}: {counts}, ", word))

@@ -117,7 +117,7 @@
   const unit = (value, form) => (value === null ? "" : `${value} ${form}`);
   function brief(cell) {
     const row = cell.parentNode, found = data.cells[row.dataset.i], at = cell.cellIndex - FIRST_STAGE;
-    if (!found) return `${name(row)}\nwas asked for and left no result`;
+    if (!found) return `${name(row)}\nwas requested but has no result`;
     const message = `${found[3] ? `${found[3]}: ` : ""}${data.messages[found[2]]}`;
     const cut = message.length > TIP_LENGTH ? `${message.slice(0, TIP_LENGTH)}\u2026` : message;
     const stage = data.stages[at];

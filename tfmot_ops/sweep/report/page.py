@@ -1,4 +1,4 @@
-"""The page of a sweep: one HTML file that needs no server and no network, and says what broke since the last one."""
+"""The page of a sweep: one self-contained HTML file that shows all cells and what changed since earlier sweeps."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tfmot_ops.sweep.report import charts, figures
 from tfmot_ops.sweep.report.figures import State
 from tfmot_ops.system import files
 
-#: CPU seconds from which a passed stage is one shade darker: a stage takes 0.1 s to some minutes.
+#: CPU seconds from which the square of a passed stage is one shade darker; a stage takes 0.1 s to some minutes.
 _SHADES = (1.0, 3.0, 10.0, 30.0)
 _LETTER = {State.FAILED: "f", State.NOT_REACHED: "n", State.LEFT_OUT: "o"}
 _SIGN = {State.NOT_REACHED: "\u00b7", State.LEFT_OUT: "\u2013"}
 _JUDGED = ("regressions", "missing", "improvements", "new")
-#: What is shown of a cell besides its stages: metric -> words.
+#: Metrics in a cell's details: metric -> its label.
 _FACTS = {
     "layers": "layers",
     "parameters": "parameters",
@@ -34,8 +34,8 @@ _FACTS = {
     "float_ops": "float TFLite ops",
     "requantize_ops": "requantise ops",
     "sparsity": "smallest sparsity of a pruned kernel",
-    "sqnr_db": "agrees with its QAT model, dB",
-    "ptq_sqnr_db": "PTQ's file agrees with the float model, dB",
+    "sqnr_db": "SQNR of the file to its model, dB",
+    "ptq_sqnr_db": "SQNR of PTQ's file to the float model, dB",
     "size_bytes": "TFLite file, bytes",
     "gzip_bytes": "gzip, bytes",
     "normalize_difference": "difference after normalize, relative",
@@ -46,27 +46,27 @@ _FACTS = {
 
 @dataclass(frozen=True)
 class CellRow:
-    """One cell of the heat map as the template writes it."""
+    """One row of the page's table, as texts for the template."""
 
     architecture: str
     recipe: str
     family: str
     result: str  # `passed`, `export: conversion`, `missing`
-    tokens: str  # what the status filter finds, with spaces between
+    tokens: str  # words that the status filter searches, separated by spaces
     error_class: str
     stages: tuple[tuple[str, str], ...]  # CSS class and text of each stage
     values: tuple[str, ...]  # int8 share, SQNR, against PTQ, file, gzip, CPU-s, memory
     repro: str
-    run: str  # address of its run, empty without
+    run: str  # URL of the cell's MLflow run; empty without a run
 
 
 def render_page(sweep: SweepResult, history: Sequence[SweepResult] = (), runs: Mapping[str, str] | None = None) -> str:
     """The page as one string of HTML.
 
     Args:
-        sweep: what the page is about.
-        history: earlier sweeps, in any order; the last 29 and this one make the trend.
-        runs: cell -> address of its MLflow run.
+        sweep: the sweep to show.
+        history: earlier sweeps, in any order; the trend shows the last 29 of them and this sweep.
+        runs: cell -> URL of its MLflow run.
     """
     script = _text("page.js")
     rows, cells = _rows(sweep, _families(sweep, history), runs or {})
@@ -74,13 +74,13 @@ def render_page(sweep: SweepResult, history: Sequence[SweepResult] = (), runs: M
         sweep=sweep,
         style=Markup(_text("page.css")),  # noqa: S704 - our own file, as is the next
         script=Markup(script),  # noqa: S704
-        # The browser runs no script but this one, whatever a message smuggles past the escaping.
+        # Content security policy: the browser runs this script only, even if a message got past the escaping.
         script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         run_url=web_address(sweep.run_url),
         judged=[(kind, _judged(sweep, kind)) for kind in _JUDGED],
         recipes=figures.recipes(sweep),
         passed={recipe: figures.passed_of(sweep, recipe) for recipe in figures.recipes(sweep)},
-        asked=figures.asked(sweep),
+        requested=figures.requested(sweep),
         stages=[stage.value for stage in Stage],
         rows=rows,
         families=sorted({row.family for row in rows if row.family}),
@@ -99,13 +99,13 @@ def render_page(sweep: SweepResult, history: Sequence[SweepResult] = (), runs: M
 def write_page(
     path: Path, sweep: SweepResult, history: Sequence[SweepResult] = (), runs: Mapping[str, str] | None = None
 ) -> Path:
-    """Write the page, complete or not at all; returns `path`."""
+    """Write the page atomically and return `path`."""
     files.write(path, render_page(sweep, history, runs))
     return path
 
 
 def web_address(url: str) -> str:
-    """`url` when it leads to the web, empty otherwise: a `javascript:` address must not become a link."""
+    """`url` if its scheme is http or https, else an empty text: a `javascript:` URL must not become a link."""
     return url if urlsplit(url).scheme in {"http", "https"} else ""
 
 
@@ -128,18 +128,18 @@ def _template() -> Template:
 
 
 def anchor(cell: str) -> str:
-    """The row's id in the page: what a regression links to."""
+    """HTML id of a cell's row, the target of links to the cell."""
     return "cell-" + quote(cell, safe="")
 
 
 def _families(sweep: SweepResult, history: Sequence[SweepResult]) -> dict[str, str]:
-    """Architecture -> family, also of a cell without a result, by its results elsewhere."""
-    cells = [cell for each in (*history, sweep) for cell in each.cells if cell.family]
+    """Architecture -> family; for a cell without a result, taken from other cells and earlier sweeps."""
+    cells = [cell for one in (*history, sweep) for cell in one.cells if cell.family]
     return {cell.architecture: cell.family for cell in cells}
 
 
 def _judged(sweep: SweepResult, kind: str) -> list[tuple[str, str, str]]:
-    """Cell, sentence and repro of each cell of a kind."""
+    """(cell, sentence, path of its repro) of all cells of one kind of judgement."""
     sentences: dict[str, str] = getattr(sweep.judgement, kind)
     return [(cell, figures.printable(text), sweep.repros.get(cell, "")) for cell, text in sorted(sentences.items())]
 
@@ -147,7 +147,7 @@ def _judged(sweep: SweepResult, kind: str) -> list[tuple[str, str, str]]:
 def _rows(
     sweep: SweepResult, families: dict[str, str], runs: Mapping[str, str]
 ) -> tuple[list[CellRow], list[CompatResult | None]]:
-    """Rows by recipe, family and name, and the result of each; None for a cell without one."""
+    """Rows sorted by recipe, family and name, each with the cell's result; None for a cell without a result."""
     results: dict[str, CompatResult | None] = dict.fromkeys(figures.absent(sweep))
     results |= {cell.cell: cell for cell in sweep.cells}
     order = {recipe: index for index, recipe in enumerate(figures.recipes(sweep))}
@@ -191,7 +191,7 @@ def _row(sweep: SweepResult, name: str, cell: CompatResult | None, family: str, 
 
 
 def _stage(cell: CompatResult, stage: Stage) -> tuple[str, str]:
-    """CSS class and text of one square: the text alone tells the states apart."""
+    """CSS class and text of a stage's square; the text differs by state, so colour is not needed to read it."""
     state, took = figures.state(cell, stage), cell.metrics.get(f"{stage.value}_s")
     text = "" if took is None else short(took)
     if state is State.PASSED:
@@ -219,7 +219,7 @@ def _with(value: float | None, form: str, convert: Callable[[float], object] = f
 
 
 def short(value: float) -> str:
-    """Seconds in at most four characters, as far as they go: 0.3, 4.7, 31, 1204."""
+    """Seconds with at most four characters up to 9999 s: 0.3, 4.7, 31, 1204."""
     return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"  # noqa: PLR2004 - two digits either way
 
 
@@ -229,7 +229,7 @@ def megabytes(value: float) -> str:
 
 
 def _tops(cells: Sequence[CompatResult]) -> list[dict[str, Any]]:
-    """The lists of ten: title, unit, and cell, share of the first and figure of each."""
+    """The lists of the slowest and largest ten cells: title, unit, and for each cell its bar length and figure."""
     kinds: tuple[tuple[str, str, Callable[[CompatResult], float], str], ...] = (
         ("Slowest ten", "CPU-s, all stages", cpu_seconds, "{:.0f}"),
         ("Largest ten", "GiB resident at the peak", figures.peak_gib, "{:.2f}"),
@@ -245,7 +245,7 @@ def _tops(cells: Sequence[CompatResult]) -> list[dict[str, Any]]:
 
 
 def _quality(cells: Sequence[CompatResult]) -> dict[str, Any]:
-    """How good the files are: int8 share, agreement against PTQ, sizes."""
+    """Quality of the files: int8 share of multiply-accumulates, SQNR against PTQ, sizes."""
     with_file = [cell for cell in cells if "int8_mac_fraction" in cell.metrics]
     both = [better for cell in cells if (better := figures.against_ptq(cell)) is not None]
     rest = figures.not_int8(with_file)
@@ -257,7 +257,7 @@ def _quality(cells: Sequence[CompatResult]) -> dict[str, Any]:
         "margin": figures.middle(both),
         "margin_db": figures.MARGIN_DB,
         "below": [(cell.cell, _values(cell)[2]) for cell in figures.below_ptq(cells)],
-        # Four bytes a weight is what the float model has to carry.
+        # The float model needs four bytes per weight.
         "size_share": figures.middle(_ratio(cell, "size_bytes", "parameters", 4.0) for cell in cells),
         "gzip_share": figures.middle(_ratio(cell, "gzip_bytes", "parameters", 4.0) for cell in cells),
         "size_bytes": sum(cell.metrics.get("size_bytes", 0.0) for cell in cells),
@@ -279,7 +279,7 @@ def _effort(sweep: SweepResult) -> dict[str, Any]:
 
 
 def _data(cells: Sequence[CompatResult | None]) -> dict[str, Any]:
-    """What the script shows of a cell on demand, in the rows' order; a message shared by many is there once."""
+    """Data for the details that the page's script shows, in the order of the rows; equal messages are stored once."""
     messages: dict[str, int] = {"": 0}
     listed = [None if cell is None else _details(cell, messages) for cell in cells]
     return {"stages": list(Stage), "facts": list(_FACTS.values()), "cells": listed, "messages": list(messages)}
@@ -297,7 +297,7 @@ def _details(cell: CompatResult, messages: dict[str, int]) -> list[Any]:
 
 
 def _rounded(value: float | None, unit: float = 1.0) -> float | int | None:
-    """Five digits, so that no figure takes more room in the page than it deserves."""
+    """Round to five significant digits, to keep the page small."""
     if value is None:
         return None
     number = float(f"{value / unit:.5g}") if abs(value / unit) < 1e5 else round(value / unit)  # noqa: PLR2004

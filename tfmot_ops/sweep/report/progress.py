@@ -1,4 +1,4 @@
-"""How a sweep gets on: a live line on a terminal, one plain line a finished cell elsewhere."""
+"""Progress of a sweep: a live line on a terminal, or one plain line per finished cell in a log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tfmot_ops.contract import CompatResult, Status
 from tfmot_ops.sweep.report.listing import cell_line
 from tfmot_ops.sweep.run.matrix import Watcher
 
-#: So many names of running cells fit beside the bar.
+#: Number of running cells whose names are shown beside the bar.
 _NAMED = 3
 
 
@@ -22,8 +22,8 @@ class SweepProgress(Watcher):
     """Watches a sweep; use it as a context manager. Cells may start and end in any thread.
 
     Args:
-        console: where to print; whether it is a terminal decides how.
-        total: cells there will be.
+        console: where to print; a terminal gets the live line.
+        total: number of cells of the sweep.
     """
 
     def __init__(self, console: Console, total: int) -> None:
@@ -53,7 +53,7 @@ class SweepProgress(Watcher):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Takes the live line away, also after Ctrl-C: the terminal's cursor has to come back."""
+        """Removes the live line, also after Ctrl-C, as the terminal's cursor must be shown again."""
         if self._console.is_terminal:
             self._bar.stop()
 
@@ -72,7 +72,7 @@ class SweepProgress(Watcher):
             failed = result.status is not Status.OK
             self._failed += failed
             self._show()
-            # On a terminal the listing follows; until then only what is wrong is worth a line.
+            # On a terminal only failed cells get a line, as the listing of all cells follows at the end.
             if failed or not self._console.is_terminal:
                 count = f"[{self._done}/{self._total}] "
                 line = cell_line(result)
@@ -80,7 +80,7 @@ class SweepProgress(Watcher):
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds that are left; None before the first cell that was run. Cached ones say nothing about the rest."""
+        """Estimated remaining seconds; None before a cell has run. Cached cells do not count for the estimate."""
         ran = self._done - self._cached
         return (time.monotonic() - self._begun) / ran * (self._total - self._done) if ran else None
 

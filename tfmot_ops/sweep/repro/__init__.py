@@ -1,1 +1,1 @@
-"""The smallest part of a failing architecture that still fails, as a script."""
+"""Repros: scripts with the smallest part of a failing architecture that still fails."""

@@ -1,7 +1,7 @@
-"""Parts of an architecture checked in a process that may crash or hang: `python -m tfmot_ops.sweep.repro.probe`.
+"""Checks parts of an architecture in a child process that may crash or hang (`python -m tfmot_ops.sweep.repro.probe`).
 
-One process answers many questions, as TensorFlow's import costs more than most of them; when it dies, that is the
-answer, and the next question starts another.
+One child process checks many parts, as TensorFlow's import takes longer than most checks. A crash of the child is the
+result of the check, and the next check starts a new child.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tfmot_ops.system.processes import die_with_parent, resident_bytes
 if TYPE_CHECKING:
     from tfmot_ops.core import keras
 
-#: Seconds past its limit after which a process whose parent is gone ends itself.
+#: Seconds beyond the time limit after which a child whose parent is gone ends itself.
 _GRACE_S = 30.0
 
 
@@ -37,9 +37,9 @@ class Failure:
     """How a check failed.
 
     Attributes:
-        stage: the first that failed.
-        kind: the exception's class, or `crash`, `timeout`, `out_of_memory` where the process died.
-        message: the exception's, or what became of the process.
+        stage: the stage that failed.
+        kind: class of the exception, or `crash`, `timeout` or `out_of_memory` if the process died.
+        message: message of the exception, or how the process ended.
     """
 
     stage: str
@@ -47,20 +47,20 @@ class Failure:
     message: str = ""
 
     def is_like(self, other: Failure | None) -> bool:
-        """Whether both fail in the same way."""
+        """Whether both failures have the same stage and kind."""
         return other is not None and (self.stage, self.kind) == (other.stage, other.kind)
 
 
 class Prober:
-    """Asks a process whether parts of an architecture fail; use as a context manager.
+    """Checks in a child process whether parts of an architecture fail; use as a context manager.
 
     Args:
         architecture: name in the catalogue.
-        recipe: its name, or the JSON of one.
-        until: the last stage to go through.
-        limits: of one check.
-        seed: decides weights and samples.
-        log: file for what the processes write.
+        recipe: name of a recipe, or the JSON of a recipe.
+        until: the last stage to run.
+        limits: limits of one check.
+        seed: seed of weights and samples.
+        log: file for the output of the child processes.
     """
 
     def __init__(self, architecture: str, recipe: str, *, until: Stage, limits: Limits, seed: int, log: Path) -> None:
@@ -84,13 +84,13 @@ class Prober:
         self._end()
 
     def enter(self, layer: str) -> None:
-        """From now on, calls and parts are those of a model nested in the one that they have been of."""
+        """Descend into the nested model `layer`: later `calls` and `check` refer to this model."""
         self._end()
         self._known.clear()
         self.within += (layer,)
 
     def calls(self) -> list[Call]:
-        """The calls in the architecture's layer graph; empty where it has none, or cannot even be built."""
+        """The calls in the model's layer graph; empty if it has no layer graph or cannot be built."""
         answer = self._ask("calls")
         if isinstance(answer, Failure):
             return []
@@ -98,11 +98,11 @@ class Prober:
         return [Call(**{**each, **{name: _tuple(each[name]) for name in shapes}}) for each in answer]
 
     def check(self, part: Part | None) -> Failure | None:
-        """How a part fails, None when it passes; None stands for the whole architecture."""
+        """The failure of a part, or None if the part passes; `part` None means the whole architecture."""
         if part not in self._known:
             answer = self._ask(None if part is None else [part.first, part.last])
             self._known[part] = Failure(**answer) if isinstance(answer, dict) else answer
-            # A process that has worked holds memory that a fresh one would not.
+            # A used child holds memory of earlier checks, which would count against the memory limit.
             if (failure := self._known[part]) is not None and failure.kind == "out_of_memory":
                 self._end()
         return self._known[part]
@@ -123,7 +123,7 @@ class Prober:
         except MemoryError:
             failure = Failure(stage, "out_of_memory", f"more than {self._limits.memory_bytes:g} bytes resident")
         except BrokenPipeError:
-            failure = Failure(stage, "crash", "ended before it was asked")
+            failure = Failure(stage, "crash", "the process ended before the check started")
         else:
             code = process.wait()
             failure = Failure(stage, death(code), f"the process ended with code {code}")
@@ -133,7 +133,7 @@ class Prober:
     def _start(self) -> subprocess.Popen[bytes]:
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
         with self._log.open("ab") as log:
-            # In our process group, so that whoever ends that ends it, too.
+            # In this process's group, so that a signal to the group ends the child too.
             process = subprocess.Popen(
                 [sys.executable, "-m", "tfmot_ops.sweep.repro.probe"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment,
@@ -164,11 +164,11 @@ def _send(process: subprocess.Popen[bytes], line: str) -> None:
 
 
 def _lines(process: subprocess.Popen[bytes], deadline: float, memory_bytes: float) -> Any:
-    """Yield the lines a process writes, until it ends.
+    """Yield the lines that a process writes, until it ends.
 
     Raises:
         TimeoutError: the deadline passed.
-        MemoryError: it has more resident memory than it may.
+        MemoryError: the process has more resident memory than `memory_bytes`.
     """
     stream: Any = process.stdout
     rest = b""
@@ -186,7 +186,7 @@ def _lines(process: subprocess.Popen[bytes], deadline: float, memory_bytes: floa
 
 
 class _Subject:
-    """A part of an architecture that `check_architecture` takes."""
+    """A part of an architecture, with the interface that `check_architecture` expects."""
 
     def __init__(
         self, model: keras.Model, name: str, input_shape: tuple[int, ...], low_high: tuple[float, float]
@@ -197,14 +197,14 @@ class _Subject:
         self.pixel_range = low_high
 
     def build(self, *, seed: int = 0) -> keras.Model:
-        del seed  # the whole was built with it
+        del seed  # the whole architecture was built with the seed already
         return self._model
 
 
 def main() -> int:
-    """Answer questions, one per line, until there are none."""
+    """Read questions from stdin, one per line, and write one answer per line, until stdin closes."""
     die_with_parent()
-    # What TensorFlow prints must not stand between the answers.
+    # TensorFlow's output must not mix with the answers on stdout.
     channel = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
@@ -229,8 +229,10 @@ class _Answerer:
             from tfmot_ops.models.architectures import architecture
 
         self._architecture = architecture(task["architecture"])
-        asked: str = task["recipe"]
-        self._recipe = Recipe.model_validate_json(asked) if asked.startswith("{") else recipes.decode(asked)
+        recipe_text: str = task["recipe"]
+        self._recipe = (
+            Recipe.model_validate_json(recipe_text) if recipe_text.startswith("{") else recipes.decode(recipe_text)
+        )
         self._until = Stage(task["until"])
         self._seed: int = task["seed"]
         self._within: list[str] = task["within"]
@@ -253,7 +255,7 @@ class _Answerer:
         return asdict(Failure(stage.value, result.error_type or "", result.message))
 
     def _graph(self) -> list[tuple[Call, Any]]:
-        """The calls of the model's own level, each with its output."""
+        """The calls of the current model, without its nested models' calls, each with its output tensor."""
         if self._whole is None:
             self._whole = self._architecture.build(seed=self._seed)
             for name in self._within:
@@ -276,7 +278,7 @@ class _Answerer:
         return _Subject(model, call.layer, self._architecture.input_shape, self._architecture.pixel_range)
 
 
-#: Values that a part is fed which does not begin with the images.
+#: Range of the input values for a part that does not begin at the model's input.
 INNER_RANGE = (-1.0, 1.0)
 
 
@@ -311,7 +313,7 @@ def _flat(structure: Any) -> list[Any]:
 
 
 def _sizes(tensors: list[Any]) -> tuple[int, ...] | None:
-    """Shape of one sample where there is one tensor of floats, with every size known."""
+    """Shape of one sample, if `tensors` is one float tensor with known sizes; else None."""
     if len(tensors) != 1 or tensors[0].shape.rank is None or not tensors[0].dtype.is_floating:
         return None
     sizes = tensors[0].shape.as_list()[1:]

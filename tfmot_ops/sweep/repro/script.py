@@ -1,11 +1,11 @@
-"""What a failing cell leaves to whoever mends it: a short script with the smallest part of the model that still fails.
+"""Makes a repro of a failed cell: a short script with the smallest part of the model that still fails.
 
-`python -m tfmot_ops.sweep.repro.script RESULT_JSON OUT_FOLDER` writes `<architecture>-<recipe>.py` and, with its
-fingerprint, `<architecture>-<recipe>.json`. The failing thing may crash or hang, so all of it runs in processes of
-their own; this one loads no TensorFlow.
+`python -m tfmot_ops.sweep.repro.script RESULT_JSON OUT_FOLDER` writes the script `<architecture>-<recipe>.py`, and
+`<architecture>-<recipe>.json` with its fingerprint. The failing model may crash or hang, so it runs in child processes;
+this process loads no TensorFlow.
 
-A script needs this package and what it works with, and nothing of the sweep's: where the failure is at a rewriting, it
-is our code that fails.
+A script imports `tfmot_ops.core` and the model's package, but no module of the sweep. It needs `tfmot_ops.core`, as a
+failure may be in the core's own rewriting of the model.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from tfmot_ops.sweep.run.limits import Limits, run_limited
 from tfmot_ops.system import files
 from tfmot_ops.system.processes import die_with_parent
 
-#: Lines that a script may have.
+#: Largest number of lines of a script.
 LONGEST_SCRIPT = 40
-#: Seconds after which a check that should end is taken for one that hangs, where the cell did.
+#: Time limit in seconds of a check, if the cell failed with `timeout`.
 _HANG_S = 120.0
 #: Wall time in seconds that the repros of one sweep may take together.
 BUDGET_S = 1800.0
 #: Folder of the scripts, beside the page.
 REPROS = "repros"
-#: Least time worth starting with: TensorFlow is imported three times.
+#: Smallest remaining time in seconds with which a repro is started: a repro imports TensorFlow three times.
 _LEAST_S = 30.0
 _WIDTH = 110
 
@@ -50,11 +50,11 @@ class Repro(Document):
 
     Attributes:
         cell: `MobileNet/wi8_ai8`.
-        script: Python text; exits with 0 once the failure is mended.
-        fingerprint: sha256 of what makes the failure this one: stage, exception's class, message without numbers and
-            names, classes of the layers in the part. Two cells that fail for one reason often share it.
-        layers: how many calls of layers the part has; 0 where the architecture cannot be built at all.
-        of_layers: how many the architecture has, or the model nested in it that the part is of.
+        script: Python source; the script exits with 0 once the failure is fixed.
+        fingerprint: sha256 of the stage, the exception's class, the message without numbers and names, and the classes
+            of the layers in the part. Cells that fail for the same reason often have the same fingerprint.
+        layers: number of layer calls in the part; 0 if the architecture cannot be built.
+        of_layers: number of layer calls in the whole model (the architecture, or the nested model with the part).
     """
 
     cell: str
@@ -72,39 +72,39 @@ def make_repro(
     limits: Limits | None = None,
     budget_s: float = 1800.0,
 ) -> Repro | None:
-    """Find the smallest part of a failed cell's architecture that fails in the same way, and write it down.
+    """Find the smallest part of a failed cell's architecture that fails in the same way, and write its script.
 
-    In the same way means: the same first failed stage and the same class of exception, or the same kind of death.
+    Two failures are the same if they have the same failed stage and the same class of exception (or crash, timeout).
 
     Args:
-        result: of the failed cell.
-        recipe: it was run with; without, the one its name says.
-        seed: it was run with.
-        limits: of one check of a part.
-        budget_s: wall time in seconds after which the smallest part so far is taken.
+        result: result of the failed cell.
+        recipe: recipe of the cell; None decodes the recipe's name in `result`.
+        seed: seed of the cell.
+        limits: limits of one check of a part.
+        budget_s: wall time in seconds after which the search stops with the smallest part found so far.
 
     Returns:
-        None for a cell that passed, or fails no more when it is run again.
+        The repro; None if the cell passed, or if its failure did not occur again.
     """
     if result.status is Status.OK:
         return None
     limits = limits or Limits(time_s=_HANG_S if result.error_class == "timeout" else 600.0)
     until = result.failed_stage or Stage.AGREE
-    told = Failure(until.value, result.error_type or result.error_class or "unknown")
+    recorded = Failure(until.value, result.error_type or result.error_class or "unknown")
     deadline = time.monotonic() + budget_s
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        asked = result.recipe if recipe is None else recipe.model_dump_json()
-        with Prober(result.architecture, asked, until=until, limits=limits, seed=seed, log=log) as prober:
+        recipe_text = result.recipe if recipe is None else recipe.model_dump_json()
+        with Prober(result.architecture, recipe_text, until=until, limits=limits, seed=seed, log=log) as prober:
             seen = prober.check(None)
-            if seen is None or (seen.kind, seen.stage if result.failed_stage else told.stage) != (
-                told.kind,
-                told.stage,
+            if seen is None or (seen.kind, seen.stage if result.failed_stage else recorded.stage) != (
+                recorded.kind,
+                recorded.stage,
             ):
                 return None
             cuts = _cuts(prober, seen, deadline)
     writer = _Writer(result, recipe, seed, limits)
-    # A part that fails only after others did in the same process does not show by itself: then a larger one has to.
+    # A part may fail only after other checks in the same process. Its script then passes, and a larger part is tried.
     for cut in cuts:
         repro = writer.write(cut)
         if _is_shown(repro.script, cut.failure, limits):
@@ -114,14 +114,14 @@ def make_repro(
 
 @dataclass(frozen=True)
 class _Cut:
-    """A part of an architecture, or of a model nested in it; without a part, the whole architecture.
+    """A failing part of an architecture or of a model nested in it.
 
     Attributes:
-        failure: how it fails.
-        calls: those of the architecture or nested model.
-        part: of these calls.
-        within: names of the nested models that lead to them, the outermost first.
-        entry: shape of one sample of the innermost one's input.
+        failure: failure of the part.
+        calls: layer calls of the architecture or nested model.
+        part: the part of `calls` that fails; None for the whole architecture.
+        within: names of the nested models that contain the part, the outermost first.
+        entry: shape of one sample of the innermost nested model's input.
     """
 
     failure: Failure
@@ -137,7 +137,7 @@ class _Cut:
 
 
 def _cuts(prober: Prober, seen: Failure, deadline: float) -> list[_Cut]:
-    """What fails as `seen`, the smallest first: where a part is one nested model, a part of that is looked for."""
+    """Parts that fail like `seen`, the smallest first; if a part is one nested model, its parts are searched too."""
 
     def fails(part: Part) -> bool:
         return time.monotonic() < deadline and seen.is_like(prober.check(part))
@@ -257,7 +257,7 @@ def _fingerprint(failure: Failure, kinds: list[str]) -> str:
 
 
 def normalised(message: str) -> str:
-    """A message without what differs from one model, machine or run to the next: quoted names, paths, numbers."""
+    """A message without quoted names, paths and numbers, which differ between models, machines and runs."""
     text = re.sub(r"'[^']*'|\"[^\"]*\"|`[^`]*`", "<name>", message)
     text = re.sub(r"(/[\w.+-]+){2,}", "<path>", text)
     text = re.sub(r"0x[0-9a-fA-F]+|\d+(\.\d+)?(e[+-]?\d+)?", "<number>", text)
@@ -265,7 +265,7 @@ def normalised(message: str) -> str:
 
 
 def _is_shown(script: str, failure: Failure, limits: Limits) -> bool:
-    """Whether a script fails, run by itself."""
+    """Whether a script, run in a process of its own, shows the failure."""
     if len(script.splitlines()) > LONGEST_SCRIPT:
         return False
     with tempfile.TemporaryDirectory() as folder:
@@ -294,22 +294,22 @@ def write_repros(
     budget_s: float = BUDGET_S,
     say: Callable[[str], None] = lambda _text: None,
 ) -> dict[str, str]:
-    """Write repros of failed cells, one after the other, each made by a process of its own.
+    """Write repros of failed cells, one after the other, each made by a child process.
 
-    Cells of a family that fail at one stage with one error class share the script of the first of them that has one.
+    Cells of the same family that fail at the same stage with the same error class share one script.
 
     Args:
-        failed: results of the cells; those that ran shortest come first.
-        folder: where the page is; the scripts go to `repros/<architecture>-<recipe>.py` in it, each with its
-            fingerprint in a .json beside it.
-        seed: the cells were run with.
-        recipes: name -> recipe, of those that their name does not say.
-        budget_s: wall time in seconds for all of them.
-        say: told of each before it is made.
+        failed: results of the failed cells; the cells that ran shortest are processed first.
+        folder: folder of the page; a script is written to `<folder>/repros/<architecture>-<recipe>.py`, and its
+            fingerprint to a .json file beside it.
+        seed: seed of the cells.
+        recipes: name -> recipe, for recipes that cannot be decoded from their name.
+        budget_s: wall time in seconds for all repros together.
+        say: called with a message before each repro.
 
     Returns:
-        Cell -> path of its script in `folder`. A cell is left out whose failure did not show again, or not in time;
-        its .log says so.
+        Cell -> path of its script below `folder`, without the cells whose failure did not occur again in time; their
+        .log files give the reason.
     """
     deadline = time.monotonic() + budget_s
     (folder / REPROS).mkdir(parents=True, exist_ok=True)
@@ -320,7 +320,7 @@ def write_repros(
         if kind not in made:
             log = folder / REPROS / f"{_stem(result)}.log"
             if left < _LEAST_S:
-                log.write_text(f"not made: the {budget_s:g} s for all repros were spent\n", encoding="utf-8")
+                log.write_text(f"not made: the time for all repros, {budget_s:g} s, is used up\n", encoding="utf-8")
                 continue
             say(f"making the repro of {result.cell}, {left:.0f} s at most")
             if not _make(result, log, (recipes or {}).get(result.recipe), seed, left):
@@ -331,15 +331,15 @@ def write_repros(
 
 
 def _kind(result: CompatResult) -> tuple[str, ...]:
-    """What one script stands for; registered models are a family in name only."""
+    """Cells with the same kind share a script; each registered model is a kind, as `registered` is no real family."""
     family = result.family if result.family not in {"", "registered"} else result.architecture
     return result.error_class or "unknown", result.failed_stage or "", family
 
 
 def _make(result: CompatResult, log: Path, recipe: Recipe | None, seed: int, time_s: float) -> bool:
-    path, asked = log.with_suffix(".failed"), log.with_suffix(".recipe")
+    path, recipe_file = log.with_suffix(".failed"), log.with_suffix(".recipe")
     path.write_text(result.model_dump_json(), encoding="utf-8")
-    # Half of the time to find it: the last check, and the script's own run, come behind.
+    # Half of the time for the search, as the last check and the run of the script follow after it.
     command = [
         sys.executable,
         "-m",
@@ -350,13 +350,13 @@ def _make(result: CompatResult, log: Path, recipe: Recipe | None, seed: int, tim
         str(time_s / 2),
     ]
     if recipe is not None:
-        asked.write_text(recipe.model_dump_json(), encoding="utf-8")
-        command.append(str(asked))
+        recipe_file.write_text(recipe.model_dump_json(), encoding="utf-8")
+        command.append(str(recipe_file))
     try:
         return run_limited(command, log, Limits(time_s=time_s), os.environ).exit_code == 0
     finally:
         path.unlink(missing_ok=True)
-        asked.unlink(missing_ok=True)
+        recipe_file.unlink(missing_ok=True)
 
 
 def _stem(result: CompatResult) -> str:
@@ -364,7 +364,7 @@ def _stem(result: CompatResult) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the repro of one result; exits with 4 when the failure did not show again."""
+    """Write the repro of one result; return exit code 4 if the failure did not occur again."""
     if len(arguments) not in range(2, 6):
         raise SpecError(
             "a repro needs two arguments",
@@ -374,11 +374,11 @@ def main(arguments: list[str]) -> int:
         )
     die_with_parent()
     result = CompatResult.model_validate_json(Path(arguments[0]).read_text(encoding="utf-8"))
-    seed, budget_s, asked = (*arguments[2:], *("0", str(BUDGET_S), "")[len(arguments) - 2 :])
-    recipe = Recipe.model_validate_json(Path(asked).read_text(encoding="utf-8")) if asked else None
+    seed, budget_s, recipe_file = (*arguments[2:], *("0", str(BUDGET_S), "")[len(arguments) - 2 :])
+    recipe = Recipe.model_validate_json(Path(recipe_file).read_text(encoding="utf-8")) if recipe_file else None
     repro = make_repro(result, recipe, seed=int(seed), budget_s=float(budget_s))
     if repro is None:
-        sys.stderr.write(f"{result.cell}: fails no more, or has not failed\n")
+        sys.stderr.write(f"{result.cell}: the failure did not occur again, or the cell passed\n")
         return 4
     folder, stem = Path(arguments[1]), _stem(result)
     files.write(folder / f"{stem}.py", repro.script)

@@ -1,6 +1,6 @@
-"""The smallest part of a layer graph that still fails, found by bisection (delta debugging). Loads no TensorFlow.
+"""Finds the smallest part of a layer graph that still fails, by delta debugging. Loads no TensorFlow.
 
-Its end is bisected first, then its beginning.
+The search bisects the end of the part first, then its beginning.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-#: Instead of a call's index: the model's own input.
+#: Used instead of a call's index for the model's input.
 INPUT = -1
 
 
@@ -18,12 +18,12 @@ class Call:
 
     Attributes:
         layer: the layer's name in the model.
-        kind: its class, with the function for a layer that records one (`TFOpLambda:nn.relu6`).
-        inputs: indices of the calls it reads, `INPUT` for the model's input.
-        node: which of the layer's calls it is, as Keras counts them.
-        shape: of one sample of its output; None when it has several outputs or a size is unknown.
-        entry: of a model nested in this one, the shape of one sample of its input; None for any other layer, and where
-            it has several inputs or a size is unknown.
+        kind: the layer's class, followed by the function of a layer that wraps one (`TFOpLambda:nn.relu6`).
+        inputs: indices of the calls whose outputs it reads; `INPUT` for the model's input.
+        node: index of this call among the layer's calls (Keras' node index).
+        shape: shape of one sample of its output; None if it has several outputs or an unknown size.
+        entry: for a nested model, the shape of one sample of its input; None for other layers, and for several inputs
+            or an unknown size.
     """
 
     layer: str
@@ -36,7 +36,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Part:
-    """The calls from behind `first` (`INPUT`: from the model's input) to `last`."""
+    """The calls after `first`, up to and including `last`; with `first` = `INPUT` from the model's input."""
 
     first: int
     last: int
@@ -55,7 +55,7 @@ def members(calls: Sequence[Call], part: Part) -> list[int]:
 
 
 def dominators(calls: Sequence[Call], within: Iterable[int]) -> list[int]:
-    """The dominators of a part's end: the calls that every path from its input to its end leads through, itself too."""
+    """The calls on every path from a part's input to its end, including the end (the dominators of the end)."""
     order = sorted(within)
     inside = set(order)
     # Call -> the last position at which it is read; the input of the part counts as one call.
@@ -70,20 +70,20 @@ def dominators(calls: Sequence[Call], within: Iterable[int]) -> list[int]:
 
 
 def smallest(calls: Sequence[Call], fails: Callable[[Part], bool]) -> Part:
-    """The smallest part that fails, as far as bisection and then single steps (delta debugging) find it.
+    """A smallest failing part, found by bisection and then by single steps (delta debugging).
 
     Args:
-        calls: in topological order; the whole, which ends with the last one, is known to fail.
-        fails: whether a part fails in the way that is looked for.
+        calls: calls of the model in topological order; the whole model is known to fail.
+        fails: whether a part fails in the same way as the whole model.
 
     Returns:
-        A part that was seen to fail (or the whole). Without its last call it passes, and so it does with any later
-        beginning that one tensor can be.
+        A part for which `fails` was true, or the whole model. The part passes without its last call, and with any
+        later beginning that is a single tensor.
     """
     last = _shortest_end(calls, fails)
     whole = Part(INPUT, last)
     begins = [index for index in dominators(calls, members(calls, whole))[:-1] if calls[index].shape is not None]
-    # The latest beginning is the first one in reverse; the whole is behind them all.
+    # In reverse order the first failing candidate is the latest beginning; INPUT, the whole, is the last candidate.
     ordered = [*reversed(begins), INPUT]
     return Part(_first_failing(ordered, lambda index: fails(Part(index, last))), last)
 
@@ -92,12 +92,12 @@ def _shortest_end(calls: Sequence[Call], fails: Callable[[Part], bool]) -> int:
     def ends(index: int) -> bool:
         return calls[index].shape is not None and fails(Part(INPUT, index))
 
-    # What every path leads through grows with each step, so halving is sure to find the first that fails.
+    # Each dominator's part contains that of the dominator before it, so bisection finds the first that fails.
     whole = members(calls, Part(INPUT, len(calls) - 1))
     through = dominators(calls, whole)
     last = _first_failing(through, ends)
     before = through[through.index(last) - 1] if last != through[0] else INPUT
-    # Between two of them are branches, where halving may miss; single steps then go on.
+    # Between two dominators are branches, where bisection may miss the first failing call; so single steps follow.
     block = [index for index in members(calls, Part(before, last)) if index != last]
     block.sort(key=lambda index: (len(members(calls, Part(INPUT, index))), index))
     last = _first_failing([*block, last], ends)
@@ -113,7 +113,7 @@ def _sources(call: Call, inside: set[int]) -> set[int]:
 
 
 def _first_failing(candidates: Sequence[int], fails: Callable[[int], bool]) -> int:
-    """The first candidate that fails; the last one is known to."""
+    """The first candidate that fails, by bisection; the last candidate is known to fail."""
     low, high = 0, len(candidates) - 1
     while low < high:
         middle = (low + high) // 2

@@ -1,1 +1,1 @@
-"""The cells of a sweep, each in a process of its own under limits, and why one failed."""
+"""Running the cells of a sweep in child processes with limits, and the error classes of failed cells."""

@@ -11,11 +11,11 @@ from tfmot_ops.system.processes import die_with_parent
 
 
 def main(arguments: list[str]) -> int:
-    """Run a cell and write its CompatResult, complete or not at all; tell each stage on stderr.
+    """Run a cell, print each stage on stderr, and write its CompatResult atomically.
 
-    The recipe is a name, or a file with the JSON of one.
+    RECIPE is a recipe's name, or a file with a recipe as JSON.
     """
-    name, asked, path = arguments[0], arguments[1], Path(arguments[2])
+    name, recipe_text, path = arguments[0], arguments[1], Path(arguments[2])
     seed = int(arguments[3]) if len(arguments) > 3 else 0  # noqa: PLR2004 - the optional fourth
     die_with_parent()
     with imported_for_good():
@@ -24,8 +24,12 @@ def main(arguments: list[str]) -> int:
         from tfmot_ops.models.architectures import architecture
         from tfmot_ops.sweep.run.check import check_architecture
 
-    is_file = Path(asked).is_file()
-    recipe = Recipe.model_validate_json(Path(asked).read_text(encoding="utf-8")) if is_file else recipes.decode(asked)
+    is_file = Path(recipe_text).is_file()
+    recipe = (
+        Recipe.model_validate_json(Path(recipe_text).read_text(encoding="utf-8"))
+        if is_file
+        else recipes.decode(recipe_text)
+    )
 
     def on_stage(stage: Stage) -> None:
         sys.stderr.write(f"stage: {stage.value}\n")

@@ -1,4 +1,4 @@
-"""One cell of the compat matrix: an architecture goes through the whole chain under a recipe; never raises."""
+"""Checks one cell of the compat matrix: runs an architecture through the whole chain with a recipe."""
 
 from __future__ import annotations
 
@@ -29,44 +29,45 @@ from tfmot_ops.errors import CompatError
 from tfmot_ops.sweep.run.peak import peak_bytes, reset_peak
 from tfmot_ops.system.versions import installed
 
-#: Largest relative difference that rewriting a model may make, max |a - b| / max |a|.
+#: Largest relative difference max |a - b| / max |a| between the outputs of a model before and after a rewriting.
 _TOLERANCE = 1e-4
-#: Images to calibrate and compare on.
+#: Number of images for calibration and for comparing outputs.
 _SAMPLES = 8
-#: Images of the training step: a BatchNormalization of momentum 0 has the statistics of these afterwards.
+#: Number of images of the training step; afterwards a BatchNormalization with momentum 0 has their statistics.
 _TRAINING_SAMPLES = 32
-#: Images BatchNormalization gets its statistics from: with a few only, a random net amplifies the last bit of its
-#: input to a visible difference, as its last layers divide by the spread of that few numbers.
+#: Number of images from which BatchNormalization gets its statistics. With a few images the last layers of a random
+#: network divide by the small standard deviation of a few numbers, and amplify rounding errors to visible differences.
 _STATISTICS_SAMPLES = 64
-#: How far behind PTQ one seed of random weights may be, in dB. Seeds scatter by up to 3 dB each way (docs/evidence.md:
-#: MobileNetV3Large -2.4, +2.7, -2.5); whether a recipe is 1 dB behind, the medians of seeds say (`sweep.margins`).
+#: Largest allowed difference between PTQ's SQNR and the file's with one seed of random weights, in dB. Seeds vary by up
+#: to 3 dB each way (docs/evidence.md: MobileNetV3Large -2.4, +2.7, -2.5); the 1 dB limit of `sweep.judge.margins`
+#: applies to the median of several seeds.
 _MARGIN_DB = 6.0
-#: What a file is held to after QAT where PTQ is not known: a file that answers 0 to everything has as much.
+#: Lowest SQNR in dB of a QAT file without PTQ to compare with; a file whose outputs are all 0 has 0 dB.
 _FLOOR_DB = 0.0
-#: What every file is held to: noise four times as strong as the answers. PTQ of random nets is down to -3.1 dB
-#: (docs/evidence.md, EfficientNetB0).
+#: Lowest SQNR in dB of any file: the noise has four times the power of the outputs. PTQ of networks with random weights
+#: goes down to -3.1 dB (docs/evidence.md, EfficientNetB0).
 _LEAST_DB = -6.0
-#: PTQ as the converter does it, which the others are compared with.
+#: The converter's PTQ, the reference for the SQNR of all recipes.
 _PTQ = Recipe(name="ptq", quantization=Quantization(method=Method.PTQ))
 
 
 class Buildable(Protocol):
-    """What a cell takes: an `Architecture`, or a part of one."""
+    """What `check_architecture` can check: an `Architecture`, or a part of an architecture."""
 
     @property
     def name(self) -> str:
-        """Names it in the result."""
+        """Name in the result."""
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Of one sample: (H, W, C) for images."""
+        """Shape of one sample: (H, W, C) for images."""
 
     @property
     def pixel_range(self) -> tuple[float, float]:
-        """Smallest and largest value its inputs have."""
+        """Smallest and largest input value."""
 
     def build(self, *, seed: int = 0) -> keras.Model:
-        """The model with one input, its weights decided by `seed`."""
+        """Build the model with one input, and with random weights decided by `seed`."""
 
 
 def check_architecture(
@@ -78,31 +79,30 @@ def check_architecture(
     until: Stage = Stage.AGREE,
     on_stage: Callable[[Stage], None] = lambda _stage: None,
 ) -> CompatResult:
-    """Take one architecture through build, normalize, prune, strip, quantize, train, reload, export, invoke, agree.
+    """Run one architecture through build, normalize, prune, strip, quantize, train, reload, export, invoke, agree.
 
-    Weights are random; BatchNormalization has the statistics of a batch. No stage is skipped silently: a recipe
-    without a sparsity has no prune and strip, one without QAT no quantize, train and reload: its file is made of the
-    float model, with the images as calibration.
+    Never raises: an exception becomes a failed result. Weights are random; BatchNormalization has the statistics of a
+    batch. A recipe without sparsity has no stages prune and strip. A recipe without QAT has no stages quantize, train
+    and reload: its file is made from the float model, with the images as calibration samples.
 
-    The file has to hold what the recipe promises: inputs and outputs of the activations' type; for int8 activations all
-    multiply-accumulates in int8 and no float operation, and after QAT no requantising one either.
+    The file must have inputs and outputs of the activations' type. With int8 activations, all multiply-accumulates must
+    be int8, without float operations, and after QAT without requantise operations.
 
-    The file's answers have to be finite, and to agree with those of the model it was made from (QAT or float) to an
-    SQNR of at least that of PTQ's file to the float model less 6 dB, and of -6 dB. Without PTQ to compare with, a file
-    of a QAT model is held to 0 dB. These bounds find files that are wrong; with random weights one seed says no more,
-    so whoever has several compares the medians of `sqnr_db` and `ptq_sqnr_db`.
+    The file's outputs must be finite. Their SQNR to the outputs of the model from which the file was made (QAT or
+    float) must be at least -6 dB, and at most 6 dB below the SQNR of PTQ's file to the float model. Without PTQ to
+    compare with, the file of a QAT model needs 0 dB. These bounds find wrong files only, as the SQNR of random weights
+    depends on the seed; to judge a recipe, compare the medians of `sqnr_db` and `ptq_sqnr_db` over several seeds.
 
     Args:
         architecture: entry of the catalogue.
-        recipe: what to do.
-        seed: decides weights and images.
-        against_ptq: also convert the float model without training, to compare with; a recipe that says just that
-            is not compared with itself.
-        until: the last stage to go through.
-        on_stage: told each stage as it is entered: what a process that dies was at.
+        recipe: recipe with a quantization.
+        seed: seed of weights and images.
+        against_ptq: also convert the float model with PTQ, to compare the SQNR; ignored if the recipe is this PTQ.
+        until: the last stage to run.
+        on_stage: called with each stage when it begins, so that a log shows the stage in which a process died.
 
     Returns:
-        The result; `failed_stage`, `error_type` and `message` say what went wrong. Metrics: `layers`, `parameters`,
+        The result; `failed_stage`, `error_type` and `message` describe a failure. Metrics: `layers`, `parameters`,
         `normalize_difference` and `quantize_difference` (relative, quantisers off), `int8_mac_fraction`, `float_ops`,
         `requantize_ops`, `sparsity` (smallest of the pruned kernels), `size_bytes`, `gzip_bytes`, `sqnr_db`,
         `ptq_sqnr_db`, `<stage>_s` (CPU seconds), `<stage>_peak_bytes` and `peak_memory_bytes` (resident memory of the
@@ -111,14 +111,14 @@ def check_architecture(
     cell = _Cell(architecture, recipe, seed, until, on_stage)
     try:
         cell.run(against_ptq=against_ptq)
-    except _Enough:
+    except _LastStageDone:
         return cell.result(Status.OK)
     except Exception as error:  # noqa: BLE001 - whatever fails is this cell's result
         return cell.result(Status.FAILED, error)
     return cell.result(Status.OK)
 
 
-class _Enough(Exception):  # noqa: N818 - no error: the last stage that was asked for is done
+class _LastStageDone(Exception):  # noqa: N818 - no error: ends the cell after the stage `until`
     pass
 
 
@@ -159,19 +159,19 @@ class _Cell:
                 gc.collect()
         refused = None
         if against_ptq and self.until is Stage.AGREE and self.recipe.quantization != _PTQ.quantization:
-            # Of the stage that compares, but done here: the converter holds ten times the weights, and later the
-            # process holds what training left in it.
+            # Needed by the stage agree, but done early: the converter needs ten times the memory of the weights, and
+            # after training the process holds more memory.
             with self._timed(Stage.AGREE):
                 refused = self._compare_ptq(model)
         if self.trains:
-            # A list, so that this frame does not hold the float model while the rest is done.
+            # In a list that the callee empties, so that no reference in this frame keeps the float model alive.
             held = [model]
             del model
             model = self._train_and_reload(held)
         else:
             self.expected = _answers(model, self.images)
         with self._timed(Stage.EXPORT):
-            # The images say the sizes that a model leaves open.
+            # The images fix the sizes that are None in the model's input shape.
             data = export_tflite(model, self.recipe, self.images)
             self._check_file(data)
             del model
@@ -195,7 +195,8 @@ class _Cell:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "model.h5"
                 save_model(quantized, path)
-                # Before the next one is made: the largest model has 1.4 GB of weights, and a model is a cycle.
+                # Collected before the next model is built: the largest model has 1.4 GB of weights, and a model is in a
+                # reference cycle.
                 del quantized
                 gc.collect()
                 quantized = load_model(path)
@@ -218,7 +219,7 @@ class _Cell:
     @contextmanager
     def _timed(self, stage: Stage) -> Iterator[None]:
         if list(Stage).index(stage) > list(Stage).index(self.until):
-            raise _Enough
+            raise _LastStageDone
         self.stage = stage
         self.on_stage(stage)
         start = time.process_time()
@@ -238,7 +239,7 @@ class _Cell:
         refresh_batch_norm(model, [self.population])
         model.compile(keras.optimizers.SGD(1e-4), "mse")
         self.metrics |= {"layers": len(model.layers), "parameters": model.count_params()}
-        # What reads indices stays with integers.
+        # Models with integer inputs (indices) get integers.
         self.reads_floats = all(tensor.dtype.is_floating for tensor in model.inputs)
         return model
 
@@ -249,7 +250,7 @@ class _Cell:
     def _strip(self, pruned: keras.Model) -> keras.Model:
         model = strip(pruned)
         self.metrics["sparsity"] = min(assert_sparsity(model, self.recipe).values())
-        # Half of the weights are gone, and the statistics with them; fine-tuning would do this.
+        # With half of the weights 0 the BatchNormalization statistics are wrong; fine-tuning would update them.
         refresh_batch_norm(model, [self.population])
         return model
 
@@ -263,7 +264,7 @@ class _Cell:
         self.metrics[name] = difference
         if not difference <= _TOLERANCE:
             raise CompatError(
-                f"{name.partition('_')[0]} changed what the model computes",
+                f"{name.partition('_')[0]} changed the outputs of the model",
                 required=f"a relative difference of at most {_TOLERANCE}",
                 received=f"{difference:.3g}",
                 remedy="compare the graph before and after, layer by layer",
@@ -273,7 +274,7 @@ class _Cell:
         images = self.population[:_TRAINING_SAMPLES]
         targets = np.zeros((len(images), *quantized.output_shape[1:]), np.float32)
         build_optimizer(quantized)
-        # One step, op by op: to trace its gradient takes eight times as long as to compute it.
+        # One eager step: tracing the gradient as a graph takes eight times as long as computing it.
         quantized.run_eagerly = True
         loss = quantized.train_on_batch(images, targets)
         if not np.isfinite(loss):
@@ -306,7 +307,7 @@ class _Cell:
                 "the file's inputs and outputs have another type than the recipe's activations",
                 required=self.activations.value,
                 received=f"inputs {', '.join(profile.input_dtypes)}, outputs {', '.join(profile.output_dtypes)}",
-                remedy="look at what export_tflite tells the converter of its inputs and outputs",
+                remedy="check the input and output types that export_tflite sets on the converter",
             )
         if self.activations is not Activations.INT8:
             return
@@ -314,18 +315,19 @@ class _Cell:
         if profile.int8_mac_fraction < 1.0 or profile.float_ops or requantize_ops:
             raise CompatError(
                 "the file is not fully int8",
-                required="all multiply-accumulates in int8, no float and, after QAT, no requantise op",
-                received=f"{profile.int8_mac_fraction:.4f}, {profile.float_ops} and {profile.requantize_ops}",
-                remedy="look for the layers that the report of quantize keeps in float",
+                required="all multiply-accumulates in int8, no float operations, after QAT no requantise operations",
+                received=f"int8 share {profile.int8_mac_fraction:.4f}, {profile.float_ops} float operations, "
+                f"{profile.requantize_ops} requantise operations",
+                remedy="check the report of quantize for layers that are kept in float",
             )
 
     def _agree(self, answers: npt.NDArray[Any]) -> None:
         if not np.all(np.isfinite(answers)):
             raise CompatError(
-                "the file's answers are no numbers",
-                required="finite answers",
-                received=f"{np.count_nonzero(~np.isfinite(answers))} of {answers.size} are not",
-                remedy="compare the file with the model it was made from, layer by layer: core.layer_sqnr",
+                "the TFLite file returned NaN or infinity",
+                required="finite outputs",
+                received=f"{np.count_nonzero(~np.isfinite(answers))} of {answers.size} outputs are NaN or infinity",
+                remedy="compare the file with its model layer by layer: core.layer_sqnr",
             )
         found = self.metrics["sqnr_db"] = sqnr_db(self.expected, answers)
         ptq = self.metrics.get("ptq_sqnr_db")
@@ -333,14 +335,14 @@ class _Cell:
         bound = unknown if ptq is None else max(ptq - _MARGIN_DB, _LEAST_DB)
         if not found >= bound:
             raise CompatError(
-                "the file does not compute what the model it was made from does",
+                "the outputs of the TFLite file differ from those of its model",
                 required=f"an SQNR of at least {bound:.1f} dB" + ("" if ptq is None else f"; PTQ's is {ptq:.1f} dB"),
                 received=f"{found:.1f} dB",
-                remedy="compare the two layer by layer: core.layer_sqnr",
+                remedy="compare the file with its model layer by layer: core.layer_sqnr",
             )
 
     def _compare_ptq(self, model: keras.Model) -> Exception | None:
-        """What kept PTQ from it: an error of the last stage, raised when that is reached."""
+        """Measure the SQNR of PTQ's file; return the error if PTQ failed, which is raised in the stage agree."""
         try:
             data = export_tflite(model, _PTQ, self.images)
             self.metrics["ptq_sqnr_db"] = sqnr_db(_answers(model, self.images), _flat(predict(data, self.images)))
@@ -350,7 +352,7 @@ class _Cell:
 
 
 def _answers(model: keras.Model, images: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    # Op by op: tracing a graph for one batch costs ten times the batch.
+    # Eager: tracing a graph for one batch takes ten times as long as computing the batch.
     return _flat(model(images, training=False))
 
 

@@ -1,9 +1,9 @@
-"""Why cells fail: the error classes, as data, and the matching of a failed cell to one.
+"""Error classes of failed cells, and the function that assigns a failed cell to a class.
 
-Exception types and stages decide first. Patterns are only for what TensorFlow and tfmot raise as bare text; each says
-where and in which version it was seen. An installed package adds classes under the entry-point group
-`tfmot_ops.error_classes` (a list of `ErrorClass`); they are asked before ours, and take the place of ours of the same
-name.
+A class matches by the type of the exception and the stage; patterns on the message are only for generic exceptions of
+TensorFlow and tfmot, and each pattern names the package and version in which it was seen. An installed package can add
+classes under the entry-point group `tfmot_ops.error_classes` (a list of `ErrorClass`). Added classes are matched before
+the built-in classes, and replace a built-in class of the same name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from importlib.metadata import entry_points
 from tfmot_ops.contract import CompatResult, Stage, Status
 
 ENTRY_POINT_GROUP = "tfmot_ops.error_classes"
-#: What a sick machine may have caused, or a limit that is higher now.
+#: Error classes that a machine problem or a low limit may have caused; a cell with one of them is run again.
 _OF_THE_MACHINE = frozenset({"timeout", "out_of_memory", "crash"})
 
 
@@ -27,12 +27,12 @@ class ErrorClass:
     """One kind of failure.
 
     Attributes:
-        name: as it stands in results.
-        cause: what has happened, in a sentence.
-        remedy: what to do about it.
-        exceptions: class names of exceptions that always mean it.
-        stages: stages in which `CompatError`, which says that a promise was not kept, means it.
-        patterns: regular expression -> package, version and place where a message of this form was seen.
+        name: name of the class in results.
+        cause: what happened, in one sentence.
+        remedy: what the reader should do.
+        exceptions: class names of exceptions that always belong to this class.
+        stages: stages in which a `CompatError` (a check of the cell failed) belongs to this class.
+        patterns: (regular expression on the message; package, version and source file where the message was seen).
     """
 
     name: str
@@ -43,59 +43,59 @@ class ErrorClass:
     patterns: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse a pattern that is none when it is written, not when a cell fails.
+        """Compile the patterns, so that an invalid pattern is found when the class is defined.
 
         Raises:
-            re.error: a pattern is no regular expression.
+            re.error: a pattern is not a valid regular expression.
         """
         for pattern, _ in self.patterns:
             re.compile(pattern)
 
     def matches(self, result: CompatResult) -> bool:
-        """Whether a failed cell is of this kind, by its exception's class and stage."""
+        """Whether a failed cell belongs to this class by its exception's class and its failed stage."""
         if result.error_type == "CompatError":
             return result.failed_stage in self.stages
         return result.error_type in self.exceptions
 
     def matches_text(self, result: CompatResult) -> bool:
-        """Whether the message has a form known from elsewhere."""
+        """Whether the message of a failed cell matches a pattern of this class."""
         return any(re.search(pattern, result.message) for pattern, _ in self.patterns)
 
 
-#: In the order they are asked.
+#: The built-in classes, in the order in which they are matched.
 ERROR_CLASSES = (
     ErrorClass(
         "timeout",
-        "The cell's process was ended, as it took longer than a cell may.",
-        "Look at the last stage in its log; raise --time-limit if the architecture is only large.",
+        "The cell ran longer than its time limit and was killed.",
+        "Check the last stage in the cell's log; raise --time-limit if the architecture is only large.",
     ),
     ErrorClass(
         "out_of_memory",
-        "The cell's process was ended at its memory limit, or TensorFlow could not allocate.",
+        "The cell used more than its memory limit and was killed, or TensorFlow could not allocate memory.",
         "Raise --memory-limit on a larger machine, or give the architecture a smaller input.",
         exceptions=("MemoryError", "ResourceExhaustedError"),
         patterns=(("OOM when allocating tensor", "tensorflow 2.21, core/framework/op_kernel.cc"),),
     ),
     ErrorClass(
         "crash",
-        "The cell's process died by a signal: native code aborted or read memory that is not its own.",
-        "Run the repro under gdb, or `python -X faulthandler`; report it to the package of the last frame.",
+        "The cell's process was killed by a signal: native code aborted or accessed invalid memory.",
+        "Run the repro under gdb, or with `python -X faulthandler`; report it to the package of the last frame.",
     ),
     ErrorClass(
         "sparsity_lost",
         "A kernel has fewer zeros than the recipe asks for.",
-        "Find the layer the message names; its quantiser has to keep the mask.",
+        "Check the quantiser of the layer in the message: it must keep the zeros of the pruned kernel.",
         exceptions=("SparsityLostError",),
     ),
     ErrorClass(
         "not_fully_int8",
-        "The TFLite file holds float operations or conversions inside the graph.",
-        "Look in the report of quantize for layers kept in float, and for ties that are missing.",
+        "The TFLite file contains float operations or type conversions inside the graph.",
+        "Check the report of quantize for layers kept in float, and for tensors that should share one scale.",
         stages=(Stage.EXPORT,),
     ),
     ErrorClass(
         "disagreement",
-        "A rewritten model does not compute what the original does.",
+        "The outputs of a rewritten model differ from those of the original.",
         "Compare the graph before and after, layer by layer.",
         stages=(Stage.NORMALIZE, Stage.QUANTIZE, Stage.TRAIN, Stage.INVOKE, Stage.AGREE),
     ),
@@ -107,7 +107,7 @@ ERROR_CLASSES = (
     ),
     ErrorClass(
         "unsupported_layer",
-        "A layer has no form that can be pruned or quantised.",
+        "A layer cannot be pruned or quantised.",
         "Exclude it in the recipe's scope, or write it with standard layers.",
         exceptions=("UnsupportedModelError",),
         patterns=(
@@ -117,14 +117,14 @@ ERROR_CLASSES = (
     ),
     ErrorClass(
         "nested_model",
-        "A model inside a model was not opened.",
+        "A nested model was not flattened.",
         "Normalise the model first: core.normalize flattens it.",
         patterns=(("Quantizing a keras Model inside another", "tfmot 0.8.1, quantization/keras/quantize.py:223"),),
     ),
     ErrorClass(
         "rank_mismatch",
-        "A layer was given a tensor with another number of axes than it takes.",
-        "Look at the layer the message names; a rewrite dropped or added an axis.",
+        "A layer received a tensor with the wrong number of axes.",
+        "Check the layer in the message; a rewrite removed or added an axis.",
         patterns=(
             (r"expected (min_|max_)?ndim=", "tf-keras 2.21, engine/input_spec.py:248, 266"),
             (r"[Ss]hape must be (at least )?rank", "tensorflow 2.21, core/framework/common_shape_fns"),
@@ -132,8 +132,8 @@ ERROR_CLASSES = (
     ),
     ErrorClass(
         "unsupported_op",
-        "TFLite has no operation for something the model computes.",
-        "Exclude the layer in the recipe's quantization.scope, or write it with operations that TFLite has.",
+        "TFLite has no equivalent of a TensorFlow operation in the model.",
+        "Exclude the layer in the recipe's quantization.scope, or write it with operations that TFLite supports.",
         patterns=(
             ("neither a custom op nor a flex op", "tensorflow 2.21, TFLite converter, tfl-legalize"),
             ("failed to legalize operation", "tensorflow 2.21, TFLite converter"),
@@ -148,7 +148,7 @@ ERROR_CLASSES = (
     ),
     ErrorClass(
         "unknown",
-        "Nothing in the table fits.",
+        "No error class matches the failure.",
         "Read the cell's log, and add a class to the table when the reason is known.",
     ),
 )
@@ -156,11 +156,11 @@ ERROR_CLASSES = (
 
 @cache
 def _added() -> dict[str, ErrorClass]:
-    """Name -> class of installed packages; a package that cannot be loaded has none, and says so."""
+    """Name -> error class of installed packages; warns about a package that cannot be loaded."""
     found: dict[str, ErrorClass] = {}
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         try:
-            classes = {each.name: each for each in entry.load()}
+            classes = {error_class.name: error_class for error_class in entry.load()}
         except Exception as error:  # noqa: BLE001 - somebody else's package must not end a sweep
             warnings.warn(f"no error classes of {entry.value}: {type(error).__name__}: {error}", stacklevel=2)
         else:
@@ -172,34 +172,34 @@ def _added() -> dict[str, ErrorClass]:
 def error_classes() -> dict[str, ErrorClass]:
     """Name -> class, those of installed packages first."""
     added = _added()
-    return added | {each.name: each for each in ERROR_CLASSES if each.name not in added}
+    return added | {kind.name: kind for kind in ERROR_CLASSES if kind.name not in added}
 
 
 def classify(result: CompatResult) -> str:
     """Name of the error class of a failed cell that came with an exception."""
     known, added = error_classes(), _added()
     return (
-        _asked(added.values(), result)
-        or _asked((each for name, each in known.items() if name not in added), result)
-        or _left(result)
+        _first_match(added.values(), result)
+        or _first_match((kind for name, kind in known.items() if name not in added), result)
+        or _default_class(result)
     )
 
 
-def _asked(classes: Iterable[ErrorClass], result: CompatResult) -> str | None:
+def _first_match(classes: Iterable[ErrorClass], result: CompatResult) -> str | None:
     known = list(classes)
-    # A reason in the text says more than "the converter refused".
-    text = next((each.name for each in known if each.matches_text(result)), None)
-    typed = next((each.name for each in known if each.matches(result)), None)
+    # A match of the message is more specific than the class `conversion` (the converter refused the model).
+    text = next((kind.name for kind in known if kind.matches_text(result)), None)
+    typed = next((kind.name for kind in known if kind.matches(result)), None)
     return text or typed if typed == "conversion" else typed or text
 
 
-def _left(result: CompatResult) -> str:
-    # Whatever cannot be read back is a matter of saving, whoever raises.
+def _default_class(result: CompatResult) -> str:
+    # Any other exception in the stage reload means that the saved model cannot be loaded.
     return "reload" if result.failed_stage is Stage.RELOAD else "unknown"
 
 
 def reclassified(result: CompatResult) -> CompatResult:
-    """A result as the table has it now; what a process died of stays as it was seen."""
+    """A result with the error class of the current table; the class of a killed or crashed process stays."""
     died = result.error_type is None and result.error_class is not None
     if result.status is Status.OK or died:
         return result
@@ -207,8 +207,8 @@ def reclassified(result: CompatResult) -> CompatResult:
 
 
 def is_lasting(result: CompatResult) -> bool:
-    """Whether a result is the cell's own, and stands for the next run with the same inputs.
+    """Whether a result may be reused by a later sweep with the same inputs.
 
-    A timeout, too little memory and a crash may be the machine's fault, or gone under other limits.
+    A timeout, lack of memory or crash may be caused by the machine, or not occur with other limits.
     """
     return result.error_class not in _OF_THE_MACHINE

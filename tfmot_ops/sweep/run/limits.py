@@ -1,7 +1,6 @@
-"""A process with a limit on its time and its memory, that does not outlive us.
+"""Runs a child process with limits on time and memory; the child never outlives this process.
 
-`python -m tfmot_ops.sweep.run.limits PROGRAM [ARGUMENT ...]` runs a program that ends when the one that started it
-does.
+`python -m tfmot_ops.sweep.run.limits PROGRAM [ARGUMENT ...]` runs a program that the kernel kills when its parent ends.
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ from tfmot_ops.system.environment import TEMPORARY_FOLDER, TETHERED
 
 #: How often a process is looked at.
 POLL_S = 0.1
-#: Ending of the folder that a process has for its temporary files.
+#: Suffix of the folder for a child's temporary files.
 SCRATCH = ".tmp"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a cell may use.
+    """Limits of a cell.
 
-    TensorFlow cannot live under RLIMIT_AS, as it reserves far more addresses than it uses, so the resident memory of
-    the process and its children is watched.
+    TensorFlow reserves far more address space than it uses, so RLIMIT_AS cannot limit it; instead the resident memory
+    of the process and its children is polled.
 
     Attributes:
         time_s: wall time in seconds; the slowest cell took a quarter of the default on two cores.
-        memory_bytes: resident memory.
+        memory_bytes: resident memory in bytes.
     """
 
     time_s: float = 3600.0
@@ -50,9 +49,9 @@ class Ended:
 
     Attributes:
         exit_code: negative for a signal, as `subprocess` has it.
-        limit: the one it ran into (`time`, `memory`, `stopped` when we were told to stop), or None.
-        peak_bytes: most resident memory seen.
-        duration_s: wall time.
+        limit: why it was killed: `time`, `memory`, or `stopped` (the sweep was stopped); None if it ended by itself.
+        peak_bytes: largest polled resident memory in bytes.
+        duration_s: wall time in seconds.
     """
 
     exit_code: int
@@ -64,16 +63,16 @@ class Ended:
 def run_limited(
     command: Sequence[str], log: Path, limits: Limits, environment: Mapping[str, str], stop: Event | None = None
 ) -> Ended:
-    """Run a command to its end, or to a limit.
+    """Run a command until it ends, or kill it at a limit.
 
     Args:
-        command: program and arguments. Its stdin is a pipe that closes when this process ends, however it ends, and it
-            calls `processes.die_with_parent` so as not to outlive us.
-        log: file for what it writes.
+        command: program and arguments. The program must call `processes.die_with_parent`; its stdin is a pipe that
+            closes when this process ends for any reason.
+        log: file for the command's stdout and stderr.
         limits: see `Limits`.
-        environment: its environment variables; besides, TMPDIR is a folder beside the log that is removed with all that
-            a killed process leaves there.
-        stop: ends the process when set.
+        environment: environment variables of the command. TMPDIR is set to a folder beside the log, which is removed
+            afterwards with everything in it.
+        stop: kills the process when set.
     """
     with log.open("wb") as file, _scratch(log) as scratch:
         started = time.monotonic()
@@ -91,7 +90,7 @@ def run_limited(
 
 @contextlib.contextmanager
 def _scratch(log: Path) -> Iterator[Path]:
-    """`<log's name>.tmp`, empty; a name that is known, so that what our own death leaves there can be found."""
+    """An empty folder `<name of the log>.tmp`; if this process is killed, the next sweep finds it by its name."""
     folder = log.with_suffix(SCRATCH).resolve()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -102,9 +101,9 @@ def _scratch(log: Path) -> Iterator[Path]:
 
 
 def death(exit_code: int) -> str:
-    """Error class of a process that ended without a result, and without us.
+    """Error class of a process that ended without a result and was not killed by this process.
 
-    Nobody but the kernel sends SIGKILL by itself: when memory runs out. A shell between us says it as 137.
+    SIGKILL then comes from the kernel, as memory ran out; a shell reports SIGKILL as exit code 137.
     """
     if exit_code in {-signal.SIGKILL, 128 + signal.SIGKILL}:
         return "out_of_memory"
@@ -113,7 +112,7 @@ def death(exit_code: int) -> str:
 
 @contextlib.contextmanager
 def imported_for_good() -> Iterator[None]:
-    """Keep what is imported within from the garbage collector: TensorFlow is 344,000 objects that stay anyway."""
+    """Exclude the objects of imports in this context from garbage collection: TensorFlow's 344,000 objects stay."""
     gc.disable()
     try:
         yield
@@ -140,7 +139,7 @@ def _watch(
 
 
 def main(arguments: list[str]) -> None:
-    """Become another program, which keeps what the kernel was told here."""
+    """Ask the kernel to kill this process with its parent, then exec the program, which keeps that setting."""
     processes.die_with_parent()
     os.execvp(arguments[0], arguments)  # noqa: S606 - without a shell, as it was asked for
 

@@ -1,4 +1,4 @@
-"""Run cells, each in its own process under limits, packed by the memory they need; what is on disk is not run again."""
+"""Runs cells in child processes with limits, in parallel as far as memory allows; reuses results on disk."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Cell:
 
     Attributes:
         architecture: name in the catalogue.
-        recipe: with a quantisation.
+        recipe: a recipe with a quantization.
         family: module that defines the architecture.
-        inputs_sha256: digest of all that decides the result (see `tfmot_ops.sweep.plan.inputs`).
-        seed: decides weights and images.
+        inputs_sha256: digest of everything that decides the result (see `tfmot_ops.sweep.plan.inputs`).
+        seed: seed of weights and images.
     """
 
     architecture: str
@@ -48,16 +48,16 @@ class Cell:
 
 
 class Watcher(Protocol):
-    """Told how a sweep gets on."""
+    """Receives the progress of a sweep."""
 
     def started(self, cell: str) -> None:
-        """A cell's process was started."""
+        """Called when a cell's process was started."""
 
     def ended(self, result: CompatResult) -> None:
-        """A cell has its result, run or found."""
+        """Called with a cell's result, new or reused."""
 
 
-class _Nobody:
+class _NullProgress:
     def started(self, cell: str) -> None:
         pass
 
@@ -67,17 +67,17 @@ class _Nobody:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Where and how cells run.
+    """Runs cells with the settings below.
 
     Attributes:
-        folder: results and logs, `<architecture>-<recipe>-<digest>.json`; a cell that has its result there is not run
-            again, also when another sweep is putting it there at the moment.
-        jobs: cells at once, at most.
-        memory_bytes: that all cells together may need.
-        limits: of each cell.
-        costs: architecture -> what its cells are known to need.
-        python: interpreter that runs the cells; another environment's for a forecast.
-        force: run every cell, whatever is on disk.
+        folder: folder of results and logs (`<architecture>-<recipe>-<digest>.json`). A cell with a result there is not
+            run again; if another sweep is running the cell, its result is awaited.
+        jobs: largest number of concurrent cells.
+        memory_bytes: memory for all concurrent cells together, in bytes.
+        limits: limits of each cell.
+        costs: architecture -> known CPU time and memory of its cells.
+        python: interpreter that runs the cells; for a forecast, that of another environment.
+        force: run every cell, even if there is a result on disk.
     """
 
     folder: Path
@@ -94,16 +94,16 @@ class Matrix:
         """Run the cells.
 
         Args:
-            cells: what to run.
-            known: digest of a cell's inputs -> result of an earlier sweep, taken instead of running.
-            watcher: told how it goes.
+            cells: the cells to run.
+            known: digest of a cell's inputs -> result of an earlier sweep, which is reused.
+            watcher: receives the progress.
 
         Returns:
-            One result a cell, in the order given.
+            One result per cell, in the order of `cells`.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_what_the_killed_left()
-        cells, watcher, results = list(cells), watcher or _Nobody(), {}
+        cells, watcher, results = list(cells), watcher or _NullProgress(), {}
         for cell in cells:
             found = None if self.force else self.found(cell) or _of(cell, (known or {}).get(cell.inputs_sha256))
             if found is not None:
@@ -137,7 +137,7 @@ class Matrix:
                         results[running.pop(future).name] = result
                         watcher.ended(result)
             except BaseException:
-                stop.set()  # Ctrl-C: the children go, finished cells stay on disk
+                stop.set()  # Ctrl-C: kills the children; results of finished cells stay on disk
                 raise
         return results
 
@@ -146,7 +146,7 @@ class Matrix:
         return self.folder / name.replace("/", "_")
 
     def found(self, cell: Cell, newer_than: float = 0.0) -> CompatResult | None:
-        """The result of a cell on disk, if it is its own and can be read, and is of that time or later (Unix time)."""
+        """The cell's valid result on disk, if it is not older than `newer_than` (Unix time in seconds); else None."""
         path = self._path(cell)
         if not path.exists() or path.stat().st_mtime < newer_than:
             return None
@@ -167,18 +167,18 @@ class Matrix:
         with files.lock(path.with_suffix(".lock"), wait=True, stopped=stop.is_set) as held:
             if not held:
                 raise StoppedError
-            # Another sweep may have run it while this one waited for its turn.
+            # Another sweep may have run the cell while this one waited for the lock.
             found = self.found(cell, begun if self.force else 0.0)
             if found is not None:
                 return found.model_copy(update={"cached": True})
-            asked, answer = path.with_suffix(".recipe"), path.with_suffix(".answer")
-            asked.write_text(cell.recipe.model_dump_json(), encoding="utf-8")
+            recipe_file, answer = path.with_suffix(".recipe"), path.with_suffix(".answer")
+            recipe_file.write_text(cell.recipe.model_dump_json(), encoding="utf-8")
             answer.unlink(missing_ok=True)
-            command = [self.python, "-m", "tfmot_ops.sweep.run.cell", cell.architecture, str(asked), str(answer)]
+            command = [self.python, "-m", "tfmot_ops.sweep.run.cell", cell.architecture, str(recipe_file), str(answer)]
             ended = run_limited(
                 [*command, str(cell.seed)], path.with_suffix(".log"), self.limits, self._environment(), stop
             )
-            asked.unlink(missing_ok=True)
+            recipe_file.unlink(missing_ok=True)
             result = self._judged(cell, ended, answer, path.with_suffix(".log"))
             if ended.limit != "stopped":
                 files.write(path, result.model_dump_json(indent=1))
@@ -186,11 +186,11 @@ class Matrix:
             return result
 
     def _environment(self) -> dict[str, str]:
-        # Cells share the cores: one thread each wastes none of them on waiting.
+        # One thread per cell, as concurrent cells share the cores.
         threads = str(max(1, (os.cpu_count() or 1) // max(1, self.jobs)))
         quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads}
-        # oneDNN keeps a copy of the weights of every kernel it ran, for a run that does not come, and rounds as the
-        # processor at hand has it.
+        # Without oneDNN: it caches a copy of each kernel's weights for later runs, and its rounding depends on the
+        # processor.
         quiet["TF_ENABLE_ONEDNN_OPTS"] = "0"
         return {**os.environ, **quiet}
 
@@ -209,39 +209,40 @@ class Matrix:
                 "status": Status.FAILED,
                 "failed_stage": _last_stage(log),
                 "error_class": kinds.get(ended.limit or "", death(ended.exit_code)),
-                "message": f"{_told(ended, self.limits)}\n{_tail(log)}",
+                "message": f"{_reason(ended, self.limits)}\n{_tail(log)}",
                 "metrics": {"wall_s": ended.duration_s, "peak_memory_bytes": ended.peak_bytes},
             }
         )
 
 
 def _of(cell: Cell, result: CompatResult | None) -> CompatResult | None:
-    """The result if it says that it is of this cell: others may have written what is found under its digest."""
+    """The result if it names this cell, else None: the folder may be shared, so its files are not trusted."""
     return result if result is not None and result.cell == cell.name else None
 
 
 def _read(path: Path) -> CompatResult | None:
-    """A result on disk; None for one that is not there, cut off, or of another version of this package."""
+    """Read a result file; None if it is missing, truncated, or written by an incompatible version of this package."""
     with suppress(OSError, ValueError):
         return CompatResult.model_validate_json(path.read_text(encoding="utf-8"))
     return None
 
 
-def _told(ended: Ended, limits: Limits) -> str:
+def _reason(ended: Ended, limits: Limits) -> str:
     if ended.limit == "time":
-        return f"no result after {limits.time_s:g} s, the limit of a cell"
+        return f"no result within the time limit of a cell, {limits.time_s:g} s"
     if ended.limit == "memory":
-        return f"{ended.peak_bytes / 2**30:.1f} GiB resident, more than the {limits.memory_bytes / 2**30:.1f} of a cell"
+        limit = f"{limits.memory_bytes / 2**30:.1f} GiB"
+        return f"{ended.peak_bytes / 2**30:.1f} GiB resident memory, more than the limit of a cell, {limit}"
     if ended.limit == "stopped":
-        return "stopped with the sweep"
+        return "killed, as the sweep was stopped"
     if death(ended.exit_code) == "out_of_memory":
-        return f"killed, and not by the sweep (code {ended.exit_code}): so the kernel does when memory runs out"
-    return f"the process ended with code {ended.exit_code} and no result that can be read"
+        return f"killed (code {ended.exit_code}), but not by the sweep: the machine probably ran out of memory"
+    return f"the process ended with code {ended.exit_code} and without a valid result"
 
 
 def _last_stage(log: Path) -> Stage | None:
-    """The stage a cell was in: it writes each to its log as it enters it."""
-    stage, known = None, {f"stage: {each.value}".encode(): each for each in Stage}
+    """The last stage in a cell's log; a cell logs each stage when it begins."""
+    stage, known = None, {f"stage: {member.value}".encode(): member for member in Stage}
     with suppress(OSError), log.open("rb") as lines:
         for line in lines:
             stage = known.get(line.strip(), stage)
@@ -256,4 +257,4 @@ def _tail(log: Path) -> str:
 
 
 class StoppedError(Exception):
-    """The sweep ends while a cell waits for its turn."""
+    """Raised when the sweep is stopped while a cell waits for the lock of its result."""

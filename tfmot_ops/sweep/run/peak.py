@@ -11,9 +11,9 @@ _STATUS = Path("/proc/self/status")
 
 
 def reset_peak() -> None:
-    """Start again; where the kernel does not let us, `peak_bytes` stays the peak of the whole life of the process.
+    """Reset the peak; if the kernel does not allow it, `peak_bytes` is the peak since the start of the process.
 
-    Memory that was freed goes back to the system first: what glibc keeps of it would count as held.
+    Returns freed memory to the system first, as glibc's free lists would count as resident memory.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl and macOS do not
     if trim is not None:
