@@ -19,7 +19,7 @@ from tfmot_ops.contract import StepResult, StepSpec
 from tfmot_ops.contract.refusal import refusal
 from tfmot_ops.errors import SpecError, TfmotOpsError
 from tfmot_ops.system import files
-from tfmot_ops.system.processes import stop_arrived
+from tfmot_ops.system.processes import signals_first, stop_arrived
 from tfmot_ops.system.uri_secrets import hide
 
 if TYPE_CHECKING:
@@ -124,8 +124,9 @@ def execute(spec: StepSpec, say: Callable[[str], None] = say, *, stays: bool = F
     with tempfile.TemporaryDirectory(prefix="tfmot-ops-") as folder:
         workdir = Path(folder)
         try:
-            run = _open_run(spec, stays)
-            result = _run(spec, run, workdir, say)
+            with signals_first():
+                run = _open_run(spec, stays)
+                result = _run(spec, run, workdir, say)
         except Exception as error:  # noqa: BLE001 - whatever a step dies of is its answer
             error = files.disk_failure(error, workdir) or error
             _print_error(error, spec)

@@ -115,6 +115,21 @@ def stop_arrived() -> None:
         _stopping.clear()
 
 
+@contextlib.contextmanager
+def signals_first() -> Iterator[None]:
+    """Raise the exception of a signal in the place of an error that the block raises after the signal came.
+
+    Where C++ code of TensorFlow calls Python, TensorFlow replaces KeyboardInterrupt or SystemExit by an error of its
+    own: a SIGTERM during `predict` was seen as "ValueError: The two structures don't have the same nested structure".
+    """
+    try:
+        yield
+    except Exception:
+        if _stopping:
+            _raise(_stopping[0])
+        raise
+
+
 def _raise(number: int) -> None:
     if number == signal.SIGINT:
         raise KeyboardInterrupt
