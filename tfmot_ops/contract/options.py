@@ -67,7 +67,7 @@ class StepOptions(Document):
 
     @property
     def named_epochs(self) -> int | None:
-        """Number of epochs; None if the kind does not train, or if the recipe's budget decides."""
+        """Number of epochs; None if the kind does not train, or if the recipe or the step's own default decides."""
         return getattr(self, "epochs", None)
 
 

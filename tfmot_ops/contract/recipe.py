@@ -70,6 +70,16 @@ class Sparsity(Document):
             raise ValueError(f"initial_ratio must be below ratio {self.ratio}, received {self.initial_ratio}")
         return self
 
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a kernel of this shape can take the pattern.
+
+        n of m needs a number of input channels, the last axis but one, that m divides. Blocks need a kernel of rank 2
+        with more than one block along each axis, as tfmot squeezes axes of size 1 out of its map of blocks.
+        """
+        if self.block is not None:
+            return len(shape) == 2 and all(size > block for size, block in zip(shape, self.block, strict=True))  # noqa: PLR2004
+        return self.n_of_m is None or (len(shape) in {2, 4} and shape[-2] % self.n_of_m[1] == 0)
+
 
 class Weights(StrEnum):
     """Numeric type of the weights in the TFLite file."""

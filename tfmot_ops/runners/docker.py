@@ -211,7 +211,9 @@ class DockerStep:
         if operator.device_requests:
             given = operator.cli.inspect_container(container["Id"])["HostConfig"]
             if not given.get("DeviceRequests") and not given.get("Devices"):
-                self._log("Docker ignored the request for a GPU; the step runs on the CPU")
+                self._log(
+                    "Docker ignored the request for a GPU; the step fails unless TensorFlow sees one all the same"
+                )
         return container
 
     def _attempt(self) -> StepResult:

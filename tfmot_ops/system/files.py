@@ -140,7 +140,7 @@ def check_writable(
         (folder / ".tfmot-ops-can-write").unlink(missing_ok=True)
     except OSError as error:
         raise refusal(
-            f"the output folder {folder} cannot be written",
+            f"the folder {folder} cannot be written",
             required="a folder on a disk with free space, in which this user may create files",
             received=f"{type(error).__name__}: {error.strerror or error}",
             remedy=remedy,
@@ -168,8 +168,10 @@ def lock(path: Path, *, wait: bool = False, stopped: Callable[[], bool] | None =
         yield held is not None
     finally:
         if held is not None:
-            path.unlink(missing_ok=True)
-            os.close(held)
+            try:
+                path.unlink(missing_ok=True)
+            finally:
+                os.close(held)
 
 
 def lock_open(descriptor: int, *, wait: bool = False) -> bool:

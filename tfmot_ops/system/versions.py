@@ -1,4 +1,4 @@
-"""Installed versions of the packages that decide the numeric results of a step or cell."""
+"""Installed versions: of the packages that decide numeric results, and of those that results name."""
 
 from __future__ import annotations
 

@@ -52,9 +52,11 @@ def refuse_far_constants(
     *,
     bits: int = 8,
 ) -> None:
-    """Refuse a model where a shared range with a constant leaves an operation's input fewer than 8 integer levels.
+    """Refuse a constant so large that the values beside it get fewer than 8 integer levels.
 
-    The levels are 2**bits * (width of the input's range) / (width of the output's range, which has the constant).
+    Input and output of such an operation (tf.pad, tf.where, a concatenation) have one range in TFLite, which has to
+    contain the constant. The levels that are left for the input are 2**bits * (width of the input's own range) / (width
+    of the shared range).
 
     Args:
         graph: normalised or quantised.

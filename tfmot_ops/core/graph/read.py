@@ -131,7 +131,7 @@ def tell_training(call: Node, value: object) -> None:
 def _open(model: keras.Model, path: str, arguments: list[Tensor], nodes: list[Node]) -> Any:
     inner = {Itself(keras_tensor): tensor for keras_tensor, tensor in zip(model.inputs, arguments, strict=True)}
     outputs = _walk(model, path + "/", inner, nodes)
-    # A copy of the structure: a nested model that returns its own input would alias two tensors of the outer graph.
+    # The copy keeps this call's outputs apart from its inputs, also for a nested model that returns its own input.
     return map_tensors(outputs, lambda tensor: tensor)
 
 

@@ -82,21 +82,9 @@ def _without_wrapper_prefix(path: str) -> str:
 
 
 def _pattern_fits(layer: Layer, kernel: Kernel, recipe: Recipe) -> bool:
-    """Whether a kernel's shape allows the recipe's sparsity pattern.
-
-    n of m needs a number of input channels that m divides. Blocks need a 2D kernel with more than one block along each
-    axis, as tfmot squeezes axes of size 1 out of its map of blocks.
-    """
-    sparsity = recipe.sparsity
+    """Whether a kernel can take the recipe's sparsity pattern; so can a kernel that is not built yet."""
     value = getattr(layer, kernel.attribute, None)
-    if sparsity is None or value is None:
-        return sparsity is not None
-    if sparsity.block is not None:
-        sizes = tuple(value.shape)
-        return len(sizes) == 2 and all(size > block for size, block in zip(sizes, sparsity.block, strict=True))  # noqa: PLR2004
-    if sparsity.n_of_m is None:
-        return True
-    return len(value.shape) in {2, 4} and int(value.shape[-2]) % sparsity.n_of_m[1] == 0
+    return recipe.sparsity is not None and (value is None or recipe.sparsity.fits(tuple(map(int, value.shape))))
 
 
 def layer_sparsity(model: keras.Model) -> dict[str, float]:

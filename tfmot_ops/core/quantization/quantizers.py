@@ -36,7 +36,10 @@ def symmetric_limits(weights: TensorLike, *, per_channel: bool) -> tf.Tensor:
 
 
 def _without_tiny_limits(limits: TensorLike) -> tf.Tensor:
-    """The limits with 0 replaced by the kernel's largest limit (or 1), and tiny ones raised to `_SMALLEST_LIMIT`.
+    """Largest weight magnitudes [channels], none of which gives a weight scale that is too small for the bias.
+
+    A channel of zeros gets the largest limit of the kernel, or 1 where the whole kernel is zero; a limit below
+    `_SMALLEST_LIMIT` becomes `_SMALLEST_LIMIT`.
 
     A bias is stored as int32 in steps of (weight scale * input scale). With a tiny scale, the bias of a channel of
     zeros does not fit int32: 3.0 became 0.03 in the file (MobileNetV3Small, pruned, seed 1).

@@ -25,7 +25,8 @@ UNKNOWN_RANGE = (0.0, 1.0)
 #: A narrower range counts as width 0: after rounding errors of calibration or long training, zeros may have a width.
 _ZERO_WIDTH = 1e-20
 #: Largest ratio (step of the sums) / (output scale). XNNPACK (ai-edge-litert 2.3) refuses 256 for convolutions and 128
-#: for means. At 64 the output's 255 levels cover 4 steps of the sums, so finer levels would carry no information.
+#: for means. At 64 the whole
+#: int8 output, 255 levels, is 4 steps of the int32 sums wide: a finer output scale could not show anything more.
 LARGEST_STEP = 64.0
 #: Largest bias as an integer. An int32 holds twice as much: the other half is left for the sum that the bias joins.
 LARGEST_BIAS = 2.0**30

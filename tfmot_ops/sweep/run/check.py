@@ -213,7 +213,7 @@ class _Cell:
             error_type=None if error is None else type(error).__name__,
             message="" if error is None else str(error)[:2000],
             metrics=metrics,
-            versions=installed(),
+            versions=_versions(),
         )
 
     @contextmanager
@@ -363,3 +363,8 @@ def _flat(outputs: Any) -> npt.NDArray[Any]:
 
 def _difference(reference: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:
     return float(np.max(np.abs(reference - other)) / max(float(np.max(np.abs(reference))), 1e-12))
+
+
+def _versions() -> dict[str, str]:
+    """Package -> version; a forecast compares a CPU image with another environment by one name of TensorFlow."""
+    return {name.removesuffix("-cpu"): version for name, version in installed().items()}

@@ -72,7 +72,7 @@ def arithmetic(node: Node, out: Rewriter) -> Any:
 
 
 def _ranks_differ(left: Tensor, right: Tensor) -> bool:
-    # Of [N, C] and [N, T, C], a merge layer makes [N, 1, C] and tensor arithmetic [1, N, C].
+    # Broadcasting differs then: to add [N, C] to [N, T, C], a merge layer reads it as [N, 1, C], an operator as [1, N, C].
     return len(left.shape) != len(right.shape)
 
 
