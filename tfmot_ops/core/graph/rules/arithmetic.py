@@ -72,7 +72,7 @@ def arithmetic(node: Node, out: Rewriter) -> Any:
 
 
 def _ranks_differ(left: Tensor, right: Tensor) -> bool:
-    # Broadcasting differs then: to add [N, C] to [N, T, C], a merge layer reads it as [N, 1, C], an operator as [1, N, C].
+    # They broadcast differently: beside [N, T, C], a merge layer reads [N, C] as [N, 1, C], an operator as [1, N, C].
     return len(left.shape) != len(right.shape)
 
 
