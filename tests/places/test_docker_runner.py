@@ -202,7 +202,7 @@ def test_a_container_that_is_not_started_fails_in_the_engines_words(runner, idle
 
 
 def test_a_network_that_is_not_there(runner, mine, log):
-    with pytest.raises(StepFailedError, match=r"could not be (made|started)") as failure:
+    with pytest.raises(StepFailedError, match=r"could not be (created|started)") as failure:
         runner(ANSWERS, network="no-such-network").start(SPEC, None, log.append).wait()
     assert "no-such-network" in failure.value.received
     assert mine() == []

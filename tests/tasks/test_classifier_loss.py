@@ -204,7 +204,7 @@ def test_a_model_without_compile_configuration_gets_the_loss_of_its_outputs(trai
     result, told = _train(str(tmp_path / "model.h5"), tmp_path / "train", epochs=None)
     assert result.status is Status.OK, result.error
     (line,) = [line for line in told if "compile configuration" in line]
-    assert f"taken for {said}" in line
+    assert f"treated as {said}" in line
     assert ("from_logits=True" in str(result.parameters["compile"]["loss"])) == (activation is None)
     quantized, told = _quantize(result.outputs["model"], tmp_path / "quantize")
     assert quantized.metrics["accuracy"] >= result.metrics["accuracy"] - 0.01
