@@ -32,7 +32,7 @@ def test_of_a_folder(tmp_path, capsys):
     (tmp_path / "cells" / "VGG16-wi8_ai8-0123-seed0.json").write_text('{"architecture": "VGG', encoding="utf-8")
     assert main([str(tmp_path)]) == 4
     printed = capsys.readouterr()
-    assert "VGG16-wi8_ai8-0123-seed0.json is left out" in printed.err
+    assert "VGG16-wi8_ai8-0123-seed0.json is ignored" in printed.err
     line, counts = printed.out.splitlines()
     assert line.split()[:4] == ["BEHIND", "-1.5", "dB", "MobileNet/wi8_ai8"]
     assert counts == "0 within, 1 BEHIND, 0 open, limit -1 dB"
