@@ -11,6 +11,7 @@ from tfmot_ops.contract.document import (
     ArtifactFormat,
     Document,
 )
+from tfmot_ops.contract.headline import Headline
 from tfmot_ops.contract.options import (
     CloseRunOptions,
     CompatOptions,
@@ -84,6 +85,7 @@ __all__ = [
     "EvaluateOptions",
     "FineTuneOptions",
     "ForecastOptions",
+    "Headline",
     "Judgement",
     "LayerReport",
     "ListOptions",

@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, JsonValue
 
 from tfmot_ops.contract.document import Document
+from tfmot_ops.contract.headline import Headline
 from tfmot_ops.contract.recipe import Recipe
 
 RecipeRef = Recipe | str
@@ -72,12 +73,20 @@ class StepOptions(Document):
 
 
 class DataOptions(StepOptions):
-    """Options of a kind that computes with a model on a data set."""
+    """Options of a kind that computes with a model on a data set.
+
+    Attributes:
+        task: name of the task, which says what the targets mean; None takes the data set's, or infers it from the
+            targets.
+        metric: name of the headline metric of the task `own`; None takes the first metric of the compiled model.
+    """
 
     makes: ClassVar[tuple[str, ...]] = ("model",)
     computes_with_a_model = True
 
     dataset: str = Field(min_length=1)
+    task: str | None = Field(default=None, min_length=1)
+    metric: str | None = Field(default=None, min_length=1)
     batch_size: int = Field(default=64, ge=1)
     limit: int | None = Field(default=None, ge=50, description="maximum number of training samples")
 
@@ -252,6 +261,7 @@ class CloseRunOptions(StepOptions):
     Attributes:
         steps: name of each step that succeeded -> its metrics.
         failed: names of the steps that did not succeed.
+        headline: the metric by which the task's models are compared; None where no step measured a model.
     """
 
     recorded = Recorded.CLOSING
@@ -259,6 +269,7 @@ class CloseRunOptions(StepOptions):
     kind: Literal["close_run"] = "close_run"
     steps: dict[str, dict[str, float]] = Field(default_factory=dict)
     failed: tuple[str, ...] = ()
+    headline: Headline | None = None
 
 
 Options = Annotated[

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field, JsonValue, field_validator
 
 from tfmot_ops.contract.document import SCHEMA_VERSION, Artifact, Document, FileName
+from tfmot_ops.contract.headline import Headline
 
 
 class Outcome(StrEnum):
@@ -54,6 +55,7 @@ class StepResult(Document):
         metrics: name -> number, flat; accuracy and sparsity in [0, 1], sizes in bytes, times in seconds or
             milliseconds as the name says.
         parameters: values to record besides metrics: the compile configuration, the data set's digest.
+        headline: the metric by which the task's models are compared; None for a step that measures no model.
         layers: one report per layer, from the steps prune and quantize.
         versions: package name -> version.
     """
@@ -66,6 +68,7 @@ class StepResult(Document):
     outputs: dict[FileName, Artifact] = Field(default_factory=dict)
     metrics: dict[str, float] = Field(default_factory=dict)
     parameters: dict[str, JsonValue] = Field(default_factory=dict)
+    headline: Headline | None = None
     layers: tuple[LayerReport, ...] = ()
     error: StepError | None = None
     versions: dict[str, str] = Field(default_factory=dict)

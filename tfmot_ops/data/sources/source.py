@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+from pydantic import JsonValue
+
+from tfmot_ops.data.columns import Column
+
+#: One column, or one per input or output of the model, by name. All columns have the same number of samples.
+Samples = Column | Mapping[str, Column]
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Unscaled images and labels of a source; without a test set, `x_test` and `y_test` are None."""
+    """The samples of a source, neither scaled nor split.
 
-    x: Any
-    y: Any
-    x_test: Any = None
-    y_test: Any = None
+    Attributes:
+        x: inputs [N, ...].
+        y: targets [N, ...]; None where the input itself is the target (reconstruction).
+        x_test: inputs of the test set; None without one.
+        y_test: targets of the test set; for reconstruction 0 (normal) or 1 (anomaly) for each sample, or None.
+        class_names: name of each class, by label; empty where there are none.
+        task: name of the task that the targets are for; None where their type and shape decide.
+        record: what the source did to the samples (such as the parameters of an audio front end), for the result.
+        fingerprint: sha256 (hex) of the files that the source reads, for a source that is not read as a whole;
+            None where the arrays themselves are digested.
+    """
+
+    x: Samples
+    y: Samples | None
+    x_test: Samples | None = None
+    y_test: Samples | None = None
     class_names: tuple[str, ...] = ()
+    task: str | None = None
+    record: Mapping[str, JsonValue] = field(default_factory=dict)
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,83 @@
+"""Columns: samples along the first axis, as an array or read from files only when a batch asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Index = npt.NDArray[np.integer[Any]]
+Item = TypeVar("Item")
+
+#: Threads that read the samples of a batch; decoders of JPEG and WAV release Python's lock.
+_THREADS = 4
+
+
+class Column(Protocol):
+    """Samples [N, ...] that can be read by index; a NumPy array is one, and so is `Lazy`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, ...): the number of samples, then the shape of one."""
+
+    @property
+    def dtype(self) -> Any:
+        """Type of the samples' values."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Any:
+        """The samples of a slice or of an array of indices, as an array [n, ...]."""
+
+
+class Lazy(Generic[Item]):
+    """A column whose samples are read when they are indexed.
+
+    Args:
+        items: what identifies each sample, such as a file's path; N of them.
+        read: from an item to its sample, an array of `sample_shape`; called from several threads.
+        sample_shape: shape of one sample.
+        dtype: type of the samples' values.
+    """
+
+    def __init__(
+        self, items: Sequence[Item], read: Callable[[Item], Array], sample_shape: tuple[int, ...], dtype: Any
+    ) -> None:
+        self.items = items
+        self.read = read
+        self.shape: tuple[int, ...] = (len(items), *sample_shape)
+        self.dtype = np.dtype(dtype)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: slice | Sequence[int] | Index) -> Array:
+        """The samples of a slice or of an array of indices, as an array [n, ...]."""
+        chosen = self._items(index)
+        result = np.empty((len(chosen), *self.shape[1:]), self.dtype)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for place, sample in enumerate(pool.map(self.read, chosen)):
+                result[place] = sample
+        return result
+
+    def take(self, index: slice | Sequence[int] | Index) -> Lazy[Item]:
+        """The column of some of the samples, none of them read."""
+        return Lazy(self._items(index), self.read, self.shape[1:], self.dtype)
+
+    def then(self, function: Callable[[Array], Array], sample_shape: tuple[int, ...], dtype: Any) -> Lazy[Item]:
+        """The column of `function` of each sample."""
+        return Lazy(self.items, lambda item: function(self.read(item)), sample_shape, dtype)
+
+    def _items(self, index: slice | Sequence[int] | Index) -> Sequence[Item]:
+        if isinstance(index, slice):
+            return self.items[index]
+        return [self.items[int(place)] for place in index]
+
+
+def take(column: Any, index: Any) -> Any:
+    """Some samples of a column, as a column: a lazy column stays unread."""
+    return column.take(index) if isinstance(column, Lazy) else column[index]
