@@ -2,27 +2,155 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+from pydantic import JsonValue
+from sklearn.metrics import f1_score
+
+from tfmot_ops.contract import Headline
 from tfmot_ops.core.keras.pinned import keras
-from tfmot_ops.core.keras.types import TensorLike
+from tfmot_ops.core.keras.types import Array, TensorLike
+from tfmot_ops.core.measure.predictions import classes_of
+from tfmot_ops.tasks import classifier_loss
+from tfmot_ops.tasks.counts import ConfusionCounts
+from tfmot_ops.tasks.task import Facts, Task, adam, pooled
 
 _SPARSE_LOSS = "sparse_categorical_crossentropy"
+#: Of a model with at least so many classes, the share of labels among the five largest outputs is measured too.
+_CLASSES_FOR_TOP_5 = 6
+
+
+class ClassificationScores:
+    """Accuracy, mean F1 of the classes, and, from six classes, the share of labels among the five largest outputs."""
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
+        self._by_threshold = {threshold: ConfusionCounts(facts.outputs or 0) for threshold in (0.0, 0.5)}
+        self._are_logits = False
+        self._among_five, self._samples = 0, 0
+
+    @property
+    def _confusion(self) -> ConfusionCounts:
+        # Logits of two classes are told from probabilities only when a value is outside [0, 1].
+        return self._by_threshold[0.0 if self._are_logits else 0.5]
+
+    def add(self, x: Any, y: Array, outputs: Any) -> None:
+        """Take in labels [n] and outputs [n, classes], or [n, 1] for two classes."""
+        del x
+        self._are_logits |= bool((outputs < 0.0).any() or (outputs > 1.0).any())
+        for threshold, confusion in self._by_threshold.items():
+            confusion.add(y, classes_of(outputs, threshold))
+        self._samples += len(y)
+        if outputs.shape[-1] >= _CLASSES_FOR_TOP_5:
+            five = np.argpartition(outputs, -5, axis=-1)[:, -5:]
+            self._among_five += int((five == y[:, np.newaxis]).any(axis=-1).sum())
+
+    def metrics(self) -> dict[str, float]:
+        """`accuracy`, `macro_f1` and `top5_accuracy`, each in [0, 1]."""
+        figures = {"accuracy": self._confusion.share_correct(), "macro_f1": self._confusion.score(f1_score)}
+        if len(self._confusion.counts) >= _CLASSES_FOR_TOP_5:
+            figures["top5_accuracy"] = self._among_five / self._samples if self._samples else float("nan")
+        return figures
+
+    def details(self) -> dict[str, JsonValue]:
+        """The confusion matrix."""
+        return self._confusion.details(self._facts.class_names)
+
+
+class Classification(Task):
+    """One of several classes for each sample."""
+
+    name = "classification"
+    description = "integer labels [N], one class per sample"
+
+    def headline(self, facts: Facts) -> Headline:
+        """Accuracy."""
+        del facts
+        return Headline(name="accuracy")
+
+    def problem(self, y: Any) -> tuple[str, str] | None:
+        """Integers [N] or [N, 1], from 0."""
+        if y.ndim != 1 and y.shape[1:] != (1,):
+            hint = ": one-hot rows? give the class numbers" if y.ndim == 2 else ""  # noqa: PLR2004 - [N, classes]
+            return "labels [N], one integer per sample", f"shape {list(y.shape)}{hint}"
+        if not np.issubdtype(y.dtype, np.integer):
+            return "integer labels (no one-hot vectors, no text)", f"dtype {y.dtype}"
+        if len(y) and y[:].min() < 0:
+            return "labels from 0", f"a label of {y[:].min()}"
+        return None
+
+    def canonical(self, y: Any) -> Array:
+        """Labels as int64 [N]."""
+        labels: Array = np.asarray(y[:]).reshape(-1).astype(np.int64)
+        return labels
+
+    def outputs(self, y: Array, class_names: tuple[str, ...]) -> int:
+        """Number of classes: the largest label and one, or as many as have names."""
+        return max(int(y.max()) + 1, len(class_names))
+
+    def output_shape(self, facts: Facts) -> str:
+        """One score per class."""
+        return f"(None, {facts.outputs})" + (" or (None, 1)" if facts.outputs == 2 else "")  # noqa: PLR2004 - a sigmoid
+
+    def fits(self, shapes: list[tuple[int | None, ...]], facts: Facts) -> bool:
+        """One output with a score per class; a sigmoid may tell two classes apart; a model may know more classes."""
+        if len(shapes) != 1 or len(shapes[0]) != 1 or not facts.outputs:
+            return False
+        scores = shapes[0][0]
+        return scores is not None and (scores >= facts.outputs or (scores == 1 and facts.outputs == 2))  # noqa: PLR2004
+
+    def head(self, features: TensorLike, outputs: int) -> Any:
+        """One probability per class."""
+        return classifier(features, outputs)
+
+    def compile(self, model: keras.Model, facts: Facts, samples: Any, learning_rate: float) -> str:
+        """Cross-entropy for logits or for probabilities, whichever the outputs are."""
+        del facts
+        logits = classifier_loss.gives_logits(model, samples)
+        compile_default(model, learning_rate, from_logits=logits)
+        form = "logits" if logits else "probabilities"
+        loss = "binary cross-entropy" if _is_sigmoid(model) else "sparse categorical cross-entropy"
+        return f"its outputs are treated as {form}, and its loss is {loss}"
+
+    def targets_for(self, model: keras.Model, x: Any, y: Array, facts: Facts) -> Callable[[Array], Array]:
+        """Labels as they are, or one-hot vectors, whichever the loss takes."""
+        if _is_sigmoid(model):
+            return lambda labels: labels[:, np.newaxis]
+        return classifier_loss.targets_for(model, x, y, max(int(model.outputs[0].shape[-1]), facts.outputs or 0))
+
+    def scores(self, facts: Facts, model: keras.Model | None = None) -> ClassificationScores:
+        """New, empty scores."""
+        del model
+        return ClassificationScores(facts)
 
 
 def compile_default(model: keras.Model, learning_rate: float, *, from_logits: bool = False) -> None:
-    """Compile `model` in place for class labels [N]: Adam, sparse categorical cross-entropy, accuracy.
+    """Compile `model` in place for class labels [N]: Adam, cross-entropy, accuracy.
 
     Args:
-        model: classifier with one output [N, classes].
+        model: classifier with one output [N, classes], or [N, 1] for two classes.
         learning_rate: of Adam.
         from_logits: whether the outputs are logits, not probabilities (see `classifier_loss.gives_logits`).
     """
+    if _is_sigmoid(model):
+        threshold = 0.0 if from_logits else 0.5
+        metrics = [keras.metrics.BinaryAccuracy(name="accuracy", threshold=threshold)]
+        adam(model, learning_rate, keras.losses.BinaryCrossentropy(from_logits=from_logits), metrics)
+        return
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True) if from_logits else _SPARSE_LOSS
-    model.compile(optimizer=keras.optimizers.Adam(learning_rate), loss=loss, metrics=["accuracy"])
+    adam(model, learning_rate, loss, ["accuracy"])
 
 
 def classifier(x: TensorLike, num_classes: int) -> Any:
-    """The head of a classifier: one probability per class, [N, num_classes], from feature maps [N, H, W, C]."""
-    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
-    return keras.layers.Dense(num_classes, activation="softmax", name="scores")(x)
+    """The head of a classifier: one probability per class, [N, num_classes], from features [N, ..., C]."""
+    return keras.layers.Dense(num_classes, activation="softmax", name="scores")(pooled(x))
+
+
+def _is_sigmoid(model: keras.Model) -> bool:
+    """Whether the model has one output [N, 1], the score of the second of two classes."""
+    return len(model.outputs) == 1 and tuple(model.outputs[0].shape[1:]) == (1,)
+
+
+TASK = Classification()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -23,21 +24,25 @@ _PASSES_ON = (_L.Reshape, _L.Flatten, _L.Permute, _L.Dropout)
 _SUM_TOLERANCE = 1e-2
 
 
-def gives_logits(model: keras.Model, samples: Array) -> bool:
+def gives_logits(model: keras.Model, samples: Any, *, sum_to_one: bool = True) -> bool:
     """Whether a classifier's outputs are logits, of any sign and size, and not probabilities.
 
     The activation of the last layer decides. If it is unknown, the outputs are examined: rows of probabilities are
     not negative and have the sum 1.
 
     Args:
-        model: with one output [N, classes].
+        model: with one output [N, ..., classes].
         samples: inputs [N, ...], for a model whose last layer does not say it.
+        sum_to_one: whether the probabilities of a sample add up to 1; those of independent labels do not.
     """
     name = _last_activation(model.outputs[0])
     if name is not None:
         return name not in _PROBABILITIES
     outputs = np.asarray(model.predict(samples, verbose=0), np.float64)
-    return bool(outputs.min() < 0.0 or np.abs(outputs.sum(axis=-1) - 1.0).max() > _SUM_TOLERANCE)
+    if outputs.min() < 0.0 or outputs.max() > 1.0 + _SUM_TOLERANCE:
+        return True
+    is_row = sum_to_one and outputs.shape[-1] > 1
+    return bool(is_row and np.abs(outputs.sum(axis=-1) - 1.0).max() > _SUM_TOLERANCE)
 
 
 def _last_activation(tensor: TensorLike) -> str | None:
@@ -58,7 +63,7 @@ def _last_activation(tensor: TensorLike) -> str | None:
     return str(getattr(called, "__name__", type(called).__name__)).lower()
 
 
-def targets_for(model: keras.Model, x: Array, labels: Array, num_classes: int) -> Callable[[Array], Array]:
+def targets_for(model: keras.Model, x: Any, labels: Array, num_classes: int) -> Callable[[Array], Array]:
     """Function that converts labels [N] to the targets with which a compiled classifier is trained.
 
     Keras' sparse losses take integer labels; Keras' other losses take one-hot vectors. A custom loss is tried with
@@ -87,7 +92,7 @@ def targets_for(model: keras.Model, x: Array, labels: Array, num_classes: int) -
     loss = _loss_name(model.loss)
     forms = {None: [as_they_are, one_hot], True: [as_they_are], False: [one_hot]}[_takes_numbers(model.loss)]
     reasons = []
-    outputs = model(tf.convert_to_tensor(x), training=False)
+    outputs = model(tf.nest.map_structure(tf.convert_to_tensor, x), training=False)
     for form in forms:
         try:
             _compute(model, x, form(labels), outputs)
@@ -104,15 +109,10 @@ def targets_for(model: keras.Model, x: Array, labels: Array, num_classes: int) -
     )
 
 
-def is_one_hot(targets: Array) -> bool:
-    """Whether targets are one-hot vectors [N, classes], not labels [N]."""
-    return targets.ndim > 1
-
-
-def _compute(model: keras.Model, x: Array, y: Array, outputs: object) -> None:
+def _compute(model: keras.Model, x: Any, y: Array, outputs: object) -> None:
     """Compute loss and metrics as a training step does, and reset their state."""
     # Keras gives a loss labels with an axis of their own.
-    targets = tf.convert_to_tensor(y if is_one_hot(y) else y[:, np.newaxis])
+    targets = tf.convert_to_tensor(y[:, np.newaxis] if y.ndim == 1 else y)
     model.compute_loss(x, targets, outputs)
     model.compute_metrics(x, targets, outputs, None)
     model.reset_metrics()

@@ -72,10 +72,14 @@ def finite_outputs(model_or_bytes: keras.Model | bytes, x: Inputs, batch_size: i
     return outputs
 
 
-def classes_of(outputs: Array | list[Array]) -> npt.NDArray[np.int64]:
+def classes_of(outputs: Array | list[Array], threshold: float = 0.5) -> npt.NDArray[np.int64]:
     """Predicted class of each sample [N], from scores [N, classes] or, for two classes, a sigmoid [N, 1].
 
     Dense predictions [N, H, W, classes] give one class per pixel: [N * H * W].
+
+    Args:
+        outputs: the scores.
+        threshold: the score above which the second of two classes is predicted from [N, 1]; 0 for logits.
 
     Raises:
         UnsupportedModelError: there are several outputs, or there is no class axis.
@@ -87,8 +91,7 @@ def classes_of(outputs: Array | list[Array]) -> npt.NDArray[np.int64]:
             received=f"{len(outputs)} outputs" if isinstance(outputs, list) else f"shape {list(outputs.shape)}",
             remedy="use a classifier",
         )
-    sigmoid_threshold = 0.5
-    classes = outputs > sigmoid_threshold if outputs.shape[-1] == 1 else outputs.argmax(axis=-1)
+    classes = outputs > threshold if outputs.shape[-1] == 1 else outputs.argmax(axis=-1)
     return np.asarray(classes, np.int64).reshape(-1)
 
 
