@@ -162,12 +162,12 @@ class EvaluateOptions(DataOptions):
     """Measure a TFLite file and, when given, the models from which it was made.
 
     Inputs: `tflite`; `model`, the float model that was quantised (pruned, if the recipe prunes); `quantized`, the QAT
-    model; `trained`, the float model before pruning. The accuracy drop, the compression and the float size are
-    against `trained`, or against `model` where `trained` is not given.
+    model; `trained`, the float model before pruning. The drop of the headline metric, the compression and the float
+    size are against `trained`, or against `model` where `trained` is not given.
     """
 
     requires = ("tflite",)
-    makes = ("layer_sqnr",)
+    makes = ("layer_sqnr", "details")
 
     kind: Literal["evaluate"] = "evaluate"
     recipe: RecipeRef | None = None
@@ -191,12 +191,12 @@ class RegisterOptions(StepOptions):
 
 
 class ListOptions(StepOptions):
-    """List the names in a catalogue (architectures, models, data sets or recipes); output `list` (JSON)."""
+    """List the names in a catalogue (architectures, models, data sets, recipes or tasks); output `list` (JSON)."""
 
     makes = ("list",)
 
     kind: Literal["list"] = "list"
-    what: Literal["architectures", "models", "datasets", "recipes"] = "architectures"
+    what: Literal["architectures", "models", "datasets", "recipes", "tasks"] = "architectures"
 
 
 class CompatOptions(StepOptions):

@@ -13,7 +13,7 @@ from tfmot_ops.contract.options import Options
 from tfmot_ops.system import environment
 
 #: Names of the built-in small models, which `tfmot_ops.models` builds.
-BUILTIN_MODELS = ("resnet8", "mobilenet_like")
+BUILTIN_MODELS = ("resnet8", "mobilenet_like", "ds_cnn", "unet", "conv1d", "lstm", "mlp", "autoencoder")
 #: Names of the built-in data sets, which `tfmot_ops.data` loads; it also loads `npz:<path>` and `images:<folder>`.
 BUILTIN_DATASETS = ("digits", "fashion_mnist")
 

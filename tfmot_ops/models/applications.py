@@ -10,7 +10,7 @@ from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import KerasTensor
 from tfmot_ops.core.keras.types import Function, Kwargs, TensorLike
 from tfmot_ops.errors import SpecError
-from tfmot_ops.tasks.classification import classifier
+from tfmot_ops.models.builtin import Head
 
 #: Smallest side of an image, `min_size` in the constructors' sources (tf_keras 2.21); 32 for those not named.
 _SMALLEST_SIDE = {"Xception": 71, "InceptionV3": 75, "InceptionResNetV2": 75}
@@ -46,8 +46,8 @@ def smallest_side(name: str) -> int:
     return _SMALLEST_SIDE.get(name, _DEFAULT_SMALLEST_SIDE)
 
 
-def build_application(name: str, input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
-    """A model of tf_keras.applications with a classifier's head, for images [N, H, W, C] in [0, 1]."""
+def build_application(name: str, input_shape: tuple[int, ...], head: Head) -> keras.Model:
+    """A model of tf_keras.applications with the task's head, for images [N, H, W, C] in [0, 1]."""
     constructor = application_constructor(name)
     inputs = keras.layers.Input(input_shape, name="image")
     fitted = _fit_images(inputs, name)
@@ -55,7 +55,7 @@ def build_application(name: str, input_shape: tuple[int, int, int], num_classes:
     if "include_preprocessing" in inspect.signature(constructor).parameters:
         options["include_preprocessing"] = False  # it expects 0 to 255; the data is in [0, 1]
     features = _features(constructor, inputs, fitted, options)
-    return keras.Model(inputs, classifier(features, num_classes), name=name)
+    return keras.Model(inputs, head(features), name=name)
 
 
 def _fit_images(x: TensorLike, name: str) -> Any:

@@ -50,6 +50,11 @@ def check(spec: StepSpec) -> None:
 
 
 def _check_names(spec: StepSpec) -> None:
+    task, metric = getattr(spec.options, "task", None), getattr(spec.options, "metric", None)
+    if task is not None or metric is not None:
+        from tfmot_ops.tasks.by_name import task_named
+
+        task_named(task or "own", metric)
     dataset, model = getattr(spec.options, "dataset", None), spec.options.named_model
     # Other names with a colon (`npz:<path>`, `models:/...`) are checked by the function that loads them.
     if dataset is not None and ":" not in dataset:
@@ -122,6 +127,7 @@ def run_step(spec: StepSpec, store: Store, workdir: Path, progress: Progress) ->
         outputs=work.outputs,
         metrics=work.metrics,
         parameters=hide_in(work.parameters),
+        headline=work.headline if isinstance(work, ModelWork) else None,
         layers=tuple(work.layers),
         versions=installed(),
         duration_s=duration_s,

@@ -1,4 +1,4 @@
-"""Metrics of the evaluate step: accuracy drop, latency, memory, sparse encoding, and the noise (SQNR) of each layer."""
+"""Metrics of the evaluate step: drop of the headline, latency, memory, sparse encoding, and noise (SQNR) by layer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from tfmot_ops.contract import ArtifactFormat, EvaluateOptions, Method
+from tfmot_ops.steps.scoring import in_order, score
 from tfmot_ops.steps.work import FLOAT, ModelWork
 
 #: Number of test samples on which the SQNR of each layer is measured.
@@ -14,15 +15,17 @@ _SAMPLES = 64
 
 
 def measure_drop(work: ModelWork[EvaluateOptions], tflite: bytes, model: Any) -> None:
-    """Measure the accuracy drop (in [-1, 1], positive is worse) and compression of the file against the float model.
+    """Measure how much worse the file is than the float model in the task's headline metric, and its compression.
+
+    The drop has the metric's unit and is positive where the file is worse, whatever the metric's direction.
 
     The reference is the input `trained`. Without that input the reference is `model`, and the parameter
     `float_reference` and a progress message name it. If the recipe prunes, `model` is already pruned, so the drop does
     not include the loss from pruning. With both inputs, `pruning_drop` (`trained` to `model`) and `quantization_drop`
-    (`model` to file) add up to `accuracy_drop`.
+    (`model` to file) add up to `<headline>_drop`.
 
     Args:
-        work: the step, which has measured the file's accuracy already.
+        work: the step, which has measured the file's metrics already.
         tflite: the file's bytes.
         model: the input `model`; None without that input.
     """
@@ -35,33 +38,45 @@ def measure_drop(work: ModelWork[EvaluateOptions], tflite: bytes, model: Any) ->
     work.parameters["float_reference"] = "model" if trained is None else "trained"
     if trained is None:
         work.progress.message(
-            "evaluate: accuracy_drop and compression are against the input `model`, as there is no input `trained`"
+            f"evaluate: {work.headline.name}_drop and compression are against the input `model`, as there is no input "
+            "`trained`"
         )
-    float_accuracy = _accuracy(work, reference)
+    headline = work.headline
+    name = headline.name
+    float_value = _headline_of(work, reference)
     float_size = len(core.export_tflite(core.strip(reference), FLOAT))
     work.measure(
         {
-            "float_accuracy": float_accuracy,
-            "accuracy_drop": float_accuracy - work.metrics["accuracy"],
+            f"float_{name}": float_value,
+            f"{name}_drop": headline.drop(float_value, work.metrics.get(name, math.nan)),
             "float_size_bytes": float_size,
             "compression": float_size / len(tflite),
         }
     )
     if trained is not None and model is not None and _prunes(work):
-        pruned_accuracy = _accuracy(work, model)
+        pruned_value = _headline_of(work, model)
         work.measure(
             {
-                "pruned_accuracy": pruned_accuracy,
-                "pruning_drop": float_accuracy - pruned_accuracy,
-                "quantization_drop": pruned_accuracy - work.metrics["accuracy"],
+                f"pruned_{name}": pruned_value,
+                "pruning_drop": headline.drop(float_value, pruned_value),
+                "quantization_drop": headline.drop(pruned_value, work.metrics.get(name, math.nan)),
             }
         )
 
 
-def _accuracy(work: ModelWork[EvaluateOptions], model: Any) -> float:
+def _headline_of(work: ModelWork[EvaluateOptions], model: Any) -> float:
+    return score(work.data, "test", model).metrics().get(work.headline.name, math.nan)
+
+
+def measure_agreement(work: ModelWork[EvaluateOptions], model: Any, tflite: bytes) -> None:
+    """Measure the SQNR of the file's outputs in dB, and for classes the share of samples with the same class."""
     from tfmot_ops import core
 
-    return core.evaluate(model, work.data.x_test, work.data.y_test)["accuracy"]
+    figures = core.agreement(model, tflite, in_order(work.data.x_test, list(model.input_names), "input"))
+    if work.data.facts.class_names or work.headline.name == "accuracy":
+        work.measure(figures)
+    else:
+        work.measure({name: value for name, value in figures.items() if name != "top1_agreement"})
 
 
 def _prunes(work: ModelWork[EvaluateOptions]) -> bool:
@@ -108,7 +123,7 @@ def measure_layers(work: ModelWork[EvaluateOptions], model: Any, tflite: bytes) 
     quantized = None
     if "quantized" in work.spec.inputs and _is_qat(work):
         quantized = core.load_model(work.path("quantized"))
-    rows = core.layer_sqnr(model, quantized, tflite, work.data.x_test[:_SAMPLES])
+    rows = core.layer_sqnr(model, quantized, tflite, work.first(work.data.x_test, _SAMPLES, model))
     work.put_bytes(core.layer_sqnr_csv(rows).encode(), "layer_sqnr", ArtifactFormat.CSV)
     figures = {row.path: row.float_to_tflite_db for row in rows if row.float_to_tflite_db is not None}
     if figures:

@@ -19,9 +19,16 @@ from tfmot_ops.contract import (
     StripOptions,
     TrainOptions,
 )
+from tfmot_ops.data.splits import length
 from tfmot_ops.errors import SpecError, StepFailedError
 from tfmot_ops.steps import compat as sweep
-from tfmot_ops.steps.figures import measure_drop, measure_layers, measure_run, measure_sparse_encoding
+from tfmot_ops.steps.figures import (
+    measure_agreement,
+    measure_drop,
+    measure_layers,
+    measure_run,
+    measure_sparse_encoding,
+)
 from tfmot_ops.steps.requirements import (
     is_being_pruned,
     require_float,
@@ -36,6 +43,8 @@ from tfmot_ops.steps.work import ModelOptions, ModelWork, Work
 _QAT_RATE = 0.1
 #: Default number of epochs for a model that starts from random weights.
 _TRAIN_EPOCHS = 10
+#: Calibration samples with which it is found out whether a model's outputs are logits.
+_SAMPLES_FOR_LOSS = 1024
 #: Parameter `test_split`, when the data set has no test set and the model was trained elsewhere.
 _DRAWN = "drawn from the data; the model may have seen it"
 
@@ -43,27 +52,22 @@ _DRAWN = "drawn from the data; the model may have seen it"
 def _train(work: ModelWork[TrainOptions]) -> None:
     from tfmot_ops import core, models
     from tfmot_ops.core.keras.compiling import is_compiled
-    from tfmot_ops.tasks import classifier_loss
-    from tfmot_ops.tasks.classification import compile_default
 
     options, data = work.options, work.data
-    model = models.build_model(options.model, data.input_shape, data.num_classes, work.spec.seed)
+    work.progress.message(f"train: the task is {data.task.name}, as {data.task_reason}")
+    model = models.build(options.model, data.task, data.facts, work.spec.seed)
     comes_trained = models.comes_trained(options.model)
     require_float("train", model)
     work.parameters["model"] = options.model
-    work.progress.message(f"train {options.model}: {model.count_params()} weights, {len(data.x_train)} samples")
+    work.progress.message(f"train {options.model}: {model.count_params()} weights, {data.train_samples} samples")
     if not is_compiled(model):
-        logits = classifier_loss.gives_logits(model, data.x_calibration)
-        compile_default(model, options.learning_rate, from_logits=logits)
+        samples = work.first(data.x_calibration, _SAMPLES_FOR_LOSS, model)
+        choice = data.task.compile(model, data.facts, samples, options.learning_rate)
         # Keras decides which accuracy the name `accuracy` means when it first sees labels; a model saved before that
         # would be loaded with the wrong metric.
         work.targets(model)
-        if comes_trained or logits:
-            form = "logits" if logits else "probabilities"
-            work.progress.message(
-                f"train: the model has no compile configuration; its outputs are treated as {form}, and its loss is "
-                "sparse categorical cross-entropy"
-            )
+        if comes_trained or "logits" in choice:
+            work.progress.message(f"train: the model has no compile configuration; {choice}")
     if comes_trained:
         _report_trained_elsewhere(work)
     callbacks = core.pruning_callbacks() if is_being_pruned(model) else []
@@ -142,25 +146,26 @@ def _strip(work: ModelWork[StripOptions]) -> None:
 def _quantize(work: ModelWork[QuantizeOptions]) -> None:
     from tfmot_ops import core
 
-    model, recipe, data = work.load_model(), work.recipe, work.data
+    model, recipe = work.load_model(), work.recipe
     require_float("quantize", model)
     require_stripped("quantize", model)
     require_pruned("quantize", model, recipe)
     if recipe.quantization and recipe.quantization.method is Method.QAT:
-        work.progress.message(f"quantize: inserting quantisers, calibrating with {len(work.calibration)} samples")
-        model, layers = core.quantize(model, recipe, work.calibration)
+        samples = min(recipe.quantization.calibration_samples, length(work.data.x_calibration))
+        work.progress.message(f"quantize: inserting quantisers, calibrating with {samples} samples")
+        model, layers = core.quantize(model, recipe, work.calibration(model))
         work.layers += layers
         work.fit(
             model, work.epochs(recipe.budget.qat_epochs), rate=recipe.budget.qat_learning_rate, rate_factor=_QAT_RATE
         )
     work.progress.message("quantize: exporting to TFLite")
-    tflite = core.export_tflite(model, recipe, work.calibration)
+    tflite = core.export_tflite(model, recipe, work.calibration(model))
     if not work.layers:  # without QAT the converter decides which layers are int8, so the file is inspected
         work.layers += core.report_file(model, tflite)
     core.require_recipe(core.profile_tflite(tflite), recipe, work.layers)
-    work.measure(core.evaluate(tflite, data.x_test, data.y_test))
+    work.score(tflite, model)
     work.measure_tflite(tflite, model)
-    work.measure({"validation_accuracy": core.evaluate(tflite, data.x_validation, data.y_validation)["accuracy"]})
+    work.score_validation(tflite, model)
     work.put_bytes(tflite, "tflite", ArtifactFormat.TFLITE)
     work.put_model(model)
 
@@ -168,16 +173,18 @@ def _quantize(work: ModelWork[QuantizeOptions]) -> None:
 def _evaluate(work: ModelWork[EvaluateOptions]) -> None:
     from tfmot_ops import core
 
-    data, tflite = work.data, work.path("tflite").read_bytes()
+    tflite = work.path("tflite").read_bytes()
     model = work.load_model() if "model" in work.spec.inputs else None
     work.measure_tflite(tflite, model)
     measure_run(work, tflite)
     if work.options.recipe is not None and work.recipe.sparsity is not None:
         measure_sparse_encoding(work, tflite)
-    work.measure(core.evaluate(tflite, data.x_test, data.y_test))
+    details = work.score(tflite, model).details()
+    if details:
+        work.put_bytes(json.dumps(details).encode(), "details", ArtifactFormat.JSON)
     if model is not None:
         measure_layers(work, core.strip(model), tflite)
-        work.measure(core.agreement(model, tflite, data.x_test))
+        measure_agreement(work, model, tflite)
     measure_drop(work, tflite, model)
 
 
@@ -204,18 +211,20 @@ def _list(work: Work[ListOptions]) -> None:
 
 
 def catalogue(what: str) -> dict[str, str]:
-    """Name -> one-line description, for all `architectures`, `models`, `datasets` or `recipes`.
+    """Name -> one-line description, for all `architectures`, `models`, `datasets`, `recipes` or `tasks`.
 
     Raises:
         SpecError: there is no such catalogue.
     """
     from tfmot_ops import core, data, models
     from tfmot_ops.models import architectures as catalog
+    from tfmot_ops.tasks.by_name import available_tasks
 
     catalogues: dict[str, Callable[[], dict[str, str]]] = {
         "architectures": lambda: {name: entry.family for name, entry in catalog.catalogue().items()},
         "models": models.available_models,
         "datasets": data.available_datasets,
+        "tasks": available_tasks,
         "recipes": lambda: {name: _in_words(recipe) for name, recipe in core.recipes.presets().items()},
     }
     if what not in catalogues:

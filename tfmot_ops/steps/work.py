@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,19 +18,26 @@ from tfmot_ops.contract import (
     Artifact,
     ArtifactFormat,
     DataOptions,
+    Headline,
     LayerReport,
     Quantization,
     Recipe,
     StepOptions,
     StepSpec,
 )
+from tfmot_ops.data.columns import Lazy
+from tfmot_ops.data.splits import Dataset
 from tfmot_ops.errors import SpecError
 from tfmot_ops.steps.resume import StepCheckpoint
+from tfmot_ops.steps.scoring import in_order, score, validation_metric
 from tfmot_ops.store import SUFFIXES, Store
+from tfmot_ops.tasks.task import Scores
 
 #: Quantization with which a float model is exported, to be measured as a float32 TFLite file.
 FLOAT = Recipe(name="float32")
 _EXAMPLE_SAMPLES = 4
+#: Seconds between two reports of how many samples are measured.
+_SECONDS_BETWEEN = 5.0
 
 
 class Progress(Protocol):
@@ -111,20 +119,33 @@ class ModelWork(Work[ModelOptions]):
     checkpoint: StepCheckpoint | None = None
 
     @cached_property
-    def data(self) -> Any:
-        """The data set, split by the seed of the spec."""
+    def data(self) -> Dataset:
+        """The data set, split by the seed of the spec, with its task."""
         from tfmot_ops.data.splits import load_dataset
 
-        data = load_dataset(self.options.dataset, seed=self.spec.seed, limit=self.options.limit)
-        self.parameters |= {"dataset": self.options.dataset, "dataset_digest": data.digest}
-        self.parameters |= {"dataset_train_samples": len(data.x_train), "batch_size": self.options.batch_size}
+        options = self.options
+        data = load_dataset(options.dataset, self.spec.seed, options.limit, options.task, options.metric)
+        self.parameters |= {"dataset": options.dataset, "dataset_digest": data.digest, "task": data.task.name}
+        self.parameters |= {"dataset_train_samples": data.train_samples, "batch_size": options.batch_size}
+        self.parameters["dataset_schema"] = dict(data.schema())
+        if data.record:
+            self.parameters["dataset_record"] = dict(data.record)
         return data
 
-    @property
-    def calibration(self) -> Any:
-        """Samples for measuring the ranges of activations, [samples, ...]."""
+    @cached_property
+    def headline(self) -> Headline:
+        """The metric by which the task's models are compared."""
+        return self.data.task.headline(self.data.facts)
+
+    def calibration(self, model: Any) -> Any:
+        """Samples for measuring the ranges of activations, [samples, ...]; a list in the order of several inputs."""
         quantization = self.recipe.quantization or Quantization()
-        return self.data.x_calibration[: quantization.calibration_samples]
+        return self.first(self.data.x_calibration, quantization.calibration_samples, model)
+
+    def first(self, samples: Any, count: int, model: Any) -> Any:
+        """The first samples of inputs as arrays; a list in the order of the inputs of `model` if there are several."""
+        columns = in_order(samples, list(model.input_names), "input")
+        return [column[:count] for column in columns] if isinstance(columns, list) else columns[:count]
 
     def load_model(self) -> Any:
         """The input `model`."""
@@ -141,7 +162,10 @@ class ModelWork(Work[ModelOptions]):
         core.save_model(model, path)
         self.outputs["model"] = self.store.put(path, "model", ArtifactFormat.KERAS_H5)
         self.parameters["compile"] = dict(compile_parameters(model))
-        self.progress.model(model, self.data.x_calibration[:_EXAMPLE_SAMPLES])
+        x = self.data.x_calibration
+        is_named = isinstance(x, Mapping)
+        example = {key: column[:_EXAMPLE_SAMPLES] for key, column in x.items()} if is_named else x[:_EXAMPLE_SAMPLES]
+        self.progress.model(model, example)
 
     def epochs(self, budget: int) -> int:
         """Epochs of the step's options, or `budget` (the recipe's epochs) if the options have none."""
@@ -151,7 +175,7 @@ class ModelWork(Work[ModelOptions]):
     @property
     def steps_per_epoch(self) -> int:
         """Number of weight updates in an epoch."""
-        return math.ceil(len(self.data.x_train) / self.options.batch_size)
+        return math.ceil(self.data.train_samples / self.options.batch_size)
 
     def fit(
         self, model: Any, epochs: int, callbacks: Any = (), *, rate: float | None = None, rate_factor: float = 1.0
@@ -172,6 +196,12 @@ class ModelWork(Work[ModelOptions]):
             return
         kind, data = self.spec.options.kind, self.data
         targets = self.targets(model)
+        inputs = list(model.input_names)
+        x, x_validation = (in_order(samples, inputs, "input") for samples in (data.x_train, data.x_validation))
+        if data.task.learns_its_input:
+            y, y_validation = x, x_validation
+        else:
+            y, y_validation = targets(data.y_train), targets(data.y_validation)
         self.checkpoint = StepCheckpoint(self.spec, self.workdir, self.progress.message)
         with _learning_rate(model, rate, rate_factor):
             used = model.optimizer.get_config()["learning_rate"]
@@ -179,37 +209,58 @@ class ModelWork(Work[ModelOptions]):
             self.parameters |= {"epochs": epochs, "learning_rate": used}
             fit(
                 model,
-                data.x_train,
-                targets(data.y_train),
-                (data.x_validation, targets(data.y_validation)),
+                x,
+                y,
+                (x_validation, y_validation),
                 epochs=epochs,
                 batch_size=self.options.batch_size,
                 seed=self.spec.seed,
                 callbacks=callbacks,
                 on_epoch=lambda epoch, of, metrics: self.progress.epoch(kind, epoch, of, metrics),
                 checkpoint=self.checkpoint.open(),
+                data_digest=data.digest,
             )
 
     def targets(self, model: Any) -> Callable[[Any], Any]:
-        """Function that turns labels into the targets of the model's loss: labels or one-hot vectors."""
-        from tfmot_ops.tasks import classifier_loss
-
+        """Function that turns the data set's targets into those of the model's loss, in the order of its outputs."""
         data = self.data
-        x, labels = data.x_train[:_EXAMPLE_SAMPLES], data.y_train[:_EXAMPLE_SAMPLES]
-        targets = classifier_loss.targets_for(model, x, labels, data.num_classes)
-        if classifier_loss.is_one_hot(targets(labels)):
+        if data.task.learns_its_input:
+            return lambda targets: targets
+        if isinstance(data.y_train, Mapping):
+            return lambda targets: in_order(targets, list(model.output_names), "output")
+        x = self.first(data.x_train, _EXAMPLE_SAMPLES, model)
+        y = data.y_train[:_EXAMPLE_SAMPLES]
+        convert = data.task.targets_for(model, x, y, data.facts)
+        converted = convert(y)
+        if converted.ndim > y.ndim and converted.shape[-1] > 1:
             self.progress.message(
                 f"{self.spec.options.kind}: the model's loss needs one-hot vectors; the labels are converted"
             )
-        return targets
+
+        def of(targets: Any) -> Any:
+            if isinstance(targets, Lazy):
+                return targets.then(lambda one: convert(one[None])[0], converted.shape[1:], converted.dtype)
+            return convert(targets)
+
+        return of
+
+    def score(self, model_or_bytes: Any, model: Any = None) -> Scores:
+        """Measure a model or a file on the test samples, record the task's metrics, and show the progress."""
+        scores = score(self.data, "test", model_or_bytes, model, BatchProgress(self.spec.step_id, self.progress))
+        self.measure(scores.metrics())
+        return scores
+
+    def score_validation(self, model_or_bytes: Any, model: Any = None) -> None:
+        """Measure a model or a file on the validation samples, and record the headline."""
+        metrics = score(self.data, "validation", model_or_bytes, model).metrics()
+        self.measure(validation_metric(metrics, self.headline))
 
     def measure_float(self, model: Any) -> None:
-        """Measure a float model with or without pruning wrappers: accuracy in [0, 1], and its float32 TFLite file."""
+        """Measure a float model with or without pruning wrappers: the task's metrics, and its float32 TFLite file."""
         from tfmot_ops import core
 
-        data = self.data
-        self.measure(core.evaluate(model, data.x_test, data.y_test))
-        self.measure({"validation_accuracy": core.evaluate(model, data.x_validation, data.y_validation)["accuracy"]})
+        self.score(model)
+        self.score_validation(model)
         stripped = core.strip(model)
         self.measure_tflite(core.export_tflite(stripped, FLOAT), stripped)
 
@@ -252,6 +303,25 @@ class ModelWork(Work[ModelOptions]):
                 size += profile.weight_sizes[name]
                 lowest_sparsity = min(lowest_sparsity, profile.sparsity[name])
         return {"sparsity": zeros / size, "least_layer_sparsity": lowest_sparsity} if size else {}
+
+
+class BatchProgress:
+    """Reports how many samples are measured, if that takes long.
+
+    Args:
+        step_id: name of the step.
+        progress: gets a message every few seconds.
+    """
+
+    def __init__(self, step_id: str, progress: Progress) -> None:
+        self._step_id, self._progress = step_id, progress
+        self._next = time.monotonic() + _SECONDS_BETWEEN
+
+    def __call__(self, done: int, samples: int) -> None:
+        """Called when `done` of `samples` are measured."""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + _SECONDS_BETWEEN
+            self._progress.message(f"{self._step_id}: {done} of {samples} test samples measured")
 
 
 @contextlib.contextmanager

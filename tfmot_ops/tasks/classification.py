@@ -95,11 +95,11 @@ class Classification(Task):
         return f"(None, {facts.outputs})" + (" or (None, 1)" if facts.outputs == 2 else "")  # noqa: PLR2004 - a sigmoid
 
     def fits(self, shapes: list[tuple[int | None, ...]], facts: Facts) -> bool:
-        """One output with a score per class; a sigmoid may tell two classes apart; a model may know more classes."""
+        """One output with a score per class; a sigmoid may tell two classes apart."""
         if len(shapes) != 1 or len(shapes[0]) != 1 or not facts.outputs:
             return False
         scores = shapes[0][0]
-        return scores is not None and (scores >= facts.outputs or (scores == 1 and facts.outputs == 2))  # noqa: PLR2004
+        return scores is not None and (scores == facts.outputs or (scores == 1 and facts.outputs == 2))  # noqa: PLR2004
 
     def head(self, features: TensorLike, outputs: int) -> Any:
         """One probability per class."""

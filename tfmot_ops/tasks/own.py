@@ -34,14 +34,14 @@ class LossScores:
         self._sum, self._samples = 0.0, 0
 
     def add(self, x: Any, y: Values, outputs: Any) -> None:
-        """Take in targets and outputs, one array [n, ...] or one per output."""
+        """Take in targets and outputs, one array [n, ...] each, or one for each output by name."""
         del x
-        parts = outputs if isinstance(outputs, list) else [outputs]
-        size = len(parts[0])
+        parts = list(outputs.values()) if isinstance(outputs, Mapping) else [outputs]
+        targets = [y[key] for key in outputs] if isinstance(y, Mapping) else y
         structure = tf.nest.pack_sequence_as(self._model.output, [tf.convert_to_tensor(part) for part in parts])
-        targets = tf.nest.map_structure(tf.convert_to_tensor, y)
-        self._sum += size * float(self._model.compute_loss(None, targets, structure))
-        self._samples += size
+        loss = self._model.compute_loss(None, tf.nest.map_structure(tf.convert_to_tensor, targets), structure)
+        self._sum += len(parts[0]) * float(loss)
+        self._samples += len(parts[0])
 
     def metrics(self) -> dict[str, float]:
         """`loss`, in its own unit."""
@@ -58,19 +58,17 @@ class MetricScores:
     Args:
         name: name in the result's metrics.
         metric: Keras metric with `update_state` and `result`.
-        output: index of the output that is measured; None gives the metric all targets and outputs.
-        output_name: key of this output's targets, where targets are by name.
+        output: name of the output that is measured; None gives the metric all targets and outputs.
     """
 
-    def __init__(self, name: str, metric: Any, output: int | None, output_name: str | None) -> None:
-        self._name, self._metric, self._output, self._output_name = name, metric, output, output_name
+    def __init__(self, name: str, metric: Any, output: str | None) -> None:
+        self._name, self._metric, self._output = name, metric, output
 
     def add(self, x: Any, y: Values, outputs: Any) -> None:
-        """Take in targets and outputs, one array [n, ...] or one per output."""
+        """Take in targets and outputs, one array [n, ...] each, or one for each output by name."""
         del x
         if self._output is not None:
-            outputs = outputs[self._output] if isinstance(outputs, list) else outputs
-            y = y[self._output_name] if isinstance(y, Mapping) and self._output_name else y
+            y, outputs = y[self._output], outputs[self._output]
         self._metric.update_state(y, outputs)
 
     def metrics(self) -> dict[str, float]:
@@ -107,6 +105,7 @@ class Own(Task):
     def problem(self, y: Any) -> tuple[str, str] | None:
         """None: any targets are taken."""
         del y
+        return None
 
     def canonical(self, y: Any) -> Any:
         """Targets as they are."""
@@ -147,24 +146,25 @@ class Own(Task):
                     remedy="give the evaluate step its input `model`, or set options.metric",
                 )
             return LossScores(model)
-        return MetricScores(self._key, _metric(self._metric), *self._place(facts, model))
+        return MetricScores(self._key, _metric(self._metric), self._measured_output(facts))
 
-    def _place(self, facts: Facts, model: keras.Model | None) -> tuple[int | None, str | None]:
-        names = list(model.output_names) if model is not None else list(_keys(facts.target_shape))
-        if not self._output:
-            return (0 if len(names) < 2 else None), None  # noqa: PLR2004 - one output needs no name
-        if self._output not in names:
+    def _measured_output(self, facts: Facts) -> str | None:
+        names = list(facts.target_shape) if isinstance(facts.target_shape, Mapping) else []
+        if self._output and self._output not in names:
             raise SpecError(
-                f"metric {self._output}:{self._metric} names no output of the model",
-                required="one of " + ", ".join(names),
+                f"the metric {self._output}:{self._metric} names no output",
+                required="one of " + ", ".join(names) if names else "a metric alone, as there is one output",
                 received=self._output,
-                remedy="write the metric as <output>:<metric>",
+                remedy="write the metric as <output>:<metric>, or as <metric> for a model with one output",
             )
-        return names.index(self._output), self._output
-
-
-def _keys(shape: Any) -> tuple[str, ...]:
-    return tuple(shape) if isinstance(shape, Mapping) else ()
+        if names and not self._output and _registered(self._metric) is None:
+            raise SpecError(
+                f"the metric {self._metric} measures one output, and there are several",
+                required=f"one of {', '.join(f'{name}:{self._metric}' for name in names)}",
+                received=self._metric,
+                remedy="name the output before the metric",
+            )
+        return self._output or None
 
 
 def _registered(name: str) -> Any:

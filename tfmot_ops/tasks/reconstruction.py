@@ -29,7 +29,7 @@ class ReconstructionScores:
         self._flags: list[Array] = []
 
     def add(self, x: Any, y: Any, outputs: Any) -> None:
-        """Take in inputs [n, ...], 0 or 1 for each sample [n] (None where nothing is known), and the model's outputs."""
+        """Take in inputs [n, ...], flags 0 or 1 [n] (None where nothing is known), and the model's outputs."""
         inputs, values = np.asarray(x, np.float64), np.asarray(single(outputs, "reconstruction"), np.float64)
         self._errors.append(np.square(inputs - values.reshape(inputs.shape)).reshape(len(inputs), -1).mean(axis=1))
         if self._has_flags and y is not None:

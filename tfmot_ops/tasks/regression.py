@@ -79,7 +79,10 @@ class Regression(Task):
             return "numbers", f"dtype {y.dtype}"
         wrong = ~np.isfinite(np.asarray(y[:], np.float64)).reshape(len(y), -1).all(axis=1)
         if wrong.any():
-            return "finite numbers", f"NaN or infinity in {int(wrong.sum())} targets, the first at {int(wrong.argmax())}"
+            return (
+                "finite numbers",
+                f"NaN or infinity in {int(wrong.sum())} targets, the first at {int(wrong.argmax())}",
+            )
         return None
 
     def canonical(self, y: Any) -> Array:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -10,7 +15,7 @@ import tensorflow as tf
 
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Array
-from tfmot_ops.core.tflite.interpreter import Inputs, arrays, check_inputs, run_tflite
+from tfmot_ops.core.tflite.interpreter import Inputs, TFLiteRun, arrays, check_inputs, run_tflite
 from tfmot_ops.errors import (
     StepFailedError,
     UnsupportedModelError,
@@ -18,6 +23,8 @@ from tfmot_ops.errors import (
 
 #: Samples that are run at once by default; bounds the memory, and does not change the outputs.
 BATCH_SIZE = 64
+#: Inputs of one call of Keras' `predict`: at most so many bytes, and so many samples.
+_BYTES_TOGETHER, _MOST_TOGETHER = 64 * 2**20, 4096
 
 
 def predict(model_or_bytes: keras.Model | bytes, x: Inputs, batch_size: int = BATCH_SIZE) -> Array | list[Array]:
@@ -49,27 +56,117 @@ def predict(model_or_bytes: keras.Model | bytes, x: Inputs, batch_size: int = BA
     return outputs[0] if len(outputs) == 1 else outputs
 
 
-def finite_outputs(model_or_bytes: keras.Model | bytes, x: Inputs, batch_size: int) -> Array | list[Array]:
+def finite_outputs(
+    model_or_bytes: keras.Model | bytes, x: Inputs, batch_size: int, first: int = 0
+) -> Array | list[Array]:
     """The outputs of `predict`, checked to be finite, as no metric can be computed from NaN or infinity.
+
+    Args:
+        model_or_bytes: Keras model or TFLite file.
+        x: inputs [N, ...], one array per input.
+        batch_size: samples that are run at once.
+        first: index of the first sample, for the message.
 
     Raises:
         StepFailedError: an output value is NaN or infinite.
     """
     outputs = predict(model_or_bytes, x, batch_size)
-    parts = outputs if isinstance(outputs, list) else [outputs]
-    not_finite = [~np.isfinite(part).reshape(len(part), -1).all(axis=1) for part in parts]
+    _require_finite(outputs if isinstance(outputs, list) else [outputs], first, isinstance(model_or_bytes, bytes))
+    return outputs
+
+
+def in_chunks(x: Any, batch_size: int) -> Iterator[tuple[int, Any]]:
+    """Yield (index of the first sample, inputs) for parts of some inputs [N, ...] that fit into memory together."""
+    columns = list(x) if isinstance(x, list | tuple) else [x]
+    size = _together(columns, batch_size)
+    for start in range(0, len(columns[0]), size):
+        part = [column[start : start + size] for column in columns]
+        yield start, part if isinstance(x, list | tuple) else part[0]
+
+
+def outputs_by_batch(
+    model_or_bytes: keras.Model | bytes,
+    x: Any,
+    batch_size: int = BATCH_SIZE,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[slice, Any]]:
+    """Yield the outputs of a Keras model or a TFLite file batch by batch, so that no more is in memory.
+
+    The batches of a TFLite file are computed on all cores, one batch on each, which does not change the outputs.
+
+    Args:
+        model_or_bytes: Keras model or TFLite file.
+        x: inputs, one array or column [N, ...], or one per input in the model's order.
+        batch_size: samples per batch.
+        on_batch: called with (samples done, samples) after each batch.
+
+    Yields:
+        (indices of the batch's samples, its outputs as `predict` gives them).
+
+    Raises:
+        StepFailedError: an output value is NaN or infinite, after the batches before it.
+        SamplesError: the inputs do not fit the model.
+        ArtifactError: the bytes are no TFLite file.
+        ExportError: the TFLite interpreter cannot run the file.
+    """
+    columns = list(x) if isinstance(x, list | tuple) else [x]
+    samples = len(columns[0])
+    size = batch_size if isinstance(model_or_bytes, bytes) else _together(columns, batch_size)
+    parts = [slice(start, min(start + size, samples)) for start in range(0, samples, size)]
+    if isinstance(model_or_bytes, bytes):
+        batches = _run_file(model_or_bytes, columns, parts, batch_size)
+    else:
+        batches = (_run_model(model_or_bytes, [column[part] for column in columns], batch_size) for part in parts)
+    for part, outputs in zip(parts, batches, strict=True):
+        _require_finite(outputs, part.start, isinstance(model_or_bytes, bytes))
+        if on_batch is not None:
+            on_batch(part.stop, samples)
+        yield part, outputs[0] if len(outputs) == 1 else outputs
+
+
+def _run_file(data: bytes, columns: list[Any], parts: list[slice], batch_size: int) -> Iterator[list[Array]]:
+    """Outputs of each batch in order; a few batches are computed ahead."""
+    file = TFLiteRun(data, columns, batch_size)
+
+    def run(part: slice) -> list[Array]:
+        return file([np.asarray(column[part]) for column in columns])
+
+    cores = len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(cores) as pool:
+        waiting: deque[Future[list[Array]]] = deque()
+        for part in parts:
+            waiting.append(pool.submit(run, part))
+            if len(waiting) > 2 * cores:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _together(columns: list[Any], batch_size: int) -> int:
+    """Samples that are given to one call of Keras' `predict`, a multiple of the batch size: each call takes a while."""
+    bytes_each = sum(4 * math.prod(column.shape[1:]) for column in columns)
+    batches = _BYTES_TOGETHER // max(1, bytes_each * batch_size)
+    return int(batch_size * max(1, min(batches, _MOST_TOGETHER // batch_size)))
+
+
+def _run_model(model: keras.Model, batch: list[Array], batch_size: int) -> list[Array]:
+    outputs = predict(model, batch[0] if len(batch) == 1 else batch, batch_size)
+    return outputs if isinstance(outputs, list) else [outputs]
+
+
+def _require_finite(outputs: list[Array], first: int, is_file: bool) -> None:
+    """Raise StepFailedError for NaN or infinity; `first` is the index of the batch's first sample."""
+    not_finite = [~np.isfinite(part).reshape(len(part), -1).all(axis=1) for part in outputs]
     samples = np.logical_or.reduce(not_finite)
     if samples.any():
-        is_file = isinstance(model_or_bytes, bytes)
         raise StepFailedError(
             f"the {'TFLite file' if is_file else 'model'} returned NaN or infinity",
             required="finite outputs for every sample",
-            received=f"NaN or infinity for {int(samples.sum())} of {len(samples)} samples, "
-            f"the first at index {int(samples.argmax())}",
+            received=f"NaN or infinity for {int(samples.sum())} of the samples {first} to {first + len(samples) - 1}, "
+            f"the first at index {first + int(samples.argmax())}",
             remedy="look for NaN and infinity in the weights and in the samples"
             + (", and compare the file with its Keras model layer by layer (core.layer_sqnr)" if is_file else ""),
         )
-    return outputs
 
 
 def classes_of(outputs: Array | list[Array], threshold: float = 0.5) -> npt.NDArray[np.int64]:

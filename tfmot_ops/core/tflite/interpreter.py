@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,24 +71,60 @@ def run_tflite(data: bytes, x: Inputs, batch_size: int) -> list[Array]:
         ExportError: the interpreter cannot run the file.
     """
     inputs = arrays(x)
-    details = make_interpreter(data).get_input_details()
-    check_inputs([detail["shape_signature"] for detail in details], inputs, "TFLite file")
-    count = len(inputs[0])
-    interpreter = _batched(data, [array[:batch_size] for array in inputs])
-    size = batch_size if interpreter else 1
-    if interpreter is None:
-        interpreter = make_interpreter(data)
-        _allocate(interpreter)
-    parts = []
-    for start in range(0, count, size):
-        batch = [array[start : start + size] for array in inputs]
-        if len(batch[0]) != interpreter.get_input_details()[0]["shape"][0]:
-            _resize(interpreter, batch)
-        parts.append(_invoke(interpreter, batch))
+    file = TFLiteRun(data, inputs, batch_size)
+    parts = [file([array[start : start + batch_size] for array in inputs]) for start in file.starts()]
     return [np.concatenate(batches) for batches in zip(*parts, strict=True)]
 
 
-def check_inputs(shapes: Sequence[Sequence[int]], inputs: list[Array], what: str) -> None:
+class TFLiteRun:
+    """A TFLite file that is run batch by batch; several threads may call it, each with an interpreter of its own.
+
+    Args:
+        data: the file's bytes.
+        inputs: one column [N, ...] per input of the file, of which the first batch is read to find out whether the file
+            computes a batch at once.
+        batch_size: samples per batch.
+
+    Raises:
+        ArtifactError: the bytes are no TFLite file.
+        SamplesError: the columns do not fit the file's inputs.
+        ExportError: the interpreter cannot run the file.
+    """
+
+    def __init__(self, data: bytes, inputs: list[Any], batch_size: int) -> None:
+        details = make_interpreter(data).get_input_details()
+        check_inputs([detail["shape_signature"] for detail in details], inputs, "TFLite file")
+        self._data = data
+        self._samples, self._batch_size = len(inputs[0]), batch_size
+        self._takes_batches = _takes_batches(data, [np.asarray(column[:batch_size]) for column in inputs])
+        self._local = threading.local()
+        if not self._takes_batches:
+            _allocate(make_interpreter(data))
+
+    def starts(self) -> range:
+        """Index of the first sample of each batch."""
+        return range(0, self._samples, self._batch_size)
+
+    def __call__(self, batch: list[Array]) -> list[Array]:
+        """Outputs [n, ...] for one batch of inputs [n, ...]."""
+        interpreter = getattr(self._local, "interpreter", None)
+        if interpreter is None:
+            interpreter = self._local.interpreter = make_interpreter(self._data)
+            _allocate(interpreter)
+        if self._takes_batches:
+            return _resized(interpreter, batch)
+        rows = [_resized(interpreter, [array[place : place + 1] for array in batch]) for place in range(len(batch[0]))]
+        return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+
+
+def _resized(interpreter: Interpreter, batch: list[Array]) -> list[Array]:
+    """Outputs for a batch, after the interpreter is resized to it if the last batch had another size."""
+    if len(batch[0]) != interpreter.get_input_details()[0]["shape"][0]:
+        _resize(interpreter, batch)
+    return _invoke(interpreter, batch)
+
+
+def check_inputs(shapes: Sequence[Sequence[int]], inputs: list[Any], what: str) -> None:
     """Refuse inputs [N, ...] that do not fit a model's input shapes [batch, ...].
 
     Args:
@@ -133,25 +170,25 @@ def _resize(interpreter: Interpreter, batch: list[Array]) -> None:
     interpreter.allocate_tensors()
 
 
-def _batched(data: bytes, batch: list[Array]) -> Interpreter | None:
-    """An interpreter resized to the batch's size, or None if the graph computes only a fixed batch correctly."""
+def _takes_batches(data: bytes, batch: list[Array]) -> bool:
+    """Whether the file computes the batch correctly at once; a graph may be made for a fixed batch."""
     interpreter = make_interpreter(data)
     try:
         _resize(interpreter, batch)
         # A RESHAPE to a constant shape fails only at run time, or moves the batch into another axis.
         together = _invoke(interpreter, batch)
     except (RuntimeError, ValueError):
-        return None
+        return False
     if any(part.shape[:1] != batch[0].shape[:1] for part in together):
-        return None
+        return False
     # If the batch is moved into another axis and back, samples are mixed: compare with samples run alone.
     single = make_interpreter(data)
     _resize(single, [array[:1] for array in batch])
     for index in {0, len(batch[0]) - 1}:
         alone = _invoke(single, [array[index : index + 1] for array in batch])
         if not all(np.allclose(one[0], part[index], 1e-3, 1e-5) for one, part in zip(alone, together, strict=True)):
-            return None
-    return interpreter
+            return False
+    return True
 
 
 def _invoke(interpreter: Interpreter, batch: list[Array]) -> list[Array]:

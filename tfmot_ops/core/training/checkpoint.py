@@ -46,13 +46,15 @@ class Checkpoint:
     saved: Callable[[Path], None] = lambda _: None
 
 
-def identity(model: keras.Model, x: Array, y: Array, compiled: Mapping[str, object], **settings: int) -> dict[str, str]:
+def identity(
+    model: keras.Model, samples: Any, data_digest: str | None, compiled: Mapping[str, object], **settings: int
+) -> dict[str, str]:
     """Everything that determines a training; a training that differs in any item must not use the checkpoint.
 
     Args:
         model: the model before the training.
-        x: inputs [N, ...].
-        y: labels [N] or targets [N, ...].
+        samples: inputs and targets, arrays [N, ...] in any structure.
+        data_digest: digest of the samples; None computes it.
         compiled: the compile configuration, name -> value (see `compile_parameters`).
         settings: further numbers that determine the training: `epochs`, `batch_size`, `seed`.
 
@@ -61,7 +63,7 @@ def identity(model: keras.Model, x: Array, y: Array, compiled: Mapping[str, obje
     """
     return {
         **{name: str(value) for name, value in settings.items()},
-        "data": _digest([x, y]),
+        "data": data_digest or _digest(tf.nest.flatten(samples)),
         "model": _digest([np.frombuffer(_architecture(model).encode(), np.uint8)]),
         # Only trainable weights: ranges and batch statistics are computed, and another CPU model may round them
         # differently.

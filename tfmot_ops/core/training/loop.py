@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
+
+import tensorflow as tf
 
 from tfmot_ops.core.keras.compiling import compile_parameters, is_compiled
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.seeds import set_seed
-from tfmot_ops.core.keras.types import Array, Logs
+from tfmot_ops.core.keras.types import Logs
 from tfmot_ops.core.training.checkpoint import Checkpoint, History, Keeper, identity
-from tfmot_ops.core.training.seeding import SeedEachEpoch, batches
+from tfmot_ops.core.training.seeding import InOrder, SeedEachEpoch, batches, is_in_memory
 from tfmot_ops.errors import SpecError, StepFailedError
 
 #: Called after each epoch with (number of the epoch, from 1; number of epochs; metric name -> value).
@@ -19,9 +22,9 @@ OnEpoch = Callable[[int, int, dict[str, float]], None]
 
 def fit(
     model: keras.Model,
-    x: Array,
-    y: Array,
-    validation: tuple[Array, Array] | None,
+    x: Any,
+    y: Any,
+    validation: tuple[Any, Any] | None,
     *,
     epochs: int,
     batch_size: int,
@@ -29,6 +32,7 @@ def fit(
     callbacks: Iterable[keras.callbacks.Callback] = (),
     on_epoch: OnEpoch | None = None,
     checkpoint: Checkpoint | None = None,
+    data_digest: str | None = None,
 ) -> History:
     """Train a compiled `model` in place; the same seed on the same machine gives the same weights.
 
@@ -37,9 +41,10 @@ def fit(
 
     Args:
         model: compiled model.
-        x: inputs [N, ...].
-        y: labels [N] or targets [N, ...].
-        validation: (inputs, labels) to measure after each epoch, or None.
+        x: inputs, an array or column [N, ...], or a list or dict of these for several inputs. A column is read by index
+            when a batch needs its samples.
+        y: labels [N] or targets [N, ...], in the same forms.
+        validation: (inputs, targets) to measure after each epoch, or None.
         epochs: passes over `x`; 0 trains nothing.
         batch_size: samples per step; the last step of an epoch may have fewer.
         seed: seeds the order of the samples and the layers' random numbers (dropout).
@@ -48,6 +53,8 @@ def fit(
         on_epoch: called after each epoch; a continued training first calls it for the last epoch before the kill.
         checkpoint: the file in which the state is saved after each epoch, and from which it is restored; None saves
             nothing.
+        data_digest: digest of the samples, by which a checkpoint belongs to a training; None computes it from arrays;
+            columns would have to be read for it, so they need one.
 
     Returns:
         Metric name -> one value per epoch, including the epochs before a kill; empty for 0 epochs.
@@ -70,9 +77,11 @@ def fit(
     keeper = None
     if checkpoint is not None:
         if not model.built:
-            model(x[:1])
+            model(tf.nest.map_structure(lambda column: tf.convert_to_tensor(column[:1]), x))
         settings = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
-        keeper = Keeper(checkpoint, model, identity(model, x, y, compile_parameters(model), **settings), epochs)
+        keeper = Keeper(
+            checkpoint, model, identity(model, (x, y), data_digest, compile_parameters(model), **settings), epochs
+        )
     done, history = keeper.resume() if keeper else (0, {})
     if done and on_epoch:
         # The process may have been killed after the epoch was saved and before it was reported.
@@ -80,15 +89,23 @@ def fit(
     if done < epochs:
         model.fit(
             batches(x, y, batch_size, seed, range(done, epochs)),
-            steps_per_epoch=math.ceil(len(x) / batch_size),
-            validation_data=validation,
-            validation_batch_size=batch_size,
+            steps_per_epoch=math.ceil(len(tf.nest.flatten(x)[0]) / batch_size),
+            **_validation(validation, batch_size),
             initial_epoch=done,
             epochs=epochs,
             callbacks=[SeedEachEpoch(seed), *callbacks, _EpochEnd(epochs, on_epoch, keeper, history)],
             verbose=0,
         )
     return history
+
+
+def _validation(validation: tuple[Any, Any] | None, batch_size: int) -> dict[str, Any]:
+    """Arguments of `Model.fit` for (inputs, targets): in memory as they are, else in batches that are read."""
+    if validation is None:
+        return {}
+    if all(is_in_memory(column) for column in tf.nest.flatten(validation)):
+        return {"validation_data": validation, "validation_batch_size": batch_size}
+    return {"validation_data": InOrder(*validation, batch_size)}
 
 
 class _EpochEnd(keras.callbacks.Callback):

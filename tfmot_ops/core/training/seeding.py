@@ -7,6 +7,7 @@ ran in this process or in an earlier one that was killed.
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Iterator
 from itertools import chain
@@ -17,7 +18,10 @@ import tensorflow as tf
 
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
-from tfmot_ops.core.keras.types import Array, Logs
+from tfmot_ops.core.keras.types import Logs
+
+#: Batches that are read from files while the model trains on another.
+_BATCHES_AHEAD = 2
 
 
 def epoch_seed(*parts: int) -> int:
@@ -25,14 +29,15 @@ def epoch_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1)[0] >> 1)
 
 
-def batches(x: Array, y: Array, batch_size: int, seed: int, epochs: range) -> tf.data.Dataset:
+def batches(x: Any, y: Any, batch_size: int, seed: int, epochs: range) -> tf.data.Dataset:
     """The batches of all `epochs` in sequence, with a different order of the samples in each epoch.
 
-    Indices are shuffled instead of samples, so that no samples are copied into a shuffle buffer.
+    Indices are shuffled instead of samples, so that no samples are copied into a shuffle buffer. Columns that are no
+    arrays are read batch by batch, the next ones while the model trains on one.
 
     Args:
-        x: inputs [N, ...].
-        y: labels [N] or targets [N, ...].
+        x: inputs, an array or column [N, ...], or a list or dict of these.
+        y: targets, in the same forms.
         batch_size: samples per batch; the last batch of an epoch may have fewer.
         seed: the training's seed.
         epochs: indices of the epochs, from 0.
@@ -40,15 +45,69 @@ def batches(x: Array, y: Array, batch_size: int, seed: int, epochs: range) -> tf
     Returns:
         A data set of batches (inputs [batch, ...], targets [batch, ...]).
     """
-    inputs, targets = tf.constant(x), tf.constant(y)
+    size = len(tf.nest.flatten(x)[0])
 
     def order(drawn_seed: tf.Tensor) -> tf.data.Dataset:
-        shuffled = tf.random.experimental.stateless_shuffle(tf.range(len(x)), seed=[drawn_seed, 0])
+        shuffled = tf.random.experimental.stateless_shuffle(tf.range(size), seed=[drawn_seed, 0])
         return tf.data.Dataset.from_tensor_slices(shuffled).batch(batch_size)
 
     seeds = tf.constant([epoch_seed(seed, epoch) for epoch in epochs], tf.int32)
     orders = tf.data.Dataset.from_tensor_slices(seeds).flat_map(order)
-    return orders.map(lambda index: (tf.gather(inputs, index), tf.gather(targets, index)))
+    if all(is_in_memory(column) for column in tf.nest.flatten((x, y))):
+        inputs, targets = (tf.nest.map_structure(tf.constant, part) for part in (x, y))
+
+        def gathered(index: tf.Tensor) -> tuple[Any, Any]:
+            inputs_, targets_ = (
+                tf.nest.map_structure(lambda column: tf.gather(column, index), part) for part in (inputs, targets)
+            )
+            return inputs_, targets_
+
+        return orders.map(gathered)
+    return _read_in_order(x, y, orders)
+
+
+def is_in_memory(column: Any) -> bool:
+    """Whether a column is an array in memory, not read from files by index."""
+    return isinstance(column, np.ndarray) and not isinstance(column, np.memmap)
+
+
+def _read_in_order(x: Any, y: Any, orders: tf.data.Dataset) -> tf.data.Dataset:
+    """Batches of columns that are read by index; targets that are the inputs are read once."""
+
+    def read() -> Iterator[tuple[Any, Any]]:
+        for index in orders.as_numpy_iterator():
+            inputs = tf.nest.map_structure(lambda column, index=index: column[index], x)
+            yield inputs, (inputs if y is x else tf.nest.map_structure(lambda column, index=index: column[index], y))
+
+    def spec(column: Any) -> tf.TensorSpec:
+        return tf.TensorSpec((None, *column.shape[1:]), column.dtype)
+
+    signature = (tf.nest.map_structure(spec, x), tf.nest.map_structure(spec, y))
+    return tf.data.Dataset.from_generator(read, output_signature=signature).prefetch(_BATCHES_AHEAD)
+
+
+class InOrder(keras.utils.Sequence):
+    """Batches of columns in their order, read when Keras asks for them; for the validation.
+
+    Args:
+        x: inputs, a column [N, ...], or a list or dict of columns.
+        y: targets, in the same forms.
+        batch_size: samples per batch.
+    """
+
+    def __init__(self, x: Any, y: Any, batch_size: int) -> None:
+        self._x, self._y, self._batch_size = x, y, batch_size
+
+    def __len__(self) -> int:
+        return math.ceil(len(tf.nest.flatten(self._x)[0]) / self._batch_size)
+
+    def __getitem__(self, place: int) -> tuple[Any, Any]:
+        """Batch number `place` as (inputs, targets)."""
+        part = slice(place * self._batch_size, (place + 1) * self._batch_size)
+        inputs = tf.nest.map_structure(lambda column: column[part], self._x)
+        if self._y is self._x:
+            return inputs, inputs
+        return inputs, tf.nest.map_structure(lambda column: column[part], self._y)
 
 
 class SeedEachEpoch(keras.callbacks.Callback):

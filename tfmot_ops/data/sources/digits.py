@@ -8,12 +8,12 @@ from tfmot_ops.data.sources.source import Reader, Source
 
 
 def read_digits() -> Source:
-    """1797 images [N, 8, 8] of floats in [0, 1] with labels 0 to 9."""
+    """1797 images [N, 8, 8, 1] of floats in [0, 1] with labels 0 to 9."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     # The images are counts of 0 to 16 dark pixels in 4x4 blocks.
-    images = (bunch.images / 16.0).astype(np.float32)
+    images = (bunch.images[..., np.newaxis] / 16.0).astype(np.float32)
     return Source(images, bunch.target, class_names=tuple("0123456789"))
 
 

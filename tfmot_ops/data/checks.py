@@ -1,0 +1,175 @@
+"""Checks of a data set before anything is trained: shapes, types, values, labels and sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tfmot_ops.data.columns import Lazy
+from tfmot_ops.errors import SpecError
+from tfmot_ops.tasks.classification import Classification
+from tfmot_ops.tasks.task import Task
+
+#: Smallest number of samples of a data set, so that each of the four splits gets a sample.
+_MIN_SAMPLES = 10
+#: Values of an array that are looked at in one go, so that a large array needs no second one of its size.
+_VALUES_AT_ONCE = 2**24
+
+
+def check_inputs(name: str, part: str, x: Any) -> None:
+    """Refuse inputs that are empty, not finite, or of different lengths.
+
+    Args:
+        name: of the data set.
+        part: `training` or `test`.
+        x: one column [N, ...], or columns by name.
+    """
+    columns = x if isinstance(x, Mapping) else {"": x}
+    lengths = {key: len(column) for key, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        _refuse(name, part, "as many samples of each input", ", ".join(f"{k}: {n}" for k, n in lengths.items()))
+    for key, column in columns.items():
+        problem = _input_problem(column)
+        if problem:
+            of = f" in input {key}" if key else ""
+            _refuse(name, part, problem[0], problem[1] + of)
+
+
+def _input_problem(column: Any) -> tuple[str, str] | None:
+    if not len(column.shape) or 0 in column.shape:
+        return "samples [N, ...], none of the sizes 0", f"shape {list(column.shape)}"
+    if column.dtype.kind not in "biufSUO":
+        return "numbers", f"dtype {column.dtype}"
+    if isinstance(column, Lazy) or column.dtype.kind != "f":
+        return None
+    count, first = _not_finite(column)
+    if count:
+        return "finite numbers", f"{count} values that are NaN or infinite, the first at index {first}"
+    return None
+
+
+def _not_finite(column: Any) -> tuple[int, list[int]]:
+    """How many values are NaN or infinite, and the index of the first."""
+    rows = max(1, _VALUES_AT_ONCE // max(1, int(np.prod(column.shape[1:]))))
+    count, first = 0, []
+    for start in range(0, len(column), rows):
+        wrong = ~np.isfinite(column[start : start + rows])
+        if wrong.any() and not count:
+            first = [int(place) for place in np.unravel_index(np.argmax(wrong), wrong.shape)]
+            first[0] += start
+        count += int(wrong.sum())
+    return count, first
+
+
+def check_same_shapes(name: str, x: Any, x_test: Any) -> None:
+    """Refuse test inputs that differ in names or shapes from the training inputs."""
+    shapes = [
+        {key: tuple(column.shape[1:]) for key, column in (part if isinstance(part, Mapping) else {"x": part}).items()}
+        for part in (x, x_test)
+    ]
+    if shapes[0] != shapes[1]:
+        values = [next(iter(part.values())) if list(part) == ["x"] else part for part in shapes]
+        raise SpecError(
+            f"data set {name} cannot be trained on",
+            required="training and test samples of one shape",
+            received=f"{values[0]} and {values[1]}",
+            remedy="bring both to one shape",
+        )
+
+
+def check_targets(name: str, part: str, task: Task, x: Any, y: Any) -> Any:
+    """The targets in the task's own form.
+
+    Args:
+        name: of the data set.
+        part: `training` or `test`.
+        task: what the targets mean.
+        x: the inputs [N, ...], or columns by name.
+        y: the targets as the source has them.
+
+    Raises:
+        SpecError: they are missing, not one per sample, or not of the task.
+    """
+    samples = len(next(iter(x.values())) if isinstance(x, Mapping) else x)
+    if y is None:
+        _refuse(name, part, f"targets for the task {task.name}: {task.description}", "no targets")
+    if isinstance(y, Mapping):
+        columns = {key: _array(column) for key, column in y.items()}
+        wrong = {key: len(column) for key, column in columns.items() if len(column) != samples}
+        if wrong:
+            _refuse(name, part, f"{samples} targets of each output, one per sample", f"{wrong}")
+        if task.name != "own":
+            _require_one(name, part, task, columns)
+        return task.canonical(columns)
+    y = _array(y)
+    if not len(y.shape) or len(y) != samples:
+        _refuse(name, part, f"labels [N] with N = {samples}, one per image", f"shape {list(y.shape)}")
+    problem = task.problem(y)
+    if problem:
+        _refuse(name, part, *problem)
+    return task.canonical(y)
+
+
+def _require_one(name: str, part: str, task: Task, columns: Mapping[str, Any]) -> None:
+    try:
+        problem = task.problem(columns)
+    except AttributeError:  # a task that knows arrays alone
+        problem = (f"one array of targets for the task {task.name}", f"targets by name: {', '.join(columns)}")
+    if problem:
+        _refuse(name, part, *problem)
+
+
+def _array(column: Any) -> Any:
+    return column if isinstance(column, Lazy) else np.asanyarray(column)
+
+
+def check_sizes(name: str, samples: int) -> None:
+    """Refuse a data set with fewer samples than the splits need."""
+    if samples < _MIN_SAMPLES:
+        raise SpecError(
+            f"data set {name} cannot be trained on",
+            required=f"at least {_MIN_SAMPLES} samples beside the test set",
+            received=f"{samples}",
+            remedy="add what is missing to the data set",
+        )
+
+
+def check_labels(name: str, task: Task, y: Any, y_test: Any, class_names: tuple[str, ...]) -> None:
+    """Refuse class labels with one class, with gaps, or with test labels that never occur in training."""
+    if not isinstance(task, Classification):
+        return
+    seen = np.unique(y)
+    problem = None
+    if len(seen) < 2:  # noqa: PLR2004 - one class is nothing to tell apart
+        problem = "at least 2 classes", f"only label {seen[0]}"
+    elif y_test is not None and y_test.max() > seen[-1]:
+        problem = f"test labels up to {seen[-1]}, the training set's largest", f"a label of {y_test.max()}"
+    elif not class_names and len(seen) <= seen[-1]:
+        missing = np.setdiff1d(np.arange(seen[-1] + 1), seen)
+        problem = (
+            f"labels 0 to {len(seen) - 1} for {len(seen)} classes, without gaps",
+            f"labels from {seen[0]} to {seen[-1]}, without {_listed(missing)}",
+        )
+    if problem:
+        raise SpecError(
+            f"data set {name} cannot be trained on",
+            required=problem[0],
+            received=problem[1],
+            remedy="number the classes from 0, or add what is missing to the data set",
+        )
+
+
+def _listed(labels: Any) -> str:
+    shown = ", ".join(str(label) for label in labels[:5])
+    return shown + (f" and {len(labels) - 5} more" if len(labels) > 5 else "")  # noqa: PLR2004 - the first five
+
+
+def _refuse(name: str, part: str, required: str, received: str) -> None:
+    raise SpecError(
+        f"the {part} set of {name} cannot be used",
+        required=required,
+        received=received,
+        remedy="correct the arrays before they are saved or returned",
+    )

@@ -1,0 +1,109 @@
+"""Metrics of a model or a TFLite file on a part of the data set, as the task defines them, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tfmot_ops.contract import Headline
+from tfmot_ops.data.splits import Dataset
+from tfmot_ops.errors import StepFailedError, UnsupportedModelError
+from tfmot_ops.tasks.task import Scores
+
+
+def in_order(samples: Any, names: list[str], kind: str) -> Any:
+    """Columns by name as a list in a model's order; a single column as it is.
+
+    Args:
+        samples: one column, or columns by name.
+        names: of the model's inputs or outputs, in the model's order. The name of an output may have a prefix, which
+            pruning and quantising put before it.
+        kind: `input` or `output`, for the message.
+
+    Raises:
+        UnsupportedModelError: the names do not fit.
+    """
+    if not isinstance(samples, Mapping):
+        return samples
+    return [samples[key] for key in keys_in_order(list(samples), names, kind)]
+
+
+def keys_in_order(keys: list[str], names: list[str], kind: str) -> list[str]:
+    """The keys of columns in the order of a model's inputs or outputs; see `in_order`."""
+    found = [
+        [key for key in keys if name == key] or [key for key in keys if name.endswith(f"_{key}")] for name in names
+    ]
+    # Of `box` and `big_box`, the output `quant_big_box` is the longer one.
+    ordered = [max(fitting, key=len) for fitting in found if fitting]
+    if sorted(ordered) != sorted(keys):
+        raise UnsupportedModelError(
+            f"the model's {kind}s are not those of the data set",
+            required=f"{kind}s named {', '.join(keys)}",
+            received=", ".join(names),
+            remedy=f"name the model's {kind} layers like the arrays of the data set",
+        )
+    return ordered
+
+
+def score(
+    data: Dataset,
+    part: str,
+    model_or_bytes: Any,
+    model: Any = None,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> Scores:
+    """Measure a model or a TFLite file on a part of the data set.
+
+    Args:
+        data: the data set.
+        part: `test` or `validation`.
+        model_or_bytes: tf_keras model or TFLite file.
+        model: for a file, the model it was made from; names the inputs and outputs of a data set with several.
+        on_batch: called with (samples done, samples) after each batch.
+
+    Raises:
+        StepFailedError: an output is NaN or infinite.
+        SamplesError: the samples do not fit the model.
+        UnsupportedModelError: the outputs are not those of the task.
+    """
+    from tfmot_ops.core.measure.predictions import outputs_by_batch
+
+    named = model_or_bytes if not isinstance(model_or_bytes, bytes) else model
+    x, y = getattr(data, f"x_{part}"), getattr(data, f"y_{part}")
+    if data.task.learns_its_input and part == "validation":
+        y = None
+    columns, keys = _columns(x, named), None
+    if isinstance(data.facts.target_shape, Mapping) and named is not None:
+        keys = keys_in_order(list(data.facts.target_shape), list(named.output_names), "output")
+    scores = data.task.scores(data.facts, named)
+    for index, outputs in outputs_by_batch(model_or_bytes, columns, on_batch=on_batch):
+        named_outputs = dict(zip(keys, outputs, strict=True)) if keys and isinstance(outputs, list) else outputs
+        scores.add(_part(x, index), _part(y, index), named_outputs)
+    return scores
+
+
+def _columns(x: Any, model: Any) -> Any:
+    if not isinstance(x, Mapping):
+        return x
+    if model is None:
+        raise StepFailedError(
+            "a TFLite file with several inputs does not name them",
+            required="the model that the file was made from, which has the order of the inputs",
+            received="the file alone",
+            remedy="give the step its input `model`",
+        )
+    return in_order(x, list(model.input_names), "input")
+
+
+def _part(samples: Any, index: slice) -> Any:
+    if samples is None:
+        return None
+    if isinstance(samples, Mapping):
+        return {key: column[index] for key, column in samples.items()}
+    return samples[index]
+
+
+def validation_metric(metrics: Mapping[str, float], headline: Headline) -> dict[str, float]:
+    """The headline of the validation samples as `validation_<name>`; the first metric where it is not defined."""
+    name = headline.name if headline.name in metrics else next(iter(metrics))
+    return {f"validation_{name}": metrics[name]}
