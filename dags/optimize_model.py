@@ -31,8 +31,23 @@ PARAMS = {
         "digits",
         type="string",
         minLength=1,
-        examples=[*BUILTIN_DATASETS, "npz:/data/images.npz", "images:/data/folder"],
-        description="A built-in data set, `npz:<path>`, `images:<folder>`, or a registered name.",
+        examples=[*BUILTIN_DATASETS, "npz:/data/arrays.npz", "images:/data/folder", "audio:/data/words"],
+        description="A built-in data set, a kind with a path (`npz:`, `images:`, `audio:`, `csv:`, `tfrecord:`), or a "
+        "registered name.",
+    ),
+    "task": Param(
+        None,
+        type=["null", "string"],
+        minLength=1,
+        examples=["classification", "multilabel", "regression", "segmentation", "reconstruction", "own"],
+        description="What the targets mean. Empty: as the data set says, or as follows from its targets.",
+    ),
+    "metric": Param(
+        None,
+        type=["null", "string"],
+        minLength=1,
+        description="Headline of the task `own`: `<metric>` or `<output>:<metric>`, a name of tf_keras.metrics or a "
+        "registered one. Empty: the model's loss.",
     ),
     "recipe": Param(
         "sparse50_wi8_ai8",
@@ -79,6 +94,8 @@ PARAMS = {
 # Rendered as native objects, so a number stays a number and an empty field stays None.
 DATA = {
     "dataset": "{{ params.dataset }}",
+    "task": "{{ params.task }}",
+    "metric": "{{ params.metric }}",
     "batch_size": "{{ params.batch_size }}",
     "limit": "{{ params.limit }}",
 }

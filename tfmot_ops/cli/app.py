@@ -129,7 +129,10 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
     model: Annotated[
         str, typer.Option(help="Built-in name, application:<Name>, saved model, MLflow URI, or a registered name.")
     ],
-    dataset: Annotated[str, typer.Option(help="Built-in name, npz:<path>, images:<folder>, or a registered name.")],
+    dataset: Annotated[
+        str,
+        typer.Option(help="Built-in name, npz:<path>, images:<folder>, ..., as `tfmot-ops list datasets` prints them."),
+    ],
     recipe: Annotated[str, typer.Option(help="Name of a recipe, or a .yaml or .json file.")],
     epochs: Annotated[
         int | None,
@@ -142,6 +145,18 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
     qat_epochs: Annotated[
         int | None,
         typer.Option(min=0, help="Epochs of quantisation-aware training.", show_default="as the recipe says"),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="What the targets mean, as `tfmot-ops list tasks` prints it.", show_default="follows from them"
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="Headline of the task `own`: [<output>:]<name of a metric>.", show_default="the model's loss"
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Random seed for data, weights and batches.")] = 0,
     limit: Annotated[
@@ -189,7 +204,7 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
         tracking_uri=tracking_uri,
         experiment=experiment,
         epochs={step: count for step, count in requested.items() if count is not None},
-        data={"batch_size": batch_size, "limit": limit},
+        data={"batch_size": batch_size, "limit": limit, **_given(task=task, metric=metric)},
         seed=seed,
         fresh=fresh,
     )
@@ -207,6 +222,11 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
         raise typer.Exit(last.error.exit_code)
 
 
+def _given(**options: str | None) -> dict[str, str]:
+    """The options that have a value."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def _say_on_stderr(text: str) -> None:
     sys.stderr.write(hide(f"{text}\n"))
     sys.stderr.flush()
@@ -215,11 +235,11 @@ def _say_on_stderr(text: str) -> None:
 @app.command("list")
 def list_names(
     what: Annotated[
-        Literal["architectures", "models", "datasets", "recipes"], typer.Argument(help="Which catalogue.")
+        Literal["architectures", "models", "datasets", "recipes", "tasks"], typer.Argument(help="Which catalogue.")
     ] = "models",
     as_json: Annotated[bool, typer.Option("--json", help="A JSON list of the names.")] = False,
 ) -> None:
-    """List the names that `--model`, `--dataset` and `--recipe` take."""
+    """List the names that `--model`, `--dataset`, `--recipe` and `--task` take."""
     from tfmot_ops import steps
 
     names = steps.catalogue(what)

@@ -1,4 +1,4 @@
-"""The summary table of a chain: one row per step, and the accuracy drop. Loads neither TensorFlow nor MLflow."""
+"""The summary table of a chain: one row per step, and the drop of the headline. Loads no TensorFlow, no MLflow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tfmot_ops.contract import Status, StepResult
+from tfmot_ops.contract import Headline, Status, StepResult
 from tfmot_ops.system.uri_secrets import hide
 
 
@@ -26,26 +26,27 @@ def _milliseconds(value: float) -> str:
     return f"{value:.3f} ms"
 
 
-#: (column title, metric, function that formats the metric).
+#: (column title, metric, function that formats the metric), after the column of the headline.
 _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("accuracy", "accuracy", _share),
     ("sparsity", "sparsity", _share),
     ("size", "size_bytes", _kilobytes),
     ("gzip", "gzip_bytes", _kilobytes),
     ("int8 MACs", "int8_mac_fraction", _share),
     ("latency", "latency_ms", _milliseconds),
 )
-# Steps that measure no model have no row.
-_WITH_A_ROW = ("accuracy", "size_bytes")
+#: A step without this metric measured no model and has no row.
+_WITH_A_ROW = "size_bytes"
 _MISSING = "-"
+#: The headline of results that were written before tasks had one.
+_ACCURACY = Headline(name="accuracy")
 
 
 def summary_table(results: Sequence[StepResult]) -> Table:
     """A table for a terminal.
 
     Args:
-        results: of the steps, in order. The table shows accuracy and sparsity in %, the size of the step's model as a
-            TFLite file in kB, and the median latency with one thread in ms.
+        results: of the steps, in order. The table shows the task's headline metric, the sparsity in %, the size of the
+            step's model as a TFLite file in kB, and the median latency with one thread in ms.
     """
     table = Table(
         title="float32 TFLite until quantize, int8 from there on; latency of one thread", title_justify="left"
@@ -71,42 +72,66 @@ def summary_lines(results: Sequence[StepResult]) -> list[str]:
 
 
 def summary_notes(results: Sequence[StepResult]) -> list[str]:
-    """Notes below the table, one sentence per line: the accuracy drop, and a warning about the test split."""
+    """Notes below the table, one sentence per line: the drop of the headline, and a warning about the test split."""
     notes = []
     for result in results:
         if "test_split" in result.parameters:
-            notes.append(f"test split: {result.parameters['test_split']}, so its accuracy may be too high for new data")
-        if "accuracy_drop" in result.metrics:
-            notes.append(_loss(result))
+            notes.append(f"test split: {result.parameters['test_split']}, so the figures may be too good for new data")
+        headline = result.headline or _ACCURACY
+        if f"{headline.name}_drop" in result.metrics:
+            notes.append(_loss(result, headline))
     return notes
 
 
-def _loss(result: StepResult) -> str:
-    metrics = result.metrics
-    drop = metrics["accuracy_drop"]
+def in_words(headline: Headline) -> str:
+    """Name of a metric for people: `mean iou`."""
+    return headline.name.replace("_", " ")
+
+
+def value_text(headline: Headline, value: float) -> str:
+    """A value of the headline: a share in percent, others with four digits."""
+    return _share(value) if headline.is_share else f"{value:.4g}"
+
+
+def difference_text(headline: Headline, difference: float) -> str:
+    """The size of a difference between two values of the headline: shares in points, others in their unit."""
+    return f"{100.0 * abs(difference):.1f} points" if headline.is_share else f"{abs(difference):.3g}"
+
+
+def _loss(result: StepResult, headline: Headline) -> str:
+    metrics, name = result.metrics, headline.name
+    drop = metrics[f"{name}_drop"]
     against = "trained float model" if result.parameters.get("float_reference") == "trained" else "float model"
+    is_lower = (drop >= 0.0) == headline.higher_is_better
     text = (
-        f"TFLite file against the {against}: accuracy {_share(metrics['accuracy'])} instead of "
-        f"{_share(metrics['float_accuracy'])}, {_points(abs(drop))} {'lower' if drop >= 0.0 else 'higher'}"
+        f"TFLite file against the {against}: {in_words(headline)} {value_text(headline, metrics[name])} instead of "
+        f"{value_text(headline, metrics[f'float_{name}'])}, {difference_text(headline, drop)} "
+        f"{'lower' if is_lower else 'higher'}{'' if headline.higher_is_better else _worse_or_better(drop)}"
     )
     if "pruning_drop" in metrics:
-        parts = (f"{word} {_points(metrics[f'{word}_drop'])}" for word in ("pruning", "quantization"))
+        parts = (f"{word} {_signed(headline, metrics[f'{word}_drop'])}" for word in ("pruning", "quantization"))
         text += f" (lost by {', by '.join(parts)})"
     return f"{text}; {metrics['compression']:.1f} times smaller"
 
 
-def _points(share: float) -> str:
-    return f"{100.0 * share:.1f} points"
+def _worse_or_better(drop: float) -> str:
+    return ", which is worse" if drop > 0.0 else ", which is better" if drop < 0.0 else ""
+
+
+def _signed(headline: Headline, drop: float) -> str:
+    return ("-" if drop < 0.0 else "") + difference_text(headline, drop)
 
 
 def _cells(results: Sequence[StepResult]) -> tuple[list[str], list[list[str]]]:
-    titles = ["step", *(title for title, _, _ in _COLUMNS), "wall time"]
+    headline = next((result.headline for result in results if result.headline is not None), _ACCURACY)
+    titles = ["step", in_words(headline), *(title for title, _, _ in _COLUMNS), "wall time"]
     rows = []
     for result in results:
         if result.status is Status.FAILED:
-            rows.append([result.step_id, "failed", *[_MISSING] * (len(_COLUMNS) - 1), f"{result.duration_s:.1f} s"])
-        elif all(name in result.metrics for name in _WITH_A_ROW):
-            cells = [_cell(result.metrics, name, write) for _, name, write in _COLUMNS]
+            rows.append([result.step_id, "failed", *[_MISSING] * len(_COLUMNS), f"{result.duration_s:.1f} s"])
+        elif _WITH_A_ROW in result.metrics:
+            first = value_text(headline, result.metrics[headline.name]) if headline.name in result.metrics else _MISSING
+            cells = [first] + [_cell(result.metrics, name, write) for _, name, write in _COLUMNS]
             rows.append([result.step_id, *cells, f"{result.duration_s:.1f} s"])
     return titles, rows
 
