@@ -99,10 +99,64 @@ def test_an_official_test_set_is_kept(tmp_path: Path):
 
 
 def test_a_left_out_channel_and_column_labels_are_understood(tmp_path: Path):
-    name = write_npz(tmp_path / "a.npz", x=IMAGES[..., 0].astype(np.float64) / 255.0, y=LABELS[:, np.newaxis])
-    data = load_dataset(name)
+    data = load_dataset(write_npz(tmp_path / "a.npz", x=IMAGES[..., 0], y=LABELS[:, np.newaxis]))
     assert data.input_shape == (4, 4, 1)
     assert data.y_train.ndim == 1
+
+
+@pytest.mark.parametrize(
+    ("x", "dtype", "low", "high"),
+    [
+        (IMAGES, np.float32, 0.0, 1.0),
+        (IMAGES.astype(np.float64) * 3.0 - 400.0, np.float32, -400.0, 365.0),
+        (IMAGES[:, :, 0, 0], np.int32, 0, 255),
+        (IMAGES.astype(np.int16) - 100, np.int32, -100, 155),
+        (IMAGES[:, 0, 0, 0] > 99, np.float32, 0.0, 1.0),
+    ],
+    ids=["images of bytes", "floats of any range", "rows of bytes", "integers", "booleans"],
+)
+def test_only_images_of_bytes_are_scaled(tmp_path: Path, x: np.ndarray, dtype: Any, low: float, high: float):
+    data = load_dataset(write_npz(tmp_path / "a.npz", x_train=x, y_train=LABELS, x_test=x, y_test=LABELS))
+    assert data.x_test.dtype == data.x_train.dtype == dtype
+    assert (data.x_test.min(), data.x_test.max()) == (low, high)
+    assert data.input_shape == x.shape[1:]
+    assert ("scaling" in data.record) == (dtype == np.float32 and high == 1.0 and x.dtype == np.uint8)
+
+
+TARGETS = {
+    "classification": (LABELS, np.int64, (), 3),
+    "multilabel": (np.stack([LABELS == 0, LABELS < 2, LABELS > 0], axis=1), np.float32, (3,), 3),
+    "regression": (LABELS / 3.0, np.float32, (1,), 1),
+    "segmentation": (IMAGES[..., :1] // 64, np.int64, (4, 4), 4),
+}
+
+
+@pytest.mark.parametrize("task", TARGETS)
+def test_the_task_follows_from_the_targets(tmp_path: Path, task: str):
+    y, dtype, shape, outputs = TARGETS[task]
+    data = load_dataset(write_npz(tmp_path / "a.npz", x=IMAGES, y=y))
+    assert data.task.name == task
+    assert (data.y_train.dtype, data.facts.target_shape, data.facts.outputs) == (dtype, shape, outputs)
+    assert "targets are" in data.task_reason
+
+
+def test_a_task_by_name_goes_before_the_one_that_follows(tmp_path: Path):
+    name = write_npz(tmp_path / "a.npz", x=IMAGES, y=LABELS)
+    data = load_dataset(name, task="regression")
+    assert (data.task.name, data.y_train.dtype, data.task_reason) == ("regression", np.float32, "it was asked for")
+    with pytest.raises(SpecError, match=r"required: one of .*classification.*own.*reconstruction"):
+        load_dataset(name, task="clustering")
+    with pytest.raises(SpecError, match="a metric for the task own alone"):
+        load_dataset(name, task="regression", metric="mae")
+
+
+def test_reconstruction_learns_from_normal_samples_alone(tmp_path: Path):
+    name = write_npz(tmp_path / "a.npz", x=IMAGES, y=LABELS % 2)
+    data = load_dataset(name, task="reconstruction")
+    normal = rows(IMAGES[LABELS % 2 == 0] / np.float32(255.0))
+    assert rows(data.x_train) | rows(data.x_validation) | rows(data.x_calibration) < normal
+    assert data.y_train is data.x_train
+    assert data.y_test is None
 
 
 def test_fashion_mnist_is_read_from_the_folder_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -191,9 +245,6 @@ def spoilt(value: float) -> np.ndarray:
 
 
 REFUSED = [
-    Refused("rank", "shape [60, 4]", {"x": IMAGES[:, :, 0, 0], "y": LABELS}),
-    Refused("integers", "dtype int64", {"x": IMAGES.astype(np.int64), "y": LABELS}),
-    Refused("range", "from 0 to 255", {"x": IMAGES.astype(np.float32), "y": LABELS}),
     Refused("nan", "2880 values that are NaN", {"x": np.full(IMAGES.shape, np.nan), "y": LABELS}),
     Refused(
         "nan, once",
@@ -207,8 +258,20 @@ REFUSED = [
         {"x_train": IMAGES, "y_train": LABELS, "x_test": spoilt(np.nan), "y_test": LABELS},
     ),
     Refused("length", "shape [59]", {"x": IMAGES, "y": LABELS[1:]}),
-    Refused("one_hot", "shape [60, 3]", {"x": IMAGES, "y": np.eye(3)[LABELS]}),
-    Refused("float_labels", "dtype float64", {"x": IMAGES, "y": LABELS * 1.0}),
+    Refused("one_hot", "each row with a single 1", {"x": IMAGES, "y": np.eye(3)[LABELS]}),
+    Refused("text", "targets are <U21", {"x": IMAGES, "y": LABELS.astype(str)}),
+    Refused(
+        "NaN in targets",
+        "in 1 targets, the first at 3",
+        {"x": IMAGES, "y": np.where(LABELS.cumsum() == 3, np.nan, 1.5)},
+    ),
+    Refused("from 1", "labels from 1 to 3, without 0", {"x": IMAGES, "y": LABELS + 1}),
+    Refused(
+        "gaps",
+        "labels from 0 to 1000, without 1, 2, 3, 4, 6 and 993 more",
+        {"x": IMAGES, "y": np.array([0, 5, 1000])[LABELS]},
+    ),
+    Refused("empty", "shape [60, 0, 4, 3]", {"x": IMAGES[:, :0], "y": LABELS}),
     Refused("negative", "a label of -1", {"x": IMAGES, "y": LABELS - 1}),
     Refused("one_class", "only label 0", {"x": IMAGES, "y": LABELS * 0}),
     Refused("few", "at least 10 samples", {"x": IMAGES[:9], "y": LABELS[:9]}),

@@ -15,7 +15,9 @@ from tfmot_ops.core.saving.files import save_model
 from tfmot_ops.data.splits import load_dataset
 from tfmot_ops.errors import SpecError, UnsupportedModelError
 from tfmot_ops.models.applications import application_constructors, smallest_side
-from tfmot_ops.models.by_name import available_models, build_model
+from tfmot_ops.models.by_name import available_models, build, build_model
+from tfmot_ops.tasks.by_name import task_named
+from tfmot_ops.tasks.task import Facts
 
 layers = keras.layers
 
@@ -28,8 +30,13 @@ def outputs(model: Any, shape: tuple[int, int, int]) -> np.ndarray:
     return model.predict(np.random.default_rng(0).random((2, *shape), dtype=np.float32), verbose=0)
 
 
+#: Built-in models for images, and a shape of a sample for each of the others.
+FOR_IMAGES = ("resnet8", "mobilenet_like", "ds_cnn", "unet")
+SHAPES = {**dict.fromkeys(FOR_IMAGES, (8, 8, 1)), "conv1d": (20, 3), "lstm": (20, 3), "mlp": (6,)}
+
+
 @pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 1), (96, 64, 3)], ids=str)
-@pytest.mark.parametrize("name", BUILTIN_MODELS)
+@pytest.mark.parametrize("name", FOR_IMAGES)
 def test_built_ins_fit_the_data_set(name: str, shape: tuple[int, int, int]):
     model = build_model(name, shape, 7, seed=0)
     scores = outputs(model, shape)
@@ -49,15 +56,15 @@ def test_resnet8_has_8_weight_layers_on_its_main_path():
     assert len([name for name in names if name == "scores" or ("conv" in name and "shortcut" not in name)]) == 8
 
 
-@pytest.mark.parametrize("name", BUILTIN_MODELS)
+@pytest.mark.parametrize("name", SHAPES)
 def test_the_seed_decides_the_weights(name: str):
-    first, second, other = (build_model(name, (8, 8, 1), 10, seed=seed).get_weights() for seed in (1, 1, 2))
+    first, second, other = (build_model(name, SHAPES[name], 10, seed=seed).get_weights() for seed in (1, 1, 2))
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BUILTIN_MODELS)
+@pytest.mark.parametrize("name", ["resnet8", "mobilenet_like"])
 def test_built_ins_learn_the_digits(name: str):
     from tfmot_ops.core.training.loop import fit
     from tfmot_ops.tasks.classification import compile_default
@@ -206,7 +213,60 @@ def test_an_unknown_name_lists_what_exists():
         build_model("resnet9", (8, 8, 1), 10, seed=0)
 
 
-@pytest.mark.parametrize(("shape", "classes"), [((8, 8), 10), ((8, 0, 1), 10), ((8, 8, 1), 1)])
+@pytest.mark.parametrize(("shape", "classes"), [((), 10), ((8, 0, 1), 10), ((8, 8, 1), 1)])
 def test_measures_of_no_classifier_are_refused(shape: Any, classes: int):
     with pytest.raises(SpecError, match="invalid input shape or number of classes"):
         build_model("resnet8", shape, classes, seed=0)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_built_ins_have_the_head_of_the_task(name: str):
+    shape = SHAPES[name]
+    for task, outputs_, target in (("multilabel", 3, (3,)), ("regression", 2, (2,))):
+        model = build(name, task_named(task), Facts(shape, target, outputs_), seed=0)
+        values = outputs(model, shape)
+        assert values.shape == (2, outputs_)
+        assert model.layers[-1].activation.__name__ == ("sigmoid" if task == "multilabel" else "linear")
+
+
+@pytest.mark.parametrize("shape", [(6,), (20, 3), (8, 12, 1)], ids=str)
+def test_the_autoencoder_gives_samples_of_any_shape_again(shape: Any):
+    model = build("autoencoder", task_named("reconstruction"), Facts(shape, shape), seed=0)
+    assert outputs(model, shape).shape == (2, *shape)
+
+
+def test_the_unet_gives_a_class_for_each_pixel():
+    model = build("unet", task_named("segmentation"), Facts((16, 12, 3), (16, 12), 5), seed=0)
+    assert outputs(model, (16, 12, 3)).shape == (2, 16, 12, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "facts", "says"),
+    [
+        (
+            "resnet8",
+            "classification",
+            Facts((20, 3), (), 4),
+            "use one of conv1d, lstm, autoencoder",
+        ),
+        ("autoencoder", "classification", Facts((6,), (), 4), r"required: an output \(None, 4\)"),
+        ("resnet8", "reconstruction", Facts((8, 8, 1), (8, 8, 1)), "has no head"),
+        ("resnet8", "segmentation", Facts((8, 8, 1), (8, 8), 3), "not made for the task segmentation"),
+        ("mlp", "regression", Facts({"a": (3,), "b": (4,)}, (1,), 1), r"received: samples of shape a \(None, 3\), b"),
+        ("application:MobileNet", "regression", Facts((6,), (1,), 1), "takes images"),
+    ],
+    ids=["a series", "an autoencoder", "a classifier", "no masks", "two inputs", "an application"],
+)
+def test_a_built_in_that_is_not_made_for_the_data_is_refused(name: str, task: str, facts: Any, says: str):
+    with pytest.raises(SpecError, match=says):
+        build(name, task_named(task), facts, seed=0)
+
+
+def test_a_saved_model_of_another_task_is_refused_with_both_shapes(tmp_path: Path):
+    save_model(small(), tmp_path / "model.h5")
+    with pytest.raises(UnsupportedModelError) as caught:
+        build(str(tmp_path / "model.h5"), task_named("regression"), Facts((8, 8, 1), (2,), 2), seed=0)
+    assert "for the task regression, a tf_keras model with one input (None, 8, 8, 1) and one output (None, 2)" in str(
+        caught.value
+    )
+    assert "outputs [(None, 10)]" in caught.value.received
