@@ -262,7 +262,7 @@ REFUSED = [
     Refused("text", "targets are <U21", {"x": IMAGES, "y": LABELS.astype(str)}),
     Refused(
         "NaN in targets",
-        "in 1 targets, the first at 3",
+        "in 2 targets, the first at 2",
         {"x": IMAGES, "y": np.where(LABELS.cumsum() == 3, np.nan, 1.5)},
     ),
     Refused("from 1", "labels from 1 to 3, without 0", {"x": IMAGES, "y": LABELS + 1}),

@@ -47,7 +47,9 @@ def task_named(name: str, metric: str | None = None) -> Task:
             remedy=f"leave the metric out, or use the task {Own.name}",
         )
     if name == Own.name:
-        return Own(metric)
+        own = Own(metric)
+        own.require_metric()
+        return own
     if name in _built_in():
         return _built_in()[name]
     for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):

@@ -95,6 +95,15 @@ class Own(Task):
         self._output, _, self._metric = (metric or "").rpartition(":")
         self._key = (metric or "loss").replace(":", "_")
 
+    def require_metric(self) -> None:
+        """Refuse a metric that does not exist.
+
+        Raises:
+            SpecError: there is no metric of this name.
+        """
+        if self._metric:
+            _metric(self._metric)
+
     def headline(self, facts: Facts) -> Headline:
         """The named metric, or the loss."""
         del facts
@@ -183,6 +192,8 @@ def _metric(name: str) -> Any:
         found = found if found is not None else keras.metrics.get(name)
         if isinstance(found, type):
             found = found()
+        if not callable(found):  # Keras gives a name that it does not know back
+            raise ValueError("unknown name")
     except (ValueError, TypeError) as error:
         raise SpecError(
             f"there is no metric named {name!r}",
