@@ -171,6 +171,10 @@ class Airflow:
                 # SQLite is locked at times, when everything starts at once.
                 if error.code != 500 or not patience:
                     raise
+            except TimeoutError:
+                # A step that trains may take both cores from the server; a question can be asked again.
+                if method != "GET" or not patience:
+                    raise
             time.sleep(patience)
         return None
 

@@ -187,20 +187,20 @@ def _is_higher_better(name: str) -> bool:
 
 def _metric(name: str) -> Any:
     """A new metric object by the name of a registered metric or of one of tf_keras.metrics."""
-    found = _registered(name)
+    found, reason = _registered(name), "no metric of this name"
     try:
+        # Keras gives a name that it does not know back.
         found = found if found is not None else keras.metrics.get(name)
-        if isinstance(found, type):
-            found = found()
-        if not callable(found):  # Keras gives a name that it does not know back
-            raise ValueError("unknown name")
+        found = found() if isinstance(found, type) else found
     except (ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+    if not callable(found):
         raise SpecError(
             f"there is no metric named {name!r}",
             required=f"a metric of tf_keras.metrics that needs no arguments, or one registered under {METRICS_GROUP}",
-            received=f"{name!r} ({str(error).strip().splitlines()[0]})",
+            received=f"{name!r}: {reason}",
             remedy="check the spelling, or register the metric in an installed package",
-        ) from error
+        )
     if hasattr(found, "update_state"):
         return found
     return keras.metrics.MeanMetricWrapper(_fitting(found) if name in _NAMES else found, name=name)
