@@ -72,7 +72,10 @@ def _front_end(query: Query) -> FrontEnd:
         query.refuse("hop_ms", f"at least one sample at {rate} Hz")
     if kind == "mfcc" and coefficients > mels:
         query.refuse("coefficients", f"at most mels={mels}")
-    return FrontEnd(rate, samples, kind, mels, window, hop, coefficients)
+    end = FrontEnd(rate, samples, kind, mels, window, hop, coefficients)
+    if kind != "none" and not end.bands.any(axis=0).all():
+        query.refuse("mels", f"so few bands that each holds a frequency of a frame of {window} samples at {rate} Hz")
+    return end
 
 
 def _parameters(end: FrontEnd) -> dict[str, JsonValue]:

@@ -31,6 +31,7 @@ class FrontEnd:
         window: length of a frame in samples.
         hop: samples from a frame's begin to the next one's.
         coefficients: number of MFCCs, the first ones.
+        bands: weights [bins, mels] of the frequencies in each band.
     """
 
     rate: int
@@ -40,10 +41,10 @@ class FrontEnd:
     window: int
     hop: int
     coefficients: int
-    _bands: Floats = field(init=False, repr=False, compare=False)
+    bands: Floats = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_bands", mel_bands(self.mels, self.fft // 2 + 1, self.rate))
+        object.__setattr__(self, "bands", mel_bands(self.mels, self.fft // 2 + 1, self.rate))
 
     @property
     def fft(self) -> int:
@@ -80,7 +81,7 @@ class FrontEnd:
         # The periodic Hann window, as tf.signal's.
         hann = (0.5 - 0.5 * np.cos(2.0 * np.pi * np.arange(self.window) / self.window)).astype(np.float32)
         magnitudes = np.abs(rfft(frames * hann, self.fft, axis=-1))
-        result: Floats = np.log(magnitudes @ self._bands + np.float32(FLOOR))
+        result: Floats = np.log(magnitudes @ self.bands + np.float32(FLOOR))
         return result
 
 
@@ -101,7 +102,8 @@ def mel_bands(mels: int, bins: int, rate: int) -> Floats:
     def mel(frequency: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         return 1127.0 * np.log1p(frequency / 700.0)
 
-    edges = np.linspace(*mel(np.array([LOWEST_HZ, rate / 2.0])), mels + 2)
+    lowest, highest = mel(np.array([LOWEST_HZ, rate / 2.0]))
+    edges = np.linspace(lowest, highest, mels + 2)
     lower, centre, upper = edges[:-2], edges[1:-1], edges[2:]
     places = mel(np.linspace(0.0, rate / 2.0, bins))[1:, np.newaxis]  # without the constant part
     rising, falling = (places - lower) / (centre - lower), (upper - places) / (upper - centre)

@@ -58,7 +58,9 @@ class Decoder:
         if pixels.shape[:2] == self.size:
             return pixels
         resized = tf.image.resize(pixels, self.size, antialias=True).numpy()
-        return np.clip(np.rint(resized), 0, 255).astype(np.uint8)
+        result: Bytes = np.clip(np.rint(resized), 0, 255).astype(np.uint8)
+
+    return result
 
     def problem(self, path: Path) -> str | None:
         """What is wrong with a file, found by decoding it; None if nothing is."""
