@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,26 +40,28 @@ class Decoder:
         Raises:
             SpecError: the file is broken.
         """
-        return self.of(path.read_bytes, str(path))
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise broken(str(path), error) from error
+        return self.decode(data, str(path))
 
-    def of(self, content: Any, name: str) -> Bytes:
-        """The image [H, W, C] of the bytes that `content()` gives; `name` says where they come from."""
+    def decode(self, data: bytes, name: str) -> Bytes:
+        """The image [H, W, C] of a file's bytes; `name` says where they come from."""
         import tensorflow as tf
 
         try:
-            data = content()
             # The decoder of BMP converts no colours.
             channels = 0 if data.startswith(_BMP) else self.channels
             image = tf.io.decode_image(data, channels=channels, expand_animations=False)
-        except (OSError, tf.errors.InvalidArgumentError) as error:
+        except tf.errors.InvalidArgumentError as error:
             raise broken(name, error) from error
         pixels: Bytes = with_channels(image.numpy(), self.channels)
         if pixels.shape[:2] == self.size:
             return pixels
         resized = tf.image.resize(pixels, self.size, antialias=True).numpy()
         result: Bytes = np.clip(np.rint(resized), 0, 255).astype(np.uint8)
-
-    return result
+        return result
 
     def problem(self, path: Path) -> str | None:
         """What is wrong with a file, found by decoding it; None if nothing is."""

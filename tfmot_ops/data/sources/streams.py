@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -22,9 +24,8 @@ _Values = dict[str, Array]
 
 def is_stream(value: object) -> bool:
     """Whether something is a `tf.data.Dataset`."""
-    import tensorflow as tf
-
-    return isinstance(value, tf.data.Dataset)
+    tensorflow = sys.modules.get("tensorflow")  # who has not imported it has no data set of it
+    return tensorflow is not None and isinstance(value, tensorflow.data.Dataset)
 
 
 def from_streams(name: str, streams: Mapping[str, Any], class_names: tuple[str, ...] = ()) -> Source:
@@ -60,15 +61,15 @@ def from_streams(name: str, streams: Mapping[str, Any], class_names: tuple[str, 
 
 def _spooled(name: str, stream: Any) -> tuple[Samples, Samples | None, int]:
     """The inputs, the targets and the number of the elements of a data set."""
-    spool, count = _Spool(name), 0
+    spool = _Spool(name)
     try:
-        for count, element in enumerate(_elements(name, stream), 1):
+        for element in _elements(name, stream):
             spool.add(element)
     finally:
         spool.close()
-    if count == 0:
+    if spool.count == 0:
         raise _refusal(name, "holds no element", "at least one element", "none")
-    return spool.samples("x", count), spool.samples("y", count) if spool.has("y") else None, count
+    return spool.samples("x"), spool.samples("y") if spool.has("y") else None, spool.count
 
 
 def _elements(name: str, stream: Any) -> Iterator[dict[str, _Values]]:
@@ -106,15 +107,22 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Array]]:
 
 
 class _Spool:
-    """Files that hold the elements' values, one file per input and target; texts are kept in memory."""
+    """Files that hold the elements' values, one file per input and target; texts are kept in memory.
+
+    Args:
+        name: the data set's name, for messages.
+
+    Attributes:
+        count: number of elements.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._folder = _folder()
+        self._folder = Path(tempfile.mkdtemp(dir=_folder().path))
         self._first: dict[tuple[str, str], Array] = {}
         self._files: dict[tuple[str, str], BinaryIO] = {}
         self._texts: dict[tuple[str, str], list[Any]] = {}
-        self._count = 0
+        self.count = 0
 
     def has(self, part: str) -> bool:
         """Whether the elements have a part, `x` or `y`."""
@@ -123,7 +131,7 @@ class _Spool:
     def add(self, element: dict[str, _Values]) -> None:
         """Write an element; the first one sets shapes and types."""
         values = {(part, name): value for part, named in element.items() for name, value in named.items()}
-        if not self._count:
+        if not self.count:
             self._open(values)
         here, first = _shapes(values), _shapes(self._first)
         if here != first:
@@ -131,14 +139,14 @@ class _Spool:
                 self._name,
                 "has elements of different shapes",
                 f"the shapes of the first element: {first}",
-                f"{here} in element {self._count + 1}",
+                f"{here} in element {self.count + 1}",
             )
         for key, value in values.items():
             if key in self._texts:
                 self._texts[key].append(value)
             else:
                 self._files[key].write(np.ascontiguousarray(value).tobytes())
-        self._count += 1
+        self.count += 1
 
     def _open(self, values: Mapping[tuple[str, str], Array]) -> None:
         self._first = dict(values)
@@ -146,21 +154,20 @@ class _Spool:
             if value.dtype.hasobject:
                 self._texts[key] = []
             else:
-                path = self._folder.path / f"{id(self)}-{len(self._files)}"
-                self._files[key] = path.open("wb")
+                self._files[key] = (self._folder / str(len(self._files))).open("wb")
 
     def close(self) -> None:
         """End the writing."""
         for file in self._files.values():
             file.close()
 
-    def samples(self, part: str, count: int) -> Samples:
+    def samples(self, part: str) -> Samples:
         """The columns of a part."""
-        columns = {key[1]: self._column(key, count) for key in self._first if key[0] == part}
+        columns = {key[1]: self._column(key) for key in self._first if key[0] == part}
         return columns[""] if set(columns) == {""} else columns
 
-    def _column(self, key: tuple[str, str], count: int) -> Column:
-        shape, dtype = (count, *self._first[key].shape), self._first[key].dtype
+    def _column(self, key: tuple[str, str]) -> Column:
+        shape, dtype = (self.count, *self._first[key].shape), self._first[key].dtype
         if key in self._texts:
             texts = np.empty(shape, dtype)
             for place, value in enumerate(self._texts[key]):
