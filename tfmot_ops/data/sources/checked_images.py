@@ -47,15 +47,36 @@ class Checked:
         return Source(record={**self.record, "fingerprint_of": over}, fingerprint=digest, **given)
 
 
+@dataclass(frozen=True)
+class ImageOptions:
+    """Options of all images.
+
+    Attributes:
+        size: (H, W) in pixels; None for that of the first image.
+        channels: 1 or 3; 0 for those of the first image.
+        skip: share of broken files in [0, 1] that may be left out.
+    """
+
+    size: tuple[int, int] | None
+    channels: int
+    skip: float
+
+    @classmethod
+    def of(cls, query: Query) -> ImageOptions:
+        """The options of a query."""
+        channels = query.choice("channels", ("1", "3"), "3") if "channels" in query.given() else "0"
+        return cls(query.size("size"), int(channels), query.number("skip", 0.0, most=1.0))
+
+
 def check_images(query: Query, paths: list[Path]) -> Checked:
     """Look at the files before anything is trained.
 
     Raises:
-        SpecError: more files are broken than the option `skip` allows, or an option is wrong.
+        SpecError: more files are broken than the option `skip` allows.
     """
-    skip = query.number("skip", 0.0, most=1.0)
-    channels = int(query.choice("channels", ("1", "3"), "0")) if "channels" in query.given() else 0
-    decoder = _decoder(paths[: int(skip * len(paths)) + 1], query.size("size"), channels)
+    options = ImageOptions.of(query)
+    skip = options.skip
+    decoder = _decoder(paths[: int(skip * len(paths)) + 1], options.size, options.channels)
     whole = len(paths) <= CHECKED_FILES
     broken, skipped = without_broken(paths, decoder.problem if whole else decoder.problem_of_markers, IMAGES, skip)
     record: dict[str, JsonValue] = {

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from tfmot_ops.data.columns import Array
-from tfmot_ops.data.sources.checked_images import Checked, check_images
+from tfmot_ops.data.sources.checked_images import Checked, ImageOptions, check_images
 from tfmot_ops.data.sources.folders import Labelled, check_classes_left, list_classes
 from tfmot_ops.data.sources.masks import read_with_masks
 from tfmot_ops.data.sources.pictures import IMAGES
@@ -44,6 +44,7 @@ OPTIONS = ("size", "channels", "labels", "masks", "values", "classes", "skip")
 def read_images(text: str) -> Source:
     """Images uint8 [N, H, W, C], and labels int64 [N], targets float32 [N] or masks int64 [N, H, W]."""
     query = Query(FORM, text, OPTIONS)
+    ImageOptions.of(query)  # wrong ones are refused before a folder is read
     folder = Path(query.location)
     labels, masks = query.text("labels"), query.text("masks")
     if labels and masks:
@@ -83,7 +84,7 @@ def _with_labels(query: Query, folder: Path, table: Path) -> Source:
             f"{table} does not name the images in {folder}",
             required="a row per image, with the path of a file relative to the folder",
             received=f"{len(missing)} files that do not exist, the first is {missing[0]}" if missing else "no row",
-            remedy="check the folder and the column file",
+            remedy="check the folder and the column file of the table",
         )
     checked = check_images(query, [folder / name for name, _ in rows])
     left = [(folder / name, label) for name, label in rows if folder / name not in checked.broken]

@@ -37,7 +37,7 @@ class Query:
             if key not in known or not equals or key in self._values:
                 raise SpecError(
                     f"an option of {form} cannot be read",
-                    required=f"{', '.join(known) or 'no option'}, each at most once, as ?key=value&key=value",
+                    required=f"{', '.join(known) or 'no option'}, each at most once, as ?name=value&name=value",
                     received=f"?{option}" + (" a second time" if key in self._values else ""),
                     remedy="correct the option, or leave it out",
                 )

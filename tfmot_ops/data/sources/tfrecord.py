@@ -11,8 +11,8 @@ A JSON file, `features.json` beside the first file unless `features` names it, d
 
 - `shape` and `dtype` are those of one sample, as the model gets it.
 - `encoding` says how a feature's bytes become numbers: `raw`, the numbers one after the other, little-endian; `jpeg` or
-  `png`, an image [H, W, 1 or 3] of uint8, resized where the file's size is another. Without it, the feature is a list of
-  float32, int64 or string, as Example has them.
+  `png`, an image [H, W, 1 or 3] of uint8, resized where the file's size is another. Without it, the feature is a list
+  of float32, int64 or string, as Example has them.
 - `role` is `input` or `target`; without a target the input is its own (reconstruction).
 - `name` is the model's name for it, the feature's own unless given. One input, or one target, without a name is an
   array; several are arrays by name.
@@ -102,6 +102,8 @@ def read_tfrecord(text: str) -> Source:
     sidecar = _sidecar(sidecar_path)
     test = query.text("test")
     test_paths = [] if test is None else _paths(test)
+    if set(paths) & set(test_paths):
+        query.refuse("test", f"files that {query.location} does not name, too")
     every = [*paths, *test_paths]
     records, test_records = _indexed(paths), _indexed(test_paths)
     small = is_small(every)
