@@ -83,8 +83,12 @@ def test_a_test_set_and_class_names_come_along(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("arrays", "y_test"),
-    [({"x": X}, None), ({"x_train": X, "x_test": X[:3]}, None), ({"x_train": X, "x_test": X[:3], "y_test": Y[:3]}, Y[:3])],
-)  # fmt: skip
+    [
+        ({"x": X}, None),
+        ({"x_train": X, "x_test": X[:3]}, None),
+        ({"x_train": X, "x_test": X[:3], "y_test": Y[:3]}, Y[:3]),
+    ],
+)
 def test_without_targets_the_input_is_reconstructed(tmp_path: Path, arrays: dict[str, np.ndarray], y_test: Any):
     source = read(tmp_path, **arrays)
     assert (source.y, source.task) == (None, "reconstruction")
@@ -199,16 +203,16 @@ def test_data_sets_that_cannot_become_columns_are_refused():
 
     signature = (tf.TensorSpec((2, None), tf.float32), tf.TensorSpec((), tf.int64))
     error = refused("mine", tf.data.Dataset.from_generator(ragged, output_signature=signature))
-    assert error.summary == "the data set mine, train has elements of different shapes"
+    assert error.summary == "the data set mine (train) has elements of different shapes"
     assert error.required == "the shapes of the first element: x float32 [2, 3], y int64 []"
     assert error.received == "x float32 [2, 4], y int64 [] in element 2"
-    assert refused("mine", elements(0)).summary == "the data set mine, train holds no element"
-    assert refused("mine", elements(3).repeat()).summary == "the data set mine, train has no end"
+    assert refused("mine", elements(0)).summary == "the data set mine (train) holds no element"
+    assert refused("mine", elements(3).repeat()).summary == "the data set mine (train) has no end"
     three = tf.data.Dataset.from_tensor_slices((X, Y, Y))
     assert refused("mine", three).received == "tuples of 3"
     infinite = elements(3).map(lambda x, y: (tf.debugging.check_numerics(x / 0.0, "a division"), y))
     error = refused("mine", infinite)
-    assert error.summary == "the data set mine, train cannot be read to its end"
+    assert error.summary == "the data set mine (train) cannot be read to its end"
     assert error.received.startswith("InvalidArgumentError after 0 elements: ")
 
 

@@ -50,11 +50,11 @@ def from_streams(name: str, streams: Mapping[str, Any], class_names: tuple[str, 
             received=f"keys {sorted(map(str, streams))}",
             remedy="name the data sets as required",
         )
-    x, y, count = _spooled(f"{name}, train", streams["train"])
+    x, y, count = _spooled(f"{name} (train)", streams["train"])
     given: dict[str, Any] = {}
     record: dict[str, JsonValue] = {"elements": count}
     if "test" in streams:
-        given["x_test"], given["y_test"], record["test_elements"] = _spooled(f"{name}, test", streams["test"])
+        given["x_test"], given["y_test"], record["test_elements"] = _spooled(f"{name} (test)", streams["test"])
     task = "reconstruction" if y is None else None
     return Source(x, y, class_names=class_names, task=task, record=record, **given)
 
@@ -103,7 +103,8 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Array]]:
         for key, member in members:
             yield from _leaves(member, f"{name}.{key}" if name else str(key))
     else:
-        yield name, np.asarray(value)
+        # A text alone would become an array of as many characters as it has.
+        yield name, np.asarray(value, object if isinstance(value, bytes) else None)
 
 
 class _Spool:
