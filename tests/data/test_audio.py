@@ -20,6 +20,7 @@ from tfmot_ops.errors import SpecError
 RATE = 16000
 TONE = (0.5 * np.sin(2 * np.pi * 440.0 * np.arange(RATE) / RATE)).astype(np.float32)
 NOISE = np.random.default_rng(0).uniform(-0.9, 0.9, RATE).astype(np.float32)
+OPTIONS = "rate, seconds, front, mels, window_ms, hop_ms, coefficients, skip"
 
 
 def write(path: Path, samples: np.ndarray, rate: int = RATE) -> Path:
@@ -205,10 +206,9 @@ def test_a_file_that_breaks_later_is_named(tmp_path: Path):
         ("hop_ms=0.001", "at least one sample at 16000 Hz"),
         ("front=mfcc&coefficients=41", "at most mels=40"),
         ("mels=400", "so few bands that each holds a frequency of a frame of 480 samples at 16000 Hz"),
-        ("bits=8", "rate, seconds, front, mels, window_ms, hop_ms, coefficients, skip, each at most once, as "
-         "?name=value&name=value"),
+        ("bits=8", f"{OPTIONS}, each at most once, as ?name=value&name=value"),
     ],
-)  # fmt: skip
+)
 def test_options_that_cannot_be_read_are_refused(tmp_path: Path, options: str, required: str):
     assert refused(f"{two_classes(tmp_path)}?{options}").required == required
 

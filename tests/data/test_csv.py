@@ -140,7 +140,7 @@ def test_many_windows_are_cut_when_they_are_read(tmp_path: Path, monkeypatch: py
     [
         ("target=sort", "{} has no column sort", "length, width, kind, count, age"),
         ("target=age&features=length,depth", "{} has no column depth", "length, width, kind, count, age"),
-        ("target=age", "{}: the feature kind is not a number in row 1", "'rose'; 3 of 3 rows hold no number"),
+        ("target=age", "{}: the feature kind is not a number in row 1", "'rose'"),
         ("features=age", "the option target of csv:<path>?target=<column> cannot be read", "?target="),
         (
             "target=age&features=age",
@@ -167,15 +167,15 @@ def test_what_does_not_fit_the_table_is_refused(tmp_path: Path, options: str, su
             "{} lacks numbers",
             "3 values that are missing, NaN or infinite, the first in row 2, column b",
         ),
-        ("a,b,t\n1,2,0\n3,4x,1\n", "{}: the feature b is not a number in row 2", "'4x'; 1 of 2 rows hold no number"),
+        ("a,b,t\n1,2,0\n3,4x,1\n", "{}: the feature b is not a number in row 2", "'4x'"),
         ("a,b,t\n1,2,0\n3,4,\n", "{}, column t: 1 targets are missing", "no value in row 2"),
         ("a,b,t\n1,2,0.5\n3,4,x\n", "{}, column t: the target of row 2 is no number, and others are", "'x'"),
-        ("a,b,t\n", "{} cannot be read", "ValueError: no row below the names"),
-        ("", "{} cannot be read", "EmptyDataError: No columns to parse from file"),
-        ("a,b,t\n1,2,0\n1,2,3,4,5\n", "{} cannot be read", "ParserError: Error tokenizing data. C error: Expected 3 fields in "
-         "line 3, saw 5\n"),
+        ("a,b,t\n", "{} cannot be read", "no row below the names"),
+        ("", "{} cannot be read", "an empty file"),
+        ("a,b,t\n1,2,0\n1,2,3,4,5\n", "{} cannot be read", "5 values in row 2, for 3 columns"),
+        ("a,a,t\n1,2,0\n", "{} cannot be read", "the columns a, a, t"),
     ],
-)  # fmt: skip
+)
 def test_tables_that_cannot_be_trained_on_are_refused(tmp_path: Path, text: str, summary: str, received: str):
     path = table(tmp_path / "a.csv", text)
     error = refused(path, "target=t")
@@ -186,3 +186,5 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path):
     path = tmp_path / "none.csv"
     error = refused(path, "target=t")
     assert error.received == f"FileNotFoundError: [Errno 2] No such file or directory: '{path}'"
+    path.write_bytes(b"gr\xf6\xdfe,t\n1,2\n")
+    assert refused(path, "target=t").received.startswith("UnicodeDecodeError: 'utf-8' codec can't decode byte 0xf6")

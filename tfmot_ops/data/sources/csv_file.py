@@ -15,10 +15,13 @@ them: give `test`, a file of the same columns, or leave `step` out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import math
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,9 +33,6 @@ from tfmot_ops.data.sources.query import Query
 from tfmot_ops.data.sources.source import Reader, Source
 from tfmot_ops.data.sources.targets import Targets, targets_of
 from tfmot_ops.errors import SpecError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 FORM = "csv:<path>?target=<column>"
 OPTIONS = ("target", "features", "window", "step", "group", "test", "classes")
@@ -116,22 +116,31 @@ def _plan(query: Query, path: Path) -> _Plan:
     return plan
 
 
-def _columns(path: Path) -> list[str]:
-    import pandas as pd
-
-    try:
-        return [str(name) for name in pd.read_csv(path, nrows=0).columns]
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> SpecError:
+def _unreadable(path: Path, received: str) -> SpecError:
     return SpecError(
         f"{path} cannot be read",
         required="a CSV file in UTF-8 with commas, whose first row names the columns",
-        received=f"{type(error).__name__}: {error}",
+        received=received,
         remedy="check the path and the file",
     )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
+    """The names of the columns of a file, and its rows."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.reader(file)
+            yield [name.strip() for name in next(rows, [])], rows
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise _unreadable(path, f"{type(error).__name__}: {error}") from error
+
+
+def _columns(path: Path) -> list[str]:
+    with _opened(path) as (columns, _):
+        if len(set(columns)) != len(columns) or not columns:
+            raise _unreadable(path, f"the columns {', '.join(columns)}" if columns else "an empty file")
+        return columns
 
 
 def _check_columns(path: Path, columns: Sequence[str], wanted: Sequence[str]) -> None:
@@ -146,45 +155,39 @@ def _check_columns(path: Path, columns: Sequence[str], wanted: Sequence[str]) ->
 
 
 def _table(path: Path, plan: _Plan) -> _Table:
-    import pandas as pd
-
+    columns = _columns(path)
     text = [*plan.targets, *([plan.group] if plan.group else [])]
-    _check_columns(path, _columns(path), [*text, *plan.features])
-    try:
-        # Of words, "NA" and "None" may be classes: only features have values that stand for missing ones.
-        frame = pd.read_csv(
-            path,
-            usecols=[*text, *plan.features],
-            dtype=dict.fromkeys(text, "str"),
-            keep_default_na=False,
-            na_values={name: list(_MISSING) for name in plan.features},
-            low_memory=False,
-        )
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
-    if frame.empty:
-        raise _unreadable(path, ValueError("no row below the names"))
-    features = np.stack([_numbers(path, frame[name], name) for name in plan.features], axis=1)
-    words = [[str(value) for value in frame[name].fillna("")] for name in text]
+    _check_columns(path, columns, [*text, *plan.features])
+    feature_places, text_places = ([columns.index(name) for name in names] for names in (plan.features, text))
+    numbers = array("d")
+    words: list[list[str]] = [[] for _ in text]
+    with _opened(path) as (_, rows):
+        for row, values in enumerate((each for each in rows if each), 1):
+            if len(values) != len(columns):
+                raise _unreadable(path, f"{len(values)} values in row {row}, for {len(columns)} columns")
+            numbers.extend(_number(path, values[place], row, columns[place]) for place in feature_places)
+            for column, place in zip(words, text_places, strict=True):
+                column.append(values[place].strip())
+    if not numbers:
+        raise _unreadable(path, "no row below the names")
+    features = np.frombuffer(numbers, np.float64).reshape(-1, len(plan.features)).astype(np.float32)
     _check_finite(path, features, plan.features)
     return _Table(path, features, words[: len(plan.targets)], words[-1] if plan.group else [])
 
 
-def _numbers(path: Path, values: pd.Series[Any], name: str) -> Floats:
-    """A feature's numbers [rows]."""
-    import pandas as pd
-
-    numbers = pd.to_numeric(values, errors="coerce")
-    wrong = np.flatnonzero((numbers.isna() & ~values.isna()).to_numpy())
-    if len(wrong):
-        raise SpecError(
-            f"{path}: the feature {name} is not a number in row {wrong[0] + 1}",
-            required="numbers in each column of features",
-            received=f"{values.iloc[wrong[0]]!r}; {len(wrong)} of {len(values)} rows hold no number",
-            remedy="leave the column out with features=<column>,<column>, or write numbers",
-        )
-    result: Floats = numbers.to_numpy(np.float32)
-    return result
+def _number(path: Path, value: str, row: int, column: str) -> float:
+    """The number of a feature; NaN where it is missing."""
+    try:
+        return float(value)
+    except ValueError:
+        if value.strip() in _MISSING:
+            return math.nan
+    raise SpecError(
+        f"{path}: the feature {column} is not a number in row {row}",
+        required="numbers in each column of features",
+        received=repr(value),
+        remedy="leave the column out with features=<column>,<column>, or write numbers",
+    )
 
 
 def _check_finite(path: Path, features: Floats, names: Sequence[str]) -> None:
