@@ -36,6 +36,8 @@ def read_fashion_mnist(text: str = "") -> Source:
     if normal is None:
         return source
     y, y_test = np.asarray(source.y), np.asarray(source.y_test)
+    if normal not in y:
+        query.refuse("normal", "a class of which there are training images")
     return Source(
         np.asarray(source.x)[y == normal],
         None,
