@@ -14,6 +14,8 @@ from tfmot_ops.system.environment import FASHION_MNIST
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (60, 4, 4), dtype=np.uint8)
 LABELS = (np.arange(60) % 3).astype(np.uint8)
+CLASSES = "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot"
+ONLY_NORMAL = "normal, each at most once, as ?name=value&name=value"
 
 
 @pytest.fixture
@@ -69,16 +71,16 @@ def test_a_class_without_images_is_refused():
         (
             "fashion_mnist?normal=10",
             "the option normal of fashion_mnist cannot be read",
-            "a label from 0 to 9, or one of T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, "
-            "Ankle boot",
+            f"a label from 0 to 9, or one of {CLASSES}",
         ),
         (
             "fashion_mnist?class=1",
             "an option of fashion_mnist cannot be read",
-            "normal, each at most once, as ?name=value&name=value",
+            ONLY_NORMAL,
         ),
         ("digits?size=3", "an option of digits cannot be read", "no option"),
-        ("digits?", "there is no data set named 'digits?'", None),
+        ("digits?", "an option of digits cannot be read", "no option"),
+        ("fashion_mnist?normal", "an option of fashion_mnist cannot be read", ONLY_NORMAL),
         ("digits:", "there is no data set named 'digits:'", None),
         ("fashion_mnist:normal=1", "there is no data set named 'fashion_mnist:normal=1'", None),
         ("npz?x=1", "there is no data set named 'npz?x=1'", None),

@@ -12,7 +12,7 @@ def read_digits(text: str = "") -> Source:
     """1797 images [N, 8, 8, 1] of floats in [0, 1] with labels 0 to 9."""
     from sklearn.datasets import load_digits
 
-    Query("digits", text, ())
+    Query.of_name("digits", text, ())
     bunch = load_digits()
     # The images are counts of 0 to 16 dark pixels in 4x4 blocks.
     images = (bunch.images / 16.0).astype(np.float32)[..., np.newaxis]

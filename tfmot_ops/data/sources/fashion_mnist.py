@@ -30,7 +30,7 @@ def read_fashion_mnist(text: str = "") -> Source:
     With the option `normal`: the training images of one class, without labels, and the test images with 0 for that
     class and 1 for the others.
     """
-    query = Query("fashion_mnist", text, ("normal",))
+    query = Query.of_name("fashion_mnist", text, ("normal",))
     normal = _label(query)
     source = _read_all()
     if normal is None:

@@ -35,13 +35,16 @@ class Query:
         for option in text[begin.end() :].split("&") if begin else ():
             key, equals, value = option.partition("=")
             if key not in known or not equals or key in self._values:
-                raise SpecError(
-                    f"an option of {form} cannot be read",
-                    required=f"{', '.join(known) or 'no option'}, each at most once, as ?name=value&name=value",
-                    received=f"?{option}" + (" a second time" if key in self._values else ""),
-                    remedy="correct the option, or leave it out",
-                )
+                raise _unknown(form, known, f"?{option}" + (" a second time" if key in self._values else ""))
             self._values[key] = value
+
+    @classmethod
+    def of_name(cls, form: str, text: str, known: Collection[str]) -> Query:
+        """The options of a source that has no location: `text` is empty, or options with their question mark."""
+        query = cls(form, text, known)
+        if query.location:
+            raise _unknown(form, known, query.location)
+        return query
 
     def given(self) -> dict[str, str]:
         """Key -> value of the options that are written."""
@@ -111,6 +114,15 @@ class Query:
             received=f"?{key}={self._values.get(key, '')}",
             remedy="correct the option, or leave it out",
         )
+
+
+def _unknown(form: str, known: Collection[str], received: str) -> SpecError:
+    return SpecError(
+        f"an option of {form} cannot be read",
+        required=f"{', '.join(known)}, each at most once, as ?name=value&name=value" if known else "no option",
+        received=received,
+        remedy="correct the option, or leave it out",
+    )
 
 
 def _whole(text: str) -> int | None:
