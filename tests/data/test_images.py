@@ -269,6 +269,23 @@ def test_values_say_which_class_a_pixel_is(tmp_path: Path):
     assert "?values=0,255" in str(refused(f"{name}&values=0,255&classes=a,b,c"))
 
 
+def test_of_many_masks_the_classes_have_to_be_named(tmp_path: Path):
+    image, mask = png(IMAGES[0]), png(IMAGES[0, ..., :1] % 3)
+    for index in range(2001):
+        write(tmp_path / "images" / f"{index:04}.png", image)
+        write(tmp_path / "masks" / f"{index:04}.png", mask)
+    name = f"{tmp_path / 'images'}?masks={tmp_path / 'masks'}"
+    assert refused(name).summary == "the classes of 2001 masks are not named"
+    source = read(f"{name}&classes=a,b,c")
+    assert np.array_equal(source.y[[2000]][0], IMAGES[0, ..., 0] % 3)
+    with pytest.raises(SpecError, match=r"a pixel of 2, where the classes are \[0, 1\]"):
+        read(f"{name}&classes=a,b").y[[0]]
+    path = write(tmp_path / "masks" / "0007.png", mask[:-20])
+    error = refused(f"{name}&classes=a,b,c")
+    assert error.summary == f"{path} cannot be decoded"
+    assert error.received == "a file that was cut off, or is no image"
+
+
 def test_masks_that_do_not_fit_are_refused(tmp_path: Path):
     write_masks(tmp_path, (0, 1))
     name = f"{tmp_path / 'images'}?masks={tmp_path / 'masks'}"

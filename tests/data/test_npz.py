@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfmot_ops.data.columns import Lazy
 from tfmot_ops.data.sources.by_name import read_source
 from tfmot_ops.data.sources.mapping import from_mapping
 from tfmot_ops.data.sources.source import Source
@@ -154,6 +155,18 @@ def test_a_source_is_taken_as_it_is():
     source = Source(X, Y)
     assert from_mapping("mine", source) is source
     assert refused("mine", [X, Y]).received == "list"
+
+
+def test_what_becomes_an_array_is_taken_and_lazy_columns_stay_unread():
+    lazy = Lazy(range(12), lambda place: X[place], (5,), np.float32)
+    source = from_mapping("mine", {"x.a": X.tolist(), "x.b": tf.constant(X), "x.c": lazy, "y": list(Y)})
+    assert np.array_equal(source.x["a"], X.astype(float))
+    assert np.array_equal(source.x["b"], X)
+    assert source.x["c"] is lazy
+    assert np.array_equal(source.y, Y)
+    received = refused("mine", {"x": [[1, 2], [3]], "y": [0, 1]}).received
+    assert received.startswith("x of type list, which is no array: setting an array element with a sequence")
+    assert from_mapping("mine", {"x": X, "class_names": "a"}).class_names == ("a",)
 
 
 def elements(count: int, start: int = 0) -> tf.data.Dataset:

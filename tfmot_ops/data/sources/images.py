@@ -9,7 +9,8 @@
   a number with decimals (regression). Class names are sorted, unless `classes` orders them.
 - `masks`: the images are in the folder itself, and this folder has a PNG or BMP file of the same name, whatever the
   suffix, for each; a pixel's value is its class. `values` gives the value of each class where it is not (`0,255`: two
-  classes). `classes` names the classes; for more than `CHECKED_FILES` masks, one of the two has to be there.
+  classes). `classes` names the classes; for more than `CHECKED_FILES` masks, one of the two has to be there. Pixels
+  that belong to nothing are a class, too.
 
 Without `size` and `channels`, the first image sets them.
 

@@ -11,6 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+import numpy as np
+
+from tfmot_ops.data.columns import Column, Lazy
 from tfmot_ops.data.sources.source import Samples, Source
 from tfmot_ops.data.sources.streams import from_streams, is_stream
 from tfmot_ops.errors import SpecError
@@ -34,8 +37,8 @@ def from_mapping(name: str, given: object) -> Source:
 
     Args:
         name: the data set's name, for messages.
-        given: a `Source`; arrays by name, see this module; a `tf.data.Dataset` with one element (x, y) or x per sample;
-            or such data sets by the names `train` and `test`.
+        given: a `Source`; arrays, or columns of `Lazy`, by name, see this module; a `tf.data.Dataset` with one element
+            (x, y) or x per sample; or such data sets by the names `train` and `test`.
 
     Raises:
         SpecError: it is none of these, or the names fit none of the sets.
@@ -47,7 +50,7 @@ def from_mapping(name: str, given: object) -> Source:
     if not isinstance(given, Mapping):
         _refuse(name, type(given).__name__)
     values = dict(given)
-    class_names = tuple(str(each) for each in values.pop("class_names", ()))
+    class_names = tuple(str(each) for each in np.atleast_1d(values.pop("class_names", ())))
     if values and all(map(is_stream, values.values())):
         return from_streams(name, values, class_names)
     parts = {str(key).partition(".")[0] for key in values}
@@ -66,8 +69,18 @@ def _samples(name: str, values: Mapping[str, Any], part: str) -> Samples | None:
     if named and (part in values or "" in named):
         _refuse(name, f"keys {sorted(values)}: {part} beside {part}.<name>, or no name after the dot")
     if named:
-        return named
-    return values.get(part)
+        return {key: _column(name, f"{part}.{key}", value) for key, value in named.items()}
+    return None if values.get(part) is None else _column(name, part, values[part])
+
+
+def _column(name: str, key: str, value: Any) -> Column:
+    """A column as it is, or made of what NumPy takes for an array, such as a list or a tensor."""
+    if isinstance(value, np.ndarray | Lazy):
+        return value
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        _refuse(name, f"{key} of type {type(value).__name__}, which is no array: {error}")
 
 
 def _refuse(name: str, received: str) -> NoReturn:
