@@ -45,6 +45,10 @@ def batches(x: Any, y: Any, batch_size: int, seed: int, epochs: range) -> tf.dat
     Returns:
         A data set of batches (inputs [batch, ...], targets [batch, ...]).
     """
+    # A tf.data.Dataset makes one tensor of a list.
+    x_is_y = x is y
+    x, y = (tuple(part) if isinstance(part, list) else part for part in (x, y))
+    y = x if x_is_y else y
     size = len(tf.nest.flatten(x)[0])
 
     def order(drawn_seed: tf.Tensor) -> tf.data.Dataset:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pkgutil
+import re
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 
 from tfmot_ops.data import sources
-from tfmot_ops.data.sources.npz import from_mapping
+from tfmot_ops.data.sources.mapping import from_mapping
 from tfmot_ops.data.sources.source import Reader, Source
 from tfmot_ops.errors import SpecError
 
@@ -31,10 +32,14 @@ def available_datasets() -> dict[str, str]:
 
 
 def read_source(name: str, seed: int) -> Source:
-    """The samples of a data set by its name; `seed` is for a registered data set that draws its samples."""
-    kind, _, text = name.partition(":")
+    """The samples of a data set by its name; `seed` is for a registered data set that draws its samples.
+
+    A name alone may have options, too: `fashion_mnist?normal=1`.
+    """
+    kind = re.split("[:?]", name, maxsplit=1)[0]
+    colon, text = name[len(kind) :].startswith(":"), name[len(kind) :].removeprefix(":")
     reader = _readers().get(kind)
-    if reader is not None and reader.takes_text == bool(text) and (text or name == kind):
+    if reader is not None and reader.takes_text == bool(colon) and (text or not colon):
         return reader.read(text)
     for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):
         return from_mapping(name, entry.load()(seed))

@@ -1,4 +1,7 @@
-"""Fashion-MNIST: the four IDX files of Debian's package, of a folder, or downloaded."""
+"""Fashion-MNIST: the four IDX files of Debian's package, of a folder, or downloaded.
+
+`fashion_mnist?normal=<label or class>` is for reconstruction: one class alone to learn from, all classes to tell apart.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from tfmot_ops.data.sources.query import Query
 from tfmot_ops.data.sources.source import Reader, Source
 from tfmot_ops.errors import SpecError, StepFailedError
 from tfmot_ops.system.environment import FASHION_MNIST
@@ -20,8 +24,43 @@ _FASHION_MNIST_CLASSES = (
 )  # fmt: skip
 
 
-def read_fashion_mnist() -> Source:
-    """60000 training and 10000 test images [N, 28, 28] of uint8 with labels 0 to 9."""
+def read_fashion_mnist(text: str = "") -> Source:
+    """60000 training and 10000 test images [N, 28, 28] of uint8 with labels 0 to 9.
+
+    With the option `normal`: the training images of one class, without labels, and the test images with 0 for that
+    class and 1 for the others.
+    """
+    query = Query.of_name("fashion_mnist", text, ("normal",))
+    normal = _label(query)
+    source = _read_all()
+    if normal is None:
+        return source
+    y, y_test = np.asarray(source.y), np.asarray(source.y_test)
+    if normal not in y:
+        query.refuse("normal", "a class of which there are training images")
+    return Source(
+        np.asarray(source.x)[y == normal],
+        None,
+        source.x_test,
+        (y_test != normal).astype(np.int64),
+        task="reconstruction",
+        record={"normal": _FASHION_MNIST_CLASSES[normal]},
+    )
+
+
+def _label(query: Query) -> int | None:
+    """The label of the option `normal`, a label or a class's name; None where it is not written."""
+    normal = query.text("normal")
+    if normal is None:
+        return None
+    names = {name: label for label, name in enumerate(_FASHION_MNIST_CLASSES)}
+    names |= {str(label): label for label in names.values()}
+    if normal not in names:
+        query.refuse("normal", "a label from 0 to 9, or one of " + ", ".join(_FASHION_MNIST_CLASSES))
+    return names[normal]
+
+
+def _read_all() -> Source:
     folder = FASHION_MNIST.get()
     if folder:
         return _read_idx_folder(Path(folder))
@@ -64,4 +103,8 @@ def _read_idx(path: Path, rank: int) -> npt.NDArray[np.uint8]:
         ) from error
 
 
-READER = Reader("fashion_mnist", "70000 articles of clothing, 28x28x1, 10 classes", lambda _: read_fashion_mnist())
+READER = Reader(
+    "fashion_mnist",
+    "70000 articles of clothing, 28x28x1, 10 classes; ?normal=<class> to reconstruct one class",
+    read_fashion_mnist,
+)

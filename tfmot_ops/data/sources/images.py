@@ -1,85 +1,132 @@
-"""PNG and JPEG files, one sub-folder a class."""
+"""Image files, decoded when they are read; the class is a sub-folder, a row of a CSV file, or a mask.
+
+`images:<folder>[?size=96 | ?size=HxW][&channels=1|3][&labels=<csv>][&masks=<folder>][&values=0,255][&classes=a,b]
+[&skip=0.01]`
+
+- Without `labels` and `masks`: one sub-folder per class. A folder whose only sub-folders are `train` and `test` has a
+  test set, each of the two with the same class folders.
+- `labels`: a CSV file with the columns `file`, relative to the folder, and `label`: a class's name, a whole number, or
+  a number with decimals (regression). Class names are sorted, unless `classes` orders them.
+- `masks`: the images are in the folder itself, and this folder has a PNG or BMP file of the same name, whatever the
+  suffix, for each; a pixel's value is its class. `values` gives the value of each class where it is not (`0,255`: two
+  classes). `classes` names the classes; for more than `CHECKED_FILES` masks, one of the two has to be there. Pixels
+  that belong to nothing are a class, too.
+
+Without `size` and `channels`, the first image sets them.
+
+Every file is looked at before anything is trained: up to `CHECKED_FILES` images are decoded; of more of them only the
+begin and the end of each file is read, which finds files that were cut off or are no images. A file that is found
+broken later ends the training with its path. `skip` is the share of broken files that may be left out, named and
+counted.
+"""
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from tfmot_ops.data.columns import Array
+from tfmot_ops.data.sources.checked_images import Checked, ImageOptions, check_images
+from tfmot_ops.data.sources.folders import Labelled, check_classes_left, list_classes
+from tfmot_ops.data.sources.masks import read_with_masks
+from tfmot_ops.data.sources.pictures import IMAGES
+from tfmot_ops.data.sources.query import Query
 from tfmot_ops.data.sources.source import Reader, Source
+from tfmot_ops.data.sources.targets import targets_of
 from tfmot_ops.errors import SpecError
 
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+FORM = "images:<folder>"
+OPTIONS = ("size", "channels", "labels", "masks", "values", "classes", "skip")
 
 
-def read_images(location: str) -> Source:
-    """Images float32 [N, H, W, C] in [0, 1] of `<folder>[?size=<pixels>]`; labels are sub-folders by name."""
-    folder_name, _, query = location.partition("?")
-    size = _image_size(query)
-    folder = Path(folder_name)
-    classes = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    files = [
-        (path, label)
-        for label, class_folder in enumerate(classes)
-        for path in sorted(class_folder.iterdir())
-        if path.suffix.lower() in _IMAGE_SUFFIXES
-    ]
-    empty = sorted({path.name for path in classes} - {path.parent.name for path, _ in files})
-    if not files or empty:
+def read_images(text: str) -> Source:
+    """Images uint8 [N, H, W, C], and labels int64 [N], targets float32 [N] or masks int64 [N, H, W]."""
+    query = Query(FORM, text, OPTIONS)
+    ImageOptions.of(query)  # wrong ones are refused before a folder is read
+    folder = Path(query.location)
+    labels, masks = query.text("labels"), query.text("masks")
+    if labels and masks:
+        query.refuse("masks", "labels= or masks=, not both")
+    if query.text("values") and not masks:
+        query.refuse("values", "masks= beside it")
+    if query.text("classes") and not masks and not labels:
+        query.refuse("classes", "labels= or masks= beside it; without them the sub-folders' names are the classes'")
+    if masks:
+        return read_with_masks(query, folder, Path(masks))
+    return _with_labels(query, folder, Path(labels)) if labels else _in_classes(query, folder)
+
+
+def _in_classes(query: Query, folder: Path) -> Source:
+    listing = list_classes(folder, IMAGES)
+    checked = check_images(query, [path for path, _ in [*listing.train, *(listing.test or [])]])
+    train = [each for each in listing.train if each[0] not in checked.broken]
+    check_classes_left(train, listing)
+    test = [each for each in listing.test or [] if each[0] not in checked.broken]
+    given: dict[str, Any] = _columns(checked, train, "")
+    if listing.test is not None:
+        given |= _columns(checked, test, "_test")
+    files = [path for path, _ in [*train, *test]]
+    return checked.source(files, class_names=listing.class_names, task="classification", **given)
+
+
+def _columns(checked: Checked, files: list[Labelled], part: str) -> dict[str, Any]:
+    labels: Array = np.array([label for _, label in files], np.int64)
+    return {f"x{part}": checked.column([path for path, _ in files]), f"y{part}": labels}
+
+
+def _with_labels(query: Query, folder: Path, table: Path) -> Source:
+    rows = _table(table)
+    missing = [name for name, _ in rows if not (folder / name).is_file()]
+    if missing or not rows:
         raise SpecError(
-            f"{folder} does not contain one sub-folder per class",
-            required="one sub-folder per class, each with PNG or JPEG files",
-            received=f"{len(classes)} sub-folders, {len(empty)} of them without images",
-            remedy="check the path and put each class's images into its own sub-folder",
+            f"{table} does not name the images in {folder}",
+            required="a row per image, with the path of a file relative to the folder",
+            received=f"{len(missing)} files that do not exist, the first is {missing[0]}" if missing else "no row",
+            remedy="check the folder and the column file of the table",
         )
-    images = _decoded([path for path, _ in files], size)
-    return Source(images, np.array([label for _, label in files]), class_names=tuple(path.name for path in classes))
+    checked = check_images(query, [folder / name for name, _ in rows])
+    left = [(folder / name, label) for name, label in rows if folder / name not in checked.broken]
+    files, values = [path for path, _ in left], [label for _, label in left]
+    where = f"{table}, column label"
+    targets = targets_of(values, query.names("classes"), where)
+    return checked.source(
+        [table, *files],
+        x=checked.column(files),
+        y=targets.read(values, where),
+        class_names=targets.class_names,
+        task=targets.task,
+    )
 
 
-def _image_size(query: str) -> tuple[int, int] | None:
-    if not query:
-        return None
-    key, _, value = query.partition("=")
-    if key != "size" or not value.isdecimal() or int(value) == 0:
+def _table(path: Path) -> list[tuple[str, str]]:
+    """The rows (file, label) of a CSV file."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = list(reader.fieldnames or [])
+            rows = [((row.get("file") or "").strip(), (row.get("label") or "").strip()) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SpecError(
-            "the images' size cannot be read",
-            required="images:<folder>?size=<pixels>, one number of at least 1 for height and width",
-            received=f"?{query}",
-            remedy="write it as images:<folder>?size=32, or leave it out to take the first image's size",
+            f"{path} cannot be read",
+            required="a CSV file with the columns file and label",
+            received=f"{type(error).__name__}: {error}",
+            remedy="check the path, and save the table as UTF-8 with commas",
+        ) from error
+    if not {"file", "label"} <= set(columns):
+        raise SpecError(
+            f"{path} lacks a column",
+            required="the columns file and label, named in the first row",
+            received=f"the columns {', '.join(columns)}",
+            remedy="name the columns in the first row",
         )
-    return int(value), int(value)
-
-
-def _decoded(paths: list[Path], size: tuple[int, int] | None) -> npt.NDArray[np.float32]:
-    """Decode and resize images to float32 [N, H, W, C] in [0, 1]; the first one sets C, and (H, W) without a size."""
-    import tensorflow as tf
-
-    channels = 0  # as in the file
-    images = []
-    for path in paths:
-        try:
-            image = tf.io.decode_image(path.read_bytes(), channels=channels, expand_animations=False)
-        except (OSError, tf.errors.InvalidArgumentError) as error:
-            raise SpecError(
-                f"{path} cannot be decoded",
-                required="a PNG or JPEG image",
-                received=type(error).__name__,
-                remedy="repair or remove the file",
-            ) from error
-        if not channels:
-            channels = 1 if image.shape[-1] in (1, 2) else 3  # the second and the fourth channel are transparency
-            image = image[..., :channels]
-        size = size or (int(image.shape[0]), int(image.shape[1]))
-        pixels = tf.cast(image, tf.float32)
-        if tuple(image.shape[:2]) != size:
-            pixels = tf.image.resize(pixels, size, antialias=True)
-        images.append(np.clip(pixels.numpy() / 255.0, 0.0, 1.0))
-    return np.stack(images).astype(np.float32)
+    return rows
 
 
 READER = Reader(
-    "images:<folder>",
-    "PNG or JPEG files in one sub-folder per class; images:<folder>?size=32 resizes to 32x32",
+    FORM,
+    "JPEG, PNG or BMP files: one sub-folder per class, ?labels=<csv> or ?masks=<folder>; ?size=32 resizes to 32x32",
     read_images,
 )

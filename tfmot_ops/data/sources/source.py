@@ -46,7 +46,8 @@ class Reader:
     Attributes:
         form: what a user writes: a name (`digits`), or a name with what follows its colon (`npz:<path>`).
         description: one line on it.
-        read: from the text after the colon, empty for a name alone, to the samples.
+        read: from the text after the colon to the samples; for a name alone, from its options with their question
+            mark, or from nothing.
     """
 
     form: str
