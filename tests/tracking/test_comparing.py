@@ -27,10 +27,9 @@ from tfmot_ops.contract import (
 )
 from tfmot_ops.core import keras
 from tfmot_ops.tracking import StepRun
+from tfmot_ops.tracking.client import connect
 from tfmot_ops.tracking.datasets import dataset_of
 from tfmot_ops.tracking.labels import label, run_name, tags_of
-
-import mlflow  # isort: skip - tracking sets its switches first
 
 L = keras.layers
 RMSE = Headline(name="rmse", higher_is_better=False, is_share=False)
@@ -69,7 +68,7 @@ class Store:
     def __init__(self, folder: Path, recipe: str = "sparse50_wi8_ai8") -> None:
         self.folder, self.recipe = folder, recipe
         self.uri = f"sqlite:///{folder}/mlflow.db"
-        self.client = mlflow.MlflowClient(tracking_uri=self.uri)
+        self.client, _ = connect(self.uri, "another")
         self.parent: str | None = None
 
     def spec(self, options: Any, **fields: Any) -> StepSpec:
@@ -322,9 +321,10 @@ def test_pictures_are_on_the_evaluate_run_and_on_the_parent(tmp_path, model, det
             assert file.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(
-    "details", ["{", "[]", '{"kind": "confusion"}', '{"kind": "scatter", "targets": [], "predictions": []}']
-)
+UNFIT = ("{", "[]", '{"kind": "confusion"}', '{"kind": "scatter", "targets": [], "predictions": []}')
+
+
+@pytest.mark.parametrize("details", UNFIT)
 def test_a_picture_that_cannot_be_drawn_fails_nothing_and_is_told(tmp_path, details):
     store = Store(tmp_path)
     store.open()
@@ -355,33 +355,36 @@ def test_models_are_ranked_by_what_was_measured(tmp_path, model):
     # Its own step's figures and those that evaluate measured of its file.
     assert (best["accuracy"].value, best["accuracy_drop"].value, best["latency_ms"].value) == (0.9, 0.05, 0.5)
     assert (best["accuracy"].dataset_name, best["accuracy"].dataset_digest) == ("digits", "ab" * 18)
-    evaluate = Store(tmp_path, "sparse50_wi8_ai8").run("evaluate")
+    evaluate = store.client.get_run(Store(tmp_path, "sparse50_wi8_ai8").run("evaluate").info.run_id)
     assert [each.model_id for each in evaluate.inputs.model_inputs] == [ranked[0].model_id]
 
 
 def test_a_chain_recorded_again_adds_nothing(tmp_path, model):
     store = Store(tmp_path)
-    for _ in range(2):
-        store.chain(model)
+    store.chain(model)
+    store.chain(None)  # as after a kill: the models are there, and everything else is recorded again
     assert len(store.runs()) == 4
+    pictures = [f"pictures/{name}.png" for name in ("confusion_matrix", "layer_sqnr", "training_curves")]
     for kind in ("open_run", "train", "quantize", "evaluate"):
-        run = store.run(kind)
+        run = store.client.get_run(store.run(kind).info.run_id)
         assert len(run.inputs.dataset_inputs) == 1
-        assert store.files(run) in (
-            [],
-            [f"pictures/{name}.png" for name in sorted(("confusion_matrix", "layer_sqnr", "training_curves"))],
-        )
+        assert len(run.inputs.model_inputs) == (kind == "evaluate")
+        assert store.files(run) == (pictures if kind in {"open_run", "evaluate"} else [])
         for name in run.data.metrics:
-            history = store.client.get_metric_history(run.info.run_id, name)
-            assert len({entry.step for entry in history}) == len(history) or kind in {"train", "quantize"}, name
+            steps = [entry.step for entry in store.client.get_metric_history(run.info.run_id, name)]
+            assert len(steps) == len(set(steps)), name
+
+
+def test_a_model_that_a_retry_replaced_takes_the_figures_over(tmp_path, model):
+    store = Store(tmp_path)
+    store.chain(model, accuracy=0.8)
+    store.chain(model, accuracy=0.9)
     models = store.client.search_logged_models([store.run().info.experiment_id])
     assert sorted(each.tags["tfmot_ops.kind"] for each in models) == ["quantize", "train"]
-    for each in models:
-        names = [metric.key for metric in each.metrics]
-        assert len(names) == len(set(names))
-    # The file belongs to the model of the last attempt.
     (quantized,) = [each for each in models if each.tags["tfmot_ops.kind"] == "quantize"]
-    assert {"accuracy", "latency_ms"} <= {metric.key for metric in quantized.metrics}
+    figures = {m.key: m.value for m in sorted(quantized.metrics, key=lambda m: m.timestamp)}
+    assert figures.keys() == EVALUATED.keys()
+    assert figures["accuracy"] == 0.9
 
 
 def test_the_description_of_an_attempt_that_failed_goes_with_a_retry_that_succeeds(tmp_path):

@@ -32,8 +32,6 @@ def draw_curves(path: Path, histories: Histories, names: Sequence[str]) -> None:
         names: metrics, one panel each; beside a metric its `val_` metric is drawn.
     """
     figure = _figure(9.0, 3.4)
-    from matplotlib.ticker import MaxNLocator
-
     for place, name in enumerate(names):
         axes = figure.add_subplot(1, len(names), place + 1)
         start = 0
@@ -50,7 +48,7 @@ def draw_curves(path: Path, histories: Histories, names: Sequence[str]) -> None:
             axes.text(start + 0.55, 1.01, step, transform=axes.get_xaxis_transform(), fontsize=7, rotation=20)
             start += length
         axes.set_xlim(0.5, max(start, 1) + 0.5)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.locator_params(axis="x", integer=True)
         axes.set_xlabel("epoch")
         axes.set_ylabel(name.replace("_", " "))
         axes.grid(alpha=0.3)

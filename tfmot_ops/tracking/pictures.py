@@ -151,6 +151,6 @@ def _details(document: Path | None, folder: Path) -> None:
     if document is None:
         return
     details = json.loads(document.read_text(encoding="utf-8"))
-    if details.get("kind") in _DETAILS:
+    if details["kind"] in _DETAILS:
         name, (first, second), draw = _DETAILS[details["kind"]]
         draw(folder / f"{name}.png", details[first], details[second])

@@ -166,7 +166,8 @@ class StepRun:
         data = dataset_of(result.parameters)
         if data is not None:
             log_dataset(client, self.run_id, data, TRAINING if result.kind in _TRAINS else EVALUATION)
-        log_metrics(client, self.run_id, result.metrics, Measured(self._measured_model(result), data))
+        measured = Measured(self._measured_model(result), is_own=self._model_id is not None, dataset=data)
+        log_metrics(client, self.run_id, result.metrics, measured)
         if result.layers:
             self._log_layers(result)
         if result.kind == "evaluate" and ended_well:

@@ -30,10 +30,13 @@ class Measured:
 
     Attributes:
         model_id: id of the logged model; None for metrics that belong to a run only.
+        is_own: whether the step itself made the model. Of a model that another step made, only those metrics are logged
+            that the other step has not measured.
         dataset: the data set; None if it is not known.
     """
 
     model_id: str | None = None
+    is_own: bool = True
     dataset: Dataset | None = None
 
 
@@ -42,8 +45,7 @@ def log_metrics(
 ) -> None:
     """Log the metrics of a step that has ended.
 
-    A metric that the run has with this value already is not logged again, and a model keeps the first value of a
-    metric: the step that made it has measured it.
+    A metric that the run and the model have with this value already is not logged again.
 
     Args:
         client: connected to the tracking server.
@@ -58,7 +60,9 @@ def log_metrics(
     entities = []
     for name, value in metrics.items():
         plain, number = names[name], float(value)
-        joins_model = measured.model_id is not None and plain not in of_model
+        joins_model = measured.model_id is not None and (
+            plain not in of_model or (measured.is_own and of_model[plain] != number)
+        )
         if joins_model or known.get(plain) != number:
             subject = _subject(measured) if joins_model else {}
             entities.append(Metric(plain, number, now, 0, **subject))
@@ -104,8 +108,10 @@ def flatten(tree: Mapping[str, JsonValue], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _of_model(client: mlflow.MlflowClient, model_id: str | None) -> set[str]:
-    return {metric.key for metric in client.get_logged_model(model_id).metrics or ()} if model_id else set()
+def _of_model(client: mlflow.MlflowClient, model_id: str | None) -> dict[str, float]:
+    """The latest value of each metric of a logged model, which begins with those that its run had before."""
+    metrics = client.get_logged_model(model_id).metrics or [] if model_id else []
+    return {metric.key: metric.value for metric in sorted(metrics, key=lambda metric: metric.timestamp)}
 
 
 def _subject(measured: Measured) -> dict[str, str | None]:
