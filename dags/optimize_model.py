@@ -121,9 +121,7 @@ with DAG(
         "seed": "{{ params.seed }}",
     },
 ) as dag:
-    open_run = OpenRunOperator(
-        task_id="open_run", options={"name": "optimize {{ params.model }}", "parameters": "{{ params }}"}
-    )
+    open_run = OpenRunOperator(task_id="open_run", options={"parameters": "{{ params }}"})
     train = TrainOperator(
         task_id="train",
         options={"model": "{{ params.model }}", "epochs": "{{ params.epochs }}", **DATA},

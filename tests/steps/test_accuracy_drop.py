@@ -14,7 +14,7 @@ from tfmot_ops.contract import Artifact, ArtifactFormat, Options, Status, StepRe
 from tfmot_ops.core import keras
 from tfmot_ops.data.splits import load_dataset
 from tfmot_ops.store import describe
-from tfmot_ops.tracking.run import summary
+from tfmot_ops.tracking.summary import summary
 
 pytestmark = pytest.mark.slow
 

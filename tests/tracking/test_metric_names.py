@@ -8,7 +8,7 @@ import pytest
 
 from tfmot_ops import core
 from tfmot_ops.cli.execute import execute
-from tfmot_ops.contract import CloseRunOptions, ListOptions, Status, StepResult, StepSpec, Tracking
+from tfmot_ops.contract import CloseRunOptions, Headline, ListOptions, Status, StepResult, StepSpec, Tracking
 from tfmot_ops.core import keras
 from tfmot_ops.tracking import StepRun
 from tfmot_ops.tracking.names import accepted_names
@@ -73,9 +73,10 @@ def test_a_run_holds_every_metric_and_parameter_whatever_its_name(tmp_path):
 
 def test_the_summary_of_a_chain_takes_any_name_too(tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    spec, run = _run(uri, CloseRunOptions(steps={"train (1)": {"top@5": 0.5}}))
+    options = CloseRunOptions(steps={"evaluate (1)": {"top@5": 0.5}}, headline=Headline(name="top@5"))
+    spec, run = _run(uri, options)
     run.finish(StepResult(step_id=spec.step_id, kind="close_run", spec_sha256="", status=Status.OK), tmp_path)
-    assert mlflow.MlflowClient(uri).get_run(run.run_id).data.metrics == {"train _1_.top_5": 0.5}
+    assert mlflow.MlflowClient(uri).get_run(run.run_id).data.metrics == {"int8_top_5": 0.5}
 
 
 def test_a_model_with_such_a_metric_is_trained_and_recorded(tmp_path):

@@ -165,7 +165,7 @@ class Chain:
             steps.check(self._spec(name, self._options(name), dict.fromkeys(sources, _TO_COME)))
 
     def _opening(self) -> dict[str, Any]:
-        return {"name": f"optimize {self.model}", "parameters": self._parameters()}
+        return {"parameters": self._parameters()}
 
     def _parameters(self) -> dict[str, Any]:
         recipe = self.recipe if isinstance(self.recipe, str) else self.recipe.model_dump(mode="json")
@@ -209,7 +209,8 @@ class Chain:
         ended_well = {r.step_id: r.metrics for r in self.results if r.status is Status.OK}
         # A step that did not run counts as failed: the chain did less than was requested.
         failed = [name for name in CHAIN if name not in ended_well]
-        self._step("close_run", {"steps": ended_well, "failed": failed}, say)
+        headline = next((r.headline for r in reversed(self.results) if r.headline is not None), None)
+        self._step("close_run", {"steps": ended_well, "failed": failed, "headline": headline}, say)
 
 
 def _output(made: dict[str, dict[str, Artifact]], source: str, what: str) -> Artifact:

@@ -92,12 +92,17 @@ class DataOptions(StepOptions):
 
 
 class OpenRunOptions(StepOptions):
-    """Open the parent run of a pipeline; `parameters` are logged on it."""
+    """Open the parent run of a pipeline; `parameters` are logged on it.
+
+    Attributes:
+        name: of the run; None names it by the parameters `model`, `dataset` and `recipe`, which are its tags too, as
+            are `task` and `target`.
+    """
 
     recorded = Recorded.OPENING
 
     kind: Literal["open_run"] = "open_run"
-    name: str = "optimize"
+    name: str | None = None
     parameters: dict[str, JsonValue] = Field(default_factory=dict)
 
 

@@ -251,9 +251,21 @@ class StepOperator(BaseOperator):
 
 
 class OpenRunOperator(StepOperator):
-    """Opens the MLflow parent run; the runs of the steps become its children. Options: `name`, `parameters`."""
+    """Opens the MLflow parent run; the runs of the steps become its children. Options: `name`, `parameters`.
+
+    Without a name the run is named by the parameters `model`, `dataset` and `recipe`. If the parameter `recipe_file`
+    names a recipe file, it is read, and the recipe in it takes the place of the parameter `recipe`.
+    """
 
     kind = "open_run"
+
+    def _options(self, context: Context) -> dict[str, Any]:
+        options = super()._options(context)
+        parameters = options.get("parameters") or {}
+        file = parameters.get("recipe_file")
+        if isinstance(file, str) and is_recipe_file(file):
+            options["parameters"] = {**parameters, "recipe": read_recipe(file).model_dump(mode="json")}
+        return options
 
 
 class TrainOperator(StepOperator):
@@ -334,7 +346,9 @@ class CloseRunOperator(StepOperator):
         steps = self.steps or {}
         ended = {name: result["metrics"] for name, result in steps.items() if isinstance(result, Mapping)}
         failed = [name for name in steps if name not in ended]
-        return {"steps": ended, "failed": failed, **super()._options(context)}
+        headlines = [result.get("headline") for result in steps.values() if isinstance(result, Mapping)]
+        headline = next(filter(None, reversed(headlines)), None)
+        return {"steps": ended, "failed": failed, "headline": headline, **super()._options(context)}
 
 
 def _artifact(name: str, value: Any) -> Any:

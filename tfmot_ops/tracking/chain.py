@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import mlflow
-from mlflow.exceptions import MlflowException
 
 from tfmot_ops.contract import Status, StepResult
 from tfmot_ops.errors import StepFailedError
-from tfmot_ops.tracking.client import connect, download
-from tfmot_ops.tracking.run import KEY_TAG, PARENT_TAG, RESULT
+from tfmot_ops.tracking.children import KEY_TAG, KIND_TAG, children_of
+from tfmot_ops.tracking.client import connect
 
 
 @dataclass(frozen=True)
@@ -47,12 +43,12 @@ def find_unfinished(uri: str, experiment: str, identity: str) -> Unfinished | No
         StepFailedError: MLflow cannot be used.
     """
     client, experiment_id = connect(uri, experiment)  # ends the runs of killed processes
-    opened = f"tags.`{KEY_TAG}.run_id` LIKE '{identity}-%' and tags.`tfmot_ops.kind` = 'open_run'"
+    opened = f"tags.`{KEY_TAG}.run_id` LIKE '{identity}-%' and tags.`{KIND_TAG}` = 'open_run'"
     latest_first = ["attributes.start_time DESC"]
     for parent in client.search_runs([experiment_id], opened, max_results=1, order_by=latest_first):
         if parent.info.status in {"RUNNING", "FINISHED"}:
             return None
-        results = _results(client, experiment_id, parent.info.run_id)
+        results = _results(client, parent.info.run_id)
         errors = [result.error for result in results.values() if result.error is not None]
         if any(error.exit_code != StepFailedError.exit_code for error in errors):
             return None
@@ -69,22 +65,13 @@ def end_as_killed(uri: str, run_id: str) -> None:
     mlflow.MlflowClient(tracking_uri=uri).set_terminated(run_id, "KILLED")
 
 
-def _results(client: mlflow.MlflowClient, experiment_id: str, parent: str) -> dict[str, StepResult]:
+def _results(client: mlflow.MlflowClient, parent: str) -> dict[str, StepResult]:
     found: dict[str, StepResult] = {}
-    for run in client.search_runs([experiment_id], f"tags.`{PARENT_TAG}` = '{parent}'"):
-        result = _result(client, run.info.run_id)
-        if result is None:
+    for child in children_of(client, parent):
+        if child.result is None:
             continue
-        found[result.step_id] = result
-        if result.status is Status.OK and run.info.status != "FINISHED":
+        found[child.result.step_id] = child.result
+        if child.result.status is Status.OK and child.run.info.status != "FINISHED":
             # The process was killed after it recorded the result and before it ended the run.
-            client.set_terminated(run.info.run_id, "FINISHED")
+            client.set_terminated(child.run_id, "FINISHED")
     return found
-
-
-def _result(client: mlflow.MlflowClient, run_id: str) -> StepResult | None:
-    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(MlflowException, OSError, ValueError):
-        if RESULT in {each.path for each in client.list_artifacts(run_id)}:
-            path = download(f"runs:/{run_id}/{RESULT}", Path(folder), client.tracking_uri)
-            return StepResult.model_validate_json(path.read_text(encoding="utf-8"))
-    return None

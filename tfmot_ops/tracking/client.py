@@ -36,6 +36,8 @@ from tfmot_ops.tracking.owner import end_runs_left_behind  # noqa: E402
 MLFLOW_SCHEMES = ("runs:/", "models:/", "mlflow-artifacts:/")
 
 _ARTIFACT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"
+# MLflow's pages open an experiment of this kind on its runs; one without a kind on pages for language models.
+_EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
 
 
 def _quiet() -> None:
@@ -99,12 +101,17 @@ def _experiment_id(client: mlflow.MlflowClient, uri: str, name: str) -> str:
             f"{sqlite_store.artifact_root(uri)}/{uuid.uuid4().hex[:8]}" if uri.startswith(sqlite_store.SCHEME) else None
         )
         try:
-            return str(client.create_experiment(name, artifact_location=folder))
+            return str(client.create_experiment(name, artifact_location=folder, tags=_EXPERIMENT_KIND))
         except MlflowException:
             # Another process probably created the experiment; otherwise the next line raises the real error.
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
+    for tag, kind in _EXPERIMENT_KIND.items():
+        if tag not in found.tags:
+            # A user who may only add runs to an experiment must not fail for the page that it opens on.
+            with contextlib.suppress(MlflowException):
+                client.set_experiment_tag(found.experiment_id, tag, kind)
     return str(found.experiment_id)
 
 

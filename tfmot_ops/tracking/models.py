@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mlflow.models import Model, infer_signature
 from tfmot_ops.contract import RegisterOptions
 from tfmot_ops.errors import ArtifactError
 from tfmot_ops.system.versions import version
+from tfmot_ops.tracking.children import PARENT_TAG
 from tfmot_ops.tracking.client import MLFLOW_SCHEMES, download, quiet
 
 # Given explicitly: to infer the requirements, MLflow would load the model in a second process for half a minute.
@@ -41,7 +43,7 @@ class _KerasFlavor:
             mlflow.tensorflow.save_model(**arguments)
 
 
-def log_keras_model(client: mlflow.MlflowClient, run_id: str, model: Any, example: Any) -> None:
+def log_keras_model(client: mlflow.MlflowClient, run_id: str, model: Any, example: Any, tags: Mapping[str, str]) -> str:
     """Log a tf_keras model with signature and input example; it replaces the model of an earlier attempt.
 
     Args:
@@ -49,9 +51,13 @@ def log_keras_model(client: mlflow.MlflowClient, run_id: str, model: Any, exampl
         run_id: run that gets the model.
         model: tf_keras model, possibly with pruning wrappers or quantisers.
         example: a batch of its input, [samples, ...].
+        tags: of the model, so that a search can filter by them.
+
+    Returns:
+        Id of the logged model.
     """
     _forget(client, run_id)
-    Model.log(
+    info = Model.log(
         artifact_path=None,
         name="model",
         flavor=_KerasFlavor,
@@ -63,7 +69,35 @@ def log_keras_model(client: mlflow.MlflowClient, run_id: str, model: Any, exampl
         pip_requirements=_pinned(_KERAS_REQUIREMENTS),
         # HDF5, as Keras' default format loses the variables of quantisers.
         keras_model_kwargs={"save_format": "h5"},
+        tags=dict(tags),
     )
+    return str(info.model_id)
+
+
+def tell_file(client: mlflow.MlflowClient, model_id: str, sha256: str) -> None:
+    """Tag a logged model with the sha256 of the TFLite file that was exported from it, for `model_of_file`."""
+    client.set_logged_model_tags(model_id, {_SHA256_TAG: sha256})
+
+
+def model_of_file(client: mlflow.MlflowClient, run_id: str, sha256: str) -> str | None:
+    """Id of the logged model from which a TFLite file was exported, in the chain of a step's run.
+
+    Args:
+        client: connected to the tracking server.
+        run_id: run of a step that has the file as its input.
+        sha256: of the file.
+
+    Returns:
+        The id; None if no step of the same parent run made the file.
+    """
+    run = client.get_run(run_id)
+    parent = run.data.tags.get(PARENT_TAG)
+    if parent is None:
+        return None
+    wanted = f"tags.`{_SHA256_TAG}` = '{sha256}' and tags.`{PARENT_TAG}` = '{parent}'"
+    newest_first = [{"field_name": "creation_time", "ascending": False}]
+    found = client.search_logged_models([run.info.experiment_id], wanted, max_results=1, order_by=newest_first)
+    return str(found[0].model_id) if found else None
 
 
 def _forget(client: mlflow.MlflowClient, run_id: str) -> None:

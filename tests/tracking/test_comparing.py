@@ -1,0 +1,399 @@
+"""What a person compares in MLflow: names, tags, few figures, a description, data sets, pictures, ranked models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tfmot_ops.contract import (
+    Artifact,
+    ArtifactFormat,
+    CloseRunOptions,
+    EvaluateOptions,
+    Headline,
+    OpenRunOptions,
+    QuantizeOptions,
+    Recipe,
+    Status,
+    StepError,
+    StepResult,
+    StepSpec,
+    Tracking,
+    TrainOptions,
+)
+from tfmot_ops.core import keras
+from tfmot_ops.tracking import StepRun
+from tfmot_ops.tracking.client import connect
+from tfmot_ops.tracking.datasets import dataset_of
+from tfmot_ops.tracking.labels import label, run_name, tags_of
+
+L = keras.layers
+RMSE = Headline(name="rmse", higher_is_better=False, is_share=False)
+DATA = {"dataset": "digits", "dataset_digest": "ab" * 32, "task": "classification", "dataset_train_samples": 180}
+SCHEMA = {"x": "float32 [N, 4]", "y": "int64 [N]"}
+EVALUATED = {
+    "accuracy": 0.9,
+    "float_accuracy": 0.95,
+    "accuracy_drop": 0.05,
+    "pruned_accuracy": 0.92,
+    "pruning_drop": 0.03,
+    "quantization_drop": 0.02,
+    "compression": 3.5,
+    "sparsity": 0.5,
+    "size_bytes": 2000.0,
+    "gzip_bytes": 1000.0,
+    "int8_mac_fraction": 1.0,
+    "latency_ms": 0.5,
+    "validation_accuracy": 0.91,
+    "float_ops": 0.0,
+    "arena_bytes": 4096.0,
+    "worst_layer_sqnr_db": 20.0,
+    "agreement": 0.97,
+}
+CSV = "path,class_name,float_to_qat_db,qat_to_tflite_db,float_to_tflite_db\na,Dense,20.0,40.0,19.0\nb,ReLU,,,inf\n"
+DETAILS = {
+    "confusion_matrix": {"kind": "confusion", "classes": ["a", "b"], "counts": [[5, 1], [0, 4]]},
+    "error_plot": {"kind": "scatter", "targets": [1.0, 2.0, 3.0], "predictions": [1.1, 2.2, 2.9]},
+    "error_histogram": {"kind": "errors", "normal": [0.1, 0.2, 0.1], "anomalous": [0.5, 0.9]},
+}
+
+
+class Store:
+    """A chain in an MLflow store, recorded step by step as the command and the operators do."""
+
+    def __init__(self, folder: Path, recipe: str = "sparse50_wi8_ai8") -> None:
+        self.folder, self.recipe = folder, recipe
+        self.uri = f"sqlite:///{folder}/mlflow.db"
+        self.client, _ = connect(self.uri, "another")
+        self.parent: str | None = None
+
+    def spec(self, options: Any, **fields: Any) -> StepSpec:
+        key = {"run_id": self.recipe, "task_id": options.kind}
+        tracking = Tracking(uri=self.uri, parent_run_id=self.parent, key=key)
+        return StepSpec(step_id=options.kind, tracking=tracking, options=options, **fields)
+
+    def step(self, options: Any, *, model: Any = None, files: Any = (), inputs: Any = (), **fields: Any) -> StepResult:
+        spec = self.spec(options, inputs=dict(inputs))
+        run = StepRun(spec)
+        workdir = self.folder / f"{self.recipe}-{spec.step_id}"
+        workdir.mkdir(exist_ok=True)
+        outputs = {}
+        for name, (text, form) in dict(files).items():
+            path = workdir / name
+            path.write_text(text)
+            outputs[name] = run.store.put(path, name, form)
+        if model is not None:
+            run.epoch(options.kind, 1, 2, {"loss": 1.0, "val_loss": 1.1, "accuracy": 0.5, "val_accuracy": 0.4})
+            run.epoch(options.kind, 2, 2, {"loss": 0.5, "val_loss": 0.8, "accuracy": 0.7, "val_accuracy": 0.6})
+            run.model(model, np.zeros((2, 4), np.float32))
+        told = {"status": Status.OK, "spec_sha256": spec.sha256(), "outputs": outputs, "duration_s": 2.0, **fields}
+        return run.finish(StepResult(step_id=spec.step_id, kind=options.kind, **told), workdir)
+
+    def open(self, **parameters: Any) -> None:
+        given = {"model": "/models/own net.h5", "dataset": "digits", "recipe": self.recipe, **parameters}
+        self.parent = None
+        self.parent = self.step(OpenRunOptions(parameters=given)).tracking_run_id
+
+    def chain(self, model: Any, accuracy: float = 0.9, details: str = "confusion_matrix") -> None:
+        self.open()
+        shared = {"headline": Headline(name="accuracy"), "parameters": {**DATA, "dataset_schema": SCHEMA}}
+        trained = self.step(
+            TrainOptions(dataset="digits", model="/models/own net.h5"),
+            model=model,
+            metrics={"accuracy": 0.95, "size_bytes": 7000.0},
+            **shared,
+        )
+        quantized = self.step(
+            QuantizeOptions(dataset="digits", recipe=self.recipe),
+            model=model,
+            files={"tflite": (f"bytes of {self.recipe}", ArtifactFormat.TFLITE)},
+            metrics={"accuracy": accuracy, "size_bytes": 2000.0},
+            **shared,
+        )
+        evaluated = self.step(
+            EvaluateOptions(dataset="digits", recipe=self.recipe),
+            inputs={"tflite": quantized.outputs["tflite"]},
+            files={
+                "layer_sqnr": (CSV, ArtifactFormat.CSV),
+                "details": (json.dumps(DETAILS[details]), ArtifactFormat.JSON),
+            },
+            metrics={**EVALUATED, "accuracy": accuracy},
+            **shared,
+        )
+        steps = {result.step_id: result.metrics for result in (trained, quantized, evaluated)}
+        self.step(CloseRunOptions(steps=steps, headline=Headline(name="accuracy")))
+
+    def run(self, kind: str = "open_run") -> Any:
+        (found,) = [run for run in self.runs() if run.data.tags["tfmot_ops.kind"] == kind]
+        return found
+
+    def runs(self) -> list[Any]:
+        experiment = self.client.get_experiment_by_name("tfmot_ops")
+        runs = self.client.search_runs([experiment.experiment_id])
+        return [run for run in runs if run.data.tags["tfmot_ops.key.run_id"] == self.recipe]
+
+    def files(self, run: Any, folder: str = "pictures") -> list[str]:
+        return sorted(each.path for each in self.client.list_artifacts(run.info.run_id, folder))
+
+
+@pytest.fixture(scope="module")
+def model():
+    net = keras.Sequential([L.Input((4,)), L.Dense(2)])
+    net.compile("sgd", "mse")
+    return net
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory, model):
+    store = Store(tmp_path_factory.mktemp("chain"))
+    store.chain(model)
+    return store
+
+
+NAMES = {
+    "built in": ("resnet8", "resnet8"),
+    "application": ("application:MobileNetV2", "MobileNetV2"),
+    "path": ("/models/own net.h5", "own net.h5"),
+    "folder": ("images:/data/faces/", "faces"),
+    "array file": ("npz:/data/faces.npz", "faces.npz"),
+    "object store": ("npz:s3://bucket/faces.npz?token=abcdef", "faces.npz"),
+    "secret": ("npz:https://user:word@host/faces.npz", "faces.npz"),
+    "registered": ("models:/digits@candidate", "digits@candidate"),
+    "of a run": ("runs:/0123456789abcdef/model.h5", "model.h5 of 01234567"),
+}
+
+
+@pytest.mark.parametrize(("name", "shown"), NAMES.values(), ids=NAMES.keys())
+def test_a_model_or_data_set_has_a_short_name(name, shown):
+    assert label(name) == shown
+
+
+def test_a_run_is_named_by_model_data_and_recipe():
+    def named(**options: Any) -> str:
+        return run_name(StepSpec(step_id="open_run", output_uri="/tmp", options=OpenRunOptions(**options)))  # noqa: S108
+
+    parameters = {"model": "resnet8", "dataset": "npz:/data/faces.npz", "recipe": "wi8_ai8"}
+    assert named(parameters=parameters) == "resnet8 faces.npz wi8_ai8"
+    own = Recipe(name="mine").model_dump(mode="json")
+    assert named(parameters={**parameters, "recipe": own}) == "resnet8 faces.npz mine"
+    assert named(parameters=parameters, name="http://u:secret@h/") == "http://***@h/"
+    assert named() == "optimize"
+    assert tags_of({"target": "cortex-m4", "task": None, "model": 3}) == {"tfmot_ops.target": "cortex-m4"}
+
+
+def test_parent_and_children_have_the_tags_to_filter_by(chain):
+    shown = {"model": "own net.h5", "dataset": "digits", "recipe": "sparse50_wi8_ai8", "task": "classification"}
+    wanted = {f"tfmot_ops.{name}": value for name, value in {**shown, "device": "cpu"}.items()}
+    for run in chain.runs():
+        assert wanted.items() <= run.data.tags.items(), run.info.run_name
+    query = "tags.`tfmot_ops.recipe` = 'sparse50_wi8_ai8' and tags.`tfmot_ops.kind` = 'open_run'"
+    (found,) = chain.client.search_runs([chain.run().info.experiment_id], query)
+    assert found.info.run_name == "own net.h5 digits sparse50_wi8_ai8"
+
+
+def test_the_experiment_opens_on_training_runs(chain, tmp_path):
+    assert chain.client.get_experiment_by_name("tfmot_ops").tags["mlflow.experimentKind"] == "custom_model_development"
+    other = Store(tmp_path)
+    known = other.client.create_experiment("tfmot_ops", tags={"mlflow.experimentKind": "theirs"})
+    other.open()
+    assert other.client.get_experiment(known).tags["mlflow.experimentKind"] == "theirs"
+    other.client.delete_experiment_tag(known, "mlflow.experimentKind")
+    other.open()
+    assert other.client.get_experiment(known).tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_the_parent_holds_few_figures_that_answer_a_question(chain):
+    assert chain.run().data.metrics == {
+        "float_accuracy": 0.95,
+        "int8_accuracy": 0.9,
+        "accuracy_drop": 0.05,
+        "pruned_accuracy": 0.92,
+        "pruning_drop": 0.03,
+        "quantization_drop": 0.02,
+        "compression": 3.5,
+        "final_sparsity": 0.5,
+        "tflite_size_bytes": 2000.0,
+        "tflite_gzip_bytes": 1000.0,
+        "tflite_arena_bytes": 4096.0,
+        "int8_mac_fraction": 1.0,
+        "tflite_latency_ms": 0.5,
+        "worst_layer_sqnr_db": 20.0,
+        "duration_s": 6.0,
+    }
+
+
+def test_the_description_says_what_was_done_and_has_the_table(chain):
+    run = chain.run()
+    sentence, table, *pictures = run.data.tags["mlflow.note.content"].split("\n\n")
+    assert sentence == (
+        "`own net.h5` on `digits` (classification), recipe `sparse50_wi8_ai8`: accuracy 95.0% as float model, "
+        "**90.0%** as TFLite file, 5.0 points worse (3.0 points worse by pruning, 2.0 points worse by quantization); "
+        "the file is 3.5 times smaller."
+    )
+    rows = table.splitlines()
+    assert rows[0] == "| step | accuracy | sparsity | size | gzip | int8 MACs | latency | wall time |"
+    assert [row.split("]")[0] for row in rows[2:]] == ["| [train", "| [quantize", "| [evaluate"]
+    assert rows[-1].endswith("| 90.0% | 50.0% | 2.0 kB | 1.0 kB | 100.0% | 0.500 ms | 2.0 s |")
+    assert f"runs/{chain.run('evaluate').info.run_id})" in rows[-1]
+    address = f"get-artifact?run_uuid={run.info.run_id}&path=pictures%2Fconfusion_matrix.png"
+    assert pictures[0] == f"![confusion matrix]({address})"
+
+
+@pytest.fixture
+def broken(tmp_path, model):
+    """A chain whose training fails, and what is said then."""
+    store = Store(tmp_path)
+    store.open(dataset="npz:https://user:word@host/d.npz")
+    error = StepError(type="StepFailedError", message="no data at https://user:word@host/d.npz ```", exit_code=4)
+    options = TrainOptions(dataset="npz:https://user:word@host/d.npz", model="resnet8")
+    store.step(options, model=model, status=Status.FAILED, error=error)
+    store.step(CloseRunOptions(failed=("train", "prune")))
+    return store
+
+
+def test_a_chain_that_failed_says_where_and_why(broken):
+    run = broken.run()
+    assert run.info.status == "FAILED"
+    assert run.data.metrics == {"duration_s": 2.0}
+    text = run.data.tags["mlflow.note.content"]
+    assert "**failed** in `train`; not run: `prune`." in text
+    assert "StepFailedError: no data at https://***@host/d.npz '''" in text
+    assert [line.split("|")[2].strip() for line in text.splitlines() if line.startswith("| ")][2:] == [
+        "failed",
+        "not run",
+    ]
+    everything = json.dumps([[each.data.tags, each.data.params, each.info.run_name] for each in broken.runs()])
+    assert "word" not in everything
+    assert broken.files(run) == ["pictures/training_curves.png"]
+
+
+def test_a_metric_with_a_unit_is_told_in_its_direction(tmp_path):
+    store = Store(tmp_path)
+    store.open(task="regression")
+    steps = {"evaluate": {"rmse": 4.5, "float_rmse": 4.0, "rmse_drop": 0.5, "size_bytes": 10.0}}
+    store.step(CloseRunOptions(steps=steps, headline=RMSE))
+    run = store.run()
+    assert {"int8_rmse": 4.5, "float_rmse": 4.0, "rmse_drop": 0.5}.items() <= run.data.metrics.items()
+    assert "(regression)" in run.data.tags["mlflow.note.content"]
+    assert "rmse 4 as float model, **4.5** as TFLite file, 0.5 worse." in run.data.tags["mlflow.note.content"]
+
+
+def test_the_data_set_is_an_input_of_each_run(chain):
+    contexts = {"open_run": "training", "train": "training", "quantize": "training", "evaluate": "evaluation"}
+    for kind, context in contexts.items():
+        (given,) = chain.run(kind).inputs.dataset_inputs
+        assert {tag.key: tag.value for tag in given.tags} == {"mlflow.data.context": context}
+        data = given.dataset
+        assert (data.name, data.digest, json.loads(data.source)) == ("digits", "ab" * 18, {"uri": "digits"})
+        tensors = json.loads(data.schema)["mlflow_tensorspec"]
+        (x,), (y,) = json.loads(tensors["features"]), json.loads(tensors["targets"])
+        assert (x["name"], x["tensor-spec"]) == ("x", {"dtype": "float32", "shape": [-1, 4]})
+        assert (y["name"], y["tensor-spec"]) == ("y", {"dtype": "int64", "shape": [-1]})
+
+
+def test_a_data_set_without_a_schema_or_with_an_odd_one_is_taken():
+    assert dataset_of({"dataset": "digits"}) is None
+    file = dataset_of({"dataset": "npz:/data/faces.npz", "dataset_digest": "12"})
+    assert (file.name, file.source_type, json.loads(file.source)) == ("faces.npz", "local", {"uri": "/data/faces.npz"})
+    assert file.schema is None
+    odd = {"x": "ragged", "z": 3}
+    assert json.loads(dataset_of({**DATA, "dataset_schema": odd}).schema) == odd
+    several = {"x.words": "string [N]", "x.image": "uint8 [N, ?, ?, 3]", "y.box": "float32 [N, 4]"}
+    tensors = json.loads(dataset_of({**DATA, "dataset_schema": several}).schema)["mlflow_tensorspec"]
+    assert [each["name"] for each in json.loads(tensors["features"])] == ["x.words", "x.image"]
+    assert [each["name"] for each in json.loads(tensors["targets"])] == ["y.box"]
+
+
+@pytest.mark.parametrize("details", DETAILS)
+def test_pictures_are_on_the_evaluate_run_and_on_the_parent(tmp_path, model, details):
+    store = Store(tmp_path)
+    store.chain(model, details=details)
+    wanted = [f"pictures/{name}.png" for name in sorted((details, "layer_sqnr", "training_curves"))]
+    for kind in ("evaluate", "open_run"):
+        run = store.run(kind)
+        assert store.files(run) == wanted
+        for path in wanted:
+            file = Path(store.client.download_artifacts(run.info.run_id, path, str(tmp_path)))
+            assert file.read_bytes().startswith(b"\x89PNG")
+
+
+UNFIT = ("{", "[]", '{"kind": "confusion"}', '{"kind": "scatter", "targets": [], "predictions": []}')
+
+
+@pytest.mark.parametrize("details", UNFIT)
+def test_a_picture_that_cannot_be_drawn_fails_nothing_and_is_told(tmp_path, details):
+    store = Store(tmp_path)
+    store.open()
+    options = EvaluateOptions(dataset="digits")
+    tflite = Artifact(uri="/gone", sha256="0" * 64, size_bytes=1, format=ArtifactFormat.TFLITE)
+    given = {"inputs": {"tflite": tflite}, "metrics": {"accuracy": 0.5}}
+    store.step(options, files={"details": (details, ArtifactFormat.JSON)}, **given)
+    run = store.run("evaluate")
+    assert run.info.status == "FINISHED"
+    assert "details" in json.loads(run.data.tags["tfmot_ops.pictures_missing"])
+    store.step(options, **given)  # without them there is nothing to tell
+    assert "tfmot_ops.pictures_missing" not in store.run("evaluate").data.tags
+    assert store.files(store.run("evaluate")) == []
+
+
+def test_models_are_ranked_by_what_was_measured(tmp_path, model):
+    for recipe, accuracy in (("wi8_ai8", 0.8), ("sparse50_wi8_ai8", 0.9), ("sparse80_wi8_ai8", 0.7)):
+        store = Store(tmp_path, recipe)
+        store.chain(model, accuracy)
+    experiment = store.run().info.experiment_id
+    ranked = store.client.search_logged_models(
+        [experiment],
+        "tags.`tfmot_ops.kind` = 'quantize' and metrics.accuracy > 0.75",
+        order_by=[{"field_name": "metrics.accuracy", "ascending": False}],
+    )
+    assert [each.tags["tfmot_ops.recipe"] for each in ranked] == ["sparse50_wi8_ai8", "wi8_ai8"]
+    best = {metric.key: metric for metric in ranked[0].metrics}
+    # Its own step's figures and those that evaluate measured of its file.
+    assert (best["accuracy"].value, best["accuracy_drop"].value, best["latency_ms"].value) == (0.9, 0.05, 0.5)
+    assert (best["accuracy"].dataset_name, best["accuracy"].dataset_digest) == ("digits", "ab" * 18)
+    evaluate = store.client.get_run(Store(tmp_path, "sparse50_wi8_ai8").run("evaluate").info.run_id)
+    assert [each.model_id for each in evaluate.inputs.model_inputs] == [ranked[0].model_id]
+
+
+def test_a_chain_recorded_again_adds_nothing(tmp_path, model):
+    store = Store(tmp_path)
+    store.chain(model)
+    store.chain(None)  # as after a kill: the models are there, and everything else is recorded again
+    assert len(store.runs()) == 4
+    pictures = [f"pictures/{name}.png" for name in ("confusion_matrix", "layer_sqnr", "training_curves")]
+    for kind in ("open_run", "train", "quantize", "evaluate"):
+        run = store.client.get_run(store.run(kind).info.run_id)
+        assert len(run.inputs.dataset_inputs) == 1
+        assert len(run.inputs.model_inputs) == (kind == "evaluate")
+        assert store.files(run) == (pictures if kind in {"open_run", "evaluate"} else [])
+        for name in run.data.metrics:
+            steps = [entry.step for entry in store.client.get_metric_history(run.info.run_id, name)]
+            assert len(steps) == len(set(steps)), name
+
+
+def test_a_model_that_a_retry_replaced_takes_the_figures_over(tmp_path, model):
+    store = Store(tmp_path)
+    store.chain(model, accuracy=0.8)
+    store.chain(model, accuracy=0.9)
+    models = store.client.search_logged_models([store.run().info.experiment_id])
+    assert sorted(each.tags["tfmot_ops.kind"] for each in models) == ["quantize", "train"]
+    (quantized,) = [each for each in models if each.tags["tfmot_ops.kind"] == "quantize"]
+    figures = {m.key: m.value for m in sorted(quantized.metrics, key=lambda m: m.timestamp)}
+    assert figures.keys() == EVALUATED.keys()
+    assert figures["accuracy"] == 0.9
+
+
+def test_the_description_of_an_attempt_that_failed_goes_with_a_retry_that_succeeds(tmp_path):
+    store = Store(tmp_path)
+    store.open()
+    options = EvaluateOptions(dataset="digits")
+    given = {"inputs": {"tflite": Artifact(uri="/a", sha256="0" * 64, size_bytes=1, format=ArtifactFormat.TFLITE)}}
+    error = StepError(type="StepFailedError", message="no disk", exit_code=4)
+    store.step(options, status=Status.FAILED, error=error, **given)
+    assert "no disk" in store.run("evaluate").data.tags["mlflow.note.content"]
+    store.step(options, **given)
+    assert "mlflow.note.content" not in store.run("evaluate").data.tags

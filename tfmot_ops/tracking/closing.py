@@ -1,0 +1,88 @@
+"""Closes the parent run of a chain: its few figures, tags, data set, pictures and description."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import mlflow
+from mlflow.entities import RunStatus
+
+from tfmot_ops.contract import CloseRunOptions, Headline, Status, StepResult
+from tfmot_ops.tracking import pictures
+from tfmot_ops.tracking.children import PARENT_TAG, Child, children_of
+from tfmot_ops.tracking.datasets import TRAINING, dataset_of, log_dataset
+from tfmot_ops.tracking.description import StepRow, artifact_address, describe
+from tfmot_ops.tracking.labels import tags_of
+from tfmot_ops.tracking.summary import ACCURACY, summary
+from tfmot_ops.tracking.writing import log_metrics, log_tags
+
+NOTE = "mlflow.note.content"
+
+
+def close(client: mlflow.MlflowClient, run_id: str, options: CloseRunOptions, workdir: Path) -> None:
+    """Give the parent run what can be said of the whole chain, from the runs of its steps; once more is no harm.
+
+    Args:
+        client: connected to the tracking server.
+        run_id: the parent run.
+        options: the steps' metrics, the steps that did not succeed, and the headline.
+        workdir: local folder for files in passing.
+    """
+    children = children_of(client, run_id)
+    results = [child.result for child in children if child.result is not None]
+    headline = options.headline or _headline(results) or ACCURACY
+    figures = summary(options.steps, headline)
+    if results:
+        figures["duration_s"] = sum(result.duration_s for result in results)
+    log_metrics(client, run_id, figures)
+    for result in results:
+        data = dataset_of(result.parameters)
+        if data is not None:
+            log_dataset(client, run_id, data, TRAINING)
+    shown = pictures.bring_to_parent(client, run_id, children, headline, workdir)
+    run = client.get_run(run_id)
+    tags = {**_said_by(results), **run.data.tags}
+    rows = _rows(children, options, str(run.info.experiment_id))
+    addresses = {caption: artifact_address(run_id, path) for caption, path in shown.items()}
+    tags[NOTE] = describe(tags, rows, figures, headline, addresses)
+    log_tags(client, run_id, {name: value for name, value in tags.items() if run.data.tags.get(name) != value})
+
+
+def end_what_was_killed(client: mlflow.MlflowClient, run_id: str) -> None:
+    """End child runs that are still RUNNING at the end of a chain: their processes were killed."""
+    experiment = client.get_run(run_id).info.experiment_id
+    running = f"tags.`{PARENT_TAG}` = '{run_id}' and attributes.status = 'RUNNING'"
+    for run in client.search_runs([experiment], running):
+        client.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.KILLED))
+
+
+def _headline(results: Sequence[StepResult]) -> Headline | None:
+    return next((result.headline for result in reversed(results) if result.headline is not None), None)
+
+
+def _said_by(results: Sequence[StepResult]) -> dict[str, str]:
+    """Tags from the steps' parameters: the task is known once a step has read the data."""
+    tags: dict[str, str] = {}
+    for result in results:
+        tags |= tags_of(result.parameters)
+    return tags
+
+
+def _rows(children: Sequence[Child], options: CloseRunOptions, experiment: str) -> list[StepRow]:
+    rows = [_row(child, options, experiment) for child in children]
+    seen = {row.name for row in rows}
+    rows += [StepRow(name, metrics) for name, metrics in options.steps.items() if name not in seen]
+    return rows + [StepRow(name, problem="") for name in options.failed if name not in seen]
+
+
+def _row(child: Child, options: CloseRunOptions, experiment: str) -> StepRow:
+    address = f"#/experiments/{experiment}/runs/{child.run_id}"
+    result, problem = child.result, None
+    if result is not None and result.error is not None:
+        problem = f"{result.error.type}: {result.error.message}"
+    elif child.step in options.failed or (result is not None and result.status is not Status.OK):
+        problem = f"The step ended without a result; its run is {child.run.info.status}."
+    metrics = options.steps.get(child.step, {}) if result is None else result.metrics
+    duration = None if result is None else result.duration_s
+    return StepRow(child.step, {} if problem is not None else metrics, problem, duration, address)
