@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,6 +15,14 @@ FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.@+-]*$", max_
 #: Relative path of a file: no part of it begins with a dot, so that it cannot leave its folder.
 _PART = r"[^/.\\\x00-\x1f][^/\\\x00-\x1f]*"
 PathBelow = Annotated[str, Field(pattern=f"^{_PART}(/{_PART})*$", max_length=400)]
+
+
+def later(default: Any = None, **more: Any) -> Any:
+    """A field that version 1 got later: it is left out where it has its default, so that earlier releases read it too.
+
+    A step's image may be of an earlier release than the scheduler's side.
+    """
+    return Field(default=default, exclude_if=lambda value: value == default, **more)
 
 
 class Document(BaseModel):

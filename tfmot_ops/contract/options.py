@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, JsonValue
 
-from tfmot_ops.contract.document import Document
+from tfmot_ops.contract.document import Document, later
 from tfmot_ops.contract.headline import Headline
 from tfmot_ops.contract.recipe import Recipe
 
@@ -85,8 +85,8 @@ class DataOptions(StepOptions):
     computes_with_a_model = True
 
     dataset: str = Field(min_length=1)
-    task: str | None = Field(default=None, min_length=1)
-    metric: str | None = Field(default=None, min_length=1)
+    task: str | None = later(min_length=1)
+    metric: str | None = later(min_length=1)
     batch_size: int = Field(default=64, ge=1)
     limit: int | None = Field(default=None, ge=50, description="maximum number of training samples")
 
@@ -274,7 +274,7 @@ class CloseRunOptions(StepOptions):
     kind: Literal["close_run"] = "close_run"
     steps: dict[str, dict[str, float]] = Field(default_factory=dict)
     failed: tuple[str, ...] = ()
-    headline: Headline | None = None
+    headline: Headline | None = later()
 
 
 Options = Annotated[

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue, field_validator
 
-from tfmot_ops.contract.document import SCHEMA_VERSION, Artifact, Document, FileName
+from tfmot_ops.contract.document import SCHEMA_VERSION, Artifact, Document, FileName, later
 from tfmot_ops.contract.headline import Headline
 
 
@@ -68,7 +68,7 @@ class StepResult(Document):
     outputs: dict[FileName, Artifact] = Field(default_factory=dict)
     metrics: dict[str, float] = Field(default_factory=dict)
     parameters: dict[str, JsonValue] = Field(default_factory=dict)
-    headline: Headline | None = None
+    headline: Headline | None = later()
     layers: tuple[LayerReport, ...] = ()
     error: StepError | None = None
     versions: dict[str, str] = Field(default_factory=dict)

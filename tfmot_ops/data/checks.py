@@ -100,8 +100,8 @@ def check_targets(name: str, part: str, task: Task, x: Any, y: Any) -> Any:
         wrong = {key: len(column) for key, column in columns.items() if len(column) != samples}
         if wrong:
             _refuse(name, part, f"{samples} targets of each output, one per sample", f"{wrong}")
-        if task.name != "own":
-            _require_one(name, part, task, columns)
+        if not task.takes_several:
+            _refuse(name, part, f"one array of targets for the task {task.name}", f"targets {', '.join(columns)}")
         return task.canonical(columns)
     y = _array(y)
     if not len(y.shape) or len(y) != samples:
@@ -110,15 +110,6 @@ def check_targets(name: str, part: str, task: Task, x: Any, y: Any) -> Any:
     if problem:
         _refuse(name, part, *problem)
     return task.canonical(y)
-
-
-def _require_one(name: str, part: str, task: Task, columns: Mapping[str, Any]) -> None:
-    try:
-        problem = task.problem(columns)
-    except AttributeError:  # a task that knows arrays alone
-        problem = (f"one array of targets for the task {task.name}", f"targets by name: {', '.join(columns)}")
-    if problem:
-        _refuse(name, part, *problem)
 
 
 def _array(column: Any) -> Any:

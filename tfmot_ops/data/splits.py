@@ -92,6 +92,11 @@ class Dataset:
         """Number of samples to train on."""
         return length(self.x_train)
 
+    @property
+    def calibration_samples(self) -> int:
+        """Number of samples to read activation ranges from."""
+        return length(self.x_calibration)
+
     def schema(self) -> dict[str, str]:
         """Type and shape of inputs and targets, as `float32 [N, 8, 8, 1]`."""
         return _described("x", self.x_train) | ({} if self.task.learns_its_input else _described("y", self.y_train))

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tfmot_ops.contract import ArtifactFormat, EvaluateOptions, Method
 from tfmot_ops.steps.scoring import in_order, score
 from tfmot_ops.steps.work import FLOAT, ModelWork
 
+if TYPE_CHECKING:
+    from tfmot_ops.core.keras.types import Model
+
 #: Number of test samples on which the SQNR of each layer is measured.
 _SAMPLES = 64
 
 
-def measure_drop(work: ModelWork[EvaluateOptions], tflite: bytes, model: Any) -> None:
+def measure_drop(work: ModelWork[EvaluateOptions], tflite: bytes, model: Model | None) -> None:
     """Measure how much worse the file is than the float model in the task's headline metric, and its compression.
 
     The drop has the metric's unit and is positive where the file is worse, whatever the metric's direction.
@@ -64,11 +67,11 @@ def measure_drop(work: ModelWork[EvaluateOptions], tflite: bytes, model: Any) ->
         )
 
 
-def _headline_of(work: ModelWork[EvaluateOptions], model: Any) -> float:
+def _headline_of(work: ModelWork[EvaluateOptions], model: Model) -> float:
     return score(work.data, "test", model).metrics().get(work.headline.name, math.nan)
 
 
-def measure_agreement(work: ModelWork[EvaluateOptions], model: Any, tflite: bytes) -> None:
+def measure_agreement(work: ModelWork[EvaluateOptions], model: Model, tflite: bytes) -> None:
     """Measure the SQNR of the file's outputs in dB, and for classes the share of samples with the same class."""
     from tfmot_ops import core
 
@@ -110,7 +113,7 @@ def measure_sparse_encoding(work: ModelWork[EvaluateOptions], tflite: bytes) -> 
     work.parameters["sparse_encoding"] = verdict
 
 
-def measure_layers(work: ModelWork[EvaluateOptions], model: Any, tflite: bytes) -> None:
+def measure_layers(work: ModelWork[EvaluateOptions], model: Model, tflite: bytes) -> None:
     """Write the SQNR of each layer to the output `layer_sqnr` (CSV), and record the layer with the lowest SQNR in dB.
 
     Args:

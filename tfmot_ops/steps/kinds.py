@@ -19,7 +19,6 @@ from tfmot_ops.contract import (
     StripOptions,
     TrainOptions,
 )
-from tfmot_ops.data.splits import length
 from tfmot_ops.errors import SpecError, StepFailedError
 from tfmot_ops.steps import compat as sweep
 from tfmot_ops.steps.figures import (
@@ -151,7 +150,7 @@ def _quantize(work: ModelWork[QuantizeOptions]) -> None:
     require_stripped("quantize", model)
     require_pruned("quantize", model, recipe)
     if recipe.quantization and recipe.quantization.method is Method.QAT:
-        samples = min(recipe.quantization.calibration_samples, length(work.data.x_calibration))
+        samples = min(recipe.quantization.calibration_samples, work.data.calibration_samples)
         work.progress.message(f"quantize: inserting quantisers, calibrating with {samples} samples")
         model, layers = core.quantize(model, recipe, work.calibration(model))
         work.layers += layers

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tfmot_ops.contract import Headline
-from tfmot_ops.data.splits import Dataset
 from tfmot_ops.errors import StepFailedError, UnsupportedModelError
-from tfmot_ops.tasks.task import Scores
+
+if TYPE_CHECKING:
+    from tfmot_ops.core.keras.types import Model
+    from tfmot_ops.data.splits import Dataset
+    from tfmot_ops.tasks.task import Scores
 
 
-def in_order(samples: Any, names: list[str], kind: str) -> Any:
+def in_order(samples: object, names: list[str], kind: str) -> Any:
     """Columns by name as a list in a model's order; a single column as it is.
 
     Args:
@@ -48,8 +51,8 @@ def keys_in_order(keys: list[str], names: list[str], kind: str) -> list[str]:
 def score(
     data: Dataset,
     part: str,
-    model_or_bytes: Any,
-    model: Any = None,
+    model_or_bytes: Model | bytes,
+    model: Model | None = None,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """Measure a model or a TFLite file on a part of the data set.
@@ -82,7 +85,7 @@ def score(
     return scores
 
 
-def _columns(x: Any, model: Any) -> Any:
+def _columns(x: object, model: Model | None) -> Any:
     if not isinstance(x, Mapping):
         return x
     if model is None:

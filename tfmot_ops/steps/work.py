@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from pydantic import JsonValue
 
@@ -25,13 +25,16 @@ from tfmot_ops.contract import (
     StepOptions,
     StepSpec,
 )
-from tfmot_ops.data.columns import Lazy
-from tfmot_ops.data.splits import Dataset
 from tfmot_ops.errors import SpecError
 from tfmot_ops.steps.resume import StepCheckpoint
 from tfmot_ops.steps.scoring import in_order, score, validation_metric
 from tfmot_ops.store import SUFFIXES, Store
-from tfmot_ops.tasks.task import Scores
+
+if TYPE_CHECKING:
+    from tfmot_ops.core.keras.types import Model
+    from tfmot_ops.core.tflite.profile import TFLiteProfile
+    from tfmot_ops.data.splits import Dataset
+    from tfmot_ops.tasks.task import Scores
 
 #: Quantization with which a float model is exported, to be measured as a float32 TFLite file.
 FLOAT = Recipe(name="float32")
@@ -49,7 +52,7 @@ class Progress(Protocol):
     def epoch(self, stage: str, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
         """Called when epoch number `epoch` (from 1) of `epochs` has ended with these metrics."""
 
-    def model(self, model: Any, example: Any) -> None:
+    def model(self, model: Model, example: object) -> None:
         """Called with the tf_keras model that the step made; `example` is a batch of its input, [samples, ...]."""
 
 
@@ -137,12 +140,12 @@ class ModelWork(Work[ModelOptions]):
         """The metric by which the task's models are compared."""
         return self.data.task.headline(self.data.facts)
 
-    def calibration(self, model: Any) -> Any:
+    def calibration(self, model: Model) -> Any:
         """Samples for measuring the ranges of activations, [samples, ...]; a list in the order of several inputs."""
         quantization = self.recipe.quantization or Quantization()
         return self.first(self.data.x_calibration, quantization.calibration_samples, model)
 
-    def first(self, samples: Any, count: int, model: Any) -> Any:
+    def first(self, samples: object, count: int, model: Model) -> Any:
         """The first samples of inputs as arrays; a list in the order of the inputs of `model` if there are several."""
         columns = in_order(samples, list(model.input_names), "input")
         return [column[:count] for column in columns] if isinstance(columns, list) else columns[:count]
@@ -153,7 +156,7 @@ class ModelWork(Work[ModelOptions]):
 
         return core.load_model(self.path("model"))
 
-    def put_model(self, model: Any) -> None:
+    def put_model(self, model: Model) -> None:
         """Save the output `model`, and record its compile configuration as a parameter."""
         from tfmot_ops import core
         from tfmot_ops.core.keras.compiling import compile_parameters
@@ -178,7 +181,13 @@ class ModelWork(Work[ModelOptions]):
         return math.ceil(self.data.train_samples / self.options.batch_size)
 
     def fit(
-        self, model: Any, epochs: int, callbacks: Any = (), *, rate: float | None = None, rate_factor: float = 1.0
+        self,
+        model: Model,
+        epochs: int,
+        callbacks: Sequence[object] = (),
+        *,
+        rate: float | None = None,
+        rate_factor: float = 1.0,
     ) -> None:
         """Train a compiled model in place on the data set; continues from the checkpoint of a killed attempt.
 
@@ -221,7 +230,7 @@ class ModelWork(Work[ModelOptions]):
                 data_digest=data.digest,
             )
 
-    def targets(self, model: Any) -> Callable[[Any], Any]:
+    def targets(self, model: Model) -> Callable[[Any], Any]:
         """Function that turns the data set's targets into those of the model's loss, in the order of its outputs."""
         data = self.data
         if data.task.learns_its_input:
@@ -237,6 +246,8 @@ class ModelWork(Work[ModelOptions]):
                 f"{self.spec.options.kind}: the model's loss needs one-hot vectors; the labels are converted"
             )
 
+        from tfmot_ops.data.columns import Lazy
+
         def of(targets: Any) -> Any:
             if isinstance(targets, Lazy):
                 return targets.then(lambda one: convert(one[None])[0], converted.shape[1:], converted.dtype)
@@ -244,18 +255,18 @@ class ModelWork(Work[ModelOptions]):
 
         return of
 
-    def score(self, model_or_bytes: Any, model: Any = None) -> Scores:
+    def score(self, model_or_bytes: Model | bytes, model: Model | None = None) -> Scores:
         """Measure a model or a file on the test samples, record the task's metrics, and show the progress."""
         scores = score(self.data, "test", model_or_bytes, model, BatchProgress(self.spec.step_id, self.progress))
         self.measure(scores.metrics())
         return scores
 
-    def score_validation(self, model_or_bytes: Any, model: Any = None) -> None:
+    def score_validation(self, model_or_bytes: Model | bytes, model: Model | None = None) -> None:
         """Measure a model or a file on the validation samples, and record the headline."""
         metrics = score(self.data, "validation", model_or_bytes, model).metrics()
         self.measure(validation_metric(metrics, self.headline))
 
-    def measure_float(self, model: Any) -> None:
+    def measure_float(self, model: Model) -> None:
         """Measure a float model with or without pruning wrappers: the task's metrics, and its float32 TFLite file."""
         from tfmot_ops import core
 
@@ -264,7 +275,7 @@ class ModelWork(Work[ModelOptions]):
         stripped = core.strip(model)
         self.measure_tflite(core.export_tflite(stripped, FLOAT), stripped)
 
-    def measure_tflite(self, tflite: bytes, model: Any = None) -> None:
+    def measure_tflite(self, tflite: bytes, model: Model | None = None) -> None:
         """Measure a TFLite file: sizes in bytes, shares in [0, 1], counts of TFLite ops, latency in milliseconds.
 
         Args:
@@ -286,7 +297,7 @@ class ModelWork(Work[ModelOptions]):
             }
         )
 
-    def _sparsity(self, profile: Any, model: Any) -> dict[str, float]:
+    def _sparsity(self, profile: TFLiteProfile, model: Model | None) -> dict[str, float]:
         """Share of zeros in the file's weight tensors: in the pruned kernels, or in all without pruning."""
         from tfmot_ops.core.pruning.sparsity import prunable
 
@@ -325,7 +336,7 @@ class BatchProgress:
 
 
 @contextlib.contextmanager
-def _learning_rate(model: Any, rate: float | None, factor: float) -> Iterator[None]:
+def _learning_rate(model: Model, rate: float | None, factor: float) -> Iterator[None]:
     """Train with another learning rate, then restore the optimizer: the next step scales the original rate."""
     compiled = model.optimizer
     try:

@@ -36,7 +36,7 @@ class ClassificationScores:
         # Logits of two classes are told from probabilities only when a value is outside [0, 1].
         return self._by_threshold[0.0 if self._are_logits else 0.5]
 
-    def add(self, x: Any, y: Array, outputs: Any) -> None:
+    def add(self, x: object, y: Array, outputs: Any) -> None:
         """Take in labels [n] and outputs [n, classes], or [n, 1] for two classes."""
         del x
         self._are_logits |= bool((outputs < 0.0).any() or (outputs > 1.0).any())
@@ -70,7 +70,7 @@ class Classification(Task):
         del facts
         return Headline(name="accuracy")
 
-    def problem(self, y: Any) -> tuple[str, str] | None:
+    def problem(self, y: Array) -> tuple[str, str] | None:
         """Integers [N] or [N, 1], from 0."""
         if y.ndim != 1 and y.shape[1:] != (1,):
             hint = ": one-hot rows? give the class numbers" if y.ndim == 2 else ""  # noqa: PLR2004 - [N, classes]
@@ -81,7 +81,7 @@ class Classification(Task):
             return "labels from 0", f"a label of {y[:].min()}"
         return None
 
-    def canonical(self, y: Any) -> Array:
+    def canonical(self, y: Array) -> Array:
         """Labels as int64 [N]."""
         labels: Array = np.asarray(y[:]).reshape(-1).astype(np.int64)
         return labels
@@ -105,7 +105,7 @@ class Classification(Task):
         """One probability per class."""
         return classifier(features, outputs)
 
-    def compile(self, model: keras.Model, facts: Facts, samples: Any, learning_rate: float) -> str:
+    def compile(self, model: keras.Model, facts: Facts, samples: object, learning_rate: float) -> str:
         """Cross-entropy for logits or for probabilities, whichever the outputs are."""
         del facts
         logits = classifier_loss.gives_logits(model, samples)
@@ -114,7 +114,7 @@ class Classification(Task):
         loss = "binary cross-entropy" if _is_sigmoid(model) else "sparse categorical cross-entropy"
         return f"its outputs are treated as {form}, and its loss is {loss}"
 
-    def targets_for(self, model: keras.Model, x: Any, y: Array, facts: Facts) -> Callable[[Array], Array]:
+    def targets_for(self, model: keras.Model, x: object, y: Array, facts: Facts) -> Callable[[Array], Array]:
         """Labels as they are, or one-hot vectors, whichever the loss takes."""
         if _is_sigmoid(model):
             return lambda labels: labels[:, np.newaxis]

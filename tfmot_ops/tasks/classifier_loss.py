@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -24,7 +23,7 @@ _PASSES_ON = (_L.Reshape, _L.Flatten, _L.Permute, _L.Dropout)
 _SUM_TOLERANCE = 1e-2
 
 
-def gives_logits(model: keras.Model, samples: Any, *, sum_to_one: bool = True) -> bool:
+def gives_logits(model: keras.Model, samples: object, *, sum_to_one: bool = True) -> bool:
     """Whether a classifier's outputs are logits, of any sign and size, and not probabilities.
 
     The activation of the last layer decides. If it is unknown, the outputs are examined: rows of probabilities are
@@ -63,7 +62,7 @@ def _last_activation(tensor: TensorLike) -> str | None:
     return str(getattr(called, "__name__", type(called).__name__)).lower()
 
 
-def targets_for(model: keras.Model, x: Any, labels: Array, num_classes: int) -> Callable[[Array], Array]:
+def targets_for(model: keras.Model, x: object, labels: Array, num_classes: int) -> Callable[[Array], Array]:
     """Function that converts labels [N] to the targets with which a compiled classifier is trained.
 
     Keras' sparse losses take integer labels; Keras' other losses take one-hot vectors. A custom loss is tried with
@@ -109,7 +108,7 @@ def targets_for(model: keras.Model, x: Any, labels: Array, num_classes: int) -> 
     )
 
 
-def _compute(model: keras.Model, x: Any, y: Array, outputs: object) -> None:
+def _compute(model: keras.Model, x: object, y: Array, outputs: object) -> None:
     """Compute loss and metrics as a training step does, and reset their state."""
     # Keras gives a loss labels with an axis of their own.
     targets = tf.convert_to_tensor(y[:, np.newaxis] if y.ndim == 1 else y)

@@ -22,7 +22,7 @@ class MultilabelScores:
         self._targets: list[Array] = []
         self._outputs: list[Array] = []
 
-    def add(self, x: Any, y: Array, outputs: Any) -> None:
+    def add(self, x: object, y: Array, outputs: Any) -> None:
         """Take in targets [n, labels] of 0 and 1, and scores [n, labels]."""
         del x
         self._targets.append(y)
@@ -56,7 +56,7 @@ class Multilabel(Task):
         del facts
         return Headline(name="mean_average_precision")
 
-    def problem(self, y: Any) -> tuple[str, str] | None:
+    def problem(self, y: Array) -> tuple[str, str] | None:
         """Zeros and ones [N, labels]."""
         if y.ndim != 2:  # noqa: PLR2004 - [N, labels]
             return "0 or 1 for each label, [N, labels]", f"shape {list(y.shape)}"
@@ -65,7 +65,7 @@ class Multilabel(Task):
             return "0 or 1 for each label, [N, labels]", f"the value {wrong[0]}"
         return None
 
-    def canonical(self, y: Any) -> Array:
+    def canonical(self, y: Array) -> Array:
         """Targets as float32 [N, labels]."""
         return np.asarray(y[:], np.float32)
 
@@ -86,7 +86,7 @@ class Multilabel(Task):
         """One probability per label."""
         return keras.layers.Dense(outputs, activation="sigmoid", name="scores")(pooled(features))
 
-    def compile(self, model: keras.Model, facts: Facts, samples: Any, learning_rate: float) -> str:
+    def compile(self, model: keras.Model, facts: Facts, samples: object, learning_rate: float) -> str:
         """Binary cross-entropy for logits or for probabilities, whichever the outputs are."""
         del facts
         logits = classifier_loss.gives_logits(model, samples, sum_to_one=False)

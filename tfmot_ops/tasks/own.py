@@ -33,7 +33,7 @@ class LossScores:
         self._model = model
         self._sum, self._samples = 0.0, 0
 
-    def add(self, x: Any, y: Values, outputs: Any) -> None:
+    def add(self, x: object, y: Values, outputs: Any) -> None:
         """Take in targets and outputs, one array [n, ...] each, or one for each output by name."""
         del x
         parts = list(outputs.values()) if isinstance(outputs, Mapping) else [outputs]
@@ -64,7 +64,7 @@ class MetricScores:
     def __init__(self, name: str, metric: Any, output: str | None) -> None:
         self._name, self._metric, self._output = name, metric, output
 
-    def add(self, x: Any, y: Values, outputs: Any) -> None:
+    def add(self, x: object, y: Values, outputs: Any) -> None:
         """Take in targets and outputs, one array [n, ...] each, or one for each output by name."""
         del x
         if self._output is not None:
@@ -91,6 +91,8 @@ class Own(Task):
     name = "own"
     description = "anything; the compiled model brings the loss, --metric names what is measured"
 
+    takes_several = True
+
     def __init__(self, metric: str | None = None) -> None:
         self._output, _, self._metric = (metric or "").rpartition(":")
         self._key = (metric or "loss").replace(":", "_")
@@ -111,12 +113,12 @@ class Own(Task):
             return Headline(name="loss", higher_is_better=False, is_share=False)
         return Headline(name=self._key, higher_is_better=_is_higher_better(self._metric), is_share=False)
 
-    def problem(self, y: Any) -> tuple[str, str] | None:
+    def problem(self, y: object) -> tuple[str, str] | None:
         """None: any targets are taken."""
         del y
         return None
 
-    def canonical(self, y: Any) -> Any:
+    def canonical(self, y: object) -> Any:
         """Targets as they are."""
         return y
 
@@ -130,7 +132,7 @@ class Own(Task):
         """As many outputs as there are targets."""
         return not isinstance(facts.target_shape, Mapping) or len(shapes) == len(facts.target_shape)
 
-    def compile(self, model: keras.Model, facts: Facts, samples: Any, learning_rate: float) -> str:
+    def compile(self, model: keras.Model, facts: Facts, samples: object, learning_rate: float) -> str:
         """Refuse: this task has no loss of its own.
 
         Raises:

@@ -69,14 +69,14 @@ class Reconstruction(Task):
             return Headline(name="auc", is_share=False)
         return Headline(name="error", higher_is_better=False, is_share=False)
 
-    def problem(self, y: Any) -> tuple[str, str] | None:
+    def problem(self, y: Array) -> tuple[str, str] | None:
         """0 or 1 for each test sample."""
         if y.ndim != 1 and y.shape[1:] != (1,):
             return "0 (normal) or 1 (anomaly) for each sample, [N]", f"shape {list(y.shape)}"
         wrong = np.setdiff1d(y[:], (0, 1))
         return ("0 (normal) or 1 (anomaly) for each sample", f"the value {wrong[0]}") if len(wrong) else None
 
-    def canonical(self, y: Any) -> Array:
+    def canonical(self, y: Array) -> Array:
         """Flags as int64 [N]."""
         return np.asarray(y[:], np.int64).reshape(-1)
 
@@ -91,7 +91,7 @@ class Reconstruction(Task):
             return False
         return all(own in {None, given} for own, given in zip(shapes[0], facts.input_shape, strict=True))
 
-    def compile(self, model: keras.Model, facts: Facts, samples: Any, learning_rate: float) -> str:
+    def compile(self, model: keras.Model, facts: Facts, samples: object, learning_rate: float) -> str:
         """Mean squared error."""
         del facts, samples
         adam(model, learning_rate, "mse", [])

@@ -29,7 +29,7 @@ class RegressionScores:
         self._squared_targets: Any = 0.0
         self._pairs: list[tuple[float, float]] = []
 
-    def add(self, x: Any, y: Array, outputs: Any) -> None:
+    def add(self, x: object, y: Array, outputs: Any) -> None:
         """Take in targets [n, values] and outputs of the same shape, or [n] for one value."""
         del x
         targets = np.asarray(y, np.float64).reshape(len(y), -1)
@@ -71,7 +71,7 @@ class Regression(Task):
         del facts
         return Headline(name="rmse", higher_is_better=False, is_share=False)
 
-    def problem(self, y: Any) -> tuple[str, str] | None:
+    def problem(self, y: Array) -> tuple[str, str] | None:
         """Finite numbers [N] or [N, values]."""
         if y.ndim not in {1, 2}:
             return "numbers [N] or [N, values]", f"shape {list(y.shape)}"
@@ -85,7 +85,7 @@ class Regression(Task):
             )
         return None
 
-    def canonical(self, y: Any) -> Array:
+    def canonical(self, y: Array) -> Array:
         """Targets as float32 [N, values]."""
         return np.asarray(y[:], np.float32).reshape(len(y), -1)
 
@@ -106,7 +106,7 @@ class Regression(Task):
         """One number per value, of any size."""
         return keras.layers.Dense(outputs, name="values")(pooled(features))
 
-    def compile(self, model: keras.Model, facts: Facts, samples: Any, learning_rate: float) -> str:
+    def compile(self, model: keras.Model, facts: Facts, samples: object, learning_rate: float) -> str:
         """Mean squared error."""
         del facts, samples
         adam(model, learning_rate, "mse", ["mae"])

@@ -25,7 +25,7 @@ class SegmentationScores:
         self._facts = facts
         self._confusion = ConfusionCounts(facts.outputs or 0)
 
-    def add(self, x: Any, y: Array, outputs: Any) -> None:
+    def add(self, x: object, y: Array, outputs: Any) -> None:
         """Take in labels [n, H, W] and scores [n, H, W, classes], or [n, H, W, 1] for two classes."""
         del x
         scores = single(outputs, "segmentation")
@@ -55,7 +55,7 @@ class Segmentation(Task):
         del facts
         return Headline(name="mean_iou")
 
-    def problem(self, y: Any) -> tuple[str, str] | None:
+    def problem(self, y: Array) -> tuple[str, str] | None:
         """Integers [N, H, W] or [N, H, W, 1], from 0."""
         if y.ndim != 3 and (y.ndim != 4 or y.shape[-1] != 1):  # noqa: PLR2004 - [N, H, W], [N, H, W, 1]
             return "labels [N, H, W], one integer per pixel", f"shape {list(y.shape)}"
@@ -65,7 +65,7 @@ class Segmentation(Task):
             return "labels from 0", f"a label of {y[:1].min()}"
         return None
 
-    def canonical(self, y: Any) -> Array:
+    def canonical(self, y: Array) -> Array:
         """Labels as int64 [N, H, W]."""
         labels = np.asarray(y[:]).astype(np.int64)
         return labels[..., 0] if labels.ndim == 4 else labels  # noqa: PLR2004 - [N, H, W, 1]
@@ -94,7 +94,7 @@ class Segmentation(Task):
             return super().head(features, outputs)
         return keras.layers.Conv2D(outputs, 1, activation="softmax", name="scores")(features)
 
-    def compile(self, model: keras.Model, facts: Facts, samples: Any, learning_rate: float) -> str:
+    def compile(self, model: keras.Model, facts: Facts, samples: object, learning_rate: float) -> str:
         """Cross-entropy of each pixel, for logits or for probabilities, whichever the outputs are."""
         del facts
         if model.outputs[0].shape[-1] == 1:
@@ -105,7 +105,7 @@ class Segmentation(Task):
         adam(model, learning_rate, keras.losses.SparseCategoricalCrossentropy(from_logits=logits), ["accuracy"])
         return f"its outputs are treated as {_form(logits)}, its loss is sparse categorical cross-entropy"
 
-    def targets_for(self, model: keras.Model, x: Any, y: Array, facts: Facts) -> Callable[[Array], Array]:
+    def targets_for(self, model: keras.Model, x: object, y: Array, facts: Facts) -> Callable[[Array], Array]:
         """Labels as they are, with a channel axis for one score, or one-hot vectors, whichever the loss takes."""
         if model.outputs[0].shape[-1] == 1:
             return lambda labels: labels[..., np.newaxis]

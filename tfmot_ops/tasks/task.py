@@ -65,6 +65,8 @@ class Task(ABC):
     description: ClassVar[str]
     #: Whether the inputs are the targets in training.
     learns_its_input: ClassVar[bool] = False
+    #: Whether the targets may be several columns by name, one for each output.
+    takes_several: ClassVar[bool] = False
 
     @abstractmethod
     def headline(self, facts: Facts) -> Headline:
@@ -78,7 +80,7 @@ class Task(ABC):
     def canonical(self, y: Any) -> Any:
         """The targets in the type and shape in which this task trains and measures."""
 
-    def outputs(self, y: Any, class_names: tuple[str, ...]) -> int | None:
+    def outputs(self, y: Array, class_names: tuple[str, ...]) -> int | None:
         """Number of classes, labels or values in the canonical targets `y`; None where the shape says it all."""
         del y, class_names
         return None
@@ -110,7 +112,7 @@ class Task(ABC):
         )
 
     @abstractmethod
-    def compile(self, model: keras.Model, facts: Facts, samples: Any, learning_rate: float) -> str:
+    def compile(self, model: keras.Model, facts: Facts, samples: object, learning_rate: float) -> str:
         """Compile a model that has no compile configuration, in place.
 
         Args:
@@ -123,7 +125,7 @@ class Task(ABC):
             What was chosen and why, as a sentence for the log.
         """
 
-    def targets_for(self, model: keras.Model, x: Any, y: Any, facts: Facts) -> Callable[[Any], Any]:
+    def targets_for(self, model: keras.Model, x: object, y: Any, facts: Facts) -> Callable[[Any], Any]:
         """Function that turns canonical targets into those that the model's loss takes.
 
         Args:
