@@ -102,11 +102,10 @@ def _loss(result: StepResult, headline: Headline) -> str:
     metrics, name = result.metrics, headline.name
     drop = metrics[f"{name}_drop"]
     against = "trained float model" if result.parameters.get("float_reference") == "trained" else "float model"
-    is_lower = (drop >= 0.0) == headline.higher_is_better
+    difference = "no difference" if drop == 0.0 else _difference(headline, drop)
     text = (
         f"TFLite file against the {against}: {in_words(headline)} {value_text(headline, metrics[name])} instead of "
-        f"{value_text(headline, metrics[f'float_{name}'])}, {difference_text(headline, drop)} "
-        f"{'lower' if is_lower else 'higher'}{'' if headline.higher_is_better else _worse_or_better(drop)}"
+        f"{value_text(headline, metrics[f'float_{name}'])}, {difference}"
     )
     if "pruning_drop" in metrics:
         parts = (f"{word} {_signed(headline, metrics[f'{word}_drop'])}" for word in ("pruning", "quantization"))
@@ -114,8 +113,11 @@ def _loss(result: StepResult, headline: Headline) -> str:
     return f"{text}; {metrics['compression']:.1f} times smaller"
 
 
-def _worse_or_better(drop: float) -> str:
-    return ", which is worse" if drop > 0.0 else ", which is better" if drop < 0.0 else ""
+def _difference(headline: Headline, drop: float) -> str:
+    """`1.2 points lower`; of a metric of which less is better also whether that is worse."""
+    is_lower = (drop > 0.0) == headline.higher_is_better
+    meaning = "" if headline.higher_is_better else ", which is worse" if drop > 0.0 else ", which is better"
+    return f"{difference_text(headline, drop)} {'lower' if is_lower else 'higher'}{meaning}"
 
 
 def _signed(headline: Headline, drop: float) -> str:

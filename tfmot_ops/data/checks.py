@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tfmot_ops.data.columns import Lazy
+from tfmot_ops.data.columns import Lazy, Rows
 from tfmot_ops.errors import SpecError
 from tfmot_ops.tasks.classification import Classification
 from tfmot_ops.tasks.task import Task
@@ -42,7 +42,9 @@ def _input_problem(column: Any) -> tuple[str, str] | None:
         return "samples [N, ...], none of the sizes 0", f"shape {list(column.shape)}"
     if column.dtype.kind not in "biufSUO":
         return "numbers", f"dtype {column.dtype}"
-    if isinstance(column, Lazy) or column.dtype.kind != "f":
+    # Samples that are decoded are checked when a batch reads them: here, all would be decoded once more.
+    is_decoded = isinstance(column, Lazy) and not isinstance(column, Rows)
+    if is_decoded or column.dtype.kind != "f":
         return None
     count, first = _not_finite(column)
     if count:
@@ -113,7 +115,11 @@ def check_targets(name: str, part: str, task: Task, x: Any, y: Any) -> Any:
 
 
 def _array(column: Any) -> Any:
-    return column if isinstance(column, Lazy) else np.asanyarray(column)
+    if isinstance(column, Lazy):
+        return column
+    column = np.asanyarray(column)
+    # Targets of a sample are few numbers, or masks, which are left in their file.
+    return Rows(column) if isinstance(column, np.memmap) and column.ndim > 2 else np.asarray(column)  # noqa: PLR2004
 
 
 def check_sizes(name: str, samples: int) -> None:

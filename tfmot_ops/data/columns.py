@@ -78,6 +78,28 @@ class Lazy(Generic[Item]):
         return [self.items[int(place)] for place in index]
 
 
+class Rows(Lazy[int]):
+    """A column of an array in a file that is mapped into memory: a batch copies its own rows.
+
+    Args:
+        array: the mapped array [M, ...].
+        index: the rows of the column, N of them; None for all.
+    """
+
+    def __init__(self, array: Array, index: Index | None = None) -> None:
+        rows = np.arange(len(array)) if index is None else index
+        super().__init__(rows, lambda row: array[row], array.shape[1:], array.dtype)  # type: ignore[arg-type] # rows are a sequence
+        self._array = array
+
+    def __getitem__(self, index: slice | Sequence[int] | Index) -> Array:
+        """The samples of a slice or of an array of indices, as an array [n, ...]."""
+        return np.array(self._array[np.asarray(self._items(index), np.int64)])
+
+    def take(self, index: slice | Sequence[int] | Index) -> Rows:
+        """The column of some of the samples, none of them read."""
+        return Rows(self._array, np.asarray(self._items(index), np.int64))
+
+
 def take(column: Any, index: Any) -> Any:
     """Some samples of a column, as a column: a lazy column stays unread."""
     return column.take(index) if isinstance(column, Lazy) else column[index]

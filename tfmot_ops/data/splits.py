@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pydantic import JsonValue
 
 from tfmot_ops.data.checks import check_inputs, check_labels, check_same_shapes, check_sizes, check_targets
-from tfmot_ops.data.columns import Lazy, take
+from tfmot_ops.data.columns import Lazy, Rows, take
 from tfmot_ops.data.sources.by_name import read_source
 from tfmot_ops.data.sources.source import Samples, Source
 from tfmot_ops.errors import SpecError
@@ -236,7 +236,9 @@ def _sample_shape(samples: Any) -> Shape:
 
 def _with_channels(column: Any) -> Any:
     """Images of unsigned bytes [N, H, W] with the channel axis that was left out, [N, H, W, 1]."""
-    column = column if isinstance(column, Lazy) else np.asanyarray(column)
+    if not isinstance(column, Lazy):
+        column = np.asanyarray(column)
+        column = Rows(column) if isinstance(column, np.memmap) else column
     if column.dtype != np.uint8 or len(column.shape) != 3:  # noqa: PLR2004 - [N, H, W]
         return column
     if isinstance(column, Lazy):
@@ -260,10 +262,27 @@ def _kind(column: Any) -> tuple[Callable[[Any], Any], Any] | None:
     if column.dtype == np.uint8 and len(column.shape) > 2:  # noqa: PLR2004 - images, not rows of numbers
         return lambda images: images.astype(np.float32) / _WHITE, np.float32
     if column.dtype == np.bool_ or np.issubdtype(column.dtype, np.floating):
-        return lambda values: values.astype(np.float32), np.float32
+        return _finite, np.float32
     if np.issubdtype(column.dtype, np.integer):
         return lambda values: values.astype(np.int32), np.int32
     return None
+
+
+def _finite(values: Any) -> Any:
+    """Numbers as float32.
+
+    Raises:
+        SpecError: a sample that is read from a file while the model trains holds NaN or infinity.
+    """
+    numbers = values.astype(np.float32)
+    if not np.isfinite(numbers).all():
+        raise SpecError(
+            "a sample cannot be used",
+            required="finite numbers in the range of float32",
+            received=f"{int((~np.isfinite(numbers)).sum())} values that are NaN or infinite",
+            remedy="repair or remove the file of the sample",
+        )
+    return numbers
 
 
 def _scaling(x: Any) -> dict[str, JsonValue]:

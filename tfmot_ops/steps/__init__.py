@@ -57,10 +57,11 @@ def _check_names(spec: StepSpec) -> None:
         task_named(task or "own", metric)
     dataset, model = getattr(spec.options, "dataset", None), spec.options.named_model
     # Other names with a colon (`npz:<path>`, `models:/...`) are checked by the function that loads them.
-    if dataset is not None and ":" not in dataset:
+    name = dataset.partition("?")[0] if dataset is not None else None
+    if name is not None and ":" not in name:
         from tfmot_ops.data.sources.by_name import available_datasets
 
-        _check_name("dataset", "data set", dataset, available_datasets())
+        _check_name("dataset", "data set", name, available_datasets())
     if model is not None and model.startswith("application:"):
         from tfmot_ops.models.applications import application_constructor
 
