@@ -221,6 +221,10 @@ def test_data_sets_that_cannot_become_columns_are_refused():
     assert error.received == "x float32 [2, 4], y int64 [] in element 2"
     assert refused("mine", elements(0)).summary == "the data set mine (train) holds no element"
     assert refused("mine", elements(3).repeat()).summary == "the data set mine (train) has no end"
+    ragged_rows = tf.data.Dataset.from_tensors(({"a": tf.ragged.constant([[1], [2, 3]])}, 0))
+    assert refused("mine", ragged_rows).received == "RaggedTensorSpec"
+    sparse = tf.data.Dataset.from_tensors(tf.sparse.from_dense([[0, 1]]))
+    assert refused("mine", sparse).received == "SparseTensorSpec"
     three = tf.data.Dataset.from_tensor_slices((X, Y, Y))
     assert refused("mine", three).received == "tuples of 3"
     infinite = elements(3).map(lambda x, y: (tf.debugging.check_numerics(x / 0.0, "a division"), y))

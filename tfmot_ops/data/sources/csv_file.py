@@ -84,7 +84,7 @@ def read_csv(text: str) -> Source:
     tables, given = [table], {}
     test = query.text("test")
     if test is not None:
-        if Path(test) == path:
+        if Path(test).resolve() == path.resolve():
             query.refuse("test", "another file than the training set's")
         tables.append(_table(Path(test), plan))
         given = dict(zip(("x_test", "y_test"), _samples(tables[1], plan, kinds), strict=True))

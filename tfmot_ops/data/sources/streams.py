@@ -78,14 +78,17 @@ def _elements(name: str, stream: Any) -> Iterator[dict[str, _Values]]:
 
     if stream.cardinality() == tf.data.INFINITE_CARDINALITY:
         raise _refusal(name, "has no end", "a data set with an end, as it is read once", "one that repeats for ever")
+    others = [spec for spec in tf.nest.flatten(stream.element_spec) if not isinstance(spec, tf.TensorSpec)]
+    if others:
+        raise _refusal(name, "holds no dense tensors alone", "dense tensors", type(others[0]).__name__)
     read = 0
     try:
         for element in stream.as_numpy_iterator():
             yield _parts(name, element)
             read += 1
-    except (tf.errors.OpError, TypeError) as error:
+    except tf.errors.OpError as error:
         text = f"{type(error).__name__} after {read} elements: {str(error).splitlines()[0] if str(error) else ''}"
-        raise _refusal(name, "cannot be read to its end", "a data set of dense tensors that reads", text) from error
+        raise _refusal(name, "cannot be read to its end", "a data set that can be read", text) from error
 
 
 def _parts(name: str, element: Any) -> dict[str, _Values]:
@@ -102,9 +105,10 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Array]]:
         members = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, member in members:
             yield from _leaves(member, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, bytes):
+        yield name, np.array(value, object)  # else it would become an array of as many characters as it has
     else:
-        # A text alone would become an array of as many characters as it has.
-        yield name, np.asarray(value, object if isinstance(value, bytes) else None)
+        yield name, np.asarray(value)
 
 
 class _Spool:
