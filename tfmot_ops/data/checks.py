@@ -116,7 +116,7 @@ def check_targets(name: str, part: str, task: Task, x: Any, y: Any) -> Any:
 
 def _array(column: Any) -> Any:
     if isinstance(column, Lazy):
-        return column
+        return column if column.ndim > 2 else column[:]  # noqa: PLR2004 - few numbers a sample
     column = np.asanyarray(column)
     # Targets of a sample are few numbers, or masks, which are left in their file.
     return Rows(column) if isinstance(column, np.memmap) and column.ndim > 2 else np.asarray(column)  # noqa: PLR2004

@@ -55,6 +55,11 @@ class Lazy(Generic[Item]):
     def __len__(self) -> int:
         return len(self.items)
 
+    @property
+    def ndim(self) -> int:
+        """Number of axes, the samples' included."""
+        return len(self.shape)
+
     def __getitem__(self, index: slice | Sequence[int] | Index) -> Array:
         """The samples of a slice or of an array of indices, as an array [n, ...]."""
         chosen = self._items(index)

@@ -66,13 +66,15 @@ class Segmentation(Task):
         return None
 
     def canonical(self, y: Array) -> Array:
-        """Labels as int64 [N, H, W]."""
+        """Labels as int64 [N, H, W]; masks that are read from files stay unread."""
+        if hasattr(y, "then"):  # a column of masks that are read from files
+            return y.then(_labels_of_a_mask, y.shape[1:3], np.int64)
         labels = np.asarray(y[:]).astype(np.int64)
         return labels[..., 0] if labels.ndim == 4 else labels  # noqa: PLR2004 - [N, H, W, 1]
 
     def outputs(self, y: Array, class_names: tuple[str, ...]) -> int:
-        """Number of classes: the largest label and one, or as many as have names."""
-        return max(int(y.max()) + 1, len(class_names))
+        """Number of classes: the largest label and one, or as many as have names (for masks in files always)."""
+        return max(0 if hasattr(y, "then") else int(y.max()) + 1, len(class_names))
 
     def output_shape(self, facts: Facts) -> str:
         """One score per class for each pixel of the labels."""
@@ -115,6 +117,11 @@ class Segmentation(Task):
         """New, empty scores."""
         del model
         return SegmentationScores(facts)
+
+
+def _labels_of_a_mask(mask: Array) -> Array:
+    """Labels int64 [H, W] of one mask [H, W] or [H, W, 1]."""
+    return mask.reshape(mask.shape[:2]).astype(np.int64)
 
 
 def _form(logits: bool) -> str:
