@@ -17,6 +17,9 @@ from tfmot_ops.tasks import classifier_loss
 from tfmot_ops.tasks.counts import ConfusionCounts
 from tfmot_ops.tasks.task import Facts, Task, adam, single
 
+#: Masks in which the largest label is looked for in one go.
+_MASKS = 256
+
 
 class SegmentationScores:
     """Mean intersection over union of the classes, and the share of pixels whose class is right."""
@@ -68,13 +71,16 @@ class Segmentation(Task):
     def canonical(self, y: Array) -> Array:
         """Labels as int64 [N, H, W]; masks that are read from files stay unread."""
         if hasattr(y, "then"):  # a column of masks that are read from files
-            return y.then(_labels_of_a_mask, y.shape[1:3], np.int64)
+            lazy: Array = y.then(_labels_of_a_mask, y.shape[1:3], np.int64)
+            return lazy
         labels = np.asarray(y[:]).astype(np.int64)
         return labels[..., 0] if labels.ndim == 4 else labels  # noqa: PLR2004 - [N, H, W, 1]
 
     def outputs(self, y: Array, class_names: tuple[str, ...]) -> int:
-        """Number of classes: the largest label and one, or as many as have names (for masks in files always)."""
-        return max(0 if hasattr(y, "then") else int(y.max()) + 1, len(class_names))
+        """Number of classes: as many as have names, else the largest label and one."""
+        if class_names:
+            return len(class_names)
+        return 1 + max(int(y[start : start + _MASKS].max()) for start in range(0, len(y), _MASKS))
 
     def output_shape(self, facts: Facts) -> str:
         """One score per class for each pixel of the labels."""
