@@ -133,7 +133,7 @@ def test_two_inputs_and_two_outputs_by_name(tmp_path: Path):
     np.savez(tmp_path / "data.npz", **data)
     core.save_model(two_heads(), tmp_path / "model.h5")
     options = {"task": "own", "metric": "kind:sparse_categorical_accuracy", "batch_size": 16}
-    more = {"epochs": {"train": 8, "fine_tune": 8, "prune": 8, "quantize": 2}, "data": options}
+    more = {"epochs": {"train": 16, "fine_tune": 8, "prune": 8, "quantize": 2}, "data": options}
     done = chain(tmp_path, str(tmp_path / "model.h5"), f"npz:{tmp_path / 'data.npz'}", **more)
     metrics = done.results[-1].metrics
     assert metrics["float_kind_sparse_categorical_accuracy"] >= 0.95

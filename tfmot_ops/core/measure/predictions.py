@@ -162,8 +162,8 @@ def _require_finite(outputs: list[Array], first: int, is_file: bool) -> None:
         raise StepFailedError(
             f"the {'TFLite file' if is_file else 'model'} returned NaN or infinity",
             required="finite outputs for every sample",
-            received=f"NaN or infinity for {int(samples.sum())} of the samples {first} to {first + len(samples) - 1}, "
-            f"the first at index {first + int(samples.argmax())}",
+            received=f"NaN or infinity for {int(samples.sum())} of {len(samples)} samples"
+            f"{f' from index {first} on' if first else ''}, the first at index {first + int(samples.argmax())}",
             remedy="look for NaN and infinity in the weights and in the samples"
             + (", and compare the file with its Keras model layer by layer (core.layer_sqnr)" if is_file else ""),
         )

@@ -110,7 +110,10 @@ class TFLiteRun:
         interpreter = getattr(self._local, "interpreter", None)
         if interpreter is None:
             interpreter = self._local.interpreter = make_interpreter(self._data)
-            _allocate(interpreter)
+            if self._takes_batches:
+                _resize(interpreter, batch)  # not allocated before: a size may be unknown until now
+            else:
+                _allocate(interpreter)
         if self._takes_batches:
             return _resized(interpreter, batch)
         rows = [_resized(interpreter, [array[place : place + 1] for array in batch]) for place in range(len(batch[0]))]
