@@ -63,6 +63,8 @@ def describe(
     rows: Sequence[StepRow],
     figures: Mapping[str, float],
     headline: Headline,
+    *,
+    view: str,
     pictures: Mapping[str, str],
 ) -> str:
     """The description of a chain.
@@ -72,6 +74,7 @@ def describe(
         rows: the steps, in order.
         figures: of the parent run, see `summary`.
         headline: the metric by which the task's models are compared.
+        view: address of the view that compares the chains, within MLflow's page.
         pictures: caption -> address within MLflow's page.
 
     Returns:
@@ -81,6 +84,7 @@ def describe(
     outcome = _failure(failed) if failed else f"{_outcome(figures, headline)}."
     parts = [f"{_subject(tags)}: {outcome}", _table(rows[:_MOST_ROWS], headline)]
     parts += [f"```\n{_plain(row.problem or '')}\n```" for row in failed[:1] if row.problem]
+    parts.append(f"[All chains by {headline.name.replace('_', ' ')}]({view})")
     text = hide("\n\n".join(part for part in parts if part))[:_LONGEST]
     for caption, address in pictures.items():
         picture = f"\n\n![{caption}]({address})"
