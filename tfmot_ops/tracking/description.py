@@ -84,11 +84,11 @@ def describe(
     outcome = _failure(failed) if failed else f"{_outcome(figures, headline)}."
     parts = [f"{_subject(tags)}: {outcome}", _table(rows[:_MOST_ROWS], headline)]
     parts += [f"```\n{_plain(row.problem or '')}\n```" for row in failed[:1] if row.problem]
-    parts.append(f"[All chains by {headline.name.replace('_', ' ')}]({view})")
     text = hide("\n\n".join(part for part in parts if part))[:_LONGEST]
-    for caption, address in pictures.items():
-        picture = f"\n\n![{caption}]({address})"
-        text += picture if len(text) + len(picture) <= _LONGEST else ""
+    # Not hidden, as the view's address has a parameter that is called a key.
+    links = [f"[All chains by {headline.name.replace('_', ' ')}]({view})"]
+    for link in [*links, *(f"![{caption}]({address})" for caption, address in pictures.items())]:
+        text += f"\n\n{link}" if len(text) + len(link) + 2 <= _LONGEST else ""
     return text
 
 
