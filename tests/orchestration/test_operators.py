@@ -3,6 +3,7 @@
 import pytest
 
 from tfmot_ops.contract import StepResult
+from tfmot_ops.operators import CloseRunOperator, OpenRunOperator
 
 pytestmark = pytest.mark.airflow
 
@@ -113,3 +114,27 @@ def test_wrong_params_are_refused_before_anything_runs(fake_runs):
     # Airflow 3.2 raises ValueError, 3.3 ParamValidationError.
     assert "Invalid input for param epochs: -1 is less than the minimum of 0" in fake_runs["refused"]["refused"]
     assert fake_runs["refused"]["specs"] == []
+
+
+def test_a_run_is_named_by_the_recipe_in_a_file(tmp_path):
+    file = tmp_path / "any.yaml"
+    file.write_text("name: mine\n")
+    parameters = {"model": "resnet8", "recipe": "wi8_ai8", "recipe_file": str(file)}
+    opened = OpenRunOperator(task_id="open_run", options={"parameters": parameters})
+    assert opened._options({})["parameters"]["recipe"]["name"] == "mine"
+    parameters["recipe_file"] = None
+    opened = OpenRunOperator(task_id="open_run", options={"parameters": parameters})
+    assert opened._options({})["parameters"]["recipe"] == "wi8_ai8"
+
+
+def test_close_run_takes_the_headline_of_the_last_step_that_has_one():
+    rmse = {"name": "rmse", "higher_is_better": False, "is_share": False}
+    steps = {"train": {"metrics": {}, "headline": rmse}, "list": {"metrics": {}}, "evaluate": None}
+    closed = CloseRunOperator(task_id="close_run", steps=steps)
+    assert closed._options({}) == {
+        "kind": "close_run",
+        "steps": {"train": {}, "list": {}},
+        "failed": ["evaluate"],
+        "headline": rmse,
+    }
+    assert CloseRunOperator(task_id="close_run", steps={"list": {"metrics": {}}})._options({})["headline"] is None

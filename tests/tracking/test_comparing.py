@@ -228,7 +228,7 @@ def test_the_parent_holds_few_figures_that_answer_a_question(chain):
 
 def test_the_description_says_what_was_done_and_has_the_table(chain):
     run = chain.run()
-    sentence, table, *pictures = run.data.tags["mlflow.note.content"].split("\n\n")
+    sentence, table, compare, *pictures = run.data.tags["mlflow.note.content"].split("\n\n")
     assert sentence == (
         "`own net.h5` on `digits` (classification), recipe `sparse50_wi8_ai8`: accuracy 95.0% as float model, "
         "**90.0%** as TFLite file, 5.0 points worse (3.0 points worse by pruning, 2.0 points worse by quantization); "
@@ -238,7 +238,21 @@ def test_the_description_says_what_was_done_and_has_the_table(chain):
     assert rows[0] == "| step | accuracy | sparsity | size | gzip | int8 MACs | latency | wall time |"
     assert [row.split("]")[0] for row in rows[2:]] == ["| [train", "| [quantize", "| [evaluate"]
     assert rows[-1].endswith("| 90.0% | 50.0% | 2.0 kB | 1.0 kB | 100.0% | 0.500 ms | 2.0 s |")
-    assert f"runs/{chain.run('evaluate').info.run_id})" in rows[-1]
+    assert f"runs/{chain.run('evaluate').info.run_id}?workflowType=machine_learning)" in rows[-1]
+    experiment = chain.client.get_experiment(run.info.experiment_id)
+    address = f"#/experiments/{experiment.experiment_id}/runs?viewStateShareKey=tfmot_ops_accuracy"
+    assert compare == f"[All chains by accuracy]({address}&workflowType=machine_learning)"
+    view = json.loads(experiment.tags["mlflow.sharedViewState.tfmot_ops_accuracy"])
+    state = json.loads(view["state"])
+    assert (view["name"], state["orderByKey"], state["orderByAsc"]) == (
+        "Chains by accuracy",
+        "metrics.`int8_accuracy`",
+        False,
+    )
+    shown = {name.removeprefix("metrics.").strip("`") for name in state["selectedColumns"]}
+    assert shown <= run.data.metrics.keys()
+    found = chain.client.search_runs([experiment.experiment_id], state["searchFilter"])
+    assert [each.info.run_id for each in found] == [run.info.run_id]
     address = f"get-artifact?run_uuid={run.info.run_id}&path=pictures%2Fconfusion_matrix.png"
     assert pictures[0] == f"![confusion matrix]({address})"
 
@@ -288,7 +302,7 @@ def test_the_data_set_is_an_input_of_each_run(chain):
         (given,) = chain.run(kind).inputs.dataset_inputs
         assert {tag.key: tag.value for tag in given.tags} == {"mlflow.data.context": context}
         data = given.dataset
-        assert (data.name, data.digest, json.loads(data.source)) == ("digits", "ab" * 18, {"uri": "digits"})
+        assert (data.name, data.digest, json.loads(data.source)) == ("digits", "ab" * 6, {"uri": "digits"})
         tensors = json.loads(data.schema)["mlflow_tensorspec"]
         (x,), (y,) = json.loads(tensors["features"]), json.loads(tensors["targets"])
         assert (x["name"], x["tensor-spec"]) == ("x", {"dtype": "float32", "shape": [-1, 4]})
@@ -351,10 +365,11 @@ def test_models_are_ranked_by_what_was_measured(tmp_path, model):
         order_by=[{"field_name": "metrics.accuracy", "ascending": False}],
     )
     assert [each.tags["tfmot_ops.recipe"] for each in ranked] == ["sparse50_wi8_ai8", "wi8_ai8"]
+    assert ranked[0].name == "own net_h5 digits sparse50_wi8_ai8 quantize"
     best = {metric.key: metric for metric in ranked[0].metrics}
     # Its own step's figures and those that evaluate measured of its file.
     assert (best["accuracy"].value, best["accuracy_drop"].value, best["latency_ms"].value) == (0.9, 0.05, 0.5)
-    assert (best["accuracy"].dataset_name, best["accuracy"].dataset_digest) == ("digits", "ab" * 18)
+    assert (best["accuracy"].dataset_name, best["accuracy"].dataset_digest) == ("digits", "ab" * 6)
     evaluate = store.client.get_run(Store(tmp_path, "sparse50_wi8_ai8").run("evaluate").info.run_id)
     assert [each.model_id for each in evaluate.inputs.model_inputs] == [ranked[0].model_id]
 

@@ -15,6 +15,7 @@ from tfmot_ops.tracking.datasets import TRAINING, dataset_of, log_dataset
 from tfmot_ops.tracking.description import StepRow, artifact_address, describe
 from tfmot_ops.tracking.labels import tags_of
 from tfmot_ops.tracking.summary import ACCURACY, summary
+from tfmot_ops.tracking.views import TRAINING_PAGES, put_view
 from tfmot_ops.tracking.writing import log_metrics, log_tags
 
 NOTE = "mlflow.note.content"
@@ -43,9 +44,11 @@ def close(client: mlflow.MlflowClient, run_id: str, options: CloseRunOptions, wo
     shown = pictures.bring_to_parent(client, run_id, children, headline, workdir)
     run = client.get_run(run_id)
     tags = {**_said_by(results), **run.data.tags}
-    rows = _rows(children, options, str(run.info.experiment_id))
+    experiment = str(run.info.experiment_id)
+    rows = _rows(children, options, experiment)
     addresses = {caption: artifact_address(run_id, path) for caption, path in shown.items()}
-    tags[NOTE] = describe(tags, rows, figures, headline, addresses)
+    view = put_view(client, experiment, headline)
+    tags[NOTE] = describe(tags, rows, figures, headline, view=view, pictures=addresses)
     log_tags(client, run_id, {name: value for name, value in tags.items() if run.data.tags.get(name) != value})
 
 
@@ -77,7 +80,7 @@ def _rows(children: Sequence[Child], options: CloseRunOptions, experiment: str) 
 
 
 def _row(child: Child, options: CloseRunOptions, experiment: str) -> StepRow:
-    address = f"#/experiments/{experiment}/runs/{child.run_id}"
+    address = f"#/experiments/{experiment}/runs/{child.run_id}?{TRAINING_PAGES}"
     result, problem = child.result, None
     if result is not None and result.error is not None:
         problem = f"{result.error.type}: {result.error.message}"

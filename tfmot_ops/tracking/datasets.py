@@ -19,8 +19,8 @@ from tfmot_ops.tracking.labels import label
 #: Context of a step that trains, and of one that measures.
 TRAINING, EVALUATION = "training", "evaluation"
 _CONTEXT_TAG = "mlflow.data.context"
-#: Longest digest that MLflow takes; the parameter `dataset_digest` has all of it.
-_LONGEST_DIGEST = 36
+#: Digits of the digest. MLflow takes 36, and shows them in a narrow column; the parameter `dataset_digest` has all.
+_DIGEST = 12
 # MLflow's name for a file or folder, which its pages show with the path; the other sources are names of this package.
 _LOCAL, _OWN = "local", "tfmot_ops"
 _TENSOR = re.compile(r"(?P<dtype>\w+) \[(?P<shape>[^\]]*)\]")
@@ -39,7 +39,7 @@ def dataset_of(parameters: Mapping[str, JsonValue]) -> Dataset | None:
     samples = parameters.get("dataset_train_samples")
     return Dataset(
         name=label(name),
-        digest=digest[:_LONGEST_DIGEST],
+        digest=digest[:_DIGEST],
         **_source(name),
         schema=_schema(parameters.get("dataset_schema")),
         profile=json.dumps({"num_rows": samples}) if isinstance(samples, int) else None,

@@ -63,6 +63,8 @@ def describe(
     rows: Sequence[StepRow],
     figures: Mapping[str, float],
     headline: Headline,
+    *,
+    view: str,
     pictures: Mapping[str, str],
 ) -> str:
     """The description of a chain.
@@ -72,6 +74,7 @@ def describe(
         rows: the steps, in order.
         figures: of the parent run, see `summary`.
         headline: the metric by which the task's models are compared.
+        view: address of the view that compares the chains, within MLflow's page.
         pictures: caption -> address within MLflow's page.
 
     Returns:
@@ -82,9 +85,10 @@ def describe(
     parts = [f"{_subject(tags)}: {outcome}", _table(rows[:_MOST_ROWS], headline)]
     parts += [f"```\n{_plain(row.problem or '')}\n```" for row in failed[:1] if row.problem]
     text = hide("\n\n".join(part for part in parts if part))[:_LONGEST]
-    for caption, address in pictures.items():
-        picture = f"\n\n![{caption}]({address})"
-        text += picture if len(text) + len(picture) <= _LONGEST else ""
+    # Not hidden, as the view's address has a parameter that is called a key.
+    links = [f"[All chains by {headline.name.replace('_', ' ')}]({view})"]
+    for link in [*links, *(f"![{caption}]({address})" for caption, address in pictures.items())]:
+        text += f"\n\n{link}" if len(text) + len(link) + 2 <= _LONGEST else ""
     return text
 
 

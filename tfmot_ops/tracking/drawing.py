@@ -72,6 +72,7 @@ def draw_bars(path: Path, values: Mapping[str, float]) -> None:
     colors = [_WORST if name == lowest[0] else _BAR for name in shown]
     axes.barh(range(len(shown)), [values[name] for name in shown], color=colors)
     axes.set_yticks(range(len(shown)), [name if len(name) <= 40 else f"...{name[-37:]}" for name in shown], fontsize=7)  # noqa: PLR2004 - as wide as the picture allows
+    axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.set_xlabel("SQNR in dB, float model against TFLite file; higher is better")
     of_all = f"the {len(shown)} lowest of {len(values)} layers; " if len(shown) < len(values) else ""

@@ -69,8 +69,12 @@ def run_name(spec: StepSpec) -> str:
         return hide(spec.step_id)
     if spec.options.name:
         return hide(spec.options.name)
-    tags = tags_of(spec.options.parameters)
-    return " ".join(tags[tag] for tag in _NAMED_BY if tag in tags) or _NO_NAME
+    return named_by(tags_of(spec.options.parameters)) or _NO_NAME
+
+
+def named_by(tags: Mapping[str, str]) -> str:
+    """Model, data set and recipe in one name; empty where the tags have none of them."""
+    return " ".join(tags[tag] for tag in _NAMED_BY if tag in tags)
 
 
 def spec_tags(client: mlflow.MlflowClient, spec: StepSpec) -> dict[str, str]:

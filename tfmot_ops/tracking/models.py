@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,7 +44,9 @@ class _KerasFlavor:
             mlflow.tensorflow.save_model(**arguments)
 
 
-def log_keras_model(client: mlflow.MlflowClient, run_id: str, model: Any, example: Any, tags: Mapping[str, str]) -> str:
+def log_keras_model(
+    client: mlflow.MlflowClient, run_id: str, model: Any, example: Any, *, name: str, tags: Mapping[str, str]
+) -> str:
     """Log a tf_keras model with signature and input example; it replaces the model of an earlier attempt.
 
     Args:
@@ -51,6 +54,7 @@ def log_keras_model(client: mlflow.MlflowClient, run_id: str, model: Any, exampl
         run_id: run that gets the model.
         model: tf_keras model, possibly with pruning wrappers or quantisers.
         example: a batch of its input, [samples, ...].
+        name: of the model in MLflow's list of models; characters that MLflow refuses there become `_`.
         tags: of the model, so that a search can filter by them.
 
     Returns:
@@ -59,7 +63,7 @@ def log_keras_model(client: mlflow.MlflowClient, run_id: str, model: Any, exampl
     _forget(client, run_id)
     info = Model.log(
         artifact_path=None,
-        name="model",
+        name=re.sub(r"""[/:.%"'`]""", "_", name),
         flavor=_KerasFlavor,
         validate_serving_input=False,
         run_id=run_id,

@@ -27,7 +27,7 @@ from tfmot_ops.tracking.artifacts import put_json
 from tfmot_ops.tracking.children import KEY_TAG, KIND_TAG, PARENT_TAG, RESULT, STEP_TAG
 from tfmot_ops.tracking.client import MlflowStore, connect
 from tfmot_ops.tracking.datasets import EVALUATION, TRAINING, dataset_of, log_dataset
-from tfmot_ops.tracking.labels import run_name, spec_tags, tags_of
+from tfmot_ops.tracking.labels import named_by, run_name, spec_tags, tags_of
 from tfmot_ops.tracking.models import log_keras_model, model_of_file, register_tflite, tell_file
 from tfmot_ops.tracking.owner import owner_tag
 from tfmot_ops.tracking.pictures import put_pictures
@@ -114,7 +114,8 @@ class StepRun:
         tags = {**self._labels, STEP_TAG: self._spec.step_id, KIND_TAG: self._spec.options.kind}
         if self._spec.tracking and self._spec.tracking.parent_run_id:
             tags[PARENT_TAG] = self._spec.tracking.parent_run_id
-        self._model_id = log_keras_model(self._client, self.run_id, model, example, tags)
+        name = f"{named_by(self._labels)} {self._spec.step_id}".strip()
+        self._model_id = log_keras_model(self._client, self.run_id, model, example, name=name, tags=tags)
 
     def finish(self, result: StepResult, workdir: Path) -> StepResult:
         """Record the result and end the run.
