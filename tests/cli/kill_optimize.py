@@ -93,7 +93,9 @@ def judge(folder: Path, file: bytes, counts: Counter[str]) -> None:
         counts["lost"] += len(set(range(1, wanted + 1)) - set(steps))
         counts["doubled"] += len(steps) - len(set(steps))
     counts["doubled"] += len(runs) - 7
-    left = list((folder / "tmp").iterdir()) + [each for each in (folder / "cache").rglob("*") if each.is_file()]
+    # matplotlib keeps the list of the machine's fonts there, for the next process.
+    cached = [each for each in (folder / "cache").rglob("*") if each.is_file() and "matplotlib" not in each.parts]
+    left = [*(folder / "tmp").iterdir(), *cached]
     left += (folder / "out").rglob(".*")
     counts["leftovers"] += len(left)
     for each in left:

@@ -136,7 +136,7 @@ def test_two_inputs_and_two_outputs_by_name(tmp_path: Path):
     more = {"epochs": {"train": 16, "fine_tune": 8, "prune": 8, "quantize": 2}, "data": options}
     done = chain(tmp_path, str(tmp_path / "model.h5"), f"npz:{tmp_path / 'data.npz'}", **more)
     metrics = done.results[-1].metrics
-    assert metrics["float_kind_sparse_categorical_accuracy"] >= 0.95
+    assert metrics["float_kind_sparse_categorical_accuracy"] >= 0.9
     assert metrics["kind_sparse_categorical_accuracy"] >= 0.9
     assert metrics["int8_mac_fraction"] == 1.0
 
