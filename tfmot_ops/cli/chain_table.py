@@ -164,6 +164,8 @@ def print_summary(
             typer.echo(f"{result.step_id} {name}: {hide(artifact.uri)}")
     if tracking_uri:
         store = hide(tracking_uri)
-        typer.echo(f"MLflow: experiment {experiment}; open it with: mlflow ui --backend-store-uri {store}")
+        # `mlflow` is beside this Python, and on the path only in an activated environment.
+        command = Path(sys.executable).with_name("mlflow")
+        typer.echo(f"MLflow: experiment {experiment}; open it with: {command} ui --backend-store-uri {store}")
     if tflite:
         typer.echo(f"TFLite: {tflite}")
