@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from pydantic import JsonValue
-from sklearn.metrics import f1_score
 
 from tfmot_ops.contract import Headline
 from tfmot_ops.core.keras.pinned import keras
@@ -49,7 +48,7 @@ class ClassificationScores:
 
     def metrics(self) -> dict[str, float]:
         """`accuracy`, `macro_f1` and `top5_accuracy`, each in [0, 1]."""
-        figures = {"accuracy": self._confusion.share_correct(), "macro_f1": self._confusion.score(f1_score)}
+        figures = {"accuracy": self._confusion.share_correct(), "macro_f1": self._confusion.macro_f1()}
         if len(self._confusion.counts) >= _CLASSES_FOR_TOP_5:
             figures["top5_accuracy"] = self._among_five / self._samples if self._samples else float("nan")
         return figures

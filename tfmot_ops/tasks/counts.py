@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 from pydantic import JsonValue
@@ -34,14 +32,20 @@ class ConfusionCounts:
         total = self.counts.sum()
         return float(np.trace(self.counts) / total) if total else float("nan")
 
-    def score(self, function: Any) -> float:
-        """Mean over the classes of a score of scikit-learn (`f1_score`, `jaccard_score`), in [0, 1].
+    def macro_f1(self) -> float:
+        """Mean over the classes of F1, the harmonic mean of precision and recall, in [0, 1]."""
+        return self._mean_share(2 * np.diag(self.counts), self.counts.sum(axis=0) + self.counts.sum(axis=1))
 
-        A class without a sample that is never predicted does not count.
-        """
-        labels, predicted = np.nonzero(self.counts)
-        weights = self.counts[labels, predicted]
-        return float(function(labels, predicted, sample_weight=weights, average="macro", zero_division=0.0))
+    def mean_iou(self) -> float:
+        """Mean over the classes of intersection over union, in [0, 1]."""
+        hits = np.diag(self.counts)
+        return self._mean_share(hits, self.counts.sum(axis=0) + self.counts.sum(axis=1) - hits)
+
+    @staticmethod
+    def _mean_share(parts: Array, wholes: Array) -> float:
+        """Mean of parts / wholes; a class without a sample that is never predicted does not count."""
+        counted = wholes > 0
+        return float(np.mean(parts[counted] / wholes[counted])) if counted.any() else float("nan")
 
     def details(self, class_names: tuple[str, ...]) -> dict[str, JsonValue]:
         """The counts as plain lists, rows by class and columns by predicted class, with the classes' names."""

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from pydantic import JsonValue
-from sklearn.metrics import average_precision_score, f1_score
 
 from tfmot_ops.contract import Headline
 from tfmot_ops.core.keras.pinned import keras
@@ -30,6 +29,8 @@ class MultilabelScores:
 
     def metrics(self) -> dict[str, float]:
         """`mean_average_precision` over the labels that occur, and `macro_f1`, both in [0, 1]."""
+        from sklearn.metrics import average_precision_score, f1_score
+
         targets, scores = np.concatenate(self._targets), np.concatenate(self._outputs)
         occur = targets.any(axis=0)
         if not occur.any():

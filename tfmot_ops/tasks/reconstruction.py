@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from pydantic import JsonValue
-from sklearn.metrics import roc_auc_score
 
 from tfmot_ops.contract import Headline
 from tfmot_ops.core.keras.pinned import keras
@@ -37,6 +36,8 @@ class ReconstructionScores:
 
     def metrics(self) -> dict[str, float]:
         """`error`, the mean squared error of the normal samples; with flags also `auc` and `partial_auc` in [0, 1]."""
+        from sklearn.metrics import roc_auc_score
+
         errors, flags = self._joined()
         normal = errors[flags == 0]
         figures = {"error": float(normal.mean()) if len(normal) else math.nan}

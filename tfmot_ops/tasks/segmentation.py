@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from pydantic import JsonValue
-from sklearn.metrics import jaccard_score
 
 from tfmot_ops.contract import Headline
 from tfmot_ops.core.keras.pinned import keras
@@ -38,7 +37,7 @@ class SegmentationScores:
     def metrics(self) -> dict[str, float]:
         """`mean_iou` and `pixel_accuracy`, both in [0, 1]."""
         return {
-            "mean_iou": self._confusion.score(jaccard_score),
+            "mean_iou": self._confusion.mean_iou(),
             "pixel_accuracy": self._confusion.share_correct(),
         }
 
