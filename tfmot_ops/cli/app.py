@@ -13,6 +13,7 @@ import typer
 from pydantic import ValidationError
 
 from tfmot_ops import __version__
+from tfmot_ops.cli.execute import say_on_stderr
 from tfmot_ops.contract import (
     Artifact,
     CompatResult,
@@ -153,10 +154,7 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
         ),
     ] = None,
     metric: Annotated[
-        str | None,
-        typer.Option(
-            help="Headline of the task `own`: [<output>:]<name of a metric>.", show_default="the model's loss"
-        ),
+        str | None, typer.Option(help="Headline of task own: [<output>:]<metric>.", show_default="the model's loss")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Random seed for data, weights and batches.")] = 0,
     limit: Annotated[
@@ -195,6 +193,7 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
         tracking_uri = None
     elif tracking_uri is None:
         tracking_uri = f"sqlite:///{output.resolve() / 'mlflow.db'}"
+    own = {name: value for name, value in (("task", task), ("metric", metric)) if value is not None}
     requested = {"train": epochs, "fine_tune": fine_tune_epochs, "prune": fine_tune_epochs, "quantize": qat_epochs}
     chain = Chain(
         model=model,
@@ -204,12 +203,12 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
         tracking_uri=tracking_uri,
         experiment=experiment,
         epochs={step: count for step, count in requested.items() if count is not None},
-        data={"batch_size": batch_size, "limit": limit, **_given(task=task, metric=metric)},
+        data={"batch_size": batch_size, "limit": limit, **own},
         seed=seed,
         fresh=fresh,
     )
     try:
-        last = chain.run(_say_on_stderr if as_json else execute.say)
+        last = chain.run(say_on_stderr if as_json else execute.say)
     except ValidationError as error:
         raise refusal("arguments", error, "`tfmot-ops optimize --help` lists what each option takes") from error
     tflite = chain.save_tflite() if last.status is Status.OK else None
@@ -220,16 +219,6 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
         print_summary(chain.results, tracking_uri, experiment, tflite)
     if last.error is not None:
         raise typer.Exit(last.error.exit_code)
-
-
-def _given(**options: str | None) -> dict[str, str]:
-    """The options that have a value."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _say_on_stderr(text: str) -> None:
-    sys.stderr.write(hide(f"{text}\n"))
-    sys.stderr.flush()
 
 
 @app.command("list")
@@ -319,7 +308,7 @@ def sweep(  # noqa: PLR0917 - typer reads the options from the signature, nobody
     console = Console(stderr=True) if as_json else Console()
     with SweepProgress(console, len(plan.cells())) as progress:
         tracking = (tracking_uri, experiment) if tracking_uri else None
-        done = command.run_sweep(plan, report, tracking, progress, _say_on_stderr)
+        done = command.run_sweep(plan, report, tracking, progress, say_on_stderr)
     if as_json:
         typer.echo(done.sweep.model_dump_json(indent=1))
     print_listing(
@@ -371,7 +360,7 @@ def forecast(  # noqa: PLR0917 - typer reads the options from the signature, nob
     packages(python)  # refuses an unusable interpreter before an hour of work
     kept = f"stopped: finished cells are kept in {folder}; the same command runs the rest"
     progress = SweepProgress(Console(stderr=True), 2 * len(plan.cells()))
-    with command.report_on_interrupt(_say_on_stderr, lambda: kept), progress:
+    with command.report_on_interrupt(say_on_stderr, lambda: kept), progress:
         table = compare(plan, python, progress)
     typer.echo(table.as_json() if as_json else table.text())
     if not table.is_go:

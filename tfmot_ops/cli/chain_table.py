@@ -3,42 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from tfmot_ops.contract import Headline, Status, StepResult
+from tfmot_ops.contract import ACCURACY, Headline, Status, StepResult
+from tfmot_ops.contract.step_table import MISSING, figure_cells, measured_a_model, table_titles
 from tfmot_ops.system.uri_secrets import hide
-
-
-def _share(value: float) -> str:
-    return f"{value:.1%}"
-
-
-def _kilobytes(value: float) -> str:
-    return f"{value / 1000:.1f} kB"
-
-
-def _milliseconds(value: float) -> str:
-    return f"{value:.3f} ms"
-
-
-#: (column title, metric, function that formats the metric), after the column of the headline.
-_COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("sparsity", "sparsity", _share),
-    ("size", "size_bytes", _kilobytes),
-    ("gzip", "gzip_bytes", _kilobytes),
-    ("int8 MACs", "int8_mac_fraction", _share),
-    ("latency", "latency_ms", _milliseconds),
-)
-#: A step without this metric measured no model and has no row.
-_WITH_A_ROW = "size_bytes"
-_MISSING = "-"
-#: The headline of results that were written before tasks had one.
-_ACCURACY = Headline(name="accuracy")
 
 
 def summary_table(results: Sequence[StepResult]) -> Table:
@@ -77,25 +51,10 @@ def summary_notes(results: Sequence[StepResult]) -> list[str]:
     for result in results:
         if "test_split" in result.parameters:
             notes.append(f"test split: {result.parameters['test_split']}, so the figures may be too good for new data")
-        headline = result.headline or _ACCURACY
+        headline = result.headline or ACCURACY
         if f"{headline.name}_drop" in result.metrics:
             notes.append(_loss(result, headline))
     return notes
-
-
-def in_words(headline: Headline) -> str:
-    """Name of a metric for people: `mean iou`."""
-    return headline.name.replace("_", " ")
-
-
-def value_text(headline: Headline, value: float) -> str:
-    """A value of the headline: a share in percent, others with four digits."""
-    return _share(value) if headline.is_share else f"{value:.4g}"
-
-
-def difference_text(headline: Headline, difference: float) -> str:
-    """The size of a difference between two values of the headline: shares in points, others in their unit."""
-    return f"{100.0 * abs(difference):.1f} points" if headline.is_share else f"{abs(difference):.3g}"
 
 
 def _loss(result: StepResult, headline: Headline) -> str:
@@ -104,8 +63,8 @@ def _loss(result: StepResult, headline: Headline) -> str:
     against = "trained float model" if result.parameters.get("float_reference") == "trained" else "float model"
     difference = "no difference" if drop == 0.0 else _difference(headline, drop)
     text = (
-        f"TFLite file against the {against}: {in_words(headline)} {value_text(headline, metrics[name])} instead of "
-        f"{value_text(headline, metrics[f'float_{name}'])}, {difference}"
+        f"TFLite file against the {against}: {headline.words} {headline.text(metrics[name])} instead of "
+        f"{headline.text(metrics[f'float_{name}'])}, {difference}"
     )
     if "pruning_drop" in metrics:
         parts = (f"{word} {_signed(headline, metrics[f'{word}_drop'])}" for word in ("pruning", "quantization"))
@@ -117,29 +76,24 @@ def _difference(headline: Headline, drop: float) -> str:
     """`1.2 points lower`; of a metric of which less is better also whether that is worse."""
     is_lower = (drop > 0.0) == headline.higher_is_better
     meaning = "" if headline.higher_is_better else ", which is worse" if drop > 0.0 else ", which is better"
-    return f"{difference_text(headline, drop)} {'lower' if is_lower else 'higher'}{meaning}"
+    return f"{headline.size_text(drop)} {'lower' if is_lower else 'higher'}{meaning}"
 
 
 def _signed(headline: Headline, drop: float) -> str:
-    return ("-" if drop < 0.0 else "") + difference_text(headline, drop)
+    return ("-" if drop < 0.0 else "") + headline.size_text(drop)
 
 
 def _cells(results: Sequence[StepResult]) -> tuple[list[str], list[list[str]]]:
-    headline = next((result.headline for result in results if result.headline is not None), _ACCURACY)
-    titles = ["step", in_words(headline), *(title for title, _, _ in _COLUMNS), "wall time"]
+    headline = next((result.headline for result in results if result.headline is not None), ACCURACY)
+    titles = table_titles(headline)
     rows = []
     for result in results:
+        wall_time = f"{result.duration_s:.1f} s"
         if result.status is Status.FAILED:
-            rows.append([result.step_id, "failed", *[_MISSING] * len(_COLUMNS), f"{result.duration_s:.1f} s"])
-        elif _WITH_A_ROW in result.metrics:
-            first = value_text(headline, result.metrics[headline.name]) if headline.name in result.metrics else _MISSING
-            cells = [first] + [_cell(result.metrics, name, write) for _, name, write in _COLUMNS]
-            rows.append([result.step_id, *cells, f"{result.duration_s:.1f} s"])
+            rows.append([result.step_id, "failed", *[MISSING] * (len(titles) - 3), wall_time])
+        elif measured_a_model(result.metrics):
+            rows.append([result.step_id, *figure_cells(result.metrics, headline), wall_time])
     return titles, rows
-
-
-def _cell(metrics: Mapping[str, float], name: str, write: Callable[[float], str]) -> str:
-    return write(metrics[name]) if name in metrics else _MISSING
 
 
 def print_summary(

@@ -64,6 +64,12 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+def say_on_stderr(text: str) -> None:
+    """Print a progress line on stderr, where stdout is for JSON."""
+    sys.stderr.write(hide(f"{text}\n"))
+    sys.stderr.flush()
+
+
 def read_spec(source: str | Path) -> StepSpec:
     """Read a spec.
 

@@ -11,7 +11,7 @@ from tfmot_ops.contract.document import (
     ArtifactFormat,
     Document,
 )
-from tfmot_ops.contract.headline import Headline
+from tfmot_ops.contract.headline import ACCURACY, Headline
 from tfmot_ops.contract.options import (
     CloseRunOptions,
     CompatOptions,
@@ -65,6 +65,7 @@ from tfmot_ops.contract.spec import (
 )
 
 __all__ = [
+    "ACCURACY",
     "BUILTIN_DATASETS",
     "BUILTIN_MODELS",
     "PRESET_RECIPES",

@@ -1,6 +1,8 @@
-"""Headline, the one metric by which the models of a task are compared."""
+"""Headline, the one metric by which the models of a task are compared, and how its values are written for people."""
 
 from __future__ import annotations
+
+from typing import Final
 
 from pydantic import Field
 
@@ -20,6 +22,23 @@ class Headline(Document):
     higher_is_better: bool = True
     is_share: bool = True
 
+    @property
+    def words(self) -> str:
+        """The name for people: `mean iou`."""
+        return self.name.replace("_", " ")
+
     def drop(self, reference: float, value: float) -> float:
         """How much worse `value` is than `reference`, in the metric's unit; negative where it is better."""
         return reference - value if self.higher_is_better else value - reference
+
+    def text(self, value: float) -> str:
+        """A value for people: a share in percent, any other value with four digits."""
+        return f"{value:.1%}" if self.is_share else f"{value:.4g}"
+
+    def size_text(self, difference: float) -> str:
+        """The size of a difference between two values: of shares in points, of other values in their unit."""
+        return f"{100.0 * abs(difference):.1f} points" if self.is_share else f"{abs(difference):.3g}"
+
+
+#: The headline of results that name none: they were written when classification was the only task.
+ACCURACY: Final = Headline(name="accuracy")

@@ -9,7 +9,6 @@ import numpy as np
 
 from tfmot_ops.data.columns import Lazy, Rows
 from tfmot_ops.errors import SpecError
-from tfmot_ops.tasks.classification import Classification
 from tfmot_ops.tasks.task import Task
 
 #: Smallest number of samples of a data set, so that each of the four splits gets a sample.
@@ -133,22 +132,9 @@ def check_sizes(name: str, samples: int) -> None:
         )
 
 
-def check_labels(name: str, task: Task, y: Any, y_test: Any, class_names: tuple[str, ...]) -> None:
-    """Refuse class labels with one class, with gaps, or with test labels that never occur in training."""
-    if not isinstance(task, Classification):
-        return
-    seen = np.unique(y)
-    problem = None
-    if len(seen) < 2:  # noqa: PLR2004 - one class is nothing to tell apart
-        problem = "at least 2 classes", f"only label {seen[0]}"
-    elif y_test is not None and y_test.max() > seen[-1]:
-        problem = f"test labels up to {seen[-1]}, the training set's largest", f"a label of {y_test.max()}"
-    elif not class_names and len(seen) <= seen[-1]:
-        missing = np.setdiff1d(np.arange(seen[-1] + 1), seen)
-        problem = (
-            f"labels 0 to {len(seen) - 1} for {len(seen)} classes, without gaps",
-            f"labels from {seen[0]} to {seen[-1]}, without {_listed(missing)}",
-        )
+def check_together(name: str, task: Task, y: Any, y_test: Any, class_names: tuple[str, ...]) -> None:
+    """Refuse canonical targets that cannot be learnt and measured together, such as labels of a single class."""
+    problem = task.problem_together(y, y_test, class_names)
     if problem:
         raise SpecError(
             f"data set {name} cannot be trained on",
@@ -156,11 +142,6 @@ def check_labels(name: str, task: Task, y: Any, y_test: Any, class_names: tuple[
             received=problem[1],
             remedy="number the classes from 0, or add what is missing to the data set",
         )
-
-
-def _listed(labels: Any) -> str:
-    shown = ", ".join(str(label) for label in labels[:5])
-    return shown + (f" and {len(labels) - 5} more" if len(labels) > 5 else "")  # noqa: PLR2004 - the first five
 
 
 def _refuse(name: str, part: str, required: str, received: str) -> None:

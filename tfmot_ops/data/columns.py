@@ -74,7 +74,7 @@ class Lazy(Generic[Item]):
         return Lazy(self._items(index), self.read, self.shape[1:], self.dtype)
 
     def then(self, function: Callable[[Array], Array], sample_shape: tuple[int, ...], dtype: Any) -> Lazy[Item]:
-        """The column of `function` of each sample."""
+        """The column with `function` applied to each sample when it is read."""
         return Lazy(self.items, lambda item: function(self.read(item)), sample_shape, dtype)
 
     def _items(self, index: slice | Sequence[int] | Index) -> Sequence[Item]:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import JsonValue
 
-from tfmot_ops.data.checks import check_inputs, check_labels, check_same_shapes, check_sizes, check_targets
+from tfmot_ops.data.checks import check_inputs, check_same_shapes, check_sizes, check_targets, check_together
 from tfmot_ops.data.columns import Lazy, Rows, take
 from tfmot_ops.data.sources.by_name import read_source
 from tfmot_ops.data.sources.source import Samples, Source
@@ -192,7 +192,7 @@ def _checked(name: str, source: Source, task: Task) -> tuple[Any, Any, Any, Any]
         y_test = check_targets(name, "test", task, x_test, y_test)
     check_sizes(name, length(x))
     if y is not None:
-        check_labels(name, task, y, y_test, source.class_names)
+        check_together(name, task, y, y_test, source.class_names)
     return x, y, x_test, y_test
 
 

@@ -134,8 +134,7 @@ def available_models() -> dict[str, str]:
 def _check_measures(task: Task, facts: Facts) -> None:
     """Refuse sizes of 0 and fewer than two classes."""
     shapes = facts.input_shape.values() if isinstance(facts.input_shape, Mapping) else [facts.input_shape]
-    classes_missing = isinstance(task, Classification) and (facts.outputs or 0) < 2  # noqa: PLR2004 - two classes
-    if any(not shape or min(shape) < 1 for shape in shapes) or classes_missing:
+    if any(not shape or min(shape) < 1 for shape in shapes) or (facts.outputs or 0) < task.fewest_outputs:
         raise SpecError(
             "invalid input shape or number of classes",
             required="an input shape, each size at least 1, and at least 2 classes",

@@ -76,10 +76,9 @@ def measure_agreement(work: ModelWork[EvaluateOptions], model: Model, tflite: by
     from tfmot_ops import core
 
     figures = core.agreement(model, tflite, in_order(work.data.x_test, list(model.input_names), "input"))
-    if work.data.facts.class_names or work.headline.name == "accuracy":
-        work.measure(figures)
-    else:
-        work.measure({name: value for name, value in figures.items() if name != "top1_agreement"})
+    if not work.data.task.predicts_classes:
+        figures.pop("top1_agreement", None)
+    work.measure(figures)
 
 
 def _prunes(work: ModelWork[EvaluateOptions]) -> bool:

@@ -207,10 +207,7 @@ class ModelWork(Work[ModelOptions]):
         targets = self.targets(model)
         inputs = list(model.input_names)
         x, x_validation = (in_order(samples, inputs, "input") for samples in (data.x_train, data.x_validation))
-        if data.task.learns_its_input:
-            y, y_validation = x, x_validation
-        else:
-            y, y_validation = targets(data.y_train), targets(data.y_validation)
+        y, y_validation = targets(data.y_train), targets(data.y_validation)
         self.checkpoint = StepCheckpoint(self.spec, self.workdir, self.progress.message)
         with _learning_rate(model, rate, rate_factor):
             used = model.optimizer.get_config()["learning_rate"]

@@ -19,6 +19,8 @@ from tfmot_ops.tasks.task import Facts, Task, adam, pooled
 _SPARSE_LOSS = "sparse_categorical_crossentropy"
 #: Of a model with at least so many classes, the share of labels among the five largest outputs is measured too.
 _CLASSES_FOR_TOP_5 = 6
+#: Missing labels that a refusal names.
+_LABELS_SHOWN = 5
 
 
 class ClassificationScores:
@@ -63,6 +65,8 @@ class Classification(Task):
 
     name = "classification"
     description = "integer labels [N], one class per sample"
+    predicts_classes = True
+    fewest_outputs = 2
 
     def headline(self, facts: Facts) -> Headline:
         """Accuracy."""
@@ -79,6 +83,19 @@ class Classification(Task):
         if len(y) and y[:].min() < 0:
             return "labels from 0", f"a label of {y[:].min()}"
         return None
+
+    def problem_together(self, y: Array, y_test: Array | None, class_names: tuple[str, ...]) -> tuple[str, str] | None:
+        """At least two classes, no test label above the training labels, and without names no gap in the labels."""
+        seen = np.unique(y)
+        if len(seen) < self.fewest_outputs:
+            return f"at least {self.fewest_outputs} classes", f"only label {seen[0]}"
+        if y_test is not None and y_test.max() > seen[-1]:
+            return f"test labels up to {seen[-1]}, the training set's largest", f"a label of {y_test.max()}"
+        missing = np.setdiff1d(np.arange(seen[-1] + 1), seen)
+        if class_names or not len(missing):
+            return None
+        required = f"labels 0 to {len(seen) - 1} for {len(seen)} classes, without gaps"
+        return required, f"labels from {seen[0]} to {seen[-1]}, without {_listed(missing)}"
 
     def canonical(self, y: Array) -> Array:
         """Labels as int64 [N]."""
@@ -145,6 +162,13 @@ def compile_default(model: keras.Model, learning_rate: float, *, from_logits: bo
 def classifier(x: TensorLike, num_classes: int) -> Any:
     """The head of a classifier: one probability per class, [N, num_classes], from features [N, ..., C]."""
     return keras.layers.Dense(num_classes, activation="softmax", name="scores")(pooled(x))
+
+
+def _listed(labels: Array) -> str:
+    """The first labels, and how many more there are."""
+    shown = ", ".join(map(str, labels[:_LABELS_SHOWN]))
+    more = len(labels) - _LABELS_SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _is_sigmoid(model: keras.Model) -> bool:

@@ -19,7 +19,8 @@ from tfmot_ops.tasks.task import Facts, Scores, Task, Values
 METRICS_GROUP = "tfmot_ops.metrics"
 #: Parts of the names of Keras' metrics of which less is better.
 _LOWER = ("error", "loss", "crossentropy", "divergence", "mse", "mae", "mape", "msle", "hinge", "poisson", "logcosh")
-_NAMES = {"accuracy", "acc"}
+#: Names of the accuracy that Keras chooses by the shapes of targets and outputs.
+_ACCURACY_NAMES = {"accuracy", "acc"}
 
 
 class LossScores:
@@ -205,11 +206,11 @@ def _metric(name: str) -> Any:
         )
     if hasattr(found, "update_state"):
         return found
-    return keras.metrics.MeanMetricWrapper(_fitting(found) if name in _NAMES else found, name=name)
+    return keras.metrics.MeanMetricWrapper(_accuracy_by_shape(found) if name in _ACCURACY_NAMES else found, name=name)
 
 
-def _fitting(function: Any) -> Any:
-    """Accuracy for labels [n] beside scores [n, classes], which Keras' function of this name does not compare."""
+def _accuracy_by_shape(function: Any) -> Any:
+    """Accuracy that compares labels [n] with scores [n, classes] as well, which Keras does in `compile` only."""
 
     def accuracy(y: Any, outputs: Any) -> Any:
         if len(y.shape) < len(outputs.shape) and outputs.shape[-1] != 1:

@@ -51,6 +51,7 @@ class Segmentation(Task):
 
     name = "segmentation"
     description = "an integer label for each pixel, [N, H, W]"
+    predicts_classes = True
 
     def headline(self, facts: Facts) -> Headline:
         """Mean intersection over union."""

@@ -27,7 +27,8 @@ class Facts:
     Attributes:
         input_shape: shape of one sample's input, without the batch axis; by name for several inputs.
         target_shape: shape of one sample's target; by name for several outputs.
-        outputs: number of classes, labels or values that a sample's target has; None where the shape says it all.
+        outputs: number of classes, labels or values that a sample's target has; None for a task whose outputs have the
+            shape of its targets.
         class_names: name of each class, by label; empty where there are none.
         has_test_targets: whether the test samples have targets of their own.
     """
@@ -67,6 +68,10 @@ class Task(ABC):
     learns_its_input: ClassVar[bool] = False
     #: Whether the targets may be several columns by name, one for each output.
     takes_several: ClassVar[bool] = False
+    #: Whether the largest of a model's last axis of outputs is a class.
+    predicts_classes: ClassVar[bool] = False
+    #: Smallest number of classes, labels or values with which the task makes sense.
+    fewest_outputs: ClassVar[int] = 0
 
     @abstractmethod
     def headline(self, facts: Facts) -> Headline:
@@ -76,12 +81,23 @@ class Task(ABC):
     def problem(self, y: Any) -> tuple[str, str] | None:
         """(required, received) if targets [N, ...] are not of this task, else None."""
 
+    def problem_together(self, y: Any, y_test: Any, class_names: tuple[str, ...]) -> tuple[str, str] | None:
+        """(required, received) if canonical training and test targets cannot be learnt and measured together.
+
+        Args:
+            y: targets of all samples but the test set's.
+            y_test: targets of the test set; None without one.
+            class_names: name of each class, by label; empty where there are none.
+        """
+        del y, y_test, class_names
+        return None
+
     @abstractmethod
     def canonical(self, y: Any) -> Any:
         """The targets in the type and shape in which this task trains and measures."""
 
     def outputs(self, y: Array, class_names: tuple[str, ...]) -> int | None:
-        """Number of classes, labels or values in the canonical targets `y`; None where the shape says it all."""
+        """Number of classes, labels or values in the canonical targets `y`; see `Facts.outputs`."""
         del y, class_names
         return None
 

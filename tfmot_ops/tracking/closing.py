@@ -8,13 +8,13 @@ from pathlib import Path
 import mlflow
 from mlflow.entities import RunStatus
 
-from tfmot_ops.contract import CloseRunOptions, Headline, Status, StepResult
+from tfmot_ops.contract import ACCURACY, CloseRunOptions, Headline, Status, StepResult
 from tfmot_ops.tracking import pictures
 from tfmot_ops.tracking.children import PARENT_TAG, Child, children_of
 from tfmot_ops.tracking.datasets import TRAINING, dataset_of, log_dataset
 from tfmot_ops.tracking.description import StepRow, artifact_address, describe
 from tfmot_ops.tracking.labels import tags_of
-from tfmot_ops.tracking.summary import ACCURACY, summary
+from tfmot_ops.tracking.summary import summary
 from tfmot_ops.tracking.views import TRAINING_PAGES, put_view
 from tfmot_ops.tracking.writing import log_metrics, log_tags
 

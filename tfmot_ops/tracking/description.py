@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
 from tfmot_ops.contract import Headline
+from tfmot_ops.contract.step_table import MISSING, figure_cells, measured_a_model, table_titles
 from tfmot_ops.system.uri_secrets import hide
 from tfmot_ops.tracking.labels import DATASET, MODEL, RECIPE, TASK
 
@@ -14,29 +15,6 @@ from tfmot_ops.tracking.labels import DATASET, MODEL, RECIPE, TASK
 _LONGEST = 7900
 _LONGEST_MESSAGE = 1500
 _MOST_ROWS = 40
-_MISSING = "-"
-
-
-def _share(value: float) -> str:
-    return f"{value:.1%}"
-
-
-def _kilobytes(value: float) -> str:
-    return f"{value / 1000:.1f} kB"
-
-
-def _milliseconds(value: float) -> str:
-    return f"{value:.3f} ms"
-
-
-#: (column title, metric, function that formats the metric), after the column of the headline.
-_COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("sparsity", "sparsity", _share),
-    ("size", "size_bytes", _kilobytes),
-    ("gzip", "gzip_bytes", _kilobytes),
-    ("int8 MACs", "int8_mac_fraction", _share),
-    ("latency", "latency_ms", _milliseconds),
-)
 
 
 @dataclass(frozen=True)
@@ -86,7 +64,7 @@ def describe(
     parts += [f"```\n{_plain(row.problem or '')}\n```" for row in failed[:1] if row.problem]
     text = hide("\n\n".join(part for part in parts if part))[:_LONGEST]
     # Not hidden, as the view's address has a parameter that is called a key.
-    links = [f"[All chains by {headline.name.replace('_', ' ')}]({view})"]
+    links = [f"[All chains by {headline.words}]({view})"]
     for link in [*links, *(f"![{caption}]({address})" for caption, address in pictures.items())]:
         text += f"\n\n{link}" if len(text) + len(link) + 2 <= _LONGEST else ""
     return text
@@ -117,12 +95,12 @@ def _failure(failed: Sequence[StepRow]) -> str:
 
 
 def _outcome(figures: Mapping[str, float], headline: Headline) -> str:
-    name = headline.name
-    words, parts = name.replace("_", " "), []
+    name, words = headline.name, headline.words
+    parts = []
     if f"float_{name}" in figures:
-        parts.append(f"{_amount(figures[f'float_{name}'], headline)} as float model")
+        parts.append(f"{headline.text(figures[f'float_{name}'])} as float model")
     if f"int8_{name}" in figures:
-        parts.append(f"**{_amount(figures[f'int8_{name}'], headline)}** as TFLite file")
+        parts.append(f"**{headline.text(figures[f'int8_{name}'])}** as TFLite file")
     if f"{name}_drop" in figures:
         parts.append(_drop(figures[f"{name}_drop"], headline) + _shares_of_drop(figures, headline))
     text = f"{words} {', '.join(parts)}" if parts else "no model was measured"
@@ -139,34 +117,25 @@ def _shares_of_drop(figures: Mapping[str, float], headline: Headline) -> str:
 
 
 def _drop(drop: float, headline: Headline) -> str:
-    amount = f"{100 * abs(drop):.1f} points" if headline.is_share else f"{abs(drop):.3g}"
+    amount = headline.size_text(drop)
     if float(amount.split(maxsplit=1)[0]) == 0.0:
         return "no difference"
     return f"{amount} {'worse' if drop > 0.0 else 'better'}"
 
 
-def _amount(value: float, headline: Headline) -> str:
-    return _share(value) if headline.is_share else f"{value:.4g}"
-
-
 def _table(rows: Sequence[StepRow], headline: Headline) -> str:
-    titles = ["step", headline.name.replace("_", " "), *(title for title, _, _ in _COLUMNS), "wall time"]
+    titles = table_titles(headline)
     lines = [titles, ["---", *["---:"] * (len(titles) - 1)]]
     for row in rows:
-        measured = row.metrics.get(headline.name)
-        if row.problem is None and measured is None and "size_bytes" not in row.metrics:
-            continue  # a step that measures no model
-        first = _MISSING if measured is None else _amount(measured, headline)
-        cells = [_cell(row.metrics, name, write) for _, name, write in _COLUMNS]
-        wall = _MISSING if row.duration_s is None else f"{row.duration_s:.1f} s"
+        if row.problem is None and headline.name not in row.metrics and not measured_a_model(row.metrics):
+            continue
+        first, *others = figure_cells(row.metrics, headline)
+        if row.problem is not None:
+            first = "failed" if row.address else "not run"
+        wall = MISSING if row.duration_s is None else f"{row.duration_s:.1f} s"
         name = f"[{row.name}]({row.address})" if row.address else row.name
-        status = "not run" if row.problem is not None and not row.address else "failed"
-        lines.append([name.replace("|", "\\|"), first if row.problem is None else status, *cells, wall])
+        lines.append([name.replace("|", "\\|"), first, *others, wall])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cell(metrics: Mapping[str, float], name: str, write: Callable[[float], str]) -> str:
-    return write(metrics[name]) if name in metrics else _MISSING
 
 
 def _plain(message: str) -> str:

@@ -16,13 +16,12 @@ from typing import Any
 import mlflow
 from mlflow.exceptions import MlflowException
 
-from tfmot_ops.contract import Headline, StepResult
+from tfmot_ops.contract import ACCURACY, Headline, StepResult
 from tfmot_ops.errors import TfmotOpsError
 from tfmot_ops.tracking import drawing
 from tfmot_ops.tracking.artifacts import put_file
 from tfmot_ops.tracking.children import Child, children_of
 from tfmot_ops.tracking.client import MlflowStore, download
-from tfmot_ops.tracking.summary import ACCURACY
 
 #: Folder of the pictures among a run's artifacts.
 FOLDER = "pictures"

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tfmot_ops.contract import Headline
+from tfmot_ops.contract import ACCURACY, Headline
 
-#: The headline of results that name none, from before there were other tasks than classification.
-ACCURACY = Headline(name="accuracy")
 _FINAL_STEPS = ("quantize", "evaluate")
 # Metric of the last of these steps -> its name on the parent run, beside those that are named after the headline.
 _FINAL = {

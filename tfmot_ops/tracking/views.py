@@ -18,7 +18,7 @@ from tfmot_ops.contract import Headline
 from tfmot_ops.tracking.children import KIND_TAG
 
 _TAG = "mlflow.sharedViewState."
-#: Opens a page among those for training, whatever the person opened last: pages of MLflow begin with those for agents.
+#: Opens the pages for model training; MLflow opens those for agents unless a browser remembers a choice.
 TRAINING_PAGES = "workflowType=machine_learning"
 #: Metrics of a parent run that the view shows after those that are named after the headline.
 _SHOWN = ("tflite_size_bytes", "tflite_gzip_bytes", "tflite_latency_ms", "final_sparsity", "int8_mac_fraction")
@@ -64,5 +64,5 @@ def _view(headline: Headline) -> str:
         "columnWidths": _WIDTHS | dict.fromkeys(metrics, _METRIC_WIDTH),
     }
     now = get_current_time_millis()
-    title = f"Chains by {name.replace('_', ' ')}"
+    title = f"Chains by {headline.words}"
     return json.dumps({"name": title, "createdAt": now, "updatedAt": now, "state": json.dumps(state)})

@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from tfmot_ops.data.columns import Lazy
 from tfmot_ops.data.sources.checked_images import CHECKED_FILES, check_images
 from tfmot_ops.data.sources.folders import Kind, without_broken
-from tfmot_ops.data.sources.pictures import IMAGES, has_markers
+from tfmot_ops.data.sources.pictures import IMAGES, has_markers, problem_of
 from tfmot_ops.data.sources.query import Query
 from tfmot_ops.data.sources.source import Source
 from tfmot_ops.errors import SpecError
@@ -57,11 +57,7 @@ class MaskDecoder:
 
     def problem(self, path: Path) -> str | None:
         """What is wrong with a mask; None if nothing is."""
-        try:
-            self.read(path)
-        except SpecError as error:
-            return error.received
-        return None
+        return problem_of(self.read, path)
 
     def _classes_of(self, pixels: npt.NDArray[np.int64], path: Path) -> npt.NDArray[np.int64]:
         values = self.values or range(self.classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,15 @@ _TAIL = 1024
 #: Weights of red, green and blue in a grey value, ITU-R BT.601, as libjpeg and libpng have them.
 _GREY = (0.299, 0.587, 0.114)
 Bytes = npt.NDArray[np.uint8]
+
+
+def problem_of(read: Callable[[Path], object], path: Path) -> str | None:
+    """What is wrong with a file, as the SpecError of `read` says it; None if it can be read."""
+    try:
+        read(path)
+    except SpecError as error:
+        return error.received
+    return None
 
 
 @dataclass(frozen=True)
@@ -63,11 +73,7 @@ class Decoder:
 
     def problem(self, path: Path) -> str | None:
         """What is wrong with a file, found by decoding it; None if nothing is."""
-        try:
-            self.read(path)
-        except SpecError as error:
-            return error.received
-        return None
+        return problem_of(self.read, path)
 
     def problem_of_markers(self, path: Path) -> str | None:
         """As `problem`, by the begin and the end of the file; one without the usual markers is decoded after all."""
