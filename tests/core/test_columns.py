@@ -15,7 +15,7 @@ from tfmot_ops.core.measure.predictions import outputs_by_batch
 from tfmot_ops.core.training.checkpoint import Checkpoint
 from tfmot_ops.core.training.loop import fit
 from tfmot_ops.data.columns import Lazy, Rows
-from tfmot_ops.errors import StepFailedError
+from tfmot_ops.errors import SpecError, StepFailedError
 
 RNG = np.random.default_rng(0)
 X = RNG.random((70, 6, 6, 1), np.float32)
@@ -95,6 +95,19 @@ def test_outputs_by_batch_are_those_of_all_samples(batch: int):
         assert [index.start for index, _ in parts] == [0, *(stop for stop, _ in done[:-1])]
         assert done[-1] == (70, 70)
     assert np.array_equal(together, core.predict(file, X, batch))
+
+
+@pytest.mark.parametrize("part", ["training", "validation"])
+def test_a_sample_that_cannot_be_read_ends_the_training_with_its_own_error(part: str):
+    def broken(place: int) -> np.ndarray:
+        if place == 37:
+            raise SpecError("37.jpg cannot be decoded", required="a JPEG", received="half of one", remedy="mend it")
+        return X[place]
+
+    column = Lazy(range(70), broken, X.shape[1:], X.dtype)
+    x, validation = (column, X) if part == "training" else (X, column)
+    with pytest.raises(SpecError, match=r"37\.jpg cannot be decoded"):
+        fit(model(), x, Y, (validation, Y), epochs=1, batch_size=16, seed=5, data_digest="of these samples")
 
 
 def test_the_first_sample_with_nan_is_named_by_its_index():

@@ -45,6 +45,14 @@ def test_environment_forces_tf_keras():
     assert done.stdout.split() == ["tf_keras", "1", "True"]
 
 
+def test_a_tensorflow_that_was_loaded_first_imports_tf_keras_too():
+    done = _run(
+        "import tensorflow; from tfmot_ops.core import keras; from tensorflow.keras.models import Model;"
+        "print(Model is keras.Model)"
+    )
+    assert done.stdout.split() == ["True"], done.stderr
+
+
 def test_keras_3_in_its_place_is_an_error_that_says_what_to_do():
     done = _run("import tensorflow as tf; tf.keras.layers; import tfmot_ops.core")
     assert done.returncode != 0

@@ -16,7 +16,9 @@ from tfmot_ops.cli.chain import Chain
 from tfmot_ops.cli.chain_table import summary_lines
 from tfmot_ops.contract import Headline, Status
 from tfmot_ops.core import keras
+from tfmot_ops.data.splits import load_dataset
 from tfmot_ops.errors import SpecError
+from tfmot_ops.steps.scoring import score
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -139,6 +141,13 @@ def test_two_inputs_and_two_outputs_by_name(tmp_path: Path):
     assert metrics["float_kind_sparse_categorical_accuracy"] >= 0.9
     assert metrics["kind_sparse_categorical_accuracy"] >= 0.9
     assert metrics["int8_mac_fraction"] == 1.0
+
+
+def test_a_file_of_several_inputs_needs_its_model_and_that_is_not_retried(tmp_path: Path):
+    columns = {"image": RNG.random((40, 8, 8, 1), np.float32), "age": RNG.random((40, 1), np.float32)}
+    np.savez(tmp_path / "data.npz", **{f"x.{name}": column for name, column in columns.items()}, y=KINDS[:40])
+    with pytest.raises(SpecError, match="give the step its input `model`"):
+        score(load_dataset(f"npz:{tmp_path / 'data.npz'}"), "test", b"a file")
 
 
 def test_a_data_set_that_does_not_fit_the_model_is_refused_before_training(tmp_path: Path):

@@ -185,7 +185,7 @@ def test_targets_of_another_task_are_refused(task: str, y: np.ndarray, says: str
 
 
 def test_targets_that_fit_no_task_ask_for_its_name():
-    with pytest.raises(SpecError, match=r"float32 \['N', 3, 3, 3\]"):
+    with pytest.raises(SpecError, match=r"float32 \[N, 3, 3, 3\]"):
         inferred(np.zeros((5, 3, 3, 3), np.float32))
     assert inferred(None)[0] == "reconstruction"
     assert inferred({"a": np.zeros(3), "b": np.zeros(3)})[0] == "own"

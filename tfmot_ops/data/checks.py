@@ -106,7 +106,7 @@ def check_targets(name: str, part: str, task: Task, x: Any, y: Any) -> Any:
         return task.canonical(columns)
     y = _array(y)
     if not len(y.shape) or len(y) != samples:
-        _refuse(name, part, f"labels [N] with N = {samples}, one per image", f"shape {list(y.shape)}")
+        _refuse(name, part, f"targets [N, ...] with N = {samples}, one per sample", f"shape {list(y.shape)}")
     problem = task.problem(y)
     if problem:
         _refuse(name, part, *problem)

@@ -53,7 +53,7 @@ def _train(work: ModelWork[TrainOptions]) -> None:
     from tfmot_ops.core.keras.compiling import is_compiled
 
     options, data = work.options, work.data
-    work.progress.message(f"train: the task is {data.task.name}, as {data.task_reason}")
+    work.progress.message(f"train: the task is {data.task.name}: {data.task_reason}")
     model = models.build(options.model, data.task, data.facts, work.spec.seed)
     comes_trained = models.comes_trained(options.model)
     require_float("train", model)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tfmot_ops.contract import Headline
-from tfmot_ops.errors import StepFailedError, UnsupportedModelError
+from tfmot_ops.errors import SpecError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from tfmot_ops.core.keras.types import Model
@@ -61,10 +61,11 @@ def score(
         data: the data set.
         part: `test` or `validation`.
         model_or_bytes: tf_keras model or TFLite file.
-        model: for a file, the model it was made from; names the inputs and outputs of a data set with several.
+        model: for a file, the model it was made from; which has the order of its inputs and outputs.
         on_batch: called with (samples done, samples) after each batch.
 
     Raises:
+        SpecError: the data set has several inputs or outputs, and a file is measured without its model.
         StepFailedError: an output is NaN or infinite.
         SamplesError: the samples do not fit the model.
         UnsupportedModelError: the outputs are not those of the task.
@@ -75,7 +76,14 @@ def score(
     x, y = getattr(data, f"x_{part}"), getattr(data, f"y_{part}")
     if data.task.learns_its_input and part == "validation":
         y = None
-    columns, keys = _columns(x, named), None
+    if named is None and (isinstance(x, Mapping) or isinstance(data.facts.target_shape, Mapping)):
+        raise SpecError(
+            "a TFLite file does not name its inputs and outputs, and the data set has several",
+            required="the model that the file was made from, which has their order",
+            received="the file alone",
+            remedy="give the step its input `model`",
+        )
+    columns, keys = x if named is None else in_order(x, list(named.input_names), "input"), None
     if isinstance(data.facts.target_shape, Mapping) and named is not None:
         keys = keys_in_order(list(data.facts.target_shape), list(named.output_names), "output")
     scores = data.task.scores(data.facts, named)
@@ -83,19 +91,6 @@ def score(
         named_outputs = dict(zip(keys, outputs, strict=True)) if keys and isinstance(outputs, list) else outputs
         scores.add(_part(x, index), _part(y, index), named_outputs)
     return scores
-
-
-def _columns(x: object, model: Model | None) -> Any:
-    if not isinstance(x, Mapping):
-        return x
-    if model is None:
-        raise StepFailedError(
-            "a TFLite file with several inputs does not name them",
-            required="the model that the file was made from, which has the order of the inputs",
-            received="the file alone",
-            remedy="give the step its input `model`",
-        )
-    return in_order(x, list(model.input_names), "input")
 
 
 def _part(samples: Any, index: slice) -> Any:

@@ -77,7 +77,7 @@ def inferred(y: Any) -> tuple[str, str]:
         return "reconstruction", "there are no training targets, so the input is the target"
     if isinstance(y, Mapping):
         return Own.name, f"there are several targets ({', '.join(y)})"
-    kind = f"targets are {y.dtype} {['N', *y.shape[1:]]}"
+    kind = f"the targets are {y.dtype} [{', '.join(['N', *map(str, y.shape[1:])])}]"
     if y.ndim == 2 and y.shape[1] > 1 and np.isin(y[:], (0, 1)).all():  # noqa: PLR2004 - [N, labels]
         if (y[:].sum(axis=1) == 1).all():
             raise SpecError(

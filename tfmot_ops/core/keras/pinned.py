@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 from tfmot_ops.errors import LegacyKerasError
 
@@ -37,6 +38,17 @@ def _check_pin() -> None:
         )
 
 
+def _pin_submodules() -> None:
+    """Have `import tensorflow.keras.models`, as MLflow has it, find tf_keras too.
+
+    TensorFlow decides where its submodules are when it is imported, which may have been before the pin.
+    """
+    folder = str(Path(keras.__file__).parent / "api" / "_v2")
+    if folder not in tf.__path__:
+        tf.__path__.insert(0, folder)
+
+
 _check_pin()
+_pin_submodules()
 
 __all__ = ["keras"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -60,7 +61,7 @@ def fit(
         Metric name -> one value per epoch, including the epochs before a kill; empty for 0 epochs.
 
     Raises:
-        SpecError: the model is not compiled.
+        SpecError: the model is not compiled, or a sample that is read from a file is broken.
         StepFailedError: the loss became NaN or infinite.
         SparsityLostError: at a checkpoint, a kernel has fewer zeros than its mask's schedule or quantiser requires.
     """
@@ -87,25 +88,38 @@ def fit(
         # The process may have been killed after the epoch was saved and before it was reported.
         on_epoch(done, epochs, {name: values[-1] for name, values in history.items()})
     if done < epochs:
-        model.fit(
-            batches(x, y, batch_size, seed, range(done, epochs)),
-            steps_per_epoch=math.ceil(len(tf.nest.flatten(x)[0]) / batch_size),
-            **_validation(validation, batch_size),
-            initial_epoch=done,
-            epochs=epochs,
-            callbacks=[SeedEachEpoch(seed), *callbacks, _EpochEnd(epochs, on_epoch, keeper, history)],
-            verbose=0,
-        )
+        failures: list[Exception] = []
+        with _own_errors(failures):
+            model.fit(
+                batches(x, y, batch_size, seed, range(done, epochs), failures=failures),
+                steps_per_epoch=math.ceil(len(tf.nest.flatten(x)[0]) / batch_size),
+                **_validation(validation, batch_size, failures),
+                initial_epoch=done,
+                epochs=epochs,
+                callbacks=[SeedEachEpoch(seed), *callbacks, _EpochEnd(epochs, on_epoch, keeper, history)],
+                verbose=0,
+            )
     return history
 
 
-def _validation(validation: tuple[Any, Any] | None, batch_size: int) -> dict[str, Any]:
+@contextlib.contextmanager
+def _own_errors(failures: list[Exception]) -> Iterator[None]:
+    """Raise the error of a sample that could not be read itself, not TensorFlow's error that quotes it."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if failures:
+            raise failures[0] from error
+        raise
+
+
+def _validation(validation: tuple[Any, Any] | None, batch_size: int, failures: list[Exception]) -> dict[str, Any]:
     """Arguments of `Model.fit` for (inputs, targets): in memory as they are, else in batches that are read."""
     if validation is None:
         return {}
     if all(is_in_memory(column) for column in tf.nest.flatten(validation)):
         return {"validation_data": validation, "validation_batch_size": batch_size}
-    return {"validation_data": InOrder(*validation, batch_size)}
+    return {"validation_data": InOrder(*validation, batch_size, failures)}
 
 
 class _EpochEnd(keras.callbacks.Callback):

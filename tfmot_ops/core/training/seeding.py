@@ -29,7 +29,9 @@ def epoch_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1)[0] >> 1)
 
 
-def batches(x: Any, y: Any, batch_size: int, seed: int, epochs: range) -> tf.data.Dataset:
+def batches(
+    x: Any, y: Any, batch_size: int, seed: int, epochs: range, *, failures: list[Exception] | None = None
+) -> tf.data.Dataset:
     """The batches of all `epochs` in sequence, with a different order of the samples in each epoch.
 
     Indices are shuffled instead of samples, so that no samples are copied into a shuffle buffer. Columns that are no
@@ -41,6 +43,7 @@ def batches(x: Any, y: Any, batch_size: int, seed: int, epochs: range) -> tf.dat
         batch_size: samples per batch; the last batch of an epoch may have fewer.
         seed: the training's seed.
         epochs: indices of the epochs, from 0.
+        failures: gets the error of a sample that cannot be read, of which TensorFlow raises no more than the text.
 
     Returns:
         A data set of batches (inputs [batch, ...], targets [batch, ...]).
@@ -67,7 +70,7 @@ def batches(x: Any, y: Any, batch_size: int, seed: int, epochs: range) -> tf.dat
             return inputs_, targets_
 
         return orders.map(gathered)
-    return _read_in_order(x, y, orders)
+    return _read_in_order(x, y, orders, [] if failures is None else failures)
 
 
 def is_in_memory(column: Any) -> bool:
@@ -75,19 +78,28 @@ def is_in_memory(column: Any) -> bool:
     return isinstance(column, np.ndarray) and not isinstance(column, np.memmap)
 
 
-def _read_in_order(x: Any, y: Any, orders: tf.data.Dataset) -> tf.data.Dataset:
+def _read_in_order(x: Any, y: Any, orders: tf.data.Dataset, failures: list[Exception]) -> tf.data.Dataset:
     """Batches of columns that are read by index; targets that are the inputs are read once."""
 
     def read() -> Iterator[tuple[Any, Any]]:
         for index in orders.as_numpy_iterator():
-            inputs = tf.nest.map_structure(lambda column, index=index: column[index], x)
-            yield inputs, (inputs if y is x else tf.nest.map_structure(lambda column, index=index: column[index], y))
+            yield _samples(x, y, index, failures)
 
     def spec(column: Any) -> tf.TensorSpec:
         return tf.TensorSpec((None, *column.shape[1:]), column.dtype)
 
     signature = (tf.nest.map_structure(spec, x), tf.nest.map_structure(spec, y))
     return tf.data.Dataset.from_generator(read, output_signature=signature).prefetch(_BATCHES_AHEAD)
+
+
+def _samples(x: Any, y: Any, index: Any, failures: list[Exception]) -> tuple[Any, Any]:
+    """Inputs and targets of the samples of a slice or of an array of indices."""
+    try:
+        inputs = tf.nest.map_structure(lambda column: column[index], x)
+        return inputs, (inputs if y is x else tf.nest.map_structure(lambda column: column[index], y))
+    except Exception as error:
+        failures.append(error)
+        raise
 
 
 class InOrder(keras.utils.Sequence):
@@ -97,10 +109,11 @@ class InOrder(keras.utils.Sequence):
         x: inputs, a column [N, ...], or a list or dict of columns.
         y: targets, in the same forms.
         batch_size: samples per batch.
+        failures: see `batches`.
     """
 
-    def __init__(self, x: Any, y: Any, batch_size: int) -> None:
-        self._x, self._y, self._batch_size = x, y, batch_size
+    def __init__(self, x: Any, y: Any, batch_size: int, failures: list[Exception]) -> None:
+        self._x, self._y, self._batch_size, self._failures = x, y, batch_size, failures
 
     def __len__(self) -> int:
         return math.ceil(len(tf.nest.flatten(self._x)[0]) / self._batch_size)
@@ -108,10 +121,7 @@ class InOrder(keras.utils.Sequence):
     def __getitem__(self, place: int) -> tuple[Any, Any]:
         """Batch number `place` as (inputs, targets)."""
         part = slice(place * self._batch_size, (place + 1) * self._batch_size)
-        inputs = tf.nest.map_structure(lambda column: column[part], self._x)
-        if self._y is self._x:
-            return inputs, inputs
-        return inputs, tf.nest.map_structure(lambda column: column[part], self._y)
+        return _samples(self._x, self._y, part, self._failures)
 
 
 class SeedEachEpoch(keras.callbacks.Callback):
