@@ -72,7 +72,8 @@ def run_tflite(data: bytes, x: Inputs, batch_size: int) -> list[Array]:
     """
     inputs = arrays(x)
     file = TFLiteRun(data, inputs, batch_size)
-    parts = [file([array[start : start + batch_size] for array in inputs]) for start in file.starts()]
+    starts = range(0, len(inputs[0]), batch_size)
+    parts = [file([array[start : start + batch_size] for array in inputs]) for start in starts]
     return [np.concatenate(batches) for batches in zip(*parts, strict=True)]
 
 
@@ -83,7 +84,7 @@ class TFLiteRun:
         data: the file's bytes.
         inputs: one column [N, ...] per input of the file, of which the first batch is read to find out whether the file
             computes a batch at once.
-        batch_size: samples per batch.
+        batch_size: samples of the batch that is tried.
 
     Raises:
         ArtifactError: the bytes are no TFLite file.
@@ -95,15 +96,10 @@ class TFLiteRun:
         details = make_interpreter(data).get_input_details()
         check_inputs([detail["shape_signature"] for detail in details], inputs, "TFLite file")
         self._data = data
-        self._samples, self._batch_size = len(inputs[0]), batch_size
         self._takes_batches = _takes_batches(data, [np.asarray(column[:batch_size]) for column in inputs])
         self._local = threading.local()
         if not self._takes_batches:
             _allocate(make_interpreter(data))
-
-    def starts(self) -> range:
-        """Index of the first sample of each batch."""
-        return range(0, self._samples, self._batch_size)
 
     def __call__(self, batch: list[Array]) -> list[Array]:
         """Outputs [n, ...] for one batch of inputs [n, ...]."""
