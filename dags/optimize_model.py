@@ -62,6 +62,13 @@ PARAMS = {
         pattern=r"\.(yaml|yml|json)$",
         description="A recipe of your own, used instead of the preset: path of a file on the workers.",
     ),
+    "training_file": Param(
+        None,
+        type=["null", "string"],
+        pattern=r"\.(yaml|yml|json)$",
+        description="A training plan (schedule, early stopping, augmentation, distillation): path of a file on the "
+        "workers. Empty: as the recipe file says.",
+    ),
     "epochs": Param(
         None,
         type=["null", "integer"],
@@ -103,6 +110,7 @@ RECIPE = {"recipe": "{{ params.recipe_file or params.recipe }}"}
 # These outputs are named differently from the inputs they become, so each is given as the fields of its artifact.
 QAT_MODEL = "{{ ti.xcom_pull(task_ids='quantize')['outputs']['model'] }}"
 TRAINED_MODEL = "{{ ti.xcom_pull(task_ids='train')['outputs']['model'] }}"
+TRAINING = {"training": "{{ params.training_file or params.recipe_file }}"}
 FINE_TUNE_EPOCHS = {"epochs": "{{ params.fine_tune_epochs }}"}
 
 with DAG(
@@ -124,7 +132,7 @@ with DAG(
     open_run = OpenRunOperator(task_id="open_run", options={"parameters": "{{ params }}"})
     train = TrainOperator(
         task_id="train",
-        options={"model": "{{ params.model }}", "epochs": "{{ params.epochs }}", **DATA},
+        options={"model": "{{ params.model }}", "epochs": "{{ params.epochs }}", **TRAINING, **DATA},
         parent_run=open_run.output,
     )
     prune = PruneOperator(
@@ -135,8 +143,8 @@ with DAG(
     )
     fine_tune = FineTuneOperator(
         task_id="fine_tune",
-        inputs={"model": prune.output},
-        options={**RECIPE, **FINE_TUNE_EPOCHS, **DATA},
+        inputs={"model": prune.output, "trained": TRAINED_MODEL},
+        options={**RECIPE, **FINE_TUNE_EPOCHS, **TRAINING, **DATA},
         parent_run=open_run.output,
     )
     strip = StripOperator(
@@ -147,8 +155,8 @@ with DAG(
     )
     quantize = QuantizeOperator(
         task_id="quantize",
-        inputs={"model": strip.output},
-        options={**RECIPE, "epochs": "{{ params.qat_epochs }}", **DATA},
+        inputs={"model": strip.output, "trained": TRAINED_MODEL},
+        options={**RECIPE, "epochs": "{{ params.qat_epochs }}", **TRAINING, **DATA},
         parent_run=open_run.output,
     )
     evaluate = EvaluateOperator(

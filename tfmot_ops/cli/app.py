@@ -14,17 +14,10 @@ from pydantic import ValidationError
 
 from tfmot_ops import __version__
 from tfmot_ops.cli.execute import say_on_stderr
+from tfmot_ops.cli.schemas import SCHEMAS, DocumentName
 from tfmot_ops.contract import (
-    Artifact,
-    CompatResult,
     Device,
-    Document,
-    LayerReport,
-    Recipe,
     Status,
-    StepResult,
-    StepSpec,
-    SweepResult,
 )
 from tfmot_ops.contract.refusal import refusal
 from tfmot_ops.errors import StepFailedError, TfmotOpsError
@@ -46,17 +39,6 @@ _TRACKING = [variable.name for variable in environment.TRACKING_VARIABLES]
 _WITH_TEMPORARY_FILES = frozenset({"run", "optimize", "sweep", "forecast"})
 #: Commands that end their MLflow run on SIGINT, SIGTERM and SIGHUP.
 _WITH_A_RUN = frozenset({"run", "optimize"})
-
-_DocumentName = Literal["spec", "result", "recipe", "artifact", "layer", "compat", "sweep"]
-_SCHEMAS: dict[_DocumentName, type[Document]] = {
-    "spec": StepSpec,
-    "result": StepResult,
-    "recipe": Recipe,
-    "artifact": Artifact,
-    "layer": LayerReport,
-    "compat": CompatResult,
-    "sweep": SweepResult,
-}
 
 
 def main() -> None:
@@ -156,6 +138,14 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
     metric: Annotated[
         str | None, typer.Option(help="Headline of task own: [<output>:]<metric>.", show_default="the model's loss")
     ] = None,
+    training: Annotated[
+        Path | None,
+        typer.Option(
+            help="Training plan, a .yaml or .json file: schedule, early stopping, augmentation, distillation, ...",
+            show_default="as the recipe file says",
+            metavar="FILE",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Random seed for data, weights and batches.")] = 0,
     limit: Annotated[
         int | None, typer.Option(min=50, help="Maximum number of training samples.", show_default="all")
@@ -187,7 +177,7 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
     from tfmot_ops.cli import execute
     from tfmot_ops.cli.chain import Chain
     from tfmot_ops.cli.chain_table import print_summary
-    from tfmot_ops.recipes.files import is_recipe_file, read_recipe
+    from tfmot_ops.recipes.files import is_recipe_file, read_recipe, read_training
 
     if no_tracking:
         tracking_uri = None
@@ -204,6 +194,7 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
         experiment=experiment,
         epochs={step: count for step, count in requested.items() if count is not None},
         data={"batch_size": batch_size, "limit": limit, **own},
+        training=read_training(training) if training is not None else None,
         seed=seed,
         fresh=fresh,
     )
@@ -390,8 +381,8 @@ def doctor(
 
 @app.command()
 def schema(
-    document: Annotated[_DocumentName, typer.Argument(help="Which document.")] = "spec",
+    document: Annotated[DocumentName, typer.Argument(help="Which document.")] = "spec",
 ) -> None:
     """Print the JSON Schema of a document that is exchanged between processes."""
-    definition: dict[str, Any] = _SCHEMAS[document].model_json_schema()
+    definition: dict[str, Any] = SCHEMAS[document].model_json_schema()
     typer.echo(json.dumps(definition, indent=2))

@@ -11,7 +11,7 @@ from typing import Any
 
 from tfmot_ops.cli import resume
 from tfmot_ops.cli.execute import execute
-from tfmot_ops.contract import Artifact, ArtifactFormat, Recipe, Status, StepResult, StepSpec, Tracking
+from tfmot_ops.contract import Artifact, ArtifactFormat, Recipe, Status, StepResult, StepSpec, Tracking, TrainingPlan
 from tfmot_ops.errors import StepFailedError
 from tfmot_ops.system import files
 from tfmot_ops.system.processes import stop_arrived
@@ -21,9 +21,9 @@ from tfmot_ops.system.processes import stop_arrived
 CHAIN: dict[str, dict[str, str]] = {
     "train": {},
     "prune": {"model": "train"},
-    "fine_tune": {"model": "prune"},
+    "fine_tune": {"model": "prune", "trained": "train:model"},
     "strip": {"model": "fine_tune"},
-    "quantize": {"model": "strip"},
+    "quantize": {"model": "strip", "trained": "train:model"},
     "evaluate": {
         "tflite": "quantize",
         "model": "strip",
@@ -32,6 +32,8 @@ CHAIN: dict[str, dict[str, str]] = {
     },
 }
 
+#: Steps that take the training plan.
+_TRAINING = ("train", "fine_tune", "quantize")
 #: Placeholder for the output of a step that has not run yet, so that the specs of later steps can be validated.
 _TO_COME = Artifact(uri="to-come", sha256="0" * 64, size_bytes=0, format=ArtifactFormat.KERAS_H5)
 
@@ -49,6 +51,7 @@ class Chain:
         experiment: MLflow experiment.
         epochs: step name -> epochs; a step without an entry takes the recipe's budget.
         data: further options of every step: `batch_size`, `limit`.
+        training: training plan; None takes the recipe's.
         seed: random seed of every step.
         fresh: run all steps, including those that an earlier call of the same command finished.
         results: results of the steps that ran, in order.
@@ -62,6 +65,7 @@ class Chain:
     experiment: str = "tfmot_ops"
     epochs: dict[str, int] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
+    training: TrainingPlan | None = None
     seed: int = 0
     fresh: bool = False
     results: list[StepResult] = field(default_factory=list)
@@ -164,17 +168,24 @@ class Chain:
         for name, sources in CHAIN.items():
             steps.check(self._spec(name, self._options(name), dict.fromkeys(sources, _TO_COME)))
 
+    @property
+    def plan(self) -> TrainingPlan | None:
+        """The training plan: the given one, else the recipe's, which the train step does not get."""
+        return self.training or (self.recipe.training if isinstance(self.recipe, Recipe) else None)
+
     def _opening(self) -> dict[str, Any]:
         return {"parameters": self._parameters()}
 
     def _parameters(self) -> dict[str, Any]:
         recipe = self.recipe if isinstance(self.recipe, str) else self.recipe.model_dump(mode="json")
         given = {"model": self.model, "dataset": self.dataset, "recipe": recipe, "seed": self.seed}
-        return {**given, **self.data, **{f"{step}_epochs": epochs for step, epochs in self.epochs.items()}}
+        plan = {"training": self.plan.model_dump(mode="json", exclude_defaults=True)} if self.plan else {}
+        return {**given, **self.data, **plan, **{f"{step}_epochs": epochs for step, epochs in self.epochs.items()}}
 
     def _options(self, name: str) -> dict[str, Any]:
         options: dict[str, Any] = {"dataset": self.dataset, **self.data}
         options |= {"model": self.model} if name == "train" else {"recipe": self.recipe}
+        options |= {"training": self.plan} if name in _TRAINING and self.plan else {}
         return options | ({"epochs": self.epochs[name]} if name in self.epochs else {})
 
     def _step(self, name: str, options: dict[str, Any], say: Callable[[str], None]) -> StepResult:

@@ -30,6 +30,7 @@ from tfmot_ops.contract.options import (
     StepOptions,
     StripOptions,
     SummarizeOptions,
+    TrainingOptions,
     TrainOptions,
 )
 from tfmot_ops.contract.recipe import (
@@ -41,7 +42,6 @@ from tfmot_ops.contract.recipe import (
     Quantization,
     Recipe,
     Schedule,
-    Scope,
     Sparsity,
     Weights,
 )
@@ -54,6 +54,7 @@ from tfmot_ops.contract.result import (
     StepError,
     StepResult,
 )
+from tfmot_ops.contract.scope import Scope
 from tfmot_ops.contract.spec import (
     BUILTIN_DATASETS,
     BUILTIN_MODELS,
@@ -63,6 +64,7 @@ from tfmot_ops.contract.spec import (
     StepSpec,
     Tracking,
 )
+from tfmot_ops.contract.training import TrainingPlan
 
 __all__ = [
     "ACCURACY",
@@ -115,5 +117,7 @@ __all__ = [
     "SweepResult",
     "Tracking",
     "TrainOptions",
+    "TrainingOptions",
+    "TrainingPlan",
     "Weights",
 ]

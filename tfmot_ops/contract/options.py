@@ -13,6 +13,7 @@ from pydantic import Field, JsonValue
 from tfmot_ops.contract.document import Document, later
 from tfmot_ops.contract.headline import Headline
 from tfmot_ops.contract.recipe import Recipe
+from tfmot_ops.contract.training import TrainingPlan
 
 RecipeRef = Recipe | str
 
@@ -91,6 +92,25 @@ class DataOptions(StepOptions):
     limit: int | None = Field(default=None, ge=50, description="maximum number of training samples")
 
 
+class TrainingOptions(DataOptions):
+    """Options of a kind that trains a model.
+
+    Attributes:
+        training: how to train; None takes the plan in the recipe.
+        learns_from_trained: whether the plan's distillation applies: the step changes a model that was trained before.
+    """
+
+    learns_from_trained: ClassVar[bool] = False
+
+    training: TrainingPlan | None = later()
+
+    @property
+    def plan(self) -> TrainingPlan:
+        """The training plan of the options, else the recipe's, else an empty one."""
+        recipe = self.named_recipe
+        return self.training or (recipe.training if isinstance(recipe, Recipe) else None) or TrainingPlan()
+
+
 class OpenRunOptions(StepOptions):
     """Open the parent run of a pipeline; `parameters` are logged on it.
 
@@ -106,7 +126,7 @@ class OpenRunOptions(StepOptions):
     parameters: dict[str, JsonValue] = Field(default_factory=dict)
 
 
-class TrainOptions(DataOptions):
+class TrainOptions(TrainingOptions):
     """Build a model by name, with input and output sizes from the data set, and train it; or load a saved model.
 
     Attributes:
@@ -131,10 +151,14 @@ class PruneOptions(DataOptions):
     epochs: int | None = Field(default=None, ge=0, description="fine-tune epochs; None takes the recipe's budget")
 
 
-class FineTuneOptions(DataOptions):
-    """Train with the pruning schedule; input `model`, which stays unchanged if the recipe has no sparsity."""
+class FineTuneOptions(TrainingOptions):
+    """Train with the pruning schedule; input `model`, which stays unchanged if the recipe has no sparsity.
+
+    For a plan with distillation, the input `trained` is the float model to learn from.
+    """
 
     requires = ("model",)
+    learns_from_trained = True
 
     kind: Literal["fine_tune"] = "fine_tune"
     recipe: RecipeRef
@@ -152,11 +176,15 @@ class StripOptions(DataOptions):
     recipe: RecipeRef
 
 
-class QuantizeOptions(DataOptions):
-    """Insert quantisers, calibrate, train the QAT epochs, export to TFLite; input `model`."""
+class QuantizeOptions(TrainingOptions):
+    """Insert quantisers, calibrate, train the QAT epochs, export to TFLite; input `model`.
+
+    For a plan with distillation, the input `trained` is the float model to learn from.
+    """
 
     requires = ("model",)
     makes = ("model", "tflite")
+    learns_from_trained = True
 
     kind: Literal["quantize"] = "quantize"
     recipe: RecipeRef

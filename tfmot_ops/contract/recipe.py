@@ -7,22 +7,12 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from tfmot_ops.contract.document import SCHEMA_VERSION, Document
+from tfmot_ops.contract.document import SCHEMA_VERSION, Document, later
+from tfmot_ops.contract.scope import Scope
+from tfmot_ops.contract.training import TrainingPlan
 
 #: Names of the built-in recipes; `tfmot_ops.recipes` decodes a name.
 PRESET_RECIPES = ("wi8_ai8", "sparse50_wi8_ai8", "sparse80_wi8_ai8", "sparse2of4_wi8_ai8", "wi8_afp32")
-
-
-class Scope(Document):
-    """The layers to which the recipe's sparsity or quantization applies.
-
-    A selector is a layer's path (`block_1/conv`), a glob on paths (`block_*`), or `class:<Name>`. An empty
-    `include` selects every layer that can be pruned or quantised by default. A selector that matches no layer is an
-    error, so a renamed layer is never silently skipped.
-    """
-
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
 
 
 class Schedule(StrEnum):
@@ -170,7 +160,7 @@ class Budget(Document):
 
 
 class Recipe(Document):
-    """Immutable description of how to optimise a model: sparsity, quantisation, scopes, budget.
+    """Immutable description of how to optimise a model: sparsity, quantisation, scopes, budget, training plan.
 
     A user writes a recipe as a YAML or JSON file, or as a name that is decoded (see `tfmot_ops.recipes.names`).
     """
@@ -180,3 +170,4 @@ class Recipe(Document):
     sparsity: Sparsity | None = None
     quantization: Quantization | None = None
     budget: Budget = Budget()
+    training: TrainingPlan | None = later()

@@ -121,6 +121,27 @@ def _array(column: Any) -> Any:
     return Rows(column) if isinstance(column, np.memmap) and column.ndim > 2 else np.asarray(column)  # noqa: PLR2004
 
 
+def check_weights(name: str, weights: Any, samples: int) -> Any:
+    """The weights of the training samples as float32 [N].
+
+    Args:
+        name: of the data set.
+        weights: as the source has them.
+        samples: N.
+
+    Raises:
+        SpecError: they are not one finite number of at least 0 for each sample.
+    """
+    weights = np.asarray(weights)
+    required = f"weights [{samples}], one finite number of at least 0 for each sample"
+    if weights.shape != (samples,) or weights.dtype.kind not in "buif":
+        _refuse(name, "training", required, f"weights of shape {list(weights.shape)} and type {weights.dtype}")
+    wrong = np.flatnonzero(~np.isfinite(weights) | (weights < 0))
+    if len(wrong):
+        _refuse(name, "training", required, f"{len(wrong)} other weights, the first {weights[wrong[0]]} at {wrong[0]}")
+    return weights.astype(np.float32)
+
+
 def check_sizes(name: str, samples: int) -> None:
     """Refuse a data set with fewer samples than the splits need."""
     if samples < _MIN_SAMPLES:

@@ -17,7 +17,14 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import JsonValue
 
-from tfmot_ops.data.checks import check_inputs, check_same_shapes, check_sizes, check_targets, check_together
+from tfmot_ops.data.checks import (
+    check_inputs,
+    check_same_shapes,
+    check_sizes,
+    check_targets,
+    check_together,
+    check_weights,
+)
 from tfmot_ops.data.columns import Lazy, Rows, take
 from tfmot_ops.data.sources.by_name import read_source
 from tfmot_ops.data.sources.source import Samples, Source
@@ -50,6 +57,7 @@ class Dataset:
         x_test: inputs for the final figures, the official test set where one exists; `y_test` their targets, None
             where nothing is known of them (reconstruction).
         x_calibration: inputs to read activation ranges from; in none of the other sets.
+        weights_train: factor of the loss of each training sample, float32 [N]; None is 1 for each.
         digest: sha256 (hex) of all arrays, shapes included; for files that are not read as a whole, of the source's
             fingerprint and the splits.
         has_own_test_set: whether the source has a test set; if not, the test set was drawn from all samples, and a
@@ -69,6 +77,7 @@ class Dataset:
     y_test: Any = field(repr=False)
     x_calibration: Any = field(repr=False)
     digest: str
+    weights_train: Any = field(default=None, repr=False)
     has_own_test_set: bool = False
     record: Mapping[str, JsonValue] = field(default_factory=dict)
 
@@ -127,6 +136,7 @@ def load_dataset(
     source = read_source(name, seed)
     chosen, reason = _chosen_task(source, task, metric)
     x, y, x_test, y_test = _checked(name, source, chosen)
+    weights = _checked_weights(name, source, chosen, length(x))
     rng = np.random.default_rng(seed)
     order = rng.permutation(length(x))
     if x_test is None:
@@ -147,6 +157,8 @@ def load_dataset(
         arrays[f"x_{part}"] = _each(_take(x, index), _scaled)
         if part != "calibration":
             arrays[f"y_{part}"] = arrays[f"x_{part}"] if chosen.learns_its_input else _each(_take(y, index), _read)
+    if weights is not None:
+        arrays["weights_train"] = weights[parts["train"]]
     arrays |= {"x_test": _each(x_test, _scaled), "y_test": _each(y_test, _read)}
     return Dataset(
         name=name,
@@ -155,7 +167,7 @@ def load_dataset(
         facts=_facts(arrays, y, y_test, chosen, source),
         digest=_digest(arrays, source, seed, chosen),
         has_own_test_set=source.x_test is not None,
-        record=dict(source.record) | _scaling(x),
+        record=dict(source.record) | _scaling(x) | ({} if weights is None else {"sample_weights": True}),
         **arrays,
     )
 
@@ -194,6 +206,19 @@ def _checked(name: str, source: Source, task: Task) -> tuple[Any, Any, Any, Any]
     if y is not None:
         check_together(name, task, y, y_test, source.class_names)
     return x, y, x_test, y_test
+
+
+def _checked_weights(name: str, source: Source, task: Task, samples: int) -> Any:
+    if source.weights is None:
+        return None
+    if task.learns_its_input and source.y is not None:
+        raise SpecError(
+            f"data set {name} has weights and flags of anomalies",
+            required="weights of samples that are all trained on",
+            received="both",
+            remedy="leave the weights out",
+        )
+    return check_weights(name, source.weights, samples)
 
 
 def _normal_samples(name: str, task: Task, x: Any, y: Any) -> tuple[Any, None]:

@@ -14,7 +14,7 @@ from tfmot_ops.contract import Artifact, Options, StepSpec, Tracking
 from tfmot_ops.contract.refusal import quoted, refusal
 from tfmot_ops.errors import SpecError, UnsupportedModelError
 from tfmot_ops.operators.links import DEFAULT_UI, MlflowRunLink, run_url
-from tfmot_ops.recipes.files import is_recipe_file, read_recipe
+from tfmot_ops.recipes.files import is_recipe_file, read_recipe, read_training
 from tfmot_ops.runners import (
     OPTIONS_VARIABLE,
     PYTHONS_VARIABLE,
@@ -206,7 +206,7 @@ class StepOperator(BaseOperator):
             raise refusal(f"task {self.task_id}", error, remedy) from error
 
     def _options(self, context: Context) -> dict[str, Any]:
-        """The options as plain data; the path of a recipe file is replaced by the file's content."""
+        """The options as plain data; the path of a file with a recipe or a training plan is replaced by its content."""
         del context  # only CloseRunOperator uses it
         given = self.options or {}
         options = dict(given) if isinstance(given, Mapping) else given.model_dump(mode="json")
@@ -216,6 +216,9 @@ class StepOperator(BaseOperator):
         recipe = options.get("recipe")
         if isinstance(recipe, str) and is_recipe_file(recipe):
             options["recipe"] = read_recipe(recipe)
+        training = options.get("training")
+        if isinstance(training, str) and is_recipe_file(training):
+            options["training"] = read_training(training)
         return options
 
     def _resolved_tracking_uri(self) -> str:

@@ -1,4 +1,4 @@
-"""Reads recipes from YAML and JSON files, for the CLI, the DAGs and the containers.
+"""Reads recipes and training plans from YAML and JSON files, for the CLI and the DAGs.
 
 The user who triggers a DAG run gives the file's path but may not be allowed to read the file. So no message quotes the
 file's content.
@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
-from tfmot_ops.contract import Recipe
+from tfmot_ops.contract import Document, Recipe, TrainingPlan
 from tfmot_ops.contract.refusal import kind_of, refusal
 from tfmot_ops.errors import RecipeError
+
+_Document = TypeVar("_Document", bound=Document)
 
 #: File name endings that mean "a recipe file" rather than the name of a preset.
 RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
@@ -59,31 +61,55 @@ def read_recipe(path: str | Path) -> Recipe:
         RecipeError: the file is missing, is not YAML or JSON, or is not a valid recipe; the message names the field
             and the type of its value, but not the value.
     """
-    path = Path(path)
+    return _validated(Path(path), _document(Path(path), "recipe"), Recipe, "recipe")
+
+
+def read_training(path: str | Path) -> TrainingPlan | None:
+    """Read a training plan from a YAML or JSON file, or the plan in a recipe file.
+
+    A recipe has a name, and a plan has none.
+
+    Returns:
+        The plan; None for a recipe without one.
+
+    Raises:
+        RecipeError: as for `read_recipe`.
+    """
+    document = _document(Path(path), "training plan")
+    if "name" in document:
+        return _validated(Path(path), document, Recipe, "recipe").training
+    return _validated(Path(path), document, TrainingPlan, "training")
+
+
+def _document(path: Path, what: str) -> dict[str, Any]:
     if not is_recipe_file(path):
         raise RecipeError(
-            f"recipe file {path}",
+            f"{what} file {path}",
             required=f"a name ending in {', '.join(RECIPE_SUFFIXES)}",
             received=path.name,
             remedy="rename the file; a recipe's name is given without an ending",
         )
-    document = _parse(path, _read(path))
+    document = _parse(path, _read(path, what), what)
     if not isinstance(document, dict):
         raise RecipeError(
-            f"recipe file {path}",
-            required="a mapping with the fields of a recipe",
+            f"{what} file {path}",
+            required=f"a mapping with the fields of a {what}",
             received=kind_of(document),
-            remedy="start with `name: ...`; `tfmot-ops schema recipe` prints the whole form",
+            remedy=f"`tfmot-ops schema {what.split(maxsplit=1)[0]}` prints the whole form",
         )
+    return document
+
+
+def _validated(path: Path, document: dict[str, Any], kind: type[_Document], schema: str) -> _Document:
     try:
-        return Recipe.model_validate(document)
+        return kind.model_validate(document)
     except ValidationError as error:
-        remedy = "`tfmot-ops schema recipe` prints the whole form"
+        remedy = f"`tfmot-ops schema {schema}` prints the whole form"
         # From None, as Airflow logs causes too, and this one holds the values.
-        raise refusal(f"recipe file {path}", error, remedy, RecipeError, fields=_fields()) from None
+        raise refusal(f"{schema} file {path}", error, remedy, RecipeError, fields=_fields(kind)) from None
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, what: str) -> bytes:
     try:
         if path.exists() and not path.is_file():  # a pipe has no end
             received = "no regular file"
@@ -96,14 +122,14 @@ def _read(path: Path) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL
         received = getattr(error, "strerror", None) or type(error).__name__
     raise RecipeError(
-        f"recipe file {path} cannot be read",
+        f"{what} file {path} cannot be read",
         required=f"a readable file of at most {_MOST_BYTES // 1024} kB",
         received=received,
         remedy="a relative path starts at the folder the process runs in; give an absolute one",
     )
 
 
-def _parse(path: Path, content: bytes) -> Any:
+def _parse(path: Path, content: bytes, what: str) -> Any:
     try:
         text = content.decode("utf-8")
         return json.loads(text) if path.suffix.lower() == ".json" else yaml.load(text, _Loader)  # noqa: S506 - it is safe
@@ -111,7 +137,7 @@ def _parse(path: Path, content: bytes) -> Any:
         place = _place(error)
     # Raised outside the exception handler: the parser's message quotes the file, and would be logged as the context.
     raise RecipeError(
-        f"recipe file {path} cannot be parsed",
+        f"{what} file {path} cannot be parsed",
         required=f"YAML or JSON, nested at most {_DEEPEST} deep, with at most {_MOST_ALIASES} references to anchors",
         received=f"something else at {place}",
         remedy="correct that place; YAML indents with spaces only",
@@ -134,8 +160,8 @@ def _place(error: Exception) -> str:
 
 
 @cache
-def _fields() -> frozenset[str]:
-    """Names of the fields of a recipe and of its parts."""
-    schema = Recipe.model_json_schema()
+def _fields(kind: type[Document]) -> frozenset[str]:
+    """Names of the fields of a document and of its parts."""
+    schema = kind.model_json_schema()
     parts = [schema, *schema["$defs"].values()]
     return frozenset(name for part in parts for name in part.get("properties", ()))

@@ -14,9 +14,10 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from tfmot_ops.contract import Status, StepError, StepOptions, StepResult, StepSpec
+from tfmot_ops.contract import Status, StepError, StepOptions, StepResult, StepSpec, TrainingOptions
 from tfmot_ops.errors import SpecError, StepFailedError, TfmotOpsError
 from tfmot_ops.steps.kinds import KINDS, catalogue
+from tfmot_ops.steps.training import check_plan
 from tfmot_ops.steps.work import ModelWork, Progress, Work
 from tfmot_ops.store import Store
 from tfmot_ops.system.environment import REQUIRE_GPU
@@ -30,7 +31,7 @@ def check(spec: StepSpec) -> None:
     """Refuse a spec that can never succeed, before an MLflow run or a file is created for it.
 
     Raises:
-        SpecError: an input is missing, or a name (model, data set, recipe) is unknown.
+        SpecError: an input is missing, or a name (model, data set, recipe, optimizer, augmentation) is unknown.
     """
     required = spec.options.requires
     missing = [name for name in required if name not in spec.inputs]
@@ -46,6 +47,8 @@ def check(spec: StepSpec) -> None:
         from tfmot_ops import core
 
         core.recipes.decode(recipe)
+    if isinstance(spec.options, TrainingOptions):
+        check_plan(spec.options.plan)
     _check_names(spec)
 
 

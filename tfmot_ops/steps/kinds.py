@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +37,7 @@ from tfmot_ops.steps.requirements import (
     require_pruning_wrappers,
     require_stripped,
 )
+from tfmot_ops.steps.training import Rate, targets_for, train
 from tfmot_ops.steps.work import ModelOptions, ModelWork, Work
 
 # QAT starts from trained weights, so a tenth of the learning rate is enough (see `Budget.qat_learning_rate`).
@@ -51,26 +53,31 @@ _DRAWN = "drawn from the data; the model may have seen it"
 def _train(work: ModelWork[TrainOptions]) -> None:
     from tfmot_ops import core, models
     from tfmot_ops.core.keras.compiling import is_compiled
+    from tfmot_ops.core.training.optimizers import planned_optimizer
 
     options, data = work.options, work.data
-    work.progress.message(f"train: the task is {data.task.name}: {data.task_reason}")
+    work.say(f"the task is {data.task.name}: {data.task_reason}")
     model = models.build(options.model, data.task, data.facts, work.spec.seed)
     comes_trained = models.comes_trained(options.model)
     require_float("train", model)
     work.parameters["model"] = options.model
-    work.progress.message(f"train {options.model}: {model.count_params()} weights, {data.train_samples} samples")
+    work.say(f"{options.model}: {model.count_params()} weights, {data.train_samples} samples")
     if not is_compiled(model):
         samples = work.first(data.x_calibration, _SAMPLES_FOR_LOSS, model)
-        choice = data.task.compile(model, data.facts, samples, options.learning_rate)
+        planned = options.plan.learning_rate
+        rate = (planned and planned.rate) or options.learning_rate
+        choice = data.task.compile(model, data.facts, samples, rate)
         # Keras decides which accuracy the name `accuracy` means when it first sees labels; a model saved before that
         # would be loaded with the wrong metric.
-        work.targets(model)
+        targets_for(work, model)
         if comes_trained or "logits" in choice:
-            work.progress.message(f"train: the model has no compile configuration; {choice}")
+            work.say(f"the model has no compile configuration; {choice}")
+    if options.plan.optimizer is not None:
+        model.optimizer = planned_optimizer(options.plan.optimizer, options.plan.learning_rate)
     if comes_trained:
         _report_trained_elsewhere(work)
     callbacks = core.pruning_callbacks() if is_being_pruned(model) else []
-    work.fit(model, work.epochs(0 if comes_trained else _TRAIN_EPOCHS), callbacks)
+    train(work, model, work.epochs(0 if comes_trained else _TRAIN_EPOCHS), callbacks)
     work.measure_float(model)
     work.put_model(model)
 
@@ -78,11 +85,11 @@ def _train(work: ModelWork[TrainOptions]) -> None:
 def _report_trained_elsewhere(work: ModelWork[TrainOptions]) -> None:
     """Report that a saved model is not trained by default, and may have been trained on the test samples."""
     if work.options.epochs is None:
-        work.progress.message("train: a saved model is measured and not trained; --epochs N trains it")
+        work.say("a saved model is measured and not trained; --epochs N trains it")
     if not work.data.has_own_test_set:
         work.parameters["test_split"] = _DRAWN
-        work.progress.message(
-            f"train: WARNING: the test split is {_DRAWN} in its training, and then the measured accuracy is too high "
+        work.say(
+            f"WARNING: the test split is {_DRAWN} in its training, and then the measured accuracy is too high "
             "for new data; give a data set whose x_test and y_test the model was not trained on"
         )
 
@@ -121,7 +128,11 @@ def _fine_tune(work: ModelWork[FineTuneOptions]) -> None:
     callbacks = core.pruning_callbacks() if is_being_pruned(model) else []
     if not recipe.sparsity and not epochs:
         _pass_through(work)
-    work.fit(model, epochs, callbacks, rate=recipe.budget.fine_tune_learning_rate)
+    sparsity = recipe.sparsity
+    # The fewer zeros, the better the metric: before the schedule has reached its target, no epoch is the best.
+    first = 1 + math.ceil(epochs * sparsity.ramp_fraction) if sparsity else 1
+    rate = Rate(recipe.budget.fine_tune_learning_rate)
+    train(work, model, epochs, callbacks, rate=rate, first_epoch=min(first, epochs))
     work.measure_float(model)
     work.put_model(model)
 
@@ -151,13 +162,16 @@ def _quantize(work: ModelWork[QuantizeOptions]) -> None:
     require_pruned("quantize", model, recipe)
     if recipe.quantization and recipe.quantization.method is Method.QAT:
         samples = min(recipe.quantization.calibration_samples, work.data.calibration_samples)
-        work.progress.message(f"quantize: inserting quantisers, calibrating with {samples} samples")
+        work.say(f"inserting quantisers, calibrating with {samples} samples")
         model, layers = core.quantize(model, recipe, work.calibration(model))
         work.layers += layers
-        work.fit(
-            model, work.epochs(recipe.budget.qat_epochs), rate=recipe.budget.qat_learning_rate, rate_factor=_QAT_RATE
+        train(
+            work,
+            model,
+            work.epochs(recipe.budget.qat_epochs),
+            rate=Rate(recipe.budget.qat_learning_rate, _QAT_RATE),
         )
-    work.progress.message("quantize: exporting to TFLite")
+    work.say("exporting to TFLite")
     tflite = core.export_tflite(model, recipe, work.calibration(model))
     if not work.layers:  # without QAT the converter decides which layers are int8, so the file is inspected
         work.layers += core.report_file(model, tflite)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
@@ -110,6 +108,10 @@ class Work(Generic[AnyOptions]):
         path.write_bytes(data)
         self.outputs[name] = self.store.put(path, name, artifact_format)
 
+    def say(self, text: str) -> None:
+        """Report a line of text, which begins with the kind of the step."""
+        self.progress.message(f"{self.spec.options.kind}: {text}")
+
     def measure(self, metrics: Mapping[str, float]) -> None:
         """Record the metrics with a finite value; NaN or infinity means that a metric could not be measured."""
         self.metrics |= {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
@@ -179,78 +181,6 @@ class ModelWork(Work[ModelOptions]):
     def steps_per_epoch(self) -> int:
         """Number of weight updates in an epoch."""
         return math.ceil(self.data.train_samples / self.options.batch_size)
-
-    def fit(
-        self,
-        model: Model,
-        epochs: int,
-        callbacks: Sequence[object] = (),
-        *,
-        rate: float | None = None,
-        rate_factor: float = 1.0,
-    ) -> None:
-        """Train a compiled model in place on the data set; continues from the checkpoint of a killed attempt.
-
-        Args:
-            model: compiled tf_keras model.
-            epochs: passes over the training samples; 0 trains nothing.
-            callbacks: Keras callbacks.
-            rate: learning rate; None takes the compiled learning rate times `rate_factor`.
-            rate_factor: see `rate`; a compiled learning rate schedule is not scaled.
-        """
-        from tfmot_ops.core.training.loop import fit
-
-        if not epochs:
-            self.parameters["epochs"] = 0
-            return
-        kind, data = self.spec.options.kind, self.data
-        targets = self.targets(model)
-        inputs = list(model.input_names)
-        x, x_validation = (in_order(samples, inputs, "input") for samples in (data.x_train, data.x_validation))
-        y, y_validation = targets(data.y_train), targets(data.y_validation)
-        self.checkpoint = StepCheckpoint(self.spec, self.workdir, self.progress.message)
-        with _learning_rate(model, rate, rate_factor):
-            used = model.optimizer.get_config()["learning_rate"]
-            used = f"{used:.6g}" if isinstance(used, Real) else str(used)
-            self.parameters |= {"epochs": epochs, "learning_rate": used}
-            fit(
-                model,
-                x,
-                y,
-                (x_validation, y_validation),
-                epochs=epochs,
-                batch_size=self.options.batch_size,
-                seed=self.spec.seed,
-                callbacks=callbacks,
-                on_epoch=lambda epoch, of, metrics: self.progress.epoch(kind, epoch, of, metrics),
-                checkpoint=self.checkpoint.open(),
-                data_digest=data.digest,
-            )
-
-    def targets(self, model: Model) -> Callable[[Any], Any]:
-        """Function that turns the data set's targets into those of the model's loss, in the order of its outputs."""
-        data = self.data
-        if data.task.learns_its_input:
-            return lambda targets: targets
-        if isinstance(data.y_train, Mapping):
-            return lambda targets: in_order(targets, list(model.output_names), "output")
-        x = self.first(data.x_train, _EXAMPLE_SAMPLES, model)
-        y = data.y_train[:_EXAMPLE_SAMPLES]
-        convert = data.task.targets_for(model, x, y, data.facts)
-        converted = convert(y)
-        if converted.ndim > y.ndim and converted.shape[-1] > 1:
-            self.progress.message(
-                f"{self.spec.options.kind}: the model's loss needs one-hot vectors; the labels are converted"
-            )
-
-        from tfmot_ops.data.columns import Lazy
-
-        def of(targets: Any) -> Any:
-            if isinstance(targets, Lazy):
-                return targets.then(lambda one: convert(one[None])[0], converted.shape[1:], converted.dtype)
-            return convert(targets)
-
-        return of
 
     def score(self, model_or_bytes: Model | bytes, model: Model | None = None) -> Scores:
         """Measure a model or a file on the test samples, record the task's metrics, and show the progress."""
@@ -330,19 +260,3 @@ class BatchProgress:
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + _SECONDS_BETWEEN
             self._progress.message(f"{self._step_id}: {done} of {samples} test samples measured")
-
-
-@contextlib.contextmanager
-def _learning_rate(model: Model, rate: float | None, factor: float) -> Iterator[None]:
-    """Train with another learning rate, then restore the optimizer: the next step scales the original rate."""
-    compiled = model.optimizer
-    try:
-        config = compiled.get_config()
-        # A learning rate schedule has no single rate to scale, so only an explicit rate replaces it.
-        if rate is None and factor != 1.0 and isinstance(config["learning_rate"], Real):
-            rate = factor * float(config["learning_rate"])
-        if rate is not None:
-            model.optimizer = type(compiled).from_config({**config, "learning_rate": rate})
-        yield
-    finally:
-        model.optimizer = compiled

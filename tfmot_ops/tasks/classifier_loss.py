@@ -11,6 +11,7 @@ from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Array, TensorLike
 from tfmot_ops.core.keras.wrapped import inner_layer
+from tfmot_ops.core.training.train_step import Outputs
 from tfmot_ops.errors import UnsupportedModelError
 
 _L = keras.layers
@@ -42,6 +43,21 @@ def gives_logits(model: keras.Model, samples: object, *, sum_to_one: bool = True
         return True
     is_row = sum_to_one and outputs.shape[-1] > 1
     return bool(is_row and np.abs(outputs.sum(axis=-1) - 1.0).max() > _SUM_TOLERANCE)
+
+
+def class_outputs(model: keras.Model, samples: object, *, independent: bool = False) -> Outputs:
+    """Whether outputs are logits or probabilities, of one class among several or of independent labels.
+
+    Args:
+        model: with one output [N, ..., classes]; one score alone tells two classes apart.
+        samples: inputs [N, ...], for a model whose last layer does not say it.
+        independent: whether each score is for a label of its own.
+    """
+    independent = independent or model.outputs[0].shape[-1] == 1
+    logits = gives_logits(model, samples, sum_to_one=not independent)
+    if independent:
+        return Outputs.LABEL_LOGITS if logits else Outputs.LABEL_PROBABILITIES
+    return Outputs.LOGITS if logits else Outputs.PROBABILITIES
 
 
 def _last_activation(tensor: TensorLike) -> str | None:

@@ -10,6 +10,7 @@ from pydantic import JsonValue
 from tfmot_ops.contract import Headline
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Array, TensorLike
+from tfmot_ops.core.training.train_step import Outputs
 from tfmot_ops.tasks import classifier_loss
 from tfmot_ops.tasks.task import Facts, Task, adam, pooled, single
 
@@ -93,6 +94,10 @@ class Multilabel(Task):
         logits = classifier_loss.gives_logits(model, samples, sum_to_one=False)
         adam(model, learning_rate, keras.losses.BinaryCrossentropy(from_logits=logits), [])
         return f"its outputs are treated as {'logits' if logits else 'probabilities'}, its loss is binary cross-entropy"
+
+    def outputs_are(self, model: keras.Model, samples: object) -> Outputs:
+        """Logits or probabilities of independent labels."""
+        return classifier_loss.class_outputs(model, samples, independent=True)
 
     def scores(self, facts: Facts, model: keras.Model | None = None) -> MultilabelScores:
         """New, empty scores."""

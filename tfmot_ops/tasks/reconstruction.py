@@ -63,6 +63,7 @@ class Reconstruction(Task):
     name = "reconstruction"
     description = "the input itself; test targets 0 (normal) or 1 (anomaly), [N]"
     learns_its_input = True
+    targets_have_places = True
 
     def headline(self, facts: Facts) -> Headline:
         """Area under the ROC curve of the errors; without test targets the error itself."""

@@ -12,6 +12,7 @@ from tfmot_ops.contract import Headline
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Array, TensorLike
 from tfmot_ops.core.measure.predictions import classes_of
+from tfmot_ops.core.training.train_step import Outputs
 from tfmot_ops.tasks import classifier_loss
 from tfmot_ops.tasks.counts import ConfusionCounts
 from tfmot_ops.tasks.task import Facts, Task, adam, single
@@ -52,6 +53,7 @@ class Segmentation(Task):
     name = "segmentation"
     description = "an integer label for each pixel, [N, H, W]"
     predicts_classes = True
+    targets_have_places = True
 
     def headline(self, facts: Facts) -> Headline:
         """Mean intersection over union."""
@@ -118,6 +120,10 @@ class Segmentation(Task):
         if model.outputs[0].shape[-1] == 1:
             return lambda labels: labels[..., np.newaxis]
         return classifier_loss.targets_for(model, x, y, max(int(model.outputs[0].shape[-1]), facts.outputs or 0))
+
+    def outputs_are(self, model: keras.Model, samples: object) -> Outputs:
+        """Logits or probabilities of each pixel's class."""
+        return classifier_loss.class_outputs(model, samples)
 
     def scores(self, facts: Facts, model: keras.Model | None = None) -> SegmentationScores:
         """New, empty scores."""

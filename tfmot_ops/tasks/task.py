@@ -12,6 +12,7 @@ from pydantic import JsonValue
 from tfmot_ops.contract import Headline
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Array, TensorLike
+from tfmot_ops.core.training.train_step import Outputs
 from tfmot_ops.errors import SpecError, UnsupportedModelError
 
 #: Shape of one sample, or of the sample of each input or output by name.
@@ -70,6 +71,8 @@ class Task(ABC):
     takes_several: ClassVar[bool] = False
     #: Whether the largest of a model's last axis of outputs is a class.
     predicts_classes: ClassVar[bool] = False
+    #: Whether the targets have a place in the input, such as a label for each pixel.
+    targets_have_places: ClassVar[bool] = False
     #: Smallest number of classes, labels or values with which the task makes sense.
     fewest_outputs: ClassVar[int] = 0
 
@@ -152,6 +155,16 @@ class Task(ABC):
         """
         del model, x, y, facts
         return lambda targets: targets
+
+    def outputs_are(self, model: keras.Model, samples: object) -> Outputs:
+        """What a model's outputs are, for a comparison with another model's.
+
+        Args:
+            model: a compiled model.
+            samples: some inputs [n, ...].
+        """
+        del model, samples
+        return Outputs.VALUES
 
     @abstractmethod
     def scores(self, facts: Facts, model: keras.Model | None = None) -> Scores:

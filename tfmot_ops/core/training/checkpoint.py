@@ -47,7 +47,11 @@ class Checkpoint:
 
 
 def identity(
-    model: keras.Model, samples: Any, data_digest: str | None, compiled: Mapping[str, object], **settings: int
+    model: keras.Model,
+    samples: Any,
+    data_digest: str | None,
+    compiled: Mapping[str, object],
+    settings: Mapping[str, int | str],
 ) -> dict[str, str]:
     """Everything that determines a training; a training that differs in any item must not use the checkpoint.
 
@@ -56,7 +60,7 @@ def identity(
         samples: inputs and targets, arrays [N, ...] in any structure.
         data_digest: digest of the samples; None computes it.
         compiled: the compile configuration, name -> value (see `compile_parameters`).
-        settings: further numbers that determine the training: `epochs`, `batch_size`, `seed`.
+        settings: what else determines the training, by name: numbers such as `epochs` and `seed`, and texts.
 
     Returns:
         Name of the item -> its value, or its SHA-256 (hex).
@@ -81,14 +85,22 @@ class Keeper:
         model: the model, compiled and built.
         belongs_to: from `identity`.
         epochs: number of epochs of the whole training.
+        more: variables with state of the training besides those of the model and its optimizer.
     """
 
-    def __init__(self, checkpoint: Checkpoint, model: keras.Model, belongs_to: dict[str, str], epochs: int) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        model: keras.Model,
+        belongs_to: dict[str, str],
+        epochs: int,
+        more: Iterable[Any] = (),
+    ) -> None:
         self._checkpoint = checkpoint
         self._model = model
         self._belongs_to = belongs_to
         self._epochs = epochs
-        self._variables = list(_state(model))
+        self._variables = [*_state(model), *more]
 
     def resume(self) -> tuple[int, History]:
         """Restore the state that an earlier process saved; an unusable file is reported and does not change the model.

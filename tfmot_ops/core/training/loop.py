@@ -15,8 +15,11 @@ from tfmot_ops.core.keras.seeds import set_seed
 from tfmot_ops.core.keras.types import Logs
 from tfmot_ops.core.training.checkpoint import Checkpoint, History, Keeper, identity
 from tfmot_ops.core.training.seeding import InOrder, SeedEachEpoch, batches, is_in_memory
+from tfmot_ops.core.training.stopping import BestEpoch
+from tfmot_ops.core.training.train_step import Additions, extended_train_step
 from tfmot_ops.errors import SpecError, StepFailedError
 
+_NOTHING_ADDED = Additions()
 #: Called after each epoch with (number of the epoch, from 1; number of epochs; metric name -> value).
 OnEpoch = Callable[[int, int, dict[str, float]], None]
 
@@ -34,6 +37,10 @@ def fit(
     on_epoch: OnEpoch | None = None,
     checkpoint: Checkpoint | None = None,
     data_digest: str | None = None,
+    weights: Any = None,
+    additions: Additions = _NOTHING_ADDED,
+    best_epoch: BestEpoch | None = None,
+    plan: str = "",
 ) -> History:
     """Train a compiled `model` in place; the same seed on the same machine gives the same weights.
 
@@ -56,12 +63,18 @@ def fit(
             nothing.
         data_digest: digest of the samples, by which a checkpoint belongs to a training; None computes it from arrays;
             columns would have to be read for it, so they need one.
+        weights: factor of the loss of each sample, [N] or of the targets' shape without classes; None is 1 for each.
+        additions: augmentation, and a model to learn from.
+        best_epoch: stops the training early, and puts the weights of the best epoch back at its end; None trains all
+            epochs, and the last one's weights stay.
+        plan: text that determines all of these; a checkpoint of a training with another text is not used.
 
     Returns:
         Metric name -> one value per epoch, including the epochs before a kill; empty for 0 epochs.
 
     Raises:
-        SpecError: the model is not compiled, or a sample that is read from a file is broken.
+        SpecError: the model is not compiled, a sample that is read from a file is broken, or `best_epoch` watches a
+            metric that is not reported.
         StepFailedError: the loss became NaN or infinite.
         SparsityLostError: at a checkpoint, a kernel has fewer zeros than its mask's schedule or quantiser requires.
     """
@@ -79,27 +92,45 @@ def fit(
     if checkpoint is not None:
         if not model.built:
             model(tf.nest.map_structure(lambda column: tf.convert_to_tensor(column[:1]), x))
-        settings = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
-        keeper = Keeper(
-            checkpoint, model, identity(model, (x, y), data_digest, compile_parameters(model), **settings), epochs
-        )
+        settings: dict[str, int | str] = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
+        settings |= {"training plan": plan} if plan else {}
+        belongs_to = identity(model, (x, y), data_digest, compile_parameters(model), settings)
+        keeper = Keeper(checkpoint, model, belongs_to, epochs, best_epoch.variables if best_epoch else ())
+    if best_epoch:
+        best_epoch.require_metric(_reported(model, x, y, validation))
     done, history = keeper.resume() if keeper else (0, {})
     if done and on_epoch:
         # The process may have been killed after the epoch was saved and before it was reported.
         on_epoch(done, epochs, {name: values[-1] for name, values in history.items()})
-    if done < epochs:
+    if done < epochs and not (best_epoch and best_epoch.is_over):
         failures: list[Exception] = []
-        with _own_errors(failures):
+        layers = [layer for _, layer in additions.augmentation]
+        with _own_errors(failures), extended_train_step(model, additions):
             model.fit(
-                batches(x, y, batch_size, seed, range(done, epochs), failures=failures),
+                batches(x, y, batch_size, seed, range(done, epochs), weights=weights, failures=failures),
                 steps_per_epoch=math.ceil(len(tf.nest.flatten(x)[0]) / batch_size),
                 **_validation(validation, batch_size, failures),
                 initial_epoch=done,
                 epochs=epochs,
-                callbacks=[SeedEachEpoch(seed), *callbacks, _EpochEnd(epochs, on_epoch, keeper, history)],
+                callbacks=[
+                    SeedEachEpoch(seed, layers),
+                    *callbacks,
+                    *([best_epoch] if best_epoch else []),
+                    _EpochEnd(epochs, on_epoch, keeper, history),
+                ],
                 verbose=0,
             )
+    if best_epoch:
+        best_epoch.put_back(len(next(iter(history.values()), [])))
     return history
+
+
+def _reported(model: keras.Model, x: Any, y: Any, validation: tuple[Any, Any] | None) -> list[str]:
+    """Names of the metrics that Keras reports after an epoch; they are known only once the model has seen targets."""
+    measured = (x, y) if validation is None else validation
+    one = tf.nest.map_structure(lambda column: tf.convert_to_tensor(column[:1]), measured)
+    names = list(model.evaluate(*one, verbose=0, return_dict=True))
+    return names if validation is None else [*names, *(f"val_{name}" for name in names)]
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
-from tfmot_ops.core.keras.types import Logs
+from tfmot_ops.core.keras.types import Layer, Logs
 
 #: Batches that are read from files while the model trains on another.
 _BATCHES_AHEAD = 2
@@ -30,7 +30,14 @@ def epoch_seed(*parts: int) -> int:
 
 
 def batches(
-    x: Any, y: Any, batch_size: int, seed: int, epochs: range, *, failures: list[Exception] | None = None
+    x: Any,
+    y: Any,
+    batch_size: int,
+    seed: int,
+    epochs: range,
+    *,
+    weights: Any = None,
+    failures: list[Exception] | None = None,
 ) -> tf.data.Dataset:
     """The batches of all `epochs` in sequence, with a different order of the samples in each epoch.
 
@@ -43,14 +50,15 @@ def batches(
         batch_size: samples per batch; the last batch of an epoch may have fewer.
         seed: the training's seed.
         epochs: indices of the epochs, from 0.
+        weights: factors of the loss, a column [N, ...], or a list or dict of these; None leaves them out.
         failures: gets the error of a sample that cannot be read, of which TensorFlow raises no more than the text.
 
     Returns:
-        A data set of batches (inputs [batch, ...], targets [batch, ...]).
+        A data set of batches (inputs [batch, ...], targets [batch, ...]), with weights [batch, ...] if there are any.
     """
     # A tf.data.Dataset makes one tensor of a list.
     x_is_y = x is y
-    x, y = (tuple(part) if isinstance(part, list) else part for part in (x, y))
+    x, y, weights = (tuple(part) if isinstance(part, list) else part for part in (x, y, weights))
     y = x if x_is_y else y
     size = len(tf.nest.flatten(x)[0])
 
@@ -60,17 +68,11 @@ def batches(
 
     seeds = tf.constant([epoch_seed(seed, epoch) for epoch in epochs], tf.int32)
     orders = tf.data.Dataset.from_tensor_slices(seeds).flat_map(order)
-    if all(is_in_memory(column) for column in tf.nest.flatten((x, y))):
-        inputs, targets = (tf.nest.map_structure(tf.constant, part) for part in (x, y))
-
-        def gathered(index: tf.Tensor) -> tuple[Any, Any]:
-            inputs_, targets_ = (
-                tf.nest.map_structure(lambda column: tf.gather(column, index), part) for part in (inputs, targets)
-            )
-            return inputs_, targets_
-
-        return orders.map(gathered)
-    return _read_in_order(x, y, orders, [] if failures is None else failures)
+    parts = (x, y) if weights is None else (x, y, weights)
+    if all(is_in_memory(column) for column in tf.nest.flatten(parts)):
+        held = tf.nest.map_structure(tf.constant, parts)
+        return orders.map(lambda index: tf.nest.map_structure(lambda column: tf.gather(column, index), held))
+    return _read_in_order(parts, orders, [] if failures is None else failures)
 
 
 def is_in_memory(column: Any) -> bool:
@@ -78,25 +80,33 @@ def is_in_memory(column: Any) -> bool:
     return isinstance(column, np.ndarray) and not isinstance(column, np.memmap)
 
 
-def _read_in_order(x: Any, y: Any, orders: tf.data.Dataset, failures: list[Exception]) -> tf.data.Dataset:
-    """Batches of columns that are read by index; targets that are the inputs are read once."""
+def _read_in_order(parts: tuple[Any, ...], orders: tf.data.Dataset, failures: list[Exception]) -> tf.data.Dataset:
+    """Batches of inputs, targets and perhaps weights that are read by index."""
 
-    def read() -> Iterator[tuple[Any, Any]]:
+    def read() -> Iterator[tuple[Any, ...]]:
         for index in orders.as_numpy_iterator():
-            yield _samples(x, y, index, failures)
+            yield _samples(parts, index, failures)
 
     def spec(column: Any) -> tf.TensorSpec:
         return tf.TensorSpec((None, *column.shape[1:]), column.dtype)
 
-    signature = (tf.nest.map_structure(spec, x), tf.nest.map_structure(spec, y))
+    signature = tf.nest.map_structure(spec, parts)
     return tf.data.Dataset.from_generator(read, output_signature=signature).prefetch(_BATCHES_AHEAD)
 
 
-def _samples(x: Any, y: Any, index: Any, failures: list[Exception]) -> tuple[Any, Any]:
-    """Inputs and targets of the samples of a slice or of an array of indices."""
+def _samples(parts: tuple[Any, ...], index: Any, failures: list[Exception]) -> tuple[Any, ...]:
+    """Inputs, targets and weights of the samples of a slice or of an array of indices.
+
+    Targets that are the inputs are read once.
+    """
+    x, y, *weights = parts
+
+    def read(part: Any) -> Any:
+        return tf.nest.map_structure(lambda column: column[index], part)
+
     try:
-        inputs = tf.nest.map_structure(lambda column: column[index], x)
-        return inputs, (inputs if y is x else tf.nest.map_structure(lambda column: column[index], y))
+        inputs = read(x)
+        return (inputs, inputs if y is x else read(y), *map(read, weights))
     except Exception as error:
         failures.append(error)
         raise
@@ -118,10 +128,10 @@ class InOrder(keras.utils.Sequence):
     def __len__(self) -> int:
         return math.ceil(len(tf.nest.flatten(self._x)[0]) / self._batch_size)
 
-    def __getitem__(self, place: int) -> tuple[Any, Any]:
+    def __getitem__(self, place: int) -> tuple[Any, ...]:
         """Batch number `place` as (inputs, targets)."""
         part = slice(place * self._batch_size, (place + 1) * self._batch_size)
-        return _samples(self._x, self._y, part, self._failures)
+        return _samples((self._x, self._y), part, self._failures)
 
 
 class SeedEachEpoch(keras.callbacks.Callback):
@@ -129,11 +139,12 @@ class SeedEachEpoch(keras.callbacks.Callback):
 
     Args:
         seed: the training's seed.
+        layers: layers besides the model's that draw random numbers, such as those of an augmentation.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, layers: Iterable[Layer] = ()) -> None:
         super().__init__()
-        self._seed = seed
+        self._seed, self._layers = seed, tuple(layers)
         self._generators: list[Any] = []
         self._own_seeds: list[int | None] = []
         self._without_draws: Any = None
@@ -141,7 +152,7 @@ class SeedEachEpoch(keras.callbacks.Callback):
     def on_train_begin(self, logs: Logs = None) -> None:
         """Find the layers' random generators."""
         del logs
-        self._generators = list(_generators(self.model))
+        self._generators = [found for layer in (self.model, *self._layers) for found in _generators(layer)]
         self._own_seeds = [private.own_seed(random_generator) for random_generator in self._generators]
         for random_generator in self._generators:
             private.make_generator(random_generator)
@@ -190,9 +201,9 @@ def _not_of_tracing(record: logging.LogRecord) -> bool:
     return "triggered tf.function retracing" not in record.getMessage()
 
 
-def _generators(model: keras.Model) -> Iterator[Any]:
-    """The random generators (Keras' or TensorFlow's) of all layers, nested ones included, in the model's order."""
-    for layer in private.layers_within(model):
+def _generators(outer: Layer) -> Iterator[Any]:
+    """The random generators (Keras' or TensorFlow's) of a layer or model and of all layers within, in their order."""
+    for layer in private.layers_within(outer):
         for value in vars(layer).values():
             if isinstance(value, tf.random.Generator) or hasattr(value, "make_legacy_seed"):
                 yield value

@@ -1,16 +1,17 @@
 """A table in a CSV file: columns of numbers and a target, by row or in windows over time.
 
 `csv:<path>?target=<column>[,<column>][&features=a,b][&window=128][&step=64][&group=<column>][&test=<path>]
-[&classes=a,b]`
+[&classes=a,b][&weight=<column>]`
 
-The first row names the columns. Features are all columns but targets and group, unless `features` names them. One
-target of words gives labels, in the order of the sorted words or of `classes`; whole numbers stay whole numbers; other
-numbers are a regression. Several targets are numbers, [N, K]. Rows count from 1, the first below the names.
+The first row names the columns. Features are all columns but targets, group and weight, unless `features` names them.
+One target of words gives labels, in the order of the sorted words or of `classes`; whole numbers stay whole numbers;
+other numbers are a regression. Several targets are numbers, [N, K]. `weight` is the factor of a sample's loss. Rows
+count from 1, the first below the names.
 
-With `window`, a sample is so many rows one after the other, and its target the last row's; the next one begins `step`
-rows later (default: `window`, so that none overlap). A window holds rows of one value of `group` only, such as one
-person's; rows of a group stay in their order. Windows that overlap share rows, and so do the sets that are drawn from
-them: give `test`, a file of the same columns, or leave `step` out.
+With `window`, a sample is so many rows one after the other, with target and weight of the last; the next one begins
+`step` rows later (default: `window`, so that none overlap). A window holds rows of one value of `group` only, such as
+one person's; rows of a group stay in their order. Windows that overlap share rows, and so do the sets that are drawn
+from them: give `test`, a file of the same columns, or leave `step` out.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import math
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ from tfmot_ops.data.sources.targets import Targets, targets_of
 from tfmot_ops.errors import SpecError
 
 FORM = "csv:<path>?target=<column>"
-OPTIONS = ("target", "features", "window", "step", "group", "test", "classes")
+OPTIONS = ("target", "features", "window", "step", "group", "test", "classes", "weight")
 #: What stands for a missing number; words are taken as they are.
 _MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "None")
 #: Bytes of windows that are made at once; more of them are cut from the rows when they are read.
@@ -52,16 +53,18 @@ class _Plan:
     group: str | None
     window: int
     step: int
+    weight: str | None = None
 
 
 @dataclass
 class _Table:
-    """The columns of a file that are used: features [rows, F], targets and group as text."""
+    """The columns of a file that are used: features [rows, F], targets and group as text, and weights [rows]."""
 
     path: Path
     features: Floats
     targets: list[list[str]]
     group: list[str]
+    weights: Floats | None
     short_groups: int = field(default=0)
 
     def where(self, column: str) -> str:
@@ -80,32 +83,34 @@ def read_csv(text: str) -> Source:
         for name, values in zip(plan.targets, table.targets, strict=True)
     ]
     _check_targets(query, plan, kinds)
-    x, y = _samples(table, plan, kinds)
+    x, y, weights = _samples(table, plan, kinds)
+    if weights is not None and weights.min() < 0.0:
+        query.refuse("weight", "a column of numbers of at least 0")
     tables, given = [table], {}
     test = query.text("test")
     if test is not None:
         if Path(test).resolve() == path.resolve():
             query.refuse("test", "another file than the training set's")
-        tables.append(_table(Path(test), plan))
-        given = dict(zip(("x_test", "y_test"), _samples(tables[1], plan, kinds), strict=True))
+        tables.append(_table(Path(test), replace(plan, weight=None)))
+        given = dict(zip(("x_test", "y_test"), _samples(tables[1], plan, kinds), strict=False))
     digest, over = fingerprint([each.path for each in tables], path.parent, query.given())
     record = _record(plan, tables) | {"fingerprint_of": over}
     names, task = kinds[0].class_names, kinds[0].task
     if len(kinds) > 1:
         task = "regression" if y.dtype == np.float32 else None
-    return Source(x, y, class_names=names, task=task, record=record, fingerprint=digest, **given)
+    return Source(x, y, class_names=names, task=task, record=record, fingerprint=digest, weights=weights, **given)
 
 
 def _plan(query: Query, path: Path) -> _Plan:
     columns = _columns(path)
-    targets, group = query.names("target"), query.text("group")
+    targets, group, weight = query.names("target"), query.text("group"), query.text("weight")
     if not targets:
         query.refuse("target", f"the name of a column: {', '.join(columns)}")
-    others = [name for name in columns if name not in targets and name != group]
+    others = [name for name in columns if name not in {*targets, group, weight}]
     features = query.names("features") or tuple(others)
     window = query.integer("window", 0)
-    plan = _Plan(features, targets, group, window, query.integer("step", window or 1))
-    _check_columns(path, columns, [*targets, *features, *([group] if group else [])])
+    plan = _Plan(features, targets, group, window, query.integer("step", window or 1), weight)
+    _check_columns(path, columns, [*targets, *features, *(name for name in (group, weight) if name)])
     if set(features) & set(targets):
         query.refuse("features", "columns that are no targets")
     if not features:
@@ -157,22 +162,24 @@ def _check_columns(path: Path, columns: Sequence[str], wanted: Sequence[str]) ->
 def _table(path: Path, plan: _Plan) -> _Table:
     columns = _columns(path)
     text = [*plan.targets, *([plan.group] if plan.group else [])]
-    _check_columns(path, columns, [*text, *plan.features])
-    feature_places, text_places = ([columns.index(name) for name in names] for names in (plan.features, text))
+    numeric = (*plan.features, *([plan.weight] if plan.weight else []))
+    _check_columns(path, columns, [*text, *numeric])
+    number_places, text_places = ([columns.index(name) for name in names] for names in (numeric, text))
     numbers = array("d")
     words: list[list[str]] = [[] for _ in text]
     with _opened(path) as (_, rows):
         for row, values in enumerate((each for each in rows if each), 1):
             if len(values) != len(columns):
                 raise _unreadable(path, f"{len(values)} values in row {row}, for {len(columns)} columns")
-            numbers.extend(_number(path, values[place], row, columns[place]) for place in feature_places)
+            numbers.extend(_number(path, values[place], row, columns[place]) for place in number_places)
             for column, place in zip(words, text_places, strict=True):
                 column.append(values[place].strip())
     if not numbers:
         raise _unreadable(path, "no row below the names")
-    features = np.frombuffer(numbers, np.float64).reshape(-1, len(plan.features)).astype(np.float32)
-    _check_finite(path, features, plan.features)
-    return _Table(path, features, words[: len(plan.targets)], words[-1] if plan.group else [])
+    table = np.frombuffer(numbers, np.float64).reshape(-1, len(numeric)).astype(np.float32)
+    _check_finite(path, table, numeric)
+    features, weights = (table[:, :-1], table[:, -1]) if plan.weight else (table, None)
+    return _Table(path, features, words[: len(plan.targets)], words[-1] if plan.group else [], weights)
 
 
 def _number(path: Path, value: str, row: int, column: str) -> float:
@@ -209,8 +216,8 @@ def _check_targets(query: Query, plan: _Plan, kinds: Sequence[Targets]) -> None:
         query.refuse("target", f"one column, or several of numbers; {words[0]} holds words")
 
 
-def _samples(table: _Table, plan: _Plan, kinds: Sequence[Targets]) -> tuple[Column, Array]:
-    """The samples of a table and their targets."""
+def _samples(table: _Table, plan: _Plan, kinds: Sequence[Targets]) -> tuple[Column, Array, Floats | None]:
+    """The samples of a table, their targets and their weights."""
     read = [
         kind.read(values, table.where(name))
         for name, values, kind in zip(plan.targets, table.targets, kinds, strict=True)
@@ -218,11 +225,13 @@ def _samples(table: _Table, plan: _Plan, kinds: Sequence[Targets]) -> tuple[Colu
     targets = read[0] if len(read) == 1 else np.stack(read, axis=1)
     targets = targets.astype(np.float32) if targets.dtype == np.float64 else targets
     if not plan.window:
-        return table.features, targets
-    return _windows(table, plan, targets)
+        return table.features, targets, table.weights
+    column, last = _windows(table, plan)
+    return column, targets[last], None if table.weights is None else table.weights[last]
 
 
-def _windows(table: _Table, plan: _Plan, targets: Array) -> tuple[Column, Array]:
+def _windows(table: _Table, plan: _Plan) -> tuple[Column, npt.NDArray[np.int64]]:
+    """The windows, and the last row of each."""
     rows = len(table.features)
     group = np.unique(np.array(table.group or [""] * rows), return_inverse=True)[1]
     order = np.argsort(group, kind="stable")  # each group's rows together, in their order
@@ -246,7 +255,8 @@ def _windows(table: _Table, plan: _Plan, targets: Array) -> tuple[Column, Array]
 
     column = Lazy(list(starts), cut, (plan.window, len(plan.features)), np.float32)
     at_once = 4 * len(starts) * plan.window * len(plan.features) <= _AT_ONCE_BYTES
-    return np.stack([cut(start) for start in starts]) if at_once else column, targets[order][starts + plan.window - 1]
+    last = order[starts + plan.window - 1]
+    return np.stack([cut(start) for start in starts]) if at_once else column, last
 
 
 def _record(plan: _Plan, tables: Sequence[_Table]) -> dict[str, JsonValue]:
@@ -263,6 +273,6 @@ def _record(plan: _Plan, tables: Sequence[_Table]) -> dict[str, JsonValue]:
 
 READER = Reader(
     FORM,
-    "columns of numbers and a target in a CSV file; &features=, &test=, and &window=, &step=, &group= over time",
+    "columns of numbers and a target in a CSV file; &features=, &weight=, &test=; &window=, &step=, &group= over time",
     read_csv,
 )

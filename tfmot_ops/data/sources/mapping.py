@@ -4,6 +4,7 @@ Names are `x`, `y` for one set of samples that is split here; `x_train`, `y_trai
 a test set; without `y` or `y_train` the input is its own target (reconstruction), and `y_test` says of each test sample
 whether it is normal (0) or an anomaly (1). A model's several inputs or outputs have their names after a dot:
 `x_train.image`, `x_train.age`, `y_train.box`. `class_names` is an array of texts, by label.
+`sample_weight` is the factor of the loss of each sample of `x` or `x_train`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _SETS = (
 )
 _REQUIRED = (
     "the keys x_train, y_train, x_test, y_test, or the keys x, y; without y_train or y for reconstruction; "
-    "with a dot and a name for several inputs or outputs, as x.image; class_names beside them"
+    "with a dot and a name for several inputs or outputs, as x.image; class_names and sample_weight beside them"
 )
 
 
@@ -50,6 +51,7 @@ def from_mapping(name: str, given: object) -> Source:
     if not isinstance(given, Mapping):
         _refuse(name, type(given).__name__)
     values = dict(given)
+    weights = values.pop("sample_weight", None)
     class_names = tuple(str(each) for each in np.atleast_1d(values.pop("class_names", ())))
     if values and all(map(is_stream, values.values())):
         return from_streams(name, values, class_names)
@@ -60,7 +62,7 @@ def from_mapping(name: str, given: object) -> Source:
     x, y, x_test, y_test = (_samples(name, values, part) for part in (f"x{train}", f"y{train}", "x_test", "y_test"))
     if x is None:
         _refuse(name, f"keys {sorted(map(str, given))}")
-    return Source(x, y, x_test, y_test, class_names, task="reconstruction" if y is None else None)
+    return Source(x, y, x_test, y_test, class_names, task="reconstruction" if y is None else None, weights=weights)
 
 
 def _samples(name: str, values: Mapping[str, Any], part: str) -> Samples | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
-from tfmot_ops.data.columns import Column
+from tfmot_ops.data.columns import Array, Column
 
 #: One column, or one per input or output of the model, by name. All columns have the same number of samples.
 Samples = Column | Mapping[str, Column]
@@ -25,6 +25,7 @@ class Source:
         class_names: name of each class, by label; empty where there are none.
         task: name of the task that the targets are for; None where their type and shape decide.
         record: what the source did to the samples (such as the parameters of an audio front end), for the result.
+        weights: factor of the loss of each sample of `x`, [N]; None is 1 for each.
         fingerprint: sha256 (hex) of the files that the source reads, for a source that is not read as a whole;
             None where the arrays themselves are digested.
     """
@@ -37,6 +38,7 @@ class Source:
     task: str | None = None
     record: Mapping[str, JsonValue] = field(default_factory=dict)
     fingerprint: str | None = None
+    weights: Array | None = None
 
 
 @dataclass(frozen=True)

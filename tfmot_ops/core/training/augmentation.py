@@ -1,0 +1,87 @@
+"""The layers that change a batch of inputs in training: tf_keras' by name, or registered by an installed package."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import Any
+
+import numpy as np
+
+from tfmot_ops.contract.training import Augmentation
+from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.types import Layer
+from tfmot_ops.errors import SpecError
+
+ENTRY_POINT_GROUP = "tfmot_ops.augmentations"
+#: Layers that move the content of an image; targets with a place in the image would have to move with it.
+_MOVING = ("RandomFlip", "RandomRotation", "RandomTranslation", "RandomZoom")
+#: Layers that keep each value at its place. All keep the shape of a sample.
+_STAYING = ("GaussianDropout", "GaussianNoise", "RandomBrightness", "RandomContrast", "SpatialDropout1D", "Dropout")
+#: Arguments that differ from Keras' defaults: images are in [0, 1] here, and in [0, 255] there.
+_DEFAULTS: dict[str, dict[str, Any]] = {"RandomBrightness": {"value_range": (0.0, 1.0)}}
+
+
+def moves(augmentation: Augmentation) -> bool:
+    """Whether the layer moves the content of an image."""
+    return augmentation.name in _MOVING
+
+
+def available_augmentations() -> list[str]:
+    """The names that a plan may use."""
+    return sorted({*_MOVING, *_STAYING, *(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP))})
+
+
+def augmentation_layer(augmentation: Augmentation) -> Layer:
+    """A new layer of a plan's augmentation.
+
+    Raises:
+        SpecError: there is no such layer, or its constructor does not take the arguments.
+    """
+    name = augmentation.name
+    if name not in available_augmentations():
+        raise SpecError(
+            f"the training plan names an unknown augmentation {name!r}",
+            required="one of " + ", ".join(available_augmentations()),
+            received=repr(name),
+            remedy=f"use a name from the list, or register a layer under the entry-point group {ENTRY_POINT_GROUP}",
+        )
+    if name in {*_MOVING, *_STAYING}:
+        make = getattr(keras.layers, name)
+    else:
+        make = next(iter(entry_points(group=ENTRY_POINT_GROUP, name=name))).load()
+    try:
+        layer: Layer = make(**{**_DEFAULTS.get(name, {}), **augmentation.arguments})
+    except (TypeError, ValueError) as error:
+        raise SpecError(
+            f"the augmentation {name} of the training plan cannot be made",
+            required="arguments that its constructor takes",
+            received=f"{augmentation.arguments}: {str(error).strip().splitlines()[0]}",
+            remedy=f"correct the arguments of {name} in training.augmentation",
+        ) from error
+    return layer
+
+
+def require_shape_kept(augmentation: Augmentation, layer: Layer, sample: Any) -> None:
+    """Refuse an augmentation that does not take a sample, or gives another shape.
+
+    Args:
+        augmentation: as the plan names it.
+        layer: its layer.
+        sample: a batch of inputs [N, ...].
+
+    Raises:
+        SpecError: the layer fails, or its output has another shape.
+    """
+    required = list(sample.shape)
+    try:
+        shape = list(layer(np.asarray(sample), training=True).shape)
+        received = f"an output of shape {shape}"
+    except Exception as error:  # noqa: BLE001 - a registered layer may raise any class
+        shape, received = [], f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    if shape != required:
+        raise SpecError(
+            f"the augmentation {augmentation.name} does not fit the inputs",
+            required=f"a layer that takes and gives inputs of shape {required}",
+            received=received,
+            remedy="leave it out of training.augmentation, or name another input",
+        )

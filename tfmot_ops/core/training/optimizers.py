@@ -1,0 +1,137 @@
+"""The optimizer of a training: the compiled or the planned one, with its learning rate schedule and clipping."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from numbers import Real
+from typing import Any
+
+import tensorflow as tf
+
+from tfmot_ops.contract.training import Clipping, LearningRate, Part, RateSchedule
+from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.types import Optimizer
+from tfmot_ops.errors import SpecError
+
+_SCHEDULES = keras.optimizers.schedules
+#: Field of a plan's `clipping` -> argument of Keras' optimizers.
+_CLIPPING = {"norm": "clipnorm", "global_norm": "global_clipnorm", "value": "clipvalue"}
+
+
+class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule whose rate grows linearly from 0 in the first steps.
+
+    Args:
+        rate: a rate, or the schedule that follows; its steps are counted from the end of the growth.
+        steps: number of weight updates in which the rate grows.
+    """
+
+    def __init__(self, rate: Any, steps: int) -> None:
+        self._rate, self._steps = rate, steps
+
+    def __call__(self, step: Any) -> Any:
+        """The rate of a weight update, counted from 0: the first has 1 / steps of the rate, so that it is not lost."""
+        after = self._rate(tf.maximum(step - self._steps, 0)) if callable(self._rate) else self._rate
+        grown = tf.minimum(tf.cast(step + 1, tf.float32) / float(max(1, self._steps)), 1.0)
+        return tf.cast(after, tf.float32) * grown
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments, by which a checkpoint tells two trainings apart."""
+        rate = keras.optimizers.schedules.serialize(self._rate) if callable(self._rate) else self._rate
+        return {"rate": rate, "steps": self._steps}
+
+
+def rate_schedule(plan: LearningRate, rate: float, steps_per_epoch: int, epochs: int) -> Any:
+    """The learning rate of each weight update: a number, or a Keras schedule.
+
+    Args:
+        plan: the shape of the schedule.
+        rate: its highest rate.
+        steps_per_epoch: weight updates in an epoch.
+        epochs: of the training, the end of the half cosine.
+    """
+    warm_up = round(plan.warm_up_epochs * steps_per_epoch)
+    value: Any = rate
+    if plan.schedule is RateSchedule.COSINE:
+        value = _SCHEDULES.CosineDecay(rate, max(1, epochs * steps_per_epoch - warm_up), plan.final_share)
+    elif plan.schedule is RateSchedule.PIECEWISE:
+        # Keras' schedule changes the rate after a boundary, and counts steps from 0.
+        boundaries = [epoch * steps_per_epoch - warm_up - 1 for epoch in sorted(plan.factors)]
+        rates = [rate, *(rate * plan.factors[epoch] for epoch in sorted(plan.factors))]
+        value = _SCHEDULES.PiecewiseConstantDecay(boundaries, rates)
+    return WarmUp(value, warm_up) if warm_up else value
+
+
+def planned_optimizer(part: Part, learning_rate: LearningRate | None = None) -> Optimizer:
+    """The optimizer that a plan names, with the highest rate of the plan's schedule where it has one.
+
+    Raises:
+        SpecError: tf_keras has no optimizer of this name, or its constructor does not take the arguments.
+    """
+    names = sorted(name for name in dir(keras.optimizers) if _is_optimizer(getattr(keras.optimizers, name)))
+    if part.name not in names:
+        raise SpecError(
+            f"the training plan names an unknown optimizer {part.name!r}",
+            required="one of " + ", ".join(names),
+            received=repr(part.name),
+            remedy="write the name of a class of tf_keras.optimizers",
+        )
+    rate = learning_rate.rate if learning_rate else None
+    arguments = {**part.arguments, **({} if rate is None else {"learning_rate": rate})}
+    try:
+        optimizer: Optimizer = getattr(keras.optimizers, part.name)(**arguments)
+    except (TypeError, ValueError) as error:
+        raise SpecError(
+            f"the optimizer {part.name} of the training plan cannot be made",
+            required="arguments that its constructor takes",
+            received=f"{part.arguments}: {str(error).strip().splitlines()[0]}",
+            remedy=f"correct training.optimizer.arguments; the documentation of tf_keras.optimizers.{part.name} "
+            "lists them",
+        ) from error
+    return optimizer
+
+
+def _is_optimizer(value: object) -> bool:
+    bases = keras.optimizers.Optimizer
+    return isinstance(value, type) and issubclass(value, bases) and value is not bases
+
+
+def compiled_rate(optimizer: Optimizer) -> float | None:
+    """The learning rate of an optimizer; None if it follows a schedule."""
+    rate = optimizer.get_config()["learning_rate"]
+    return float(rate) if isinstance(rate, Real) else None
+
+
+@contextlib.contextmanager
+def replaced_optimizer(
+    model: keras.Model, optimizer: Optimizer, rate: Any = None, clipping: Clipping | None = None
+) -> Iterator[None]:
+    """Train `model` with a copy of `optimizer` for a while, then put the model's own back.
+
+    A later step starts from the compiled rate, and a saved model names no schedule of this package.
+
+    Args:
+        model: the compiled model.
+        optimizer: whose class and arguments the copy gets.
+        rate: learning rate or schedule of the copy; None leaves that of `optimizer`.
+        clipping: limit of the gradients; None leaves that of `optimizer`.
+    """
+    own = model.optimizer
+    config = dict(optimizer.get_config())
+    if rate is not None:
+        config["learning_rate"] = rate
+    if clipping is not None:
+        limits = {_CLIPPING[name]: value for name, value in clipping.model_dump().items()}
+        config |= limits if not isinstance(optimizer, keras.optimizers.legacy.Optimizer) else _given(limits)
+    try:
+        if rate is not None or clipping is not None or optimizer is not own:
+            model.optimizer = type(optimizer).from_config(config)
+        yield
+    finally:
+        model.optimizer = own
+
+
+def _given(limits: dict[str, float | None]) -> dict[str, float]:
+    """The limits that are set: a legacy optimizer takes no None."""
+    return {name: value for name, value in limits.items() if value is not None}

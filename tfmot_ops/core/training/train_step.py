@@ -1,0 +1,157 @@
+"""What is added to Keras' training step: augmentation of the inputs, and learning from another model's outputs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import tensorflow as tf
+
+from tfmot_ops.contract.training import Distillation
+from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.types import Layer
+
+#: Smallest probability of which a logarithm is taken, as in Keras' losses.
+_EPSILON = 1e-7
+
+
+class Outputs(Enum):
+    """What the values of an output are, which decides how two models' outputs are compared."""
+
+    VALUES = "values"
+    #: One of several classes: the probabilities of a sample add up to 1.
+    PROBABILITIES = "probabilities"
+    LOGITS = "logits"
+    #: Independent labels, or one score for two classes.
+    LABEL_PROBABILITIES = "label probabilities"
+    LABEL_LOGITS = "label logits"
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The model whose outputs another one learns.
+
+    Attributes:
+        model: float model with the same inputs and outputs as the trained model.
+        outputs: what its outputs are.
+        plan: weight and temperature.
+    """
+
+    model: keras.Model
+    outputs: Outputs
+    plan: Distillation
+
+
+@dataclass(frozen=True)
+class Additions:
+    """What is added to the training step.
+
+    Attributes:
+        augmentation: (name of the changed input, or None for the only one; Keras layer), in their order.
+        teacher: None learns from the targets alone.
+    """
+
+    augmentation: Sequence[tuple[str | None, Layer]] = field(default_factory=tuple)
+    teacher: Teacher | None = None
+
+
+@contextlib.contextmanager
+def extended_train_step(model: keras.Model, additions: Additions) -> Iterator[None]:
+    """Train `model` with the additions for a while. The model itself, and what is saved of it, stays as it is."""
+    if not additions.augmentation and additions.teacher is None:
+        yield
+        return
+    step = _Step(model, additions)
+    # On the object, not on its class: a user's own `train_step` and `compute_loss` are called.
+    model.train_step, model.compute_loss = step.train_step, step.compute_loss
+    try:
+        yield
+    finally:
+        del model.train_step, model.compute_loss
+        model.train_function = None  # traced with the additions
+
+
+class _Step:
+    """The model's own training step and loss, with the additions."""
+
+    def __init__(self, model: keras.Model, additions: Additions) -> None:
+        self._model, self._additions = model, additions
+        self._train_step: Callable[[Any], Any] = model.train_step
+        self._compute_loss: Callable[..., Any] = model.compute_loss
+        #: `compute_loss` measures the validation too, in which there is nothing to learn from the teacher.
+        self._is_training = False
+
+    def train_step(self, data: Any) -> Any:
+        """One weight update, from (inputs, targets[, weights])."""
+        inputs, *rest = data
+        for name, layer in self._additions.augmentation:
+            inputs = _changed(inputs, name, layer, self._model)
+        self._is_training = True
+        try:
+            return self._train_step((inputs, *rest))
+        finally:
+            self._is_training = False
+
+    def compute_loss(self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None) -> Any:
+        """The compiled loss; in training, with the distance to the teacher's outputs."""
+        loss = self._compute_loss(x, y, y_pred, sample_weight)
+        teacher = self._additions.teacher
+        if teacher is None or not self._is_training:
+            return loss
+        taught = tf.nest.flatten(teacher.model(x, training=False))
+        distance = tf.add_n(
+            [
+                output_distance(one, other, teacher.outputs, teacher.plan.temperature)
+                for one, other in zip(taught, tf.nest.flatten(y_pred), strict=True)
+            ]
+        )
+        return (1.0 - teacher.plan.weight) * loss + teacher.plan.weight * distance
+
+
+def _changed(inputs: Any, name: str | None, layer: Layer, model: keras.Model) -> Any:
+    """Inputs of which one is augmented."""
+    if name is None:
+        return layer(inputs, training=True)
+    if isinstance(inputs, Mapping):
+        return {**inputs, name: layer(inputs[name], training=True)}
+    place = list(model.input_names).index(name)
+    return type(inputs)(layer(one, training=True) if at == place else one for at, one in enumerate(inputs))
+
+
+def output_distance(taught: Any, learned: Any, outputs: Outputs, temperature: float) -> Any:
+    """Mean distance of two models' outputs, a scalar.
+
+    Args:
+        taught: outputs of the model to learn from, [N, ...].
+        learned: outputs of the trained model, of the same shape.
+        outputs: what they are.
+        temperature: divides the logits.
+    """
+    taught, learned = (tf.cast(part, tf.float32) for part in (taught, learned))
+    if outputs is Outputs.VALUES:
+        return tf.reduce_mean(tf.square(learned - taught))
+    if outputs in {Outputs.LABEL_PROBABILITIES, Outputs.LABEL_LOGITS}:
+        if outputs is Outputs.LABEL_PROBABILITIES:
+            taught, learned = (_log(part) - _log(1.0 - part) for part in (taught, learned))
+        soft = tf.sigmoid(taught / temperature)
+        crosses = [
+            tf.nn.sigmoid_cross_entropy_with_logits(labels=soft, logits=part / temperature)
+            for part in (learned, taught)
+        ]
+    else:
+        if outputs is Outputs.PROBABILITIES:
+            taught, learned = _log(taught), _log(learned)
+        soft = tf.nn.softmax(taught / temperature)
+        crosses = [
+            tf.nn.softmax_cross_entropy_with_logits(labels=soft, logits=part / temperature)
+            for part in (learned, taught)
+        ]
+    # The second is the entropy of the teacher's own outputs: equal outputs have the distance 0.
+    return tf.reduce_mean(crosses[0] - crosses[1]) * temperature**2
+
+
+def _log(probabilities: Any) -> Any:
+    return tf.math.log(tf.clip_by_value(probabilities, _EPSILON, 1.0))
