@@ -15,10 +15,14 @@ from typing import Any
 import numpy as np
 
 from tfmot_ops import core
+from tfmot_ops.contract.training import Augmentation, Distillation, EarlyStopping
 from tfmot_ops.core import keras
 from tfmot_ops.core.keras.seeds import set_seed
+from tfmot_ops.core.training.augmentation import augmentation_layer
 from tfmot_ops.core.training.checkpoint import Checkpoint
 from tfmot_ops.core.training.loop import fit
+from tfmot_ops.core.training.stopping import BestEpoch
+from tfmot_ops.core.training.train_step import Additions, Outputs, Teacher
 from tfmot_ops.data.splits import load_dataset
 
 EPOCHS, BATCH = 4, 32
@@ -61,6 +65,23 @@ def quantized(data: Any) -> tuple[Any, list[Any]]:
     return core.quantize(stripped, recipe, data.x_calibration)[0], []
 
 
+def planned(data: Any) -> tuple[Any, list[Any], dict[str, Any]]:
+    """Augmentation, distillation, weights of the samples, and early stopping, which counts from the second epoch."""
+    model = small_model(data, [])
+    model.compile(keras.optimizers.AdamW(0.01), "sparse_categorical_crossentropy", ["accuracy"])
+    teacher = Teacher(small_model(data, []), Outputs.PROBABILITIES, Distillation(weight=0.3))
+    moved = {"height_factor": 0.2, "width_factor": 0.2}
+    moves = augmentation_layer(Augmentation(name="RandomTranslation", arguments=moved))
+    noise = augmentation_layer(Augmentation(name="GaussianNoise", arguments={"stddev": 0.1}))
+    more = {
+        "additions": Additions(((None, moves), (None, noise)), teacher),
+        "weights": np.linspace(0.5, 1.5, len(data.x_train), dtype=np.float32),
+        "best_epoch": BestEpoch(model, EarlyStopping(metric="val_accuracy", patience=5), 2),
+        "plan": "of the test",
+    }
+    return model, [], more
+
+
 class WaitInEpoch(keras.callbacks.Callback):
     """Stops for good in the middle of an epoch."""
 
@@ -81,7 +102,7 @@ def main(folder: Path, cases: list[str], how: str) -> None:
     data = load_dataset("digits", seed=0, limit=200)
     for case in cases:
         set_seed(0)
-        model, callbacks = {"pruned": pruned, "quantized": quantized}[case](data)
+        model, callbacks, *more = {"pruned": pruned, "quantized": quantized, "planned": planned}[case](data)
         if how.isdecimal() and case == cases[-1]:
             callbacks.append(WaitInEpoch(int(how)))
         history = fit(
@@ -94,6 +115,7 @@ def main(folder: Path, cases: list[str], how: str) -> None:
             seed=1,
             callbacks=callbacks,
             checkpoint=None if how == "without" else Checkpoint(folder / f"{case}.npz", tell=say),
+            **(more[0] if more else {}),
         )
         values = [variable.numpy() for variable in [*model.variables, *model.optimizer.variables]]
         named = {f"variable_{index}": value for index, value in enumerate(values)}

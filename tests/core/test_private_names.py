@@ -175,6 +175,16 @@ def test_compile_arguments(model: Any) -> None:
     assert not private.tunes_steps_per_execution(model)
 
 
+def test_trainable_state() -> None:
+    model = keras.Sequential([keras.layers.Dense(1, input_shape=(2,))])
+    model.compile("sgd", "mse")
+    model.layers[0].trainable = False
+    before = model.get_weights()
+    private.take_trainable_state(model)
+    model.fit(np.ones((4, 2)), np.ones(4), verbose=0)
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+
+
 @pytest.mark.parametrize("adam", [keras.optimizers.Adam, keras.optimizers.legacy.Adam], ids=["new", "legacy"])
 def test_optimizers(adam: Any) -> None:
     optimizer, variable = adam(0.25), tf.Variable([1.0])

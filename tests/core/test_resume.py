@@ -56,12 +56,13 @@ def test_trainings_killed_in_the_middle_of_an_epoch_end_with_the_same_weights(tm
     assert _killed_in_epoch_2(killed, "pruned") == []
     assert [path.name for path in killed.iterdir()] == ["pruned.npz"]
     assert _killed_in_epoch_2(killed, "pruned,quantized") == ["continues after epoch 2 of 4\n"]
-    with _child(killed, "quantized") as child:
+    assert _killed_in_epoch_2(killed, "quantized,planned") == ["continues after epoch 2 of 4\n"]
+    with _child(killed, "planned") as child:
         assert child.communicate()[0] == "continues after epoch 2 of 4\n"
     # Never stopped, and without a checkpoint: keeping one must not change the weights either.
-    with _child(whole, "pruned,quantized", "without") as child:
+    with _child(whole, "pruned,quantized,planned", "without") as child:
         assert child.communicate()[0] == ""
-    for case in ("pruned", "quantized"):
+    for case in ("pruned", "quantized", "planned"):
         with np.load(killed / f"{case}_end.npz") as resumed, np.load(whole / f"{case}_end.npz") as expected:
             assert resumed.files == expected.files
             assert len(expected["history_loss"]) == 4

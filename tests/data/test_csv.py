@@ -47,6 +47,17 @@ def test_columns_of_numbers_and_a_target_of_words(tmp_path: Path):
     assert len(source.fingerprint) == 64
 
 
+def test_a_column_may_weight_the_samples(tmp_path: Path):
+    source = read(table(tmp_path / "a.csv"), "target=kind&weight=age")
+    assert list(source.weights) == [1.5, 2.0, 3.0]
+    assert source.record["features"] == ["length", "width", "count"]
+    windows = read(table(tmp_path / "a.csv"), "target=count&weight=age&window=2&step=1&features=length")
+    assert list(windows.weights) == [2.0, 3.0]
+    assert np.array_equal(windows.x, np.array([[[1], [4]], [[4], [7]]], np.float32))
+    error = refused(table(tmp_path / "b.csv", FLOWERS.replace("1.5", "-1.5")), "target=kind&weight=age")
+    assert "numbers of at least 0" in error.required
+
+
 def test_features_and_the_order_of_classes_can_be_named(tmp_path: Path):
     source = read(table(tmp_path / "a.csv"), "target=kind&features=width,length&classes=tulip,rose,lily")
     assert np.array_equal(source.x, np.array([[2.5, 1], [-5, 4], [80, 7]], np.float32))

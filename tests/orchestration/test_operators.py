@@ -3,7 +3,7 @@
 import pytest
 
 from tfmot_ops.contract import StepResult
-from tfmot_ops.operators import CloseRunOperator, OpenRunOperator
+from tfmot_ops.operators import CloseRunOperator, OpenRunOperator, TrainOperator
 
 pytestmark = pytest.mark.airflow
 
@@ -125,6 +125,16 @@ def test_a_run_is_named_by_the_recipe_in_a_file(tmp_path):
     parameters["recipe_file"] = None
     opened = OpenRunOperator(task_id="open_run", options={"parameters": parameters})
     assert opened._options({})["parameters"]["recipe"] == "wi8_ai8"
+
+
+def test_a_training_plan_in_a_file_travels_in_the_options(tmp_path):
+    file = tmp_path / "plan.yaml"
+    file.write_text("early_stopping: {patience: 2}\n")
+    options = {"model": "resnet8", "dataset": "digits", "training": str(file)}
+    train = TrainOperator(task_id="train", options=options)
+    assert train._options({})["training"].early_stopping.patience == 2
+    file.write_text("name: mine\n")  # a recipe without a plan
+    assert train._options({})["training"] is None
 
 
 def test_close_run_takes_the_headline_of_the_last_step_that_has_one():

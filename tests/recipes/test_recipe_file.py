@@ -6,7 +6,7 @@ import pytest
 
 from tfmot_ops.contract import Recipe
 from tfmot_ops.errors import RecipeError
-from tfmot_ops.recipes.files import is_recipe_file, read_recipe
+from tfmot_ops.recipes.files import is_recipe_file, read_recipe, read_training
 
 
 def test_yaml_and_json_are_one_form(tmp_path):
@@ -33,6 +33,21 @@ def test_what_is_wrong_is_named(tmp_path, name, text, finding):
         (tmp_path / name).write_text(text)
     with pytest.raises(RecipeError, match=finding):
         read_recipe(tmp_path / name)
+
+
+def test_a_training_plan_is_a_file_of_its_own_or_in_a_recipes(tmp_path):
+    plan = "early_stopping: {patience: 2}\n"
+    (tmp_path / "plan.yaml").write_text(plan)
+    (tmp_path / "recipe.yaml").write_text(f"name: mine\ntraining: {{{plan.strip()}}}\n")
+    (tmp_path / "bare.yaml").write_text("name: mine\n")
+    assert read_training(tmp_path / "plan.yaml") == read_training(tmp_path / "recipe.yaml")
+    assert read_training(tmp_path / "plan.yaml").early_stopping.patience == 2
+    assert read_training(tmp_path / "bare.yaml") is None
+    (tmp_path / "wrong.yaml").write_text("early_stoping: {patience: hunter2secret}\n")
+    with pytest.raises(RecipeError, match="early_stoping") as caught:
+        read_training(tmp_path / "wrong.yaml")
+    assert "hunter2secret" not in str(caught.value)
+    assert "tfmot-ops schema training" in str(caught.value)
 
 
 def test_a_presets_name_is_no_file():

@@ -128,6 +128,8 @@ def _optimizer(plan: TrainingPlan, model: Model, rate: Rate, steps_per_epoch: in
     from tfmot_ops.core.training.optimizers import compiled_rate, planned_optimizer, rate_schedule
 
     optimizer = model.optimizer if plan.optimizer is None else planned_optimizer(plan.optimizer, plan.learning_rate)
+    if plan.frozen is not None:
+        optimizer = type(optimizer).from_config(optimizer.get_config())  # for the weights that are not frozen
     planned = plan.learning_rate
     highest = rate.given or (planned.rate if planned else None)
     if rate.given is None:

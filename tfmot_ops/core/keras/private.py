@@ -26,10 +26,9 @@ from tensorflow.lite.python.optimize.calibrator import Calibrator
 from tensorflow.python.feature_column import feature_column_v2
 from tensorflow.python.framework import op_def_registry
 
-# Traces a function without the variables and gradients of `tf.function`. Upstream: none.
+# Traces a function without the variables and gradients of `tf.function`; the other two are further tables for the check
+# of untrusted files. Upstream: none.
 from tensorflow.python.framework.func_graph import dismantle_func_graph, func_graph_from_py_func
-
-# Further tables for the check of untrusted files. Upstream: none.
 from tensorflow.python.util import dispatch
 from tensorflow.python.util.tf_export import get_canonical_name_for_symbol, get_symbol_from_name
 
@@ -69,10 +68,9 @@ from tf_keras.src.layers import activation as activation_layers
 from tf_keras.src.layers import serialization as layer_tables
 from tf_keras.src.layers.core import tf_op_layer
 
-# The layer that the functional API creates for a TensorFlow function. Upstream: `keras.Operation` of Keras 3.
+# The layer that the functional API creates for a TensorFlow function (upstream: `keras.Operation` of Keras 3), and
+# classes that a saved model may name, see above (upstream: none).
 from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
-
-# Classes that a saved model may name, see above. Upstream: none.
 from tf_keras.src.layers.preprocessing.index_lookup import IndexLookup
 from tf_keras.src.layers.rnn.cell_wrappers import _RNNCellWrapper as RNNCellWrapper
 from tf_keras.src.mixed_precision.loss_scale_optimizer import LossScaleOptimizer, LossScaleOptimizerV3
@@ -81,8 +79,8 @@ from tf_keras.src.optimizers.legacy.optimizer_v2 import OptimizerV2
 from tf_keras.src.optimizers.schedules import learning_rate_schedule
 from tf_keras.src.saving.legacy.saved_model import constants as saved_model_names
 
-# Refuses Lambda layers in `.h5` files and SavedModels too; Keras reads the public argument `safe_mode` for `.keras`
-# only. Upstream: `keras.config.enable_unsafe_deserialization`, for the whole process.
+# Refuses Lambda layers in `.h5` and SavedModels too; Keras' public argument `safe_mode` is for `.keras` only. Upstream:
+# `keras.config.enable_unsafe_deserialization`, for the whole process.
 from tf_keras.src.saving.serialization_lib import BUILTIN_MODULES, SafeModeScope
 
 from tfmot_ops.core.keras.pinned import keras
@@ -302,6 +300,11 @@ def loss_scale_variables(optimizer: Optimizer) -> list[Any]:
     """Variables of the dynamic loss scale of mixed precision. Upstream: `LossScaleOptimizer.dynamic_scale`."""
     weights: Mapping[str, Any] = getattr(getattr(optimizer, "_loss_scale", None), "_weights", {})
     return list(weights.values())
+
+
+def take_trainable_state(model: Model) -> None:
+    """Train the layers that are trainable now, not those that were when `compile` was called. Upstream: the same."""
+    object.__setattr__(model, "_compiled_trainable_state", model._get_trainable_state())  # Keras' own would track it
 
 
 def build_optimizer(optimizer: Optimizer, variables: Sequence[Variable]) -> None:

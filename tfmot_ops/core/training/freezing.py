@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from tfmot_ops.contract import Scope
 from tfmot_ops.core.graph.ir import layer_paths
+from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Layer
 from tfmot_ops.core.keras.wrapped import inner_layer
@@ -28,12 +29,21 @@ def layers_to_freeze(model: keras.Model, scope: Scope) -> list[Layer]:
 
 @contextlib.contextmanager
 def frozen_layers(model: keras.Model, scope: Scope | None) -> Iterator[None]:
-    """Train `model` without the layers of a scope for a while, then make them trainable again."""
+    """Train `model` without the layers of a scope for a while, then make them trainable again.
+
+    An optimizer that has made a step knows the weights of that step alone, so each of the two needs its own.
+    """
     layers = [layer for layer in layers_to_freeze(model, scope) if layer.trainable] if scope is not None else []
-    for layer in layers:
-        layer.trainable = False
+    _set_trainable(model, layers, False)
     try:
         yield
     finally:
-        for layer in layers:
-            layer.trainable = True
+        _set_trainable(model, layers, True)
+
+
+def _set_trainable(model: keras.Model, layers: list[Layer], value: bool) -> None:
+    for layer in layers:
+        layer.trainable = value
+    if layers:
+        private.take_trainable_state(model)
+        model.train_function = None  # it was traced for other weights
