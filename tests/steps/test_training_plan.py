@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from tfmot_ops import core
 from tfmot_ops.cli.chain import Chain
 from tfmot_ops.contract import Artifact, ArtifactFormat, Recipe, Status, StepResult, StepSpec, TrainingPlan
 from tfmot_ops.core import keras
+from tfmot_ops.core.training.augmentation import available_augmentations
 from tfmot_ops.data.splits import load_dataset
 from tfmot_ops.errors import SpecError
 from tfmot_ops.steps import check, run_step
-from tfmot_ops.steps.training import sample_weights
+from tfmot_ops.steps.training import check_plan, sample_weights
 from tfmot_ops.store import FsspecStore
 from tfmot_ops.tasks.by_name import task_named
 
@@ -121,6 +124,16 @@ def test_what_a_plan_names_is_checked_before_anything_runs(rows: str):
         document = {"step_id": "a", "output_uri": "out", "options": options, "inputs": {"model": artifact}}
         with pytest.raises(SpecError, match=message):
             check(StepSpec.model_validate(document))
+
+
+def test_the_plan_of_the_documentation_is_one():
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    text = page.partition("```yaml\n")[2].partition("```")[0]
+    plan = TrainingPlan.model_validate(yaml.safe_load(text))
+    check_plan(plan)
+    assert set(plan.model_dump(exclude_defaults=True)) == set(TrainingPlan.model_fields)
+    documented = set(re.findall(r"\b[A-Z]\w+", page.rpartition("moves the image |\n|---|---|---|\n")[2]))
+    assert documented == set(available_augmentations())
 
 
 def test_a_plan_that_does_not_fit_the_data_is_refused(rows: str, tmp_path: Path):
