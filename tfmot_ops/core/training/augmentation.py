@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -50,7 +52,8 @@ def augmentation_layer(augmentation: Augmentation) -> Layer:
     else:
         make = next(iter(entry_points(group=ENTRY_POINT_GROUP, name=name))).load()
     try:
-        layer: Layer = make(**{**_DEFAULTS.get(name, {}), **augmentation.arguments})
+        with _drawing_from_generators():
+            layer: Layer = make(**{**_DEFAULTS.get(name, {}), **augmentation.arguments})
     except (TypeError, ValueError) as error:
         raise SpecError(
             f"the augmentation {name} of the training plan cannot be made",
@@ -59,6 +62,22 @@ def augmentation_layer(augmentation: Augmentation) -> Layer:
             remedy=f"correct the arguments of {name} in training.augmentation",
         ) from error
     return layer
+
+
+@contextlib.contextmanager
+def _drawing_from_generators() -> Iterator[None]:
+    """Layers that are made here draw from a `tf.random.Generator`, which can be seeded for each epoch.
+
+    Keras' default, random operations with a seed of their own, would have to be traced again in each epoch.
+    """
+    switches = keras.backend.experimental
+    was_on = switches.is_tf_random_generator_enabled()
+    switches.enable_tf_random_generator()
+    try:
+        yield
+    finally:
+        if not was_on:
+            switches.disable_tf_random_generator()
 
 
 def require_shape_kept(augmentation: Augmentation, layer: Layer, sample: Any) -> None:
