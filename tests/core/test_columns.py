@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +142,28 @@ def test_taking_and_mapping_leave_samples_unread(tmp_path: Path):
     rows = mapped(X, tmp_path, "x").take(np.array([5, 3, 9])).take(slice(1, 3))
     assert rows.shape == (2, 6, 6, 1)
     assert np.array_equal(rows[np.array([1, 0])], X[[9, 3]])
+
+
+def test_threads_stay_from_batch_to_batch_and_columns_of_columns_do_not_block():
+    names: set[str] = set()
+
+    def read(place: int) -> np.ndarray:
+        names.add(threading.current_thread().name)
+        return X[place]
+
+    column = Lazy(range(len(X)), read, X.shape[1:], X.dtype)
+    for start in range(0, len(X), 10):
+        assert np.array_equal(column[start : start + 10], X[start : start + 10])
+    assert len(names) <= 4
+    pairs = Lazy(range(30), lambda place: column[place : place + 2], (2, *X.shape[1:]), X.dtype)
+    assert np.array_equal(pairs[:], np.stack([X[place : place + 2] for place in range(30)]))
+
+
+def test_many_samples_are_read_in_their_order():
+    numbers = np.arange(2500)
+    assert np.array_equal(lazy(numbers)[:], numbers)
+
+
+def test_a_model_that_is_measured_batch_by_batch_gives_what_keras_predict_gives():
+    made = model()
+    assert np.array_equal(core.predict(made, X, 16), made.predict(X, batch_size=16, verbose=0))

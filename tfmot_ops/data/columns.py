@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -13,8 +16,11 @@ Array = npt.NDArray[Any]
 Index = npt.NDArray[np.integer[Any]]
 Item = TypeVar("Item")
 
-#: Threads that read the samples of a batch; decoders of JPEG and WAV release Python's lock.
+#: Threads that read samples, for all columns together; decoders of JPEG and WAV release Python's lock.
 _THREADS = 4
+#: Samples that are given to the threads at once: each waiting one takes about a kilobyte.
+_TOGETHER = 1024
+_of_thread = threading.local()
 
 
 class Column(Protocol):
@@ -64,9 +70,12 @@ class Lazy(Generic[Item]):
         """The samples of a slice or of an array of indices, as an array [n, ...]."""
         chosen = self._items(index)
         result = np.empty((len(chosen), *self.shape[1:]), self.dtype)
-        with ThreadPoolExecutor(_THREADS) as pool:
-            for place, sample in enumerate(pool.map(self.read, chosen)):
-                result[place] = sample
+
+        def fill(place: int) -> None:
+            # Written by the thread that read it, so that no samples wait for a copy.
+            result[place] = self.read(chosen[place])
+
+        _do_each(fill, len(chosen))
         return result
 
     def take(self, index: slice | Sequence[int] | Index) -> Lazy[Item]:
@@ -108,3 +117,30 @@ class Rows(Lazy[int]):
 def take(column: Any, index: Any) -> Any:
     """Some samples of a column, as a column: a lazy column stays unread."""
     return column.take(index) if isinstance(column, Lazy) else column[index]
+
+
+def _do_each(work: Callable[[int], None], count: int) -> None:
+    """Do some work for each place from 0 to `count`, in several threads; raises the error of the first place."""
+    if getattr(_of_thread, "reads", False):
+        # A column whose samples come from another column: a thread that waits for its own pool might wait forever.
+        for place in range(count):
+            work(place)
+        return
+    for start in range(0, count, _TOGETHER):
+        for _ in _readers(os.getpid()).map(work, range(start, min(start + _TOGETHER, count))):
+            pass
+
+
+@cache
+def _readers(process: int) -> ThreadPoolExecutor:
+    """The threads of a process; one that was forked has none of its parent's.
+
+    They are kept from batch to batch, as TensorFlow makes a context and the allocator a region of memory for each
+    new thread.
+    """
+    del process
+
+    def mark() -> None:
+        _of_thread.reads = True
+
+    return ThreadPoolExecutor(_THREADS, "read-samples", mark)

@@ -23,8 +23,8 @@ from tfmot_ops.errors import (
 
 #: Samples that are run at once by default; bounds the memory, and does not change the outputs.
 BATCH_SIZE = 64
-#: Inputs of one call of Keras' `predict`: at most so many bytes, and so many samples.
-_BYTES_TOGETHER, _MOST_TOGETHER = 64 * 2**20, 4096
+#: Inputs of a Keras model that are read at once: one batch, or more up to so many bytes and so many samples.
+_BYTES_TOGETHER, _MOST_TOGETHER = 16 * 2**20, 4096
 
 
 def predict(model_or_bytes: keras.Model | bytes, x: Inputs, batch_size: int = BATCH_SIZE) -> Array | list[Array]:
@@ -143,7 +143,7 @@ def _run_file(data: bytes, columns: list[Any], parts: list[slice], batch_size: i
 
 
 def _together(columns: list[Any], batch_size: int) -> int:
-    """Samples that are given to one call of Keras' `predict`, a multiple of the batch size: each call takes a while."""
+    """Samples that are read, run and measured together, a multiple of the batch size: each time takes a while."""
     bytes_each = sum(4 * math.prod(column.shape[1:]) for column in columns)
     batches = _BYTES_TOGETHER // max(1, bytes_each * batch_size)
     return int(batch_size * max(1, min(batches, _MOST_TOGETHER // batch_size)))
@@ -195,9 +195,27 @@ def classes_of(outputs: Array | list[Array], threshold: float = 0.5) -> npt.NDAr
 def _run_keras(model: keras.Model, x: Inputs, batch_size: int) -> Any:
     """The result of `model.predict`; raises SamplesError if Keras fails on samples that do not fit the model."""
     try:
-        return model.predict(x, batch_size=batch_size, verbose=0)
+        return _in_batches(model, x, batch_size)
     except (ValueError, tf.errors.InvalidArgumentError):
         # Checked only after a failure, as Keras accepts more than this check, such as [N] for an input [N, 1].
         shapes = [[-1 if size is None else size for size in tensor.shape] for tensor in model.inputs or ()]
         check_inputs(shapes, arrays(x), "model")
         raise
+
+
+def _in_batches(model: keras.Model, x: Inputs, batch_size: int) -> Any:
+    """What `model.predict` returns.
+
+    Each call of `predict` makes a data set of its samples, with references that Python frees late or never gives back
+    to the system: a test set of some gigabytes that is measured part by part took hundreds of megabytes more.
+    """
+    columns = x if isinstance(x, list | tuple) else [x]
+    if not columns or not all(
+        isinstance(column, np.ndarray) and len(column.shape) and len(column) for column in columns
+    ):
+        return model.predict(x, batch_size=batch_size, verbose=0)
+    outputs = []
+    for start in range(0, len(columns[0]), batch_size):
+        batch = [column[start : start + batch_size] for column in columns]
+        outputs.append(model.predict_on_batch(batch if isinstance(x, list | tuple) else batch[0]))
+    return tf.nest.map_structure(lambda *parts: np.concatenate(parts), *outputs)

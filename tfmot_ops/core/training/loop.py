@@ -14,7 +14,7 @@ from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.seeds import set_seed
 from tfmot_ops.core.keras.types import Logs
 from tfmot_ops.core.training.checkpoint import Checkpoint, History, Keeper, identity
-from tfmot_ops.core.training.seeding import InOrder, SeedEachEpoch, batches, is_in_memory
+from tfmot_ops.core.training.seeding import BATCHES_AHEAD, InOrder, SeedEachEpoch, batches, is_in_memory
 from tfmot_ops.core.training.stopping import BestEpoch
 from tfmot_ops.core.training.train_step import Additions, extended_train_step
 from tfmot_ops.errors import SpecError, StepFailedError
@@ -150,7 +150,8 @@ def _validation(validation: tuple[Any, Any] | None, batch_size: int, failures: l
         return {}
     if all(is_in_memory(column) for column in tf.nest.flatten(validation)):
         return {"validation_data": validation, "validation_batch_size": batch_size}
-    return {"validation_data": InOrder(*validation, batch_size, failures)}
+    # Keras itself would keep ten batches ready.
+    return {"validation_data": InOrder(*validation, batch_size, failures), "max_queue_size": BATCHES_AHEAD}
 
 
 class _EpochEnd(keras.callbacks.Callback):

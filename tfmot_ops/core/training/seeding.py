@@ -21,7 +21,7 @@ from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Layer, Logs
 
 #: Batches that are read from files while the model trains on another.
-_BATCHES_AHEAD = 2
+BATCHES_AHEAD = 2
 
 
 def epoch_seed(*parts: int) -> int:
@@ -91,7 +91,7 @@ def _read_in_order(parts: tuple[Any, ...], orders: tf.data.Dataset, failures: li
         return tf.TensorSpec((None, *column.shape[1:]), column.dtype)
 
     signature = tf.nest.map_structure(spec, parts)
-    return tf.data.Dataset.from_generator(read, output_signature=signature).prefetch(_BATCHES_AHEAD)
+    return tf.data.Dataset.from_generator(read, output_signature=signature).prefetch(BATCHES_AHEAD)
 
 
 def _samples(parts: tuple[Any, ...], index: Any, failures: list[Exception]) -> tuple[Any, ...]:

@@ -44,8 +44,7 @@ def index_records(paths: Sequence[Path]) -> Records:
     Raises:
         SpecError: a file cannot be read, or was cut off; its path and the record's place are named.
     """
-    found = [_index(place, path) for place, path in enumerate(paths)]
-    return np.concatenate([np.array(rows, np.int64).reshape(-1, 4) for rows in found])
+    return np.concatenate([np.array(_index(place, path), np.int64).reshape(-1, 4) for place, path in enumerate(paths)])
 
 
 def _index(place: int, path: Path) -> list[tuple[int, int, int, int]]:
