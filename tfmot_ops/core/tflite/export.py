@@ -28,6 +28,7 @@ from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import QuantizeLayer, QuantizeWrapper
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.core.pruning.sparsity import prunable, required_ratio, tolerance
+from tfmot_ops.core.quantization.ranges import never_set
 from tfmot_ops.core.tflite.convert import change_calibrated, converter_of
 from tfmot_ops.core.tflite.emit import inference_of, scope_name
 from tfmot_ops.core.tflite.file_ranges import widen_calibrated
@@ -39,6 +40,8 @@ from tfmot_ops.recipes.scope import select
 
 _L = keras.layers
 _LOG = logging.getLogger(__name__)
+#: Layers that a warning names.
+_NAMES_SHOWN = 5
 _MASKED_IN_FLOAT = (
     *(_L.MultiHeadAttention, _L.Attention, _L.AdditiveAttention, _L.Softmax),
     *(_L.RNN, _L.Bidirectional, _L.TimeDistributed),
@@ -58,6 +61,9 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Calibration |
     Returns:
         The flatbuffer.
 
+    Warns:
+        UserWarning: the ranges of a QAT model were set by neither calibration nor training.
+
     Raises:
         ExportError: the converter refuses the model, PTQ has no calibration data, or a size stays unknown.
         NotFiniteError: a weight or the range of a quantiser is NaN or infinite; names the layer.
@@ -70,6 +76,7 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Calibration |
     require_finite_weights(model)
     kept: tuple[str, ...] = ()
     if quantized:
+        _warn_of_ranges_never_set(graph)
         required = _required_of_quantized(graph)
     else:
         normal = normalize_graph(graph)
@@ -304,6 +311,20 @@ def _signature(graph: Graph, calibration: Calibration | None) -> list[tf.TensorS
             )
         specs.append(tf.TensorSpec([1, *shape[1:]], tensor.dtype, name=name))
     return specs
+
+
+def _warn_of_ranges_never_set(graph: Graph) -> None:
+    names = never_set(graph)
+    if names:
+        shown = ", ".join(names[:_NAMES_SHOWN]) + (
+            f" and {more} more" if (more := len(names) - _NAMES_SHOWN) > 0 else ""
+        )
+        warnings.warn(
+            f"the activation ranges were never set: {shown} are still at the initial -6 to 6, which the file's int8 "
+            "values will have. Give core.quantize calibration=, inputs like those of the training, or train the "
+            "quantised model, before you export it",
+            stacklevel=3,
+        )
 
 
 def _required_of_quantized(graph: Graph) -> dict[str, tuple[float, int]]:
