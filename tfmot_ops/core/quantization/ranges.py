@@ -14,12 +14,9 @@ from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.private import QuantizeLayer, QuantizeWrapper
 from tfmot_ops.core.keras.types import Layer
 from tfmot_ops.core.keras.wrapped import inner_layer
-from tfmot_ops.core.quantization.quantizers import FixedRangeQuantizer, RangeQuantizer
+from tfmot_ops.core.quantization.quantizers import INITIAL_RANGE, FixedRangeQuantizer, RangeQuantizer
 from tfmot_ops.core.quantization.scales import LEVELS, Range, Sums, computable
 from tfmot_ops.core.quantization.scheme import output_quantizer, tied_groups
-
-#: (min, max) with which tfmot's moving average starts (`MovingAverageQuantizer._add_range_weights`).
-_INITIAL = (-6.0, 6.0)
 
 
 def range_variables(layer: Layer) -> tuple[Any, Any] | None:
@@ -43,7 +40,7 @@ def never_set(graph: Graph) -> list[str]:
     """
     layers = dict.fromkeys(node.layer for node in graph.nodes)
     initial = {layer: variables for layer in layers if (variables := range_variables(layer)) is not None}
-    if any((float(low), float(high)) != _INITIAL for low, high in initial.values()):
+    if any((float(low), float(high)) != INITIAL_RANGE for low, high in initial.values()):
         return []
     return [inner_layer(layer).name for layer in initial]
 

@@ -21,6 +21,7 @@ from tfmot_ops.core.pruning.wrappers import PruneLowMagnitude
 from tfmot_ops.core.quantization.quantizers import (
     FixedRangeQuantizer,
     LayerQuantizeConfig,
+    QuantizeLayer,
     RangeQuantizer,
     WeightQuantizer,
 )
@@ -30,7 +31,10 @@ from tfmot_ops.system import files
 
 #: tfmot's wrappers save their inner layer in Keras' old format, which has class names without the package. So these
 #: classes must be found by their bare names.
-_CLASSES = (*LAYERS, FixedRangeQuantizer, LayerQuantizeConfig, PruneLowMagnitude, RangeQuantizer, WeightQuantizer)
+_CLASSES = (
+    *(*LAYERS, FixedRangeQuantizer, LayerQuantizeConfig, PruneLowMagnitude, QuantizeLayer, RangeQuantizer),
+    WeightQuantizer,
+)
 
 
 def _layers_of_applications() -> dict[str, type]:
@@ -59,26 +63,20 @@ def save_model(model: keras.Model, path: str | Path) -> None:
 
     Args:
         model: a float, pruned or QAT model.
-        path: a name that ends with `.h5`, or a folder for a SavedModel; an existing one is replaced. `.keras` is
-            refused, as it cannot reload a quantised model (tf-keras 2.21: "expected 5 variables, but received 3").
+        path: a name that ends with `.h5` or `.keras`, or a folder for a SavedModel; an existing one is replaced.
 
     Raises:
-        ArtifactError: the name ends with `.keras`, or a layer of the model cannot be saved in this format.
+        ArtifactError: a layer of the model cannot be saved in this format.
     """
     path = Path(path)
-    if path.suffix == ".keras":
-        raise ArtifactError(
-            "a .keras file cannot hold a quantised model",
-            required=".h5, or a folder for a SavedModel",
-            received=str(path),
-            remedy="save under a name that ends with .h5",
-        )
     try:
         with files.whole(path) as part, warnings.catch_warnings():
-            # Keras warns that .h5 is legacy and recommends .keras, which cannot reload a quantised model.
+            # Keras warns that .h5 is legacy; the steps exchange it, as it opens in every release of tf_keras.
             warnings.filterwarnings("ignore", message="You are saving your model as an HDF5 file")
             if path.suffix in {".h5", ".hdf5"}:
                 part.write_bytes(_as_hdf5(model))
+            elif path.suffix == ".keras":
+                model.save(part, save_format="keras")
             else:
                 model.save(part, save_format="tf", include_optimizer=True)
     except (ValueError, NotImplementedError, TypeError) as error:
@@ -86,7 +84,7 @@ def save_model(model: keras.Model, path: str | Path) -> None:
             "the model cannot be saved",
             required="layers with a get_config, whose weights have unique names",
             received=f"{type(error).__name__}: {error}",
-            remedy="add get_config to the model's custom layers, or save in the other format (.h5 or a folder)",
+            remedy="add get_config to the model's custom layers, or save in another format (.h5, .keras or a folder)",
         ) from error
 
 
