@@ -25,6 +25,7 @@ from tfmot_ops.core.quantization.quantizers import (
     RangeQuantizer,
     WeightQuantizer,
 )
+from tfmot_ops.core.saving.keras_three import refuse_keras_three
 from tfmot_ops.core.saving.safe_files import check_model_file
 from tfmot_ops.errors import ArtifactError, TfmotOpsError
 from tfmot_ops.system import files
@@ -107,6 +108,7 @@ def load_model(path: str | Path, allow_unsafe: bool = False) -> keras.Model:
 
     Raises:
         UnsafeModelError: the file refers to something that is not known to be harmless, and `allow_unsafe` is False.
+        UnsupportedModelError: Keras 3 saved the file.
         ArtifactError: the path does not exist, or Keras cannot read the file.
     """
     if not Path(path).exists():
@@ -116,6 +118,7 @@ def load_model(path: str | Path, allow_unsafe: bool = False) -> keras.Model:
             received=f"no file or folder {path}",
             remedy="check the path",
         )
+    refuse_keras_three(Path(path))
     try:
         # Keras reads its argument `safe_mode` for `.keras` only; SafeModeScope covers the other formats.
         with SafeModeScope(not allow_unsafe), custom_objects(), without_random_values(), without_traces():
