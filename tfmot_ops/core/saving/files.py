@@ -26,8 +26,9 @@ from tfmot_ops.core.quantization.quantizers import (
     WeightQuantizer,
 )
 from tfmot_ops.core.saving.keras_three import refuse_keras_three
+from tfmot_ops.core.saving.own_layers import ENTRY_POINT_GROUP, own_layers
 from tfmot_ops.core.saving.safe_files import check_model_file
-from tfmot_ops.errors import ArtifactError, TfmotOpsError
+from tfmot_ops.errors import ArtifactError, TfmotOpsError, UnsupportedModelError
 from tfmot_ops.system import files
 
 #: tfmot's wrappers save their inner layer in Keras' old format, which has class names without the package. So these
@@ -36,6 +37,9 @@ _CLASSES = (
     *(*LAYERS, FixedRangeQuantizer, LayerQuantizeConfig, PruneLowMagnitude, QuantizeLayer, RangeQuantizer),
     WeightQuantizer,
 )
+
+#: Texts in the errors by which Keras says that it does not know a class or function.
+_UNKNOWN_CLASS = ("Unknown layer", "Unknown object", "Could not locate class", "Could not locate function")
 
 
 def _layers_of_applications() -> dict[str, type]:
@@ -47,16 +51,20 @@ def _layers_of_applications() -> dict[str, type]:
 
 @contextlib.contextmanager
 def custom_objects() -> Iterator[None]:
-    """A scope in which Keras can load models with layers of tfmot_ops, tfmot and tf_keras.applications."""
-    ours = _layers_of_applications() | {cls.__name__: cls for cls in _CLASSES}
-    # A class that the user registered under one of these names takes precedence.
-    free = {name: cls for name, cls in ours.items() if keras.saving.get_registered_object(name) is None}
-    with (
-        tfmot.quantization.keras.quantize_scope(),
-        tfmot.sparsity.keras.prune_scope(),
-        keras.saving.custom_object_scope(free),
-    ):
-        yield
+    """A scope in which Keras can load models with layers of tfmot_ops, tfmot and tf_keras.applications.
+
+    It has the layers of installed packages, too, see `own_layers`.
+    """
+    with own_layers():
+        ours = _layers_of_applications() | {cls.__name__: cls for cls in _CLASSES}
+        # A class that the user registered under one of these names takes precedence.
+        free = {name: cls for name, cls in ours.items() if keras.saving.get_registered_object(name) is None}
+        with (
+            tfmot.quantization.keras.quantize_scope(),
+            tfmot.sparsity.keras.prune_scope(),
+            keras.saving.custom_object_scope(free),
+        ):
+            yield
 
 
 def save_model(model: keras.Model, path: str | Path) -> None:
@@ -108,7 +116,7 @@ def load_model(path: str | Path, allow_unsafe: bool = False) -> keras.Model:
 
     Raises:
         UnsafeModelError: the file refers to something that is not known to be harmless, and `allow_unsafe` is False.
-        UnsupportedModelError: Keras 3 saved the file.
+        UnsupportedModelError: Keras 3 saved the file, or nothing says which class one of its layers has.
         ArtifactError: the path does not exist, or Keras cannot read the file.
     """
     if not Path(path).exists():
@@ -128,10 +136,12 @@ def load_model(path: str | Path, allow_unsafe: bool = False) -> keras.Model:
     except TfmotOpsError:
         raise
     except Exception as error:  # a damaged file makes Keras raise an error of any class
-        raise ArtifactError(
+        is_unknown = any(text in str(error) for text in _UNKNOWN_CLASS)
+        raise (UnsupportedModelError if is_unknown else ArtifactError)(
             "the model cannot be loaded",
             required="a tf_keras model; its custom layers registered with register_keras_serializable",
             received=f"{path}: {type(error).__name__}: {error}",
-            remedy="import the package that defines the model's layers first; for a file with Lambda layers that you "
-            "trust, allow_unsafe=True runs their Python code",
+            remedy=f"name the model's layers under the entry-point group {ENTRY_POINT_GROUP} of an installed package, "
+            "or import the package that registers them first; for a file with Lambda layers that you trust, "
+            "allow_unsafe=True runs their Python code",
         ) from error

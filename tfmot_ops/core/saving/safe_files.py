@@ -19,8 +19,9 @@ from tfmot_ops.core.saving.safe_graphs import unsafe_parts
 from tfmot_ops.errors import UnsafeModelError
 
 _REGISTER = (
-    "if it is code of your own, register it with keras.saving.register_keras_serializable and import it first; a file "
-    "that you trust can be loaded by core.load_model(path, allow_unsafe=True)"
+    "if it is code of your own, name it under the entry-point group tfmot_ops.layers of an installed package, for the "
+    "command and the operators, or register it with keras.saving.register_keras_serializable and import it first; a "
+    "file that you trust can be loaded by core.load_model(path, allow_unsafe=True)"
 )
 _TRUST = (
     "save the model again without it; a file that you trust can be loaded by core.load_model(path, allow_unsafe=True)"
