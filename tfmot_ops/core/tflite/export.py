@@ -35,6 +35,7 @@ from tfmot_ops.core.tflite.file_ranges import widen_calibrated
 from tfmot_ops.core.tflite.late_weights import LateWeights, LateWeightsError
 from tfmot_ops.core.tflite.profile import weight_zeros
 from tfmot_ops.core.tflite.ptq_ai_edge import quantize_file
+from tfmot_ops.core.tflite.signature import named
 from tfmot_ops.errors import ExportError, RecipeError, SparsityLostError, TfmotOpsError
 from tfmot_ops.recipes.scope import select
 
@@ -59,7 +60,7 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Calibration |
             the model leaves open.
 
     Returns:
-        The flatbuffer.
+        The flatbuffer, with the signature `serving_default`: the names of the model's inputs and outputs.
 
     Warns:
         UserWarning: the ranges of a QAT model were set by neither calibration nor training.
@@ -94,7 +95,7 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Calibration |
         rows = lambda: _representative(recipe, graph, calibration)()  # noqa: E731, PLW0108 - lazy
         data = quantize_file(data, recipe, rows, _results(data, graph, kept))
     _check_sparsity(data, required)
-    return data
+    return named(data, model, graph)
 
 
 def _takes_floats_late(recipe: Recipe, quantized: bool) -> bool:
