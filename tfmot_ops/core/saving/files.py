@@ -25,7 +25,7 @@ from tfmot_ops.core.quantization.quantizers import (
     RangeQuantizer,
     WeightQuantizer,
 )
-from tfmot_ops.core.saving.keras_three import refuse_keras_three
+from tfmot_ops.core.saving.keras_three import read_keras_three
 from tfmot_ops.core.saving.own_layers import ENTRY_POINT_GROUP, own_layers
 from tfmot_ops.core.saving.safe_files import check_model_file
 from tfmot_ops.errors import ArtifactError, TfmotOpsError, UnsupportedModelError
@@ -110,13 +110,15 @@ def load_model(path: str | Path, allow_unsafe: bool = False) -> keras.Model:
     """Load a model that `save_model`, Keras or tfmot saved.
 
     Args:
-        path: `.h5` or `.keras` file, or SavedModel folder.
+        path: `.h5` or `.keras` file, or SavedModel folder. A file of Keras 3 is read where both have its layers alike;
+            its model is not compiled.
         allow_unsafe: run any code that the file contains or refers to (Python code of Lambda layers, any function,
             operations on files); only for files you trust.
 
     Raises:
         UnsafeModelError: the file refers to something that is not known to be harmless, and `allow_unsafe` is False.
-        UnsupportedModelError: Keras 3 saved the file, or nothing says which class one of its layers has.
+        UnsupportedModelError: Keras 3 saved a model of layers that tf_keras may not have alike, or nothing says which
+            class one of its layers has.
         ArtifactError: the path does not exist, or Keras cannot read the file.
     """
     if not Path(path).exists():
@@ -126,7 +128,9 @@ def load_model(path: str | Path, allow_unsafe: bool = False) -> keras.Model:
             received=f"no file or folder {path}",
             remedy="check the path",
         )
-    refuse_keras_three(Path(path))
+    read = read_keras_three(Path(path))
+    if read is not None:
+        return read
     try:
         # Keras reads its argument `safe_mode` for `.keras` only; SafeModeScope covers the other formats.
         with SafeModeScope(not allow_unsafe), custom_objects(), without_random_values(), without_traces():

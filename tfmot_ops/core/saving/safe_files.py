@@ -49,7 +49,7 @@ def check_model_file(path: str | Path) -> None:
         with h5py.File(path, "r") as file:
             for name in ("model_config", "training_config"):
                 _check_config(path, name, file.attrs.get(name))
-            _check_weights(path, path.name, file)
+            check_weights(path, path.name, file)
 
 
 def _refuse(path: Path, what: str, where: str, *, remedy: str = _TRUST) -> NoReturn:
@@ -79,10 +79,10 @@ def _check_keras(path: Path) -> None:
         if weights in archive.namelist():
             # Read to memory: h5py seeks, and seeking in a compressed archive member rereads it from its start.
             with h5py.File(io.BytesIO(archive.read(weights)), "r") as file:
-                _check_weights(path, weights, file)
+                check_weights(path, weights, file)
 
 
-def _check_weights(path: Path, source: str, file: h5py.Group) -> None:
+def check_weights(path: Path, source: str, file: h5py.Group) -> None:
     """Refuse weights outside the file: HDF5 can link to data in any other file."""
     groups, seen = [file["/"]], set()
     while groups:
