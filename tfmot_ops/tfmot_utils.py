@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +17,7 @@ from tfmot_ops.core import keras
 from tfmot_ops.core.graph.samples import Calibration
 from tfmot_ops.core.keras.types import Config, Layer
 from tfmot_ops.core.quantization.quantizers import LayerQuantizeConfig, RangeQuantizer
+from tfmot_ops.core.saving.keras_three import read_keras_three
 from tfmot_ops.core.saving.safe_files import check_model_file
 
 #: Part of a typical error message -> its short name; seen with TF 2.21.0 and tfmot 0.8.1.
@@ -84,7 +86,11 @@ class Quantize:
 
         Raises:
             UnsafeModelError: the file could run code.
+            UnsupportedModelError: Keras 3 saved a model of layers that tf_keras may not have alike.
         """
+        read = read_keras_three(Path(path))
+        if read is not None:
+            return read
         scope = {cls.__name__: cls for cls in (NoOpQuantizeConfig, DefaultBNQuantizeConfig)}
         with (
             core.custom_objects(),

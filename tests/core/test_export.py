@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -47,3 +49,28 @@ def test_a_channel_of_zeros_keeps_its_bias(kernel_is_zero) -> None:
     answers = core.predict(core.export_tflite(quantized, recipe), x)
     np.testing.assert_allclose(answers[..., 0], 3.0, atol=0.05)
     assert core.agreement(quantized, core.export_tflite(quantized, recipe), x).get("sqnr_db", np.inf) >= 30.0
+
+
+def _small_qat(calibration: np.ndarray | None) -> tuple[Any, Any]:
+    inputs = keras.Input((6,), name="features")
+    model = keras.Model(inputs, L.Dense(2, name="head")(L.Dense(4, activation="relu", name="body")(inputs)))
+    model.compile("sgd", "mse")
+    recipe = core.recipes.decode("wi8_ai8")
+    return core.quantize(model, recipe, calibration)[0], recipe
+
+
+def test_ranges_that_nothing_has_set_are_named_when_the_file_is_made() -> None:
+    model, recipe = _small_qat(None)
+    with pytest.warns(UserWarning, match="never set: quantize_features, body_relu, head are still at") as told:
+        core.export_tflite(model, recipe)
+    assert "calibration=" in str(told[0].message)
+    assert told[0].filename == __file__, "the warning points to the caller"
+
+
+@pytest.mark.parametrize("how", ["calibrated", "trained"])
+def test_ranges_that_are_set_bring_no_warning(how: str) -> None:
+    x = np.random.default_rng(0).normal(size=(32, 6)).astype(np.float32)
+    model, recipe = _small_qat(x if how == "calibrated" else None)
+    if how == "trained":
+        model.fit(x, x[:, :2], verbose=0)
+    assert core.export_tflite(model, recipe)  # warnings are errors

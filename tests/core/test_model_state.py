@@ -297,3 +297,24 @@ def test_labels_by_the_outputs_names_fit_every_rewritten_model(tmp_path) -> None
     places = list(y.values())
     assert loaded.evaluate(X, places, verbose=0) == quantized.evaluate(X, places, verbose=0)
     assert core.strip(_reloaded(pruned, tmp_path / "p.h5")).output_names == ["cls", "reg"]
+
+
+@pytest.mark.parametrize("suffix", [".h5", ""], ids=["h5", "folder"])
+def test_names_of_metrics_have_their_output_once_however_often_a_model_is_saved(suffix, tmp_path) -> None:
+    """The steps save a model between each two of them, and its wrappers rename its outputs."""
+    inputs = L.Input((8, 8, 4))
+    flat = L.Flatten()(inputs)
+    heads = [L.Dense(3, activation="softmax", name="big"), L.Dense(1, name="big_box")]
+    model = keras.Model(inputs, [head(flat) for head in heads])
+    accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+    losses = {"big": "sparse_categorical_crossentropy", "big_box": "mse"}
+    model.compile("sgd", losses, metrics={"big": accuracy, "big_box": "mae"})
+    x, y = X[:16], [np.arange(16) % 3, np.ones(16, np.float32)]
+    model.fit(x, y, verbose=0)
+    pruned, _ = core.prune(_reloaded(model, tmp_path / f"m{suffix}"), core.recipes.decode("sparse50"), end_step=1)
+    pruned.fit(x, y, verbose=0, callbacks=core.pruning_callbacks())
+    stripped = core.strip(_reloaded(pruned, tmp_path / f"p{suffix}"))
+    stripped.fit(x, y, verbose=0)
+    quantized, _ = core.quantize(_reloaded(stripped, tmp_path / f"s{suffix}"), INT8, x)
+    names = quantized.fit(x, y, verbose=0).history.keys()
+    assert list(names) == ["loss", "big_loss", "big_box_loss", "big_accuracy", "big_box_mae"]

@@ -63,7 +63,7 @@ def test_layers_that_an_application_keeps_to_itself_are_found(tmp_path) -> None:
     np.testing.assert_array_equal(core.load_model(tmp_path / "m.h5")(x), model(x))
 
 
-@pytest.mark.parametrize("suffix", ["", ".h5"])
+@pytest.mark.parametrize("suffix", ["", ".h5", ".keras"])
 @pytest.mark.parametrize("recipe", [None, "sparse50_wi8_ai8"])
 def test_a_trained_model_comes_back_with_its_compile_configuration(tmp_path, suffix, recipe) -> None:
     model = _mix((17, 19, 3))
@@ -127,3 +127,25 @@ def test_saving_replaces_what_is_there_and_a_failure_leaves_it(tmp_path, name) -
             core.save_model(keras.Sequential([keras.Input((4,)), Unsaid()]), tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert core.load_model(tmp_path / name)(np.zeros((1, 4), np.float32)).numpy() == 2.0
+
+
+def test_the_best_epoch_that_keras_keeps_of_a_qat_training_goes_on_as_if_never_saved(tmp_path) -> None:
+    rng, recipe = np.random.default_rng(0), core.recipes.decode("wi8_ai8")
+    x, y = rng.normal(size=(32, 8, 8, 3)).astype(np.float32), rng.integers(0, 3, 32)
+    inputs = keras.Input((8, 8, 3), name="image")
+    hidden = L.ReLU()(L.BatchNormalization()(L.Conv2D(4, 3)(inputs)))
+    hidden = L.Reshape((36, 4))(L.Add()([hidden, L.DepthwiseConv2D(3, padding="same")(hidden)]))
+    scores = L.Dense(3, activation="softmax")(L.Flatten()(L.MultiHeadAttention(2, 4)(hidden, hidden)))
+    model = keras.Model(inputs, scores)
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    quantized, _ = core.quantize(model, recipe, x)
+    best = keras.callbacks.ModelCheckpoint(str(tmp_path / "best.keras"))
+    quantized.fit(x, y, epochs=2, verbose=0, callbacks=[best])
+    loaded = core.load_model(tmp_path / "best.keras")
+    core.save_model(loaded, tmp_path / "again.keras")
+    for copy in (loaded, core.load_model(tmp_path / "again.keras")):
+        assert core.export_tflite(copy, recipe) == core.export_tflite(quantized, recipe)
+    for each in (quantized, loaded):
+        each.fit(x, y, epochs=1, verbose=0, shuffle=False)
+    for one, other in zip(quantized.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -86,7 +86,7 @@ def _recurrent() -> Any:
     ("kind", "suffix"),
     [
         *(("many", ".h5"), ("many", ".keras"), ("recurrent", ""), ("pruned", ""), ("pruned", ".h5")),
-        *(("pruned", ".keras"), ("quantized", ""), ("quantized", ".h5")),
+        *(("pruned", ".keras"), ("quantized", ""), ("quantized", ".h5"), ("quantized", ".keras")),
     ],
 )
 def test_good_files_are_loaded(tmp_path, kind, suffix) -> None:

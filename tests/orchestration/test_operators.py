@@ -1,9 +1,19 @@
 """The operators under Airflow's own `dag.test()`; only the place where steps run is a fake."""
 
 import pytest
+from airflow.sdk import DAG, XComArg
 
 from tfmot_ops.contract import StepResult
-from tfmot_ops.operators import CloseRunOperator, OpenRunOperator, TrainOperator
+from tfmot_ops.errors import RecipeError, SpecError
+from tfmot_ops.operators import (
+    CloseRunOperator,
+    EvaluateOperator,
+    FineTuneOperator,
+    OpenRunOperator,
+    QuantizeOperator,
+    StepOperator,
+    TrainOperator,
+)
 
 pytestmark = pytest.mark.airflow
 
@@ -148,3 +158,74 @@ def test_close_run_takes_the_headline_of_the_last_step_that_has_one():
         "headline": rmse,
     }
     assert CloseRunOperator(task_id="close_run", steps={"list": {"metrics": {}}})._options({})["headline"] is None
+
+
+MODEL = {"model": "{{ ti.xcom_pull(task_ids='train') }}"}
+DATA = {"dataset": "digits"}
+WRONG = {
+    "an unknown option": (TrainOperator, {"options": {"model": "resnet8", "epoch": 3, **DATA}}, "options.epoch"),
+    "a value out of range": (TrainOperator, {"options": {"model": "resnet8", "epochs": -1, **DATA}}, "options.epochs"),
+    "a text for a number": (TrainOperator, {"options": {"model": "m", "epochs": "many", **DATA}}, "options.epochs"),
+    "a missing option": (TrainOperator, {"options": {"model": "resnet8"}}, "options.dataset"),
+    "a wrong recipe": (
+        FineTuneOperator,
+        {"inputs": MODEL, "options": {"recipe": {"name": "mine", "sparsity": {"ratio": 2}}, **DATA}},
+        "options.recipe.sparsity.ratio",
+    ),
+    "a missing input": (QuantizeOperator, {"options": {"recipe": "wi8_ai8", **DATA}}, "inputs: quantize needs"),
+    "another input": (
+        EvaluateOperator,
+        {"inputs": MODEL, "options": DATA},
+        "inputs: evaluate needs .*\n  required: tflite\n  received: model",
+    ),
+    "an unknown kind": (StepOperator, {"options": {"kind": "smooth"}}, "options"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_literal_arguments_that_are_wrong_are_refused_when_the_dag_is_parsed(name):
+    operator, arguments, place = WRONG[name]
+    with pytest.raises(SpecError, match=f"task one: .*{place}"):
+        operator(task_id="one", **arguments)
+
+
+def test_a_recipe_that_does_not_exist_is_refused_when_the_dag_is_parsed():
+    with pytest.raises(RecipeError, match="'wi9_ai8' cannot be decoded"):
+        QuantizeOperator(task_id="one", inputs=MODEL, options={"recipe": "wi9_ai8", **DATA})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model": "{{ params.model }}", "epochs": "{{ params.epochs }}", "dataset": "{% if 1 %}digits{% endif %}"},
+        {"model": "resnet8", "epochs": "3", "limit": "None", **DATA},
+        {"model": XComArg, **DATA},
+    ],
+    ids=["templates", "texts that native rendering changes", "another task's result"],
+)
+def test_what_is_known_only_when_the_task_runs_is_left_to_it(options):
+    with DAG("one_more", schedule=None):
+        if options["model"] is XComArg:
+            options = options | {"model": OpenRunOperator(task_id="other").output}
+        TrainOperator(task_id="one", options=options)
+
+
+def test_a_wrong_option_beside_a_template_is_refused_without_blaming_the_template():
+    with pytest.raises(SpecError, match=r"field options\.batch\n") as caught:
+        TrainOperator(task_id="one", options={"model": "{{ params.model }}", "batch": 3, **DATA})
+    assert "options.model" not in str(caught.value)
+
+
+def test_a_recipe_file_is_read_by_the_worker_that_has_it():
+    QuantizeOperator(task_id="one", inputs=MODEL, options={"recipe": "/not/here/mine.yaml", **DATA})
+
+
+class Adding(TrainOperator):
+    """A user's operator that gives an option itself."""
+
+    def _options(self, context):
+        return super()._options(context) | DATA
+
+
+def test_a_subclass_that_adds_options_is_not_asked_for_them():
+    Adding(task_id="one", options={"model": "resnet8"})

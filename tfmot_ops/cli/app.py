@@ -21,7 +21,7 @@ from tfmot_ops.contract import (
 )
 from tfmot_ops.contract.refusal import refusal
 from tfmot_ops.errors import StepFailedError, TfmotOpsError
-from tfmot_ops.system import environment, files, processes
+from tfmot_ops.system import environment, files, native_log, processes
 from tfmot_ops.system.scratch import temporary_files_in_scratch
 from tfmot_ops.system.uri_secrets import hide
 
@@ -75,6 +75,7 @@ def _globals(
     ] = False,
 ) -> None:
     del version  # the option's callback has printed it already
+    context.with_resource(native_log.errors_only())
     if context.invoked_subcommand in _WITH_TEMPORARY_FILES:
         context.with_resource(temporary_files_in_scratch())
     if context.invoked_subcommand in _WITH_A_RUN:

@@ -10,9 +10,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tfmot_ops.contract import ACCURACY, Headline, Status, StepResult
+from tfmot_ops.contract import ACCURACY, Activations, Headline, Outcome, Status, StepResult
 from tfmot_ops.contract.step_table import MISSING, figure_cells, measured_a_model, table_titles
 from tfmot_ops.system.uri_secrets import hide
+
+#: Layers that a note names.
+_NAMES_SHOWN = 5
 
 
 def summary_table(results: Sequence[StepResult]) -> Table:
@@ -46,15 +49,34 @@ def summary_lines(results: Sequence[StepResult]) -> list[str]:
 
 
 def summary_notes(results: Sequence[StepResult]) -> list[str]:
-    """Notes below the table, one sentence per line: the drop of the headline, and a warning about the test split."""
+    """Notes below the table, one per line: the test split, layers that stayed in float, the drop of the headline."""
     notes = []
     for result in results:
+        notes += _kept_float(result)
         if "test_split" in result.parameters:
             notes.append(f"test split: {result.parameters['test_split']}, so the figures may be too good for new data")
         headline = result.headline or ACCURACY
         if f"{headline.name}_drop" in result.metrics:
             notes.append(_loss(result, headline))
     return notes
+
+
+def _kept_float(result: StepResult) -> list[str]:
+    """The layers that a recipe with integer activations left in float, one line for each reason."""
+    recipe = result.parameters.get("recipe")
+    quantization = recipe.get("quantization") if isinstance(recipe, dict) else None
+    if not isinstance(quantization, dict) or quantization.get("activations") == Activations.FLOAT32:
+        return []
+    by_reason: dict[str, list[str]] = {}
+    for layer in result.layers:
+        if layer.outcome is Outcome.KEPT_FLOAT:
+            by_reason.setdefault(layer.reason, []).append(f"{layer.path} ({layer.class_name})")
+    return [f"stayed in float: {_first(names)}: {reason}" for reason, names in by_reason.items()]
+
+
+def _first(names: list[str]) -> str:
+    more = len(names) - _NAMES_SHOWN
+    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _loss(result: StepResult, headline: Headline) -> str:

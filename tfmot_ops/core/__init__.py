@@ -6,7 +6,6 @@ from importlib import import_module
 from typing import Any
 
 from tfmot_ops import recipes
-from tfmot_ops.core.measure.accuracy import evaluate
 from tfmot_ops.core.measure.agreement import agreement
 from tfmot_ops.core.measure.latency import latency_ms
 from tfmot_ops.core.measure.memory import arena_bytes
@@ -56,18 +55,19 @@ __all__ = [
     "wrap_low_magnitude",
 ]
 
-#: Moved name -> its present module; the core imports these modules lazily, as they import the core.
-_MOVED = {
+#: Name -> its module above the core, which imports these modules lazily, as they import the core.
+_ABOVE = {
     "Architecture": "tfmot_ops.models.architectures",
     "application_constructors": "tfmot_ops.models.applications",
     "architecture": "tfmot_ops.models.architectures",
     "catalogue": "tfmot_ops.models.architectures",
     "check_architecture": "tfmot_ops.sweep.run.check",
+    "evaluate": "tfmot_ops.tasks.evaluation",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Resolve moved names, for scripts that still import them from `tfmot_ops.core`."""
-    if name not in _MOVED:
+    """Resolve `evaluate`, which needs the tasks, and moved names, for scripts that still import them from here."""
+    if name not in _ABOVE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MOVED[name]), name)
+    return getattr(import_module(_ABOVE[name]), name)

@@ -10,10 +10,12 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundExceptio
 from airflow.sdk.log import mask_secret
 from pydantic import ValidationError
 
-from tfmot_ops.contract import Artifact, Options, StepSpec, Tracking
+from tfmot_ops.contract import Options, StepSpec, Tracking
 from tfmot_ops.contract.refusal import quoted, refusal
 from tfmot_ops.errors import SpecError, UnsupportedModelError
 from tfmot_ops.operators.links import DEFAULT_UI, MlflowRunLink, run_url
+from tfmot_ops.operators.literals import refuse_inputs, refuse_options
+from tfmot_ops.operators.results import artifact_of, run_id_of
 from tfmot_ops.recipes.files import is_recipe_file, read_recipe, read_training
 from tfmot_ops.runners import (
     OPTIONS_VARIABLE,
@@ -107,6 +109,20 @@ class StepOperator(BaseOperator):
         self.mlflow_run_url = ""
         self._running: RunningStep | None = None
         self._killed = False
+        # Not in a mapped task: there the values are known when it runs, and a refusal has to say so to Airflow.
+        if not getattr(self, "_BaseOperator__from_mapped", False):
+            self._refuse_literals()
+
+    def _refuse_literals(self) -> None:
+        """Refuse literal arguments that the step would refuse, as far as a subclass does not add to them.
+
+        Raises:
+            SpecError: an option is unknown or wrong, or a required option or input is missing.
+        """
+        if self._options.__module__ == __name__:
+            refuse_options(self.task_id, self.kind, self.options)
+        if self._inputs.__module__ == __name__:
+            refuse_inputs(self.task_id, self.kind, self.inputs)
 
     def _do_render_template_fields(self, parent: Any, *arguments: Any, **keywords: Any) -> None:
         """Render the templates, then mask secrets: Airflow shows the rendered fields, also of mapped tasks."""
@@ -190,9 +206,10 @@ class StepOperator(BaseOperator):
         Raises:
             SpecError: a field is invalid; the message names the field.
         """
+        self._refuse_literals()
         document = {
             "step_id": self.task_id,
-            "inputs": {name: _artifact(name, value) for name, value in self._inputs().items()},
+            "inputs": {name: artifact_of(name, value) for name, value in self._inputs().items()},
             "output_uri": self.output_uri,
             "seed": self.seed,
             "device": self.device,
@@ -233,7 +250,7 @@ class StepOperator(BaseOperator):
         return Tracking(
             uri=uri,
             experiment=self.experiment,
-            parent_run_id=_run_id(self.parent_run),
+            parent_run_id=run_id_of(self.parent_run),
             # A retry has the same key, so it continues its MLflow run.
             key={name: str(value) for name, value in key.items()},
         )
@@ -354,29 +371,6 @@ class CloseRunOperator(StepOperator):
         return {"steps": ended, "failed": failed, "headline": headline, **super()._options(context)}
 
 
-def _artifact(name: str, value: Any) -> Any:
-    """The output `name` of a step's result, or the value itself if it has the fields of an Artifact."""
-    if isinstance(value, Artifact):
-        return value
-    if not isinstance(value, Mapping):
-        raise SpecError(
-            f"input {name}",
-            required="the result of a step that succeeded, or the fields of an Artifact",
-            received=quoted(value),
-            remedy="pass `inputs={'" + name + "': task.output}`, with the task upstream of this one",
-        )
-    if "outputs" not in value:
-        return value
-    if name not in value["outputs"]:
-        raise SpecError(
-            f"input {name}",
-            required=f"an output {name} of step {value.get('step_id')}",
-            received=", ".join(value["outputs"]) or "no outputs",
-            remedy="take the input from a step that makes it",
-        )
-    return value["outputs"][name]
-
-
 def _resumable(runner: Runner) -> ResumableRunner:
     if isinstance(runner, ResumableRunner):
         return runner
@@ -386,9 +380,3 @@ def _resumable(runner: Runner) -> ResumableRunner:
         received=repr(runner),
         remedy="clear the task, and do not change the runner while steps run",
     )
-
-
-def _run_id(parent: Any) -> str | None:
-    if isinstance(parent, Mapping):
-        parent = parent.get("tracking_run_id")
-    return str(parent) if parent else None

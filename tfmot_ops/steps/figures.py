@@ -7,8 +7,9 @@ import os
 from typing import TYPE_CHECKING
 
 from tfmot_ops.contract import ArtifactFormat, EvaluateOptions, Method
-from tfmot_ops.steps.scoring import in_order, score
+from tfmot_ops.steps.scoring import score
 from tfmot_ops.steps.work import FLOAT, ModelWork
+from tfmot_ops.tasks.in_order import in_order
 
 if TYPE_CHECKING:
     from tfmot_ops.core.keras.types import Model

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tfmot_ops.contract import TrainingOptions, TrainingPlan
 from tfmot_ops.errors import SpecError
 from tfmot_ops.steps.resume import StepCheckpoint
-from tfmot_ops.steps.scoring import in_order
+from tfmot_ops.tasks.in_order import in_order
 
 if TYPE_CHECKING:
     from tfmot_ops.core.keras.types import Model

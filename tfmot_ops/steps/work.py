@@ -25,8 +25,9 @@ from tfmot_ops.contract import (
 )
 from tfmot_ops.errors import SpecError
 from tfmot_ops.steps.resume import StepCheckpoint
-from tfmot_ops.steps.scoring import in_order, score, validation_metric
+from tfmot_ops.steps.scoring import score, validation_metric
 from tfmot_ops.store import SUFFIXES, Store
+from tfmot_ops.tasks.in_order import in_order
 
 if TYPE_CHECKING:
     from tfmot_ops.core.keras.types import Model

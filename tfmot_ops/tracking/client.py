@@ -59,7 +59,7 @@ def quiet() -> Iterator[None]:
             "The ``noload`` loader strategy is deprecated",  # its mappings, under SQLAlchemy 2.1
             ".*Any type hint is inferred as AnyType",  # its own classes, when mlflow.pyfunc is imported
             ".*Add type hints to the `predict` method",
-            "You are saving your model as an HDF5 file",  # Keras recommends .keras, which loses the quantisers
+            "You are saving your model as an HDF5 file",  # Keras recommends .keras
         ):
             warnings.filterwarnings("ignore", message=message)
         yield

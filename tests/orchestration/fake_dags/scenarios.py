@@ -78,7 +78,7 @@ green = chain("green")
 flaky = chain("flaky")
 broken = chain("broken")
 unsupported = chain("unsupported")
-wrong_spec = chain("wrong_spec", batch_size=0)
+wrong_spec = chain("wrong_spec", batch_size="{{ 0 }}")
 recipe_file = chain("recipe_file", recipe=str(Path(__file__).with_name("recipe.yaml")))
 with DAG("mapped", schedule=None) as mapped:
     TrainOperator.partial(

@@ -155,17 +155,13 @@ def _fresh_optimizer(optimizer: Optimizer) -> Any:
 
 
 def _fresh_metrics(structure: object, source: keras.Model) -> Any:
-    # With several outputs, Keras prefixes a metric's name with the output's name at the first batch. The prefix is
-    # removed, as Keras will add it again to the new model's metric.
-    is_prefixed = source.compiled_metrics.built and len(source.output_names or ()) > 1
-    prefixes = tuple(f"{name}_" for name in source.output_names or ()) if is_prefixed else ()
+    prefixes = _prefixes(source)
 
     def fresh(metric: object) -> Any:
         if not isinstance(metric, keras.metrics.Metric):
             return metric  # a name, a function or None, from which Keras creates a new metric
         config = metric.get_config()
-        prefix = next((prefix for prefix in prefixes if metric.name.startswith(prefix)), "")
-        config["name"] = metric.name.removeprefix(prefix)
+        config["name"] = _without_prefixes(metric.name, prefixes)
         return _from_config(metric, config)
 
     placed = _by_position(structure, source)
@@ -173,6 +169,26 @@ def _fresh_metrics(structure: object, source: keras.Model) -> Any:
         # One list per output, as Keras would apply every metric of a flat list to every output.
         placed = [item if isinstance(item, list | tuple) else [] if item is None else [item] for item in placed]
     return _map_leaves(fresh, placed)
+
+
+def _prefixes(source: keras.Model) -> list[str]:
+    """What Keras puts before the names of metrics, the longest first; empty for a model with one output.
+
+    With several outputs, Keras prefixes a metric's name with the output's name at the first batch, and saves that name.
+    A loaded model has names of layers as output names, so the prefix may be that of the layer inside a wrapper.
+    """
+    names, layers = list(source.output_names or ()), private.output_layers(source)
+    if len(names) <= 1:
+        return []
+    known = {*names, *(layer.name for layer in layers), *(inner_layer(layer).name for layer in layers)}
+    return sorted((f"{name}_" for name in known), key=len, reverse=True)
+
+
+def _without_prefixes(name: str, prefixes: list[str]) -> str:
+    """A metric's name without prefixes, as Keras will add one to the new model's metric."""
+    while prefix := next((prefix for prefix in prefixes if name.startswith(prefix) and name != prefix), ""):
+        name = name.removeprefix(prefix)
+    return name
 
 
 def _from_config(instance: Configured, config: Config) -> Any:

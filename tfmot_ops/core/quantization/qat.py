@@ -62,7 +62,8 @@ def quantize(
             stay zero during QAT.
         recipe: a recipe with quantization.method: qat.
         calibration: an array [N, ...], a list or dict of arrays, one per input, or a tf.data.Dataset of such batches.
-            None leaves the activation ranges at their initial -6 to 6.
+            None leaves the activation ranges at their initial -6 to 6, for a training to move; the export of a model
+            that was not trained warns of them.
 
     Returns:
         The QAT model, compiled like the original, and one report per layer.

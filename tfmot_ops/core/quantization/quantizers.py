@@ -314,19 +314,38 @@ class LayerQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
         return cls(weights, output, keep_float=config.get("keep_float", False))
 
 
+class QuantizeLayer(private.QuantizeLayer):
+    """tfmot's layer that rounds a tensor, as it is loaded; it has tfmot's name in files.
+
+    tfmot's does not say that it is built. Loading a `.keras` file builds it, and its first call would do so again, with
+    variables that the file does not have.
+    """
+
+    def build(self, input_shape: tf.TensorShape) -> None:
+        """Create the variables of the range, once."""
+        super().build(input_shape)
+        self.built = True
+
+
 @keras.saving.register_keras_serializable("tfmot_ops")
 class QuantizedLayer(QuantizeWrapperV2):
-    """tfmot's quantisation wrapper with three faults fixed.
+    """tfmot's quantisation wrapper with four faults fixed.
 
     tfmot creates a step counter in each layer, trains the kernels of frozen layers, and leaves rounded tensors in the
-    layer's weight attributes after a call. The counters are a quarter of a QAT model's variables; only tfmot's
-    activation quantisers read them, and `LayerQuantizeConfig` has none.
+    layer's weight attributes after a call. It counts the weights of a layer that is built before its wrapper as the
+    wrapper's own: loading a `.keras` file builds it first, and misses weights that were never saved there. The counters
+    are a quarter of a QAT model's variables; only tfmot's activation quantisers read them, and `LayerQuantizeConfig`
+    has none.
     """
 
     def __init__(self, layer: Layer, quantize_config: LayerQuantizeConfig, **kwargs: object) -> None:
         super().__init__(layer, quantize_config, **kwargs)
         # tfmot calls `layer.call` directly, but Keras adds the activity regulariser's loss in `layer.__call__`.
         private.copy_activity_regularizer(self, layer)
+
+    def build(self, input_shape: tf.TensorShape) -> None:
+        """Build the layer, and create the variables of the quantisers."""
+        super(QuantizeWrapperV2, self).build(input_shape)  # V2 adds the weights of a layer that is built already
 
     def add_weight(self, name: str | None = None, *args: object, **kwargs: object) -> Any:
         """The new variable; None for tfmot's step counter, which is not created."""

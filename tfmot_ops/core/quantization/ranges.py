@@ -13,7 +13,8 @@ from tfmot_ops.core.graph.roles import role, spec_of
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.private import QuantizeLayer, QuantizeWrapper
 from tfmot_ops.core.keras.types import Layer
-from tfmot_ops.core.quantization.quantizers import FixedRangeQuantizer, RangeQuantizer
+from tfmot_ops.core.keras.wrapped import inner_layer
+from tfmot_ops.core.quantization.quantizers import INITIAL_RANGE, FixedRangeQuantizer, RangeQuantizer
 from tfmot_ops.core.quantization.scales import LEVELS, Range, Sums, computable
 from tfmot_ops.core.quantization.scheme import output_quantizer, tied_groups
 
@@ -26,6 +27,22 @@ def range_variables(layer: Layer) -> tuple[Any, Any] | None:
     elif isinstance(layer, QuantizeLayer) and isinstance(layer.quantizer, RangeQuantizer):
         variables = layer.quantizer_vars
     return (variables["min_var"], variables["max_var"]) if variables else None
+
+
+def never_set(graph: Graph) -> list[str]:
+    """Names of the layers whose output has the range of a new quantiser, if all ranges of a QAT graph have it.
+
+    Calibration sets every range, and a training step moves every range, so that not one is left then. A single range
+    from -6 to 6 may be a measured one: a layer may clip its values there.
+
+    Args:
+        graph: of a QAT model.
+    """
+    layers = dict.fromkeys(node.layer for node in graph.nodes)
+    initial = {layer: variables for layer in layers if (variables := range_variables(layer)) is not None}
+    if any((float(low), float(high)) != INITIAL_RANGE for low, high in initial.values()):
+        return []
+    return [inner_layer(layer).name for layer in initial]
 
 
 class Ranges:

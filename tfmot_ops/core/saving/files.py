@@ -21,16 +21,23 @@ from tfmot_ops.core.pruning.wrappers import PruneLowMagnitude
 from tfmot_ops.core.quantization.quantizers import (
     FixedRangeQuantizer,
     LayerQuantizeConfig,
+    QuantizeLayer,
     RangeQuantizer,
     WeightQuantizer,
 )
+from tfmot_ops.core.saving.keras_three import read_keras_three
+from tfmot_ops.core.saving.own_layers import ENTRY_POINT_GROUP, own_layers
 from tfmot_ops.core.saving.safe_files import check_model_file
-from tfmot_ops.errors import ArtifactError, TfmotOpsError
+from tfmot_ops.errors import ArtifactError, TfmotOpsError, UnsupportedModelError
 from tfmot_ops.system import files
 
 #: tfmot's wrappers save their inner layer in Keras' old format, which has class names without the package. So these
 #: classes must be found by their bare names.
 _CLASSES = (*LAYERS, FixedRangeQuantizer, LayerQuantizeConfig, PruneLowMagnitude, RangeQuantizer, WeightQuantizer)
+_CLASSES += (QuantizeLayer,)
+
+#: Texts in the errors by which Keras says that it does not know a class or function.
+_UNKNOWN_CLASS = ("Unknown layer", "Unknown object", "Could not locate class", "Could not locate function")
 
 
 def _layers_of_applications() -> dict[str, type]:
@@ -42,16 +49,20 @@ def _layers_of_applications() -> dict[str, type]:
 
 @contextlib.contextmanager
 def custom_objects() -> Iterator[None]:
-    """A scope in which Keras can load models with layers of tfmot_ops, tfmot and tf_keras.applications."""
-    ours = _layers_of_applications() | {cls.__name__: cls for cls in _CLASSES}
-    # A class that the user registered under one of these names takes precedence.
-    free = {name: cls for name, cls in ours.items() if keras.saving.get_registered_object(name) is None}
-    with (
-        tfmot.quantization.keras.quantize_scope(),
-        tfmot.sparsity.keras.prune_scope(),
-        keras.saving.custom_object_scope(free),
-    ):
-        yield
+    """A scope in which Keras can load models with layers of tfmot_ops, tfmot and tf_keras.applications.
+
+    It has the layers of installed packages, too, see `own_layers`.
+    """
+    with own_layers():
+        ours = _layers_of_applications() | {cls.__name__: cls for cls in _CLASSES}
+        # A class that the user registered under one of these names takes precedence.
+        free = {name: cls for name, cls in ours.items() if keras.saving.get_registered_object(name) is None}
+        with (
+            tfmot.quantization.keras.quantize_scope(),
+            tfmot.sparsity.keras.prune_scope(),
+            keras.saving.custom_object_scope(free),
+        ):
+            yield
 
 
 def save_model(model: keras.Model, path: str | Path) -> None:
@@ -59,26 +70,20 @@ def save_model(model: keras.Model, path: str | Path) -> None:
 
     Args:
         model: a float, pruned or QAT model.
-        path: a name that ends with `.h5`, or a folder for a SavedModel; an existing one is replaced. `.keras` is
-            refused, as it cannot reload a quantised model (tf-keras 2.21: "expected 5 variables, but received 3").
+        path: a name that ends with `.h5` or `.keras`, or a folder for a SavedModel; an existing one is replaced.
 
     Raises:
-        ArtifactError: the name ends with `.keras`, or a layer of the model cannot be saved in this format.
+        ArtifactError: a layer of the model cannot be saved in this format.
     """
     path = Path(path)
-    if path.suffix == ".keras":
-        raise ArtifactError(
-            "a .keras file cannot hold a quantised model",
-            required=".h5, or a folder for a SavedModel",
-            received=str(path),
-            remedy="save under a name that ends with .h5",
-        )
     try:
         with files.whole(path) as part, warnings.catch_warnings():
-            # Keras warns that .h5 is legacy and recommends .keras, which cannot reload a quantised model.
+            # Keras warns that .h5 is legacy; the steps exchange it, as it opens in every release of tf_keras.
             warnings.filterwarnings("ignore", message="You are saving your model as an HDF5 file")
             if path.suffix in {".h5", ".hdf5"}:
                 part.write_bytes(_as_hdf5(model))
+            elif path.suffix == ".keras":
+                model.save(part, save_format="keras")
             else:
                 model.save(part, save_format="tf", include_optimizer=True)
     except (ValueError, NotImplementedError, TypeError) as error:
@@ -86,7 +91,7 @@ def save_model(model: keras.Model, path: str | Path) -> None:
             "the model cannot be saved",
             required="layers with a get_config, whose weights have unique names",
             received=f"{type(error).__name__}: {error}",
-            remedy="add get_config to the model's custom layers, or save in the other format (.h5 or a folder)",
+            remedy="add get_config to the model's custom layers, or save in another format (.h5, .keras or a folder)",
         ) from error
 
 
@@ -103,12 +108,15 @@ def load_model(path: str | Path, allow_unsafe: bool = False) -> keras.Model:
     """Load a model that `save_model`, Keras or tfmot saved.
 
     Args:
-        path: `.h5` or `.keras` file, or SavedModel folder.
+        path: `.h5` or `.keras` file, or SavedModel folder. A file of Keras 3 is read where both have its layers alike;
+            its model is not compiled.
         allow_unsafe: run any code that the file contains or refers to (Python code of Lambda layers, any function,
             operations on files); only for files you trust.
 
     Raises:
         UnsafeModelError: the file refers to something that is not known to be harmless, and `allow_unsafe` is False.
+        UnsupportedModelError: Keras 3 saved a model of layers that tf_keras may not have alike, or nothing says which
+            class one of its layers has.
         ArtifactError: the path does not exist, or Keras cannot read the file.
     """
     if not Path(path).exists():
@@ -118,6 +126,9 @@ def load_model(path: str | Path, allow_unsafe: bool = False) -> keras.Model:
             received=f"no file or folder {path}",
             remedy="check the path",
         )
+    read = read_keras_three(Path(path))
+    if read is not None:
+        return read
     try:
         # Keras reads its argument `safe_mode` for `.keras` only; SafeModeScope covers the other formats.
         with SafeModeScope(not allow_unsafe), custom_objects(), without_random_values(), without_traces():
@@ -127,10 +138,12 @@ def load_model(path: str | Path, allow_unsafe: bool = False) -> keras.Model:
     except TfmotOpsError:
         raise
     except Exception as error:  # a damaged file makes Keras raise an error of any class
-        raise ArtifactError(
+        is_unknown = any(text in str(error) for text in _UNKNOWN_CLASS)
+        raise (UnsupportedModelError if is_unknown else ArtifactError)(
             "the model cannot be loaded",
             required="a tf_keras model; its custom layers registered with register_keras_serializable",
             received=f"{path}: {type(error).__name__}: {error}",
-            remedy="import the package that defines the model's layers first; for a file with Lambda layers that you "
-            "trust, allow_unsafe=True runs their Python code",
+            remedy=f"name the model's layers under the entry-point group {ENTRY_POINT_GROUP} of an installed package, "
+            "or import the package that registers them first; for a file with Lambda layers that you trust, "
+            "allow_unsafe=True runs their Python code",
         ) from error

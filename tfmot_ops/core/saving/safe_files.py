@@ -19,8 +19,9 @@ from tfmot_ops.core.saving.safe_graphs import unsafe_parts
 from tfmot_ops.errors import UnsafeModelError
 
 _REGISTER = (
-    "if it is code of your own, register it with keras.saving.register_keras_serializable and import it first; a file "
-    "that you trust can be loaded by core.load_model(path, allow_unsafe=True)"
+    "if it is code of your own, name it under the entry-point group tfmot_ops.layers of an installed package, for the "
+    "command and the operators, or register it with keras.saving.register_keras_serializable and import it first; a "
+    "file that you trust can be loaded by core.load_model(path, allow_unsafe=True)"
 )
 _TRUST = (
     "save the model again without it; a file that you trust can be loaded by core.load_model(path, allow_unsafe=True)"
@@ -48,7 +49,7 @@ def check_model_file(path: str | Path) -> None:
         with h5py.File(path, "r") as file:
             for name in ("model_config", "training_config"):
                 _check_config(path, name, file.attrs.get(name))
-            _check_weights(path, path.name, file)
+            check_weights(path, path.name, file)
 
 
 def _refuse(path: Path, what: str, where: str, *, remedy: str = _TRUST) -> NoReturn:
@@ -78,10 +79,10 @@ def _check_keras(path: Path) -> None:
         if weights in archive.namelist():
             # Read to memory: h5py seeks, and seeking in a compressed archive member rereads it from its start.
             with h5py.File(io.BytesIO(archive.read(weights)), "r") as file:
-                _check_weights(path, weights, file)
+                check_weights(path, weights, file)
 
 
-def _check_weights(path: Path, source: str, file: h5py.Group) -> None:
+def check_weights(path: Path, source: str, file: h5py.Group) -> None:
     """Refuse weights outside the file: HDF5 can link to data in any other file."""
     groups, seen = [file["/"]], set()
     while groups:

@@ -28,17 +28,21 @@ from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import QuantizeLayer, QuantizeWrapper
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.core.pruning.sparsity import prunable, required_ratio, tolerance
+from tfmot_ops.core.quantization.ranges import never_set
 from tfmot_ops.core.tflite.convert import change_calibrated, converter_of
 from tfmot_ops.core.tflite.emit import inference_of, scope_name
 from tfmot_ops.core.tflite.file_ranges import widen_calibrated
 from tfmot_ops.core.tflite.late_weights import LateWeights, LateWeightsError
 from tfmot_ops.core.tflite.profile import weight_zeros
 from tfmot_ops.core.tflite.ptq_ai_edge import quantize_file
+from tfmot_ops.core.tflite.signature import named
 from tfmot_ops.errors import ExportError, RecipeError, SparsityLostError, TfmotOpsError
 from tfmot_ops.recipes.scope import select
 
 _L = keras.layers
 _LOG = logging.getLogger(__name__)
+#: Layers that a warning names.
+_NAMES_SHOWN = 5
 _MASKED_IN_FLOAT = (
     *(_L.MultiHeadAttention, _L.Attention, _L.AdditiveAttention, _L.Softmax),
     *(_L.RNN, _L.Bidirectional, _L.TimeDistributed),
@@ -56,7 +60,10 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Calibration |
             the model leaves open.
 
     Returns:
-        The flatbuffer.
+        The flatbuffer, with the signature `serving_default`: the names of the model's inputs and outputs.
+
+    Warns:
+        UserWarning: the ranges of a QAT model were set by neither calibration nor training.
 
     Raises:
         ExportError: the converter refuses the model, PTQ has no calibration data, or a size stays unknown.
@@ -70,6 +77,7 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Calibration |
     require_finite_weights(model)
     kept: tuple[str, ...] = ()
     if quantized:
+        _warn_of_ranges_never_set(graph)
         required = _required_of_quantized(graph)
     else:
         normal = normalize_graph(graph)
@@ -87,7 +95,7 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Calibration |
         rows = lambda: _representative(recipe, graph, calibration)()  # noqa: E731, PLW0108 - lazy
         data = quantize_file(data, recipe, rows, _results(data, graph, kept))
     _check_sparsity(data, required)
-    return data
+    return named(data, model, graph)
 
 
 def _takes_floats_late(recipe: Recipe, quantized: bool) -> bool:
@@ -304,6 +312,20 @@ def _signature(graph: Graph, calibration: Calibration | None) -> list[tf.TensorS
             )
         specs.append(tf.TensorSpec([1, *shape[1:]], tensor.dtype, name=name))
     return specs
+
+
+def _warn_of_ranges_never_set(graph: Graph) -> None:
+    names = never_set(graph)
+    if names:
+        shown = ", ".join(names[:_NAMES_SHOWN]) + (
+            f" and {more} more" if (more := len(names) - _NAMES_SHOWN) > 0 else ""
+        )
+        warnings.warn(
+            f"the activation ranges were never set: {shown} are still at the initial -6 to 6, which the file's int8 "
+            "values will have. Give core.quantize calibration=, inputs like those of the training, or train the "
+            "quantised model, before you export it",
+            stacklevel=3,
+        )
 
 
 def _required_of_quantized(graph: Graph) -> dict[str, tuple[float, int]]:

@@ -1,0 +1,104 @@
+"""The signature of a TFLite file: the model's own names of inputs and outputs, by which a program on a device asks."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+
+import flatbuffers
+from ai_edge_litert import schema_py_generated as schema
+from flatbuffers.table import Table
+
+from tfmot_ops.core.graph.ir import Graph
+from tfmot_ops.core.keras import private
+from tfmot_ops.core.keras.types import Model
+from tfmot_ops.core.keras.wrapped import inner_layer
+
+#: Name of the signature, as TensorFlow's own converter gives it.
+_KEY = "serving_default"
+#: Alignment of weights in a file; TFLite asks for 16.
+_ALIGNMENT = 64
+#: Places in the vtable of the schema's table `Model`: of its members that are offsets, but the signatures.
+_MEMBERS = (6, 8, 10, 12, 14, 16)
+#: Offsets are unsigned 32-bit numbers, and FlatBuffers end at 2 GB.
+_LARGEST = 2**31 - 1
+
+
+def named(data: bytes, model: Model, graph: Graph) -> bytes:
+    """A file with a signature that has the names of the model's inputs and outputs.
+
+    Args:
+        data: file made from the model, with its inputs and outputs in the model's order.
+        model: float or QAT model.
+        graph: of the model, or of its normalised form.
+    """
+    inputs = [graph.input_names[tensor] for tensor in graph.inputs()]
+    return with_signature(data, inputs, output_names(model))
+
+
+def output_names(model: Model) -> list[str]:
+    """Names of a model's outputs, in the order of a TFLite file: of a dict its keys, else as Keras has them."""
+    outputs = private.nested_outputs(model)
+    if isinstance(outputs, Mapping):
+        return sorted(map(str, outputs))
+    names, layers = list(model.output_names or ()), private.output_layers(model)
+    if len(names) != len(layers):
+        return names
+    # A loaded model has the names of wrappers.
+    return [inner_layer(layer).name if name == layer.name else name for name, layer in zip(names, layers, strict=True)]
+
+
+def with_signature(data: bytes, inputs: list[str], outputs: list[str]) -> bytes:
+    """The file with a signature; as it is if the names are not as many as its inputs and outputs.
+
+    A new head with the signature is put before the file, whose parts it refers to: to write the file anew would take
+    several copies of all weights.
+
+    Args:
+        data: TFLite file; a signature that it has, of names such as `input_0`, is replaced.
+        inputs: names, in the order of the file's inputs.
+        outputs: names, in the order of the file's outputs.
+    """
+    file = schema.Model.GetRootAs(data, 0)
+    graph = file.Subgraphs(0)
+    fits = (len(inputs), len(outputs)) == (graph.InputsLength(), graph.OutputsLength())
+    are_unique = len({*inputs}) == len(inputs) and len({*outputs}) == len(outputs)
+    if not fits or not are_unique or len(data) > _LARGEST:
+        return data
+    signature = schema.SignatureDefT(
+        inputs=[_entry(name, graph.Inputs(place)) for place, name in enumerate(inputs)],
+        outputs=[_entry(name, graph.Outputs(place)) for place, name in enumerate(outputs)],
+        signatureKey=_KEY,
+        subgraphIndex=0,
+    )
+    old = _root(data)
+    head = _head(file.Version(), old, signature)
+    new = _root(head)
+    for member in _MEMBERS:
+        place, source = new.Offset(member), old.Offset(member)
+        if place and source:
+            place, source = new.Pos + place, old.Pos + source
+            target = len(head) + source + struct.unpack_from("<I", data, source)[0]
+            struct.pack_into("<I", head, place, target - place)
+    return bytes(head) + data
+
+
+def _entry(name: str, tensor: int) -> schema.TensorMapT:
+    return schema.TensorMapT(name=name, tensorIndex=tensor)
+
+
+def _root(data: bytes | bytearray) -> Table:
+    return Table(data, struct.unpack_from("<I", data)[0])
+
+
+def _head(version: int, old: Table, signature: schema.SignatureDefT) -> bytearray:
+    """A file of an empty model with the signature, and with the members that the old one has, each still empty."""
+    empty = schema.ModelT(version=version, signatureDefs=[signature])
+    names = ("operatorCodes", "subgraphs", "description", "buffers", "metadataBuffer", "metadata")
+    for member, name in zip(_MEMBERS, names, strict=True):
+        setattr(empty, name, ("" if name == "description" else []) if old.Offset(member) else None)
+    builder = flatbuffers.Builder()
+    builder.Finish(empty.Pack(builder), b"TFL3")
+    head = bytearray(builder.Output())
+    head += bytes(-len(head) % _ALIGNMENT)
+    return head
