@@ -142,6 +142,7 @@ def test_a_training_plan_in_a_file_travels_in_the_options(tmp_path):
     file.write_text("early_stopping: {patience: 2}\n")
     options = {"model": "resnet8", "dataset": "digits", "training": str(file)}
     train = TrainOperator(task_id="train", options=options)
+    train._refuse_literals()
     assert train._options({})["training"].early_stopping.patience == 2
     file.write_text("name: mine\n")  # a recipe without a plan
     assert train._options({})["training"] is None

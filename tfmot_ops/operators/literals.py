@@ -38,7 +38,7 @@ def refuse_options(task_id: str, kind: str | None, options: object) -> None:
     if not isinstance(options, Mapping | None) or _is_open(options or {}, within=False):
         return
     given = {"kind": kind, **(options or {})}
-    later = {name for name, value in given.items() if _is_open(value)}
+    later = {name for name, value in given.items() if _is_open(value) or (name == "training" and _is_file(value))}
     if "kind" in later or given["kind"] is None:
         return
     try:
@@ -54,7 +54,7 @@ def refuse_options(task_id: str, kind: str | None, options: object) -> None:
             found: Any = wrong
             raise refusal(f"task {task_id}", ValidationError.from_exception_data("options", found), _REMEDY) from error
     recipe = given.get("recipe")
-    if isinstance(recipe, str) and "recipe" not in later and not is_recipe_file(recipe):
+    if isinstance(recipe, str) and "recipe" not in later and not _is_file(recipe):
         decode(recipe)
 
 
@@ -101,6 +101,11 @@ def _is_open(value: object, *, within: bool = True) -> bool:
     if isinstance(value, list | tuple):
         return any(_is_open(member) for member in value)
     return not isinstance(value, int | float | None | StepOptions | Artifact) and not hasattr(value, "model_dump")
+
+
+def _is_file(value: object) -> bool:
+    """Whether a value is the path of a file that the worker reads."""
+    return isinstance(value, str) and is_recipe_file(value)
 
 
 def _may_become_another_type(text: str) -> bool:

@@ -33,7 +33,14 @@ from tfmot_ops.system import files
 
 #: tfmot's wrappers save their inner layer in Keras' old format, which has class names without the package. So these
 #: classes must be found by their bare names.
-_CLASSES = (*LAYERS, FixedRangeQuantizer, LayerQuantizeConfig, PruneLowMagnitude, RangeQuantizer, WeightQuantizer)
+_CLASSES: tuple[type, ...] = (
+    *LAYERS,
+    FixedRangeQuantizer,
+    LayerQuantizeConfig,
+    PruneLowMagnitude,
+    RangeQuantizer,
+    WeightQuantizer,
+)
 _CLASSES += (QuantizeLayer,)
 
 #: Texts in the errors by which Keras says that it does not know a class or function.
