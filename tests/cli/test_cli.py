@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, get_args
 import pytest
 
 from tfmot_ops import core, store
-from tfmot_ops.cli import app, execute, main
 from tfmot_ops.cli import chain_table as report
+from tfmot_ops.cli import execute, main, schemas
 from tfmot_ops.contract import (
     Artifact,
     ArtifactFormat,
@@ -353,14 +353,14 @@ def test_help_version_list_and_schema_answer(tmp_path):
 
 
 def test_every_document_has_a_schema(monkeypatch, capsys):
-    offered = get_args(app._DocumentName)
-    assert list(offered) == list(app._SCHEMAS)
+    offered = get_args(schemas.DocumentName)
+    assert list(offered) == list(schemas.SCHEMAS)
     for name in offered:
         monkeypatch.setattr(sys, "argv", ["tfmot-ops", "schema", name])
         with pytest.raises(SystemExit) as ended:
             main()
         assert ended.value.code in {None, 0}, name
-        assert json.loads(capsys.readouterr().out)["title"] == app._SCHEMAS[name].__name__
+        assert json.loads(capsys.readouterr().out)["title"] == schemas.SCHEMAS[name].__name__
 
 
 def test_store_puts_whole_files_and_fetches_what_was_put(tmp_path):

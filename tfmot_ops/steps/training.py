@@ -92,11 +92,10 @@ def train(
     with ExitStack() as stack:
         stack.enter_context(frozen_layers(model, plan.frozen))
         stack.enter_context(replaced_optimizer(model, optimizer, learning_rate, plan.clipping))
-        work.parameters |= {
-            "epochs": epochs,
-            "learning_rate": _short(compile_parameters(model)["optimizer.learning_rate"]),
-            "training": plan.model_dump(mode="json", exclude_defaults=True),
-        }
+        used = compile_parameters(model).get("optimizer.learning_rate")
+        work.parameters |= {"epochs": epochs, "learning_rate": f"{used:.6g}" if isinstance(used, float) else str(used)}
+        if plan != TrainingPlan():
+            work.parameters["training"] = plan.model_dump(mode="json", exclude_defaults=True)
         stopping = plan.early_stopping
         history = fit(
             model,
@@ -117,10 +116,6 @@ def train(
         )
     if stopping:
         work.measure({"epochs_trained": len(next(iter(history.values()), []))})
-
-
-def _short(value: object) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _optimizer(plan: TrainingPlan, model: Model, rate: Rate, steps_per_epoch: int, epochs: int) -> tuple[Any, Any]:
