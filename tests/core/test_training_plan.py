@@ -20,7 +20,14 @@ from tfmot_ops.core.training.freezing import frozen_layers
 from tfmot_ops.core.training.loop import fit
 from tfmot_ops.core.training.optimizers import planned_optimizer, rate_schedule, replaced_optimizer
 from tfmot_ops.core.training.stopping import BestEpoch
-from tfmot_ops.core.training.train_step import Additions, Outputs, Teacher, extended_train_step, output_distance
+from tfmot_ops.core.training.train_step import (
+    INT8_EPSILON,
+    Additions,
+    Outputs,
+    Teacher,
+    extended_train_step,
+    output_distance,
+)
 from tfmot_ops.errors import ScopeError, SpecError
 
 L = keras.layers
@@ -362,6 +369,13 @@ def test_equal_outputs_have_no_distance(outputs: Outputs):
     values = softmax(LOGITS)
     assert float(output_distance(values, values, outputs, 4.0)) == pytest.approx(0.0, abs=1e-5)
     assert float(output_distance(values, softmax(OTHER), outputs, 4.0)) > 1e-3
+
+
+def test_probabilities_that_int8_rounds_to_0_are_not_far_from_small_ones():
+    taught = np.array([[0.999, 0.0009, 0.0001]], np.float32)
+    rounded = np.array([[255 / 256, 0.0, 0.0]], np.float32)
+    assert float(output_distance(taught, rounded, Outputs.PROBABILITIES, 4.0, INT8_EPSILON)) < 1e-3
+    assert float(output_distance(taught, rounded, Outputs.PROBABILITIES, 4.0)) > 0.1
 
 
 def test_a_student_learns_the_teachers_classes_without_labels():

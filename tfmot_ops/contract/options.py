@@ -98,9 +98,11 @@ class TrainingOptions(DataOptions):
     Attributes:
         training: how to train; None takes the plan in the recipe.
         learns_from_trained: whether the plan's distillation applies: the step changes a model that was trained before.
+        has_int8_outputs: whether the outputs of the trained model are rounded to int8.
     """
 
     learns_from_trained: ClassVar[bool] = False
+    has_int8_outputs: ClassVar[bool] = False
 
     training: TrainingPlan | None = later()
 
@@ -185,6 +187,7 @@ class QuantizeOptions(TrainingOptions):
     requires = ("model",)
     makes = ("model", "tflite")
     learns_from_trained = True
+    has_int8_outputs = True
 
     kind: Literal["quantize"] = "quantize"
     recipe: RecipeRef

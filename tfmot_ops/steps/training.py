@@ -237,9 +237,11 @@ def _teacher(work: ModelWork[AnyTraining]) -> Any:
             remedy="give the step inputs.trained, or leave training.distillation out",
         )
     from tfmot_ops import core
-    from tfmot_ops.core.training.train_step import Teacher
+    from tfmot_ops.core.training.train_step import INT8_EPSILON, Teacher
 
     trained = core.strip(core.load_model(work.path("trained")))
     outputs = work.data.task.outputs_are(trained, work.first(work.data.x_train, _EXAMPLE_SAMPLES, trained))
     work.say(f"learns from {trained.name} too: weight {plan.weight:g}, temperature {plan.temperature:g}")
+    if work.options.has_int8_outputs:
+        return Teacher(trained, outputs, plan, INT8_EPSILON)
     return Teacher(trained, outputs, plan)

@@ -16,6 +16,9 @@ from tfmot_ops.core.keras.types import Layer
 
 #: Smallest probability of which a logarithm is taken, as in Keras' losses.
 _EPSILON = 1e-7
+#: The same for outputs in int8: half of a step of 1 / 256. A smaller probability is rounded to 0, and must not look as
+#: if it were far from the teacher's.
+INT8_EPSILON = 1.0 / 512.0
 
 
 class Outputs(Enum):
@@ -38,11 +41,13 @@ class Teacher:
         model: float model with the same inputs and outputs as the trained model.
         outputs: what its outputs are.
         plan: weight and temperature.
+        epsilon: smallest probability that the trained model's outputs can hold.
     """
 
     model: keras.Model
     outputs: Outputs
     plan: Distillation
+    epsilon: float = _EPSILON
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ class _Step:
         taught = tf.nest.flatten(teacher.model(x, training=False))
         distance = tf.add_n(
             [
-                output_distance(one, other, teacher.outputs, teacher.plan.temperature)
+                output_distance(one, other, teacher.outputs, teacher.plan.temperature, teacher.epsilon)
                 for one, other in zip(taught, tf.nest.flatten(y_pred), strict=True)
             ]
         )
@@ -121,7 +126,7 @@ def _changed(inputs: Any, name: str | None, layer: Layer, model: keras.Model) ->
     return type(inputs)(layer(one, training=True) if at == place else one for at, one in enumerate(inputs))
 
 
-def output_distance(taught: Any, learned: Any, outputs: Outputs, temperature: float) -> Any:
+def output_distance(taught: Any, learned: Any, outputs: Outputs, temperature: float, epsilon: float = _EPSILON) -> Any:
     """Mean distance of two models' outputs, a scalar.
 
     Args:
@@ -129,13 +134,14 @@ def output_distance(taught: Any, learned: Any, outputs: Outputs, temperature: fl
         learned: outputs of the trained model, of the same shape.
         outputs: what they are.
         temperature: divides the logits.
+        epsilon: smallest probability of which a logarithm is taken.
     """
     taught, learned = (tf.cast(part, tf.float32) for part in (taught, learned))
     if outputs is Outputs.VALUES:
         return tf.reduce_mean(tf.square(learned - taught))
     if outputs in {Outputs.LABEL_PROBABILITIES, Outputs.LABEL_LOGITS}:
         if outputs is Outputs.LABEL_PROBABILITIES:
-            taught, learned = (_log(part) - _log(1.0 - part) for part in (taught, learned))
+            taught, learned = (_log(part, epsilon) - _log(1.0 - part, epsilon) for part in (taught, learned))
         soft = tf.sigmoid(taught / temperature)
         crosses = [
             tf.nn.sigmoid_cross_entropy_with_logits(labels=soft, logits=part / temperature)
@@ -143,7 +149,7 @@ def output_distance(taught: Any, learned: Any, outputs: Outputs, temperature: fl
         ]
     else:
         if outputs is Outputs.PROBABILITIES:
-            taught, learned = _log(taught), _log(learned)
+            taught, learned = _log(taught, epsilon), _log(learned, epsilon)
         soft = tf.nn.softmax(taught / temperature)
         crosses = [
             tf.nn.softmax_cross_entropy_with_logits(labels=soft, logits=part / temperature)
@@ -153,5 +159,5 @@ def output_distance(taught: Any, learned: Any, outputs: Outputs, temperature: fl
     return tf.reduce_mean(crosses[0] - crosses[1]) * temperature**2
 
 
-def _log(probabilities: Any) -> Any:
-    return tf.math.log(tf.clip_by_value(probabilities, _EPSILON, 1.0))
+def _log(probabilities: Any, epsilon: float) -> Any:
+    return tf.math.log(tf.clip_by_value(probabilities, epsilon, 1.0))
