@@ -118,7 +118,8 @@ def test_a_listed_image_goes_into_the_deployments_own_pod(monkeypatch):
     monkeypatch.setenv(RUNNER_VARIABLE, "kubernetes")
     monkeypatch.setenv(OPTIONS_VARIABLE, '{"namespace": "jobs", "service_account": "step"}')
     monkeypatch.setenv(IMAGES_VARIABLE, '{"next": "ours:next"}')
-    operator = CompatSweepOperator(task_id="then", options={}, next_image="next")
+    options = {"architectures": ["MobileNet"], "recipe": "wi8_ai8"}
+    operator = CompatSweepOperator(task_id="then", options=options, next_image="next")
     runner = operator._choose_runner({"params": {}})
     assert (runner.image, runner.namespace, runner.service_account) == ("ours:next", "jobs", "step")
 
@@ -126,6 +127,7 @@ def test_a_listed_image_goes_into_the_deployments_own_pod(monkeypatch):
 def test_the_link_to_mlflow_holds_no_password(monkeypatch):
     monkeypatch.delenv("TFMOT_OPS_MLFLOW_UI", raising=False)
     uri = f"http://svc:{SECRET}@mlflow.example:5000/?token={SECRET}"
-    assert TrainOperator(task_id="train", tracking_uri=uri)._mlflow_ui() == "http://mlflow.example:5000"
+    options = {"model": "resnet8", "dataset": "digits"}
+    assert TrainOperator(task_id="train", options=options, tracking_uri=uri)._mlflow_ui() == "http://mlflow.example:5000"
     monkeypatch.setenv("TFMOT_OPS_MLFLOW_UI", f"https://{SECRET}@mlflow.example/ui/")
-    assert TrainOperator(task_id="train")._mlflow_ui() == "https://mlflow.example/ui"
+    assert TrainOperator(task_id="train", options=options)._mlflow_ui() == "https://mlflow.example/ui"
