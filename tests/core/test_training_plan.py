@@ -332,8 +332,9 @@ def test_an_augmentation_that_does_not_exist_is_refused(augmentation: dict[str, 
 
 def test_an_augmentation_of_images_does_not_fit_rows():
     augmentation = Augmentation(name="RandomFlip")
-    with pytest.raises(SpecError, match="does not fit the inputs"):
+    with pytest.raises(SpecError, match="does not fit the inputs") as caught:
         require_shape_kept(augmentation, augmentation_layer(augmentation), X[:4])
+    assert "Exception encountered" not in caught.value.received
 
 
 # --- distillation ------------------------------------------------------------------------------------------------

@@ -96,7 +96,9 @@ def require_shape_kept(augmentation: Augmentation, layer: Layer, sample: Any) ->
         shape = list(layer(np.asarray(sample), training=True).shape)
         received = f"an output of shape {shape}"
     except Exception as error:  # noqa: BLE001 - a registered layer may raise any class
-        shape, received = [], f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        # Keras puts the reason below a line that only names the layer.
+        lines = [line for line in str(error).splitlines() if line and not line.startswith("Exception encountered")]
+        shape, received = [], f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
     if shape != required:
         raise SpecError(
             f"the augmentation {augmentation.name} does not fit the inputs",
