@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from tfmot_ops import core
-from tfmot_ops.cli.chain_table import summary_notes
-from tfmot_ops.contract import Recipe, Status, StepResult
+from tfmot_ops.cli.chain_table import summary_lines, summary_notes
+from tfmot_ops.contract import Recipe, Status, StepError, StepResult
 from tfmot_ops.core import keras
 
 L = keras.layers
@@ -32,6 +32,14 @@ def test_layers_that_stayed_in_float_are_named_with_the_reason():
     layers = [L.LSTM(4, return_sequences=True, name="first"), L.LSTM(4, name="second"), L.Dense(3, name="head")]
     (note,) = summary_notes([quantized(layers, core.recipes.decode("wi8_ai8"))])
     assert note.startswith("stayed in float: first (LSTM), second (LSTM): LSTM is not supported in QAT yet")
+
+
+def test_a_chain_that_measured_nothing_names_no_metric():
+    error = StepError(type="SpecError", message="no", exit_code=2)
+    failed = StepResult(step_id="train", kind="train", spec_sha256="0", status=Status.FAILED, error=error)
+    title = next(line for line in summary_lines([failed]) if line.startswith("step"))
+    assert "metric" in title
+    assert "accuracy" not in title
 
 
 def test_many_layers_are_counted():

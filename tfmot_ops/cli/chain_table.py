@@ -106,7 +106,10 @@ def _signed(headline: Headline, drop: float) -> str:
 
 
 def _cells(results: Sequence[StepResult]) -> tuple[list[str], list[list[str]]]:
-    headline = next((result.headline for result in results if result.headline is not None), ACCURACY)
+    is_accuracy = any(ACCURACY.name in result.metrics for result in results)
+    # A chain whose first step failed has measured nothing, and its task is not known.
+    unknown = ACCURACY if is_accuracy else Headline(name="metric")
+    headline = next((result.headline for result in results if result.headline is not None), unknown)
     titles = table_titles(headline)
     rows = []
     for result in results:
