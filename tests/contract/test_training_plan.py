@@ -34,8 +34,8 @@ def test_a_plan_is_the_same_after_a_trip_through_json():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"learning_rate": {"schedule": "piecewise"}}, "factors for the schedule piecewise"),
-        ({"learning_rate": {"factors": {1: 0.1}}}, "factors for the schedule piecewise"),
+        ({"learning_rate": {"schedule": "piecewise"}}, "piecewise needs factors"),
+        ({"learning_rate": {"factors": {1: 0.1}}}, "factors are for the schedule piecewise alone"),
         ({"learning_rate": {"schedule": "piecewise", "factors": {0: 0.1}}}, "epochs of at least 1"),
         ({"learning_rate": {"final_share": 0.1}}, "final_share for the schedule cosine"),
         ({"learning_rate": {"schedule": "linear"}}, "'constant', 'cosine' or 'piecewise'"),
@@ -43,6 +43,9 @@ def test_a_plan_is_the_same_after_a_trip_through_json():
         ({"clipping": {"norm": 1, "value": 1}}, "received 2 of them"),
         ({"frozen": {"exclude": ["a"]}}, "at least one layer in include"),
         ({"class_weights": {"a": -1}}, "weights of at least 0"),
+        ({"class_weights": {True: 2.0}}, "write 'yes' in quotes"),
+        ({"class_weights": {"a": float("nan")}}, "finite number"),
+        ({"learning_rate": {"rate": float("inf")}}, "finite number"),
         ({"class_weights": "even"}, "balanced"),
         ({"distillation": {"weight": 0}}, "greater than 0"),
         ({"early_stopping": {"patience": 0}}, "greater than or equal to 1"),

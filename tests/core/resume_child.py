@@ -74,7 +74,7 @@ def planned(data: Any) -> tuple[Any, list[Any], dict[str, Any]]:
     moves = augmentation_layer(Augmentation(name="RandomTranslation", arguments=moved))
     noise = augmentation_layer(Augmentation(name="GaussianNoise", arguments={"stddev": 0.1}))
     more = {
-        "additions": Additions(((None, moves), (None, noise)), teacher),
+        "additions": Additions(((0, moves), (0, noise)), teacher),
         "weights": np.linspace(0.5, 1.5, len(data.x_train), dtype=np.float32),
         "best_epoch": BestEpoch(model, EarlyStopping(metric="val_accuracy", patience=5), 2),
         "plan": "of the test",

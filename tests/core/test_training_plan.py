@@ -16,7 +16,7 @@ from tfmot_ops.core import keras
 from tfmot_ops.core.keras.seeds import set_seed
 from tfmot_ops.core.training.augmentation import augmentation_layer, available_augmentations, require_shape_kept
 from tfmot_ops.core.training.checkpoint import Checkpoint
-from tfmot_ops.core.training.freezing import frozen_layers
+from tfmot_ops.core.training.freezing import frozen_layers, names_to_freeze
 from tfmot_ops.core.training.loop import fit
 from tfmot_ops.core.training.optimizers import planned_optimizer, rate_schedule, replaced_optimizer
 from tfmot_ops.core.training.stopping import BestEpoch
@@ -79,6 +79,15 @@ def test_a_rate_changes_with_the_first_step_of_an_epoch():
     assert rates(plan, [0, 39, 40, 99, 100, 199]) == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.01, 0.01])
 
 
+def test_a_warm_up_takes_at_most_half_of_a_training():
+    assert rates(LearningRate(warm_up_epochs=50), [99, 199]) == pytest.approx([0.1, 0.1])
+
+
+def test_a_factor_within_the_warm_up_counts_from_its_epoch():
+    plan = LearningRate(schedule="piecewise", warm_up_epochs=2, factors={1: 0.1})
+    assert rates(plan, [19, 20]) == pytest.approx([0.05, 0.1 * 0.1 * 21 / 40])
+
+
 @pytest.mark.parametrize("later", [{}, {"schedule": "cosine"}, {"schedule": "piecewise", "factors": {3: 0.5}}])
 def test_a_warm_up_grows_from_the_first_step_and_the_schedule_follows(later: dict[str, Any]):
     plan = LearningRate(warm_up_epochs=2, **later)
@@ -117,6 +126,16 @@ def test_clipping_limits_what_one_step_changes(make: Any, clipping: Clipping, la
         assert max(norms) == pytest.approx(largest, rel=1e-3)
     if clipping.global_norm:
         assert np.sqrt(np.square(norms).sum()) == pytest.approx(largest, rel=1e-3)
+
+
+def test_an_optimizer_that_scales_the_loss_keeps_doing_so():
+    scaled = keras.mixed_precision.LossScaleOptimizer(keras.optimizers.SGD(0.1, clipvalue=0.5))
+    model = small(optimizer=scaled)
+    with replaced_optimizer(model, model.optimizer, 0.01, Clipping(norm=1.0)):
+        inner = model.optimizer.inner_optimizer
+        assert (float(inner.learning_rate), inner.clipnorm, inner.clipvalue) == (pytest.approx(0.01), 1.0, None)
+        trained(model)
+    assert model.optimizer is scaled
 
 
 @pytest.mark.parametrize(
@@ -189,6 +208,25 @@ def test_the_direction_is_the_metrics():
         best.on_epoch_end(epoch, {"val_accuracy": value})
     assert best.is_over
     assert float(best.variables[0]) == 0.9
+
+
+@pytest.mark.parametrize(
+    ("metric", "higher"),
+    [("val_glossy_accuracy", True), ("val_loss_head_accuracy", True), ("val_mean_io_u", True), ("val_auc_loss", False)],
+)
+def test_the_name_of_an_output_says_nothing_about_the_direction(metric: str, higher: bool):
+    model = small()
+    best = BestEpoch(model, EarlyStopping(metric=metric, patience=1))
+    for epoch, value in enumerate([0.5, 0.9]):
+        best.on_epoch_end(epoch, {metric: value}) if epoch == 0 or higher else None
+    assert float(best.variables[0]) == (0.9 if higher else -0.5)
+
+
+def test_wrappers_before_an_outputs_name_are_left_out():
+    best = BestEpoch(small(), EarlyStopping(metric="val_box_loss"))
+    best.require_metric(["val_prune_low_magnitude_box_loss"])
+    best.on_epoch_end(0, {"val_prune_low_magnitude_box_loss": 0.25})
+    assert float(best.variables[0]) == -0.25
 
 
 def test_a_metric_that_is_not_reported_is_refused_before_training():
@@ -270,7 +308,7 @@ def test_augmentation_is_seeded_by_the_epoch_and_not_in_the_model(tmp_path: Path
             if epoch == epochs_killed:
                 raise Stop
 
-        more = {"additions": Additions(((None, layer),)), "checkpoint": checkpoint, "on_epoch": kill}
+        more = {"additions": Additions(((0, layer),)), "checkpoint": checkpoint, "on_epoch": kill}
         return trained(model, 4, **more)
 
     whole = attempt()
@@ -286,7 +324,7 @@ def test_augmentation_is_seeded_by_the_epoch_and_not_in_the_model(tmp_path: Path
 def test_the_model_has_its_own_step_again_after_the_training():
     model = small()
     layer = augmentation_layer(Augmentation(name="Dropout", arguments={"rate": 0.9}))
-    with extended_train_step(model, Additions(((None, layer),))):
+    with extended_train_step(model, Additions(((0, layer),)), []):
         assert "train_step" in vars(model)
     assert "train_step" not in vars(model)
     assert "compute_loss" not in vars(model)
@@ -335,6 +373,22 @@ def test_an_augmentation_of_images_does_not_fit_rows():
     with pytest.raises(SpecError, match="does not fit the inputs") as caught:
         require_shape_kept(augmentation, augmentation_layer(augmentation), X[:4])
     assert "Exception encountered" not in caught.value.received
+
+
+@pytest.mark.parametrize("name", ["RandomFlip", "RandomRotation", "RandomTranslation", "RandomZoom"])
+def test_a_series_is_no_image(name: str):
+    augmentation = Augmentation(name=name, arguments=ARGUMENTS[name])
+    with pytest.raises(SpecError) as caught:
+        require_shape_kept(augmentation, augmentation_layer(augmentation), RNG.random((4, 8, 3), np.float32))
+    assert caught.value.required == "a batch of images [N, H, W, C]"
+
+
+@pytest.mark.parametrize(("name", "lowest", "highest"), [("RandomContrast", -1, 1), ("RandomBrightness", 0, 255)])
+def test_inputs_that_a_layer_would_clip_are_refused(name: str, lowest: int, highest: int):
+    augmentation = Augmentation(name=name, arguments={"factor": 0.2})
+    sample = np.linspace(lowest, highest, 4 * 8 * 8).reshape(4, 8, 8, 1)
+    with pytest.raises(SpecError, match="which it would clip"):
+        require_shape_kept(augmentation, augmentation_layer(augmentation), sample)
 
 
 # --- distillation ------------------------------------------------------------------------------------------------
@@ -392,6 +446,26 @@ def test_a_student_learns_the_teachers_classes_without_labels():
     assert len(student.trainable_variables) == 4
 
 
+class OwnStep(keras.Model):
+    """A model whose step computes the compiled loss without `compute_loss`."""
+
+    def train_step(self, data: Any) -> Any:
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compiled_loss(y, self(x, training=True))
+        self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
+        return {"loss": loss}
+
+
+def test_a_step_that_cannot_learn_from_a_teacher_is_refused():
+    inputs = L.Input((6,))
+    model = OwnStep(inputs, L.Dense(3, activation="softmax")(inputs))
+    model.compile("sgd", LOSS)
+    additions = Additions(teacher=Teacher(small(), Outputs.PROBABILITIES, Distillation()))
+    with pytest.raises(SpecError, match="cannot learn from another model"):
+        fit(model, X, Y, None, epochs=1, batch_size=16, seed=1, additions=additions)
+
+
 def test_the_validation_is_measured_by_the_compiled_loss_alone():
     teacher, student = small(seed=3), small(optimizer=keras.optimizers.SGD(1e-9))
     plain = student.evaluate(X, Y, verbose=0)[0]
@@ -418,7 +492,8 @@ def test_frozen_layers_keep_their_weights(kind: str):
 
     before = kernels()
     own = model.optimizer
-    with frozen_layers(model, Scope(include=("hidden",))), replaced_optimizer(model, keras.optimizers.SGD(0.1)):
+    names = names_to_freeze(model, Scope(include=("hidden",)))
+    with frozen_layers(model, names), replaced_optimizer(model, keras.optimizers.SGD(0.1)):
         trained(model, callbacks=core.pruning_callbacks() if kind == "pruned" else [])
     after = kernels()
     assert np.array_equal(np.where(after["hidden"], before["hidden"], 0.0), after["hidden"])
@@ -429,6 +504,27 @@ def test_frozen_layers_keep_their_weights(kind: str):
     assert not np.array_equal(after["hidden"], kernels()["hidden"])
 
 
+def test_the_layers_that_quantising_makes_of_one_are_frozen_with_it():
+    inputs = L.Input((6, 4))
+    x = L.MultiHeadAttention(2, 4, name="mha")(inputs, inputs)
+    inner = keras.Sequential([L.Input((6, 4)), L.Dense(5, name="deep"), L.Dense(5, name="deep_2")], name="inner")
+    model = keras.Model(inputs, L.Dense(3, activation="softmax", name="out")(L.Flatten()(inner(x))))
+    names = names_to_freeze(model, Scope(include=("mha", "inner/deep")))
+    quantized, _ = core.quantize(model, core.recipes.decode("wi8_ai8"), RNG.random((16, 6, 4), np.float32))
+    with frozen_layers(quantized, names):
+        trainable = {variable.name.partition("/")[0] for variable in quantized.trainable_variables}
+    assert {name.removeprefix("quant_") for name in trainable} == {"deep_2", "out"}
+
+
+def test_layers_that_were_frozen_before_stay_so():
+    model = keras.Sequential([L.Input((6, 4)), L.Bidirectional(L.LSTM(3), name="both"), L.Dense(2)])
+    model.layers[0].forward_layer.trainable = False
+    before = [variable.name for variable in model.trainable_variables]
+    with frozen_layers(model, names_to_freeze(model, Scope(include=("both",)))):
+        assert len(model.trainable_variables) == 2
+    assert [variable.name for variable in model.trainable_variables] == before
+
+
 def test_a_selector_that_matches_no_layer_is_refused():
-    with pytest.raises(ScopeError, match="'hiden' matches no layer"), frozen_layers(small(), Scope(include=("hiden",))):
-        pass
+    with pytest.raises(ScopeError, match="'hiden' matches no layer"):
+        names_to_freeze(small(), Scope(include=("hiden",)))

@@ -151,7 +151,7 @@ def test_many_windows_are_cut_when_they_are_read(tmp_path: Path, monkeypatch: py
     [
         ("target=sort", "{} has no column sort", "length, width, kind, count, age"),
         ("target=age&features=length,depth", "{} has no column depth", "length, width, kind, count, age"),
-        ("target=age", "{}: the feature kind is not a number in row 1", "'rose'"),
+        ("target=age", "{}: column kind is not a number in row 1", "'rose'"),
         ("features=age", "the option target of csv:<path>?target=<column> cannot be read", "?target="),
         (
             "target=age&features=age",
@@ -178,7 +178,7 @@ def test_what_does_not_fit_the_table_is_refused(tmp_path: Path, options: str, su
             "{} lacks numbers",
             "3 values that are missing, NaN or infinite, the first in row 2, column b",
         ),
-        ("a,b,t\n1,2,0\n3,4x,1\n", "{}: the feature b is not a number in row 2", "'4x'"),
+        ("a,b,t\n1,2,0\n3,4x,1\n", "{}: column b is not a number in row 2", "'4x'"),
         ("a,b,t\n1,2,0\n3,4,\n", "{}, column t: 1 targets are missing", "no value in row 2"),
         ("a,b,t\n1,2,0.5\n3,4,x\n", "{}, column t: the target of row 2 is no number, and others are", "'x'"),
         ("a,b,t\n", "{} cannot be read", "no row below the names"),

@@ -133,6 +133,7 @@ class TrainOptions(TrainingOptions):
 
     Attributes:
         epochs: None means 10 for a model that starts from random weights, and 0 for a saved model.
+        learning_rate: of the optimizer of a model without one; not used with an optimizer of the training plan.
     """
 
     model_field = "model"

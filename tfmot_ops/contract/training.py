@@ -5,17 +5,23 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import ConfigDict, Field, JsonValue, model_validator
 
 from tfmot_ops.contract.document import Document
 from tfmot_ops.contract.scope import Scope
 
 
-class Part(Document):
+class _PlanDocument(Document):
+    """Base of the parts of a plan: numbers are finite."""
+
+    model_config = ConfigDict(**Document.model_config, allow_inf_nan=False)
+
+
+class Part(_PlanDocument):
     """An optimizer or a layer by its name, with the arguments of its constructor.
 
     Attributes:
-        name: of a class of tf_keras, or a name that an installed package registers.
+        name: of a class of tf_keras.optimizers; of an augmentation also a name that an installed package registers.
         arguments: constructor arguments by name; the class's own defaults for those left out.
     """
 
@@ -41,7 +47,7 @@ class RateSchedule(StrEnum):
     PIECEWISE = "piecewise"
 
 
-class LearningRate(Document):
+class LearningRate(_PlanDocument):
     """The learning rate over the epochs of each training step.
 
     Attributes:
@@ -49,7 +55,7 @@ class LearningRate(Document):
             the recipe's budget comes first.
         schedule: `cosine` falls from `rate` to `final_share` of it along a half cosine (Loshchilov & Hutter 2017,
             arXiv:1608.03983); `piecewise` multiplies `rate` by a factor from an epoch on.
-        warm_up_epochs: epochs in which the rate grows linearly from 0.
+        warm_up_epochs: epochs in which the rate grows linearly from 0; at most half of the step's epochs are taken.
         final_share: for `cosine`: share of the rate at the end.
         factors: for `piecewise`: epoch, counted from 0 -> factor of the rate from this epoch on.
     """
@@ -62,8 +68,11 @@ class LearningRate(Document):
 
     @model_validator(mode="after")
     def _factors_are_piecewise(self) -> LearningRate:
-        if bool(self.factors) != (self.schedule is RateSchedule.PIECEWISE):
-            raise ValueError(f"factors for the schedule piecewise, and for no other; received {self.schedule}")
+        is_piecewise = self.schedule is RateSchedule.PIECEWISE
+        if is_piecewise and not self.factors:
+            raise ValueError("the schedule piecewise needs factors by epoch, such as {10: 0.1}")
+        if self.factors and not is_piecewise:
+            raise ValueError(f"factors are for the schedule piecewise alone, received {self.schedule}")
         if any(epoch < 1 or factor <= 0.0 for epoch, factor in self.factors.items()):
             raise ValueError("factors: epochs of at least 1, with a factor above 0")
         if self.final_share and self.schedule is not RateSchedule.COSINE:
@@ -71,11 +80,11 @@ class LearningRate(Document):
         return self
 
 
-class EarlyStopping(Document):
+class EarlyStopping(_PlanDocument):
     """Ends a training that no longer improves; the weights of its best epoch are the result.
 
-    While pruning zeroes more and more weights, no epoch counts: the first that does is the one in which the sparsity
-    has reached its target.
+    While pruning zeroes more and more weights, no epoch counts: the first that does is the one after the sparsity has
+    reached its target, or the last if there is none.
 
     Attributes:
         metric: name in the training's report: `val_loss`, `val_accuracy`, `loss`, ...
@@ -90,7 +99,7 @@ class EarlyStopping(Document):
     higher_is_better: bool | None = None
 
 
-class Clipping(Document):
+class Clipping(_PlanDocument):
     """Limit of the gradients: exactly one of the three.
 
     Attributes:
@@ -111,12 +120,12 @@ class Clipping(Document):
         return self
 
 
-class Distillation(Document):
+class Distillation(_PlanDocument):
     """Fine-tuning and quantisation-aware training learn from the trained float model's outputs, too.
 
     The loss is (1 - weight) x the compiled loss + weight x the distance to the float model's outputs: for classes the
     Kullback-Leibler divergence at the temperature, times its square (Hinton et al. 2015, arXiv:1503.02531); for other
-    outputs the mean squared error.
+    outputs the mean squared error. Weights of classes and samples are for the compiled loss, not for the distance.
 
     Attributes:
         weight: share of the distance in the loss.
@@ -127,7 +136,7 @@ class Distillation(Document):
     temperature: float = Field(default=4.0, gt=0.0)
 
 
-class TrainingPlan(Document):
+class TrainingPlan(_PlanDocument):
     """How a model is trained: what is given here replaces the default, for each step that trains.
 
     Attributes:
@@ -135,7 +144,7 @@ class TrainingPlan(Document):
         class_weights: factor of the loss of a class's samples, by label or name of the class; `balanced` gives each
             class the same share, by its count in the training set. A class that is left out has the factor 1.
         frozen: layers that are not trained; only what `include` names. A frozen BatchNormalization keeps its
-            statistics.
+            statistics. Pruning still zeroes weights of a frozen layer that the recipe's scope does not leave out.
         augmentation: layers that change each batch of inputs in this order; they are not part of the model.
     """
 
@@ -153,6 +162,8 @@ class TrainingPlan(Document):
     def _labels_are_text(cls, document: object) -> object:
         """YAML reads the label in `0: 1.5` as a number, and JSON has no keys but text."""
         weights = document.get("class_weights") if isinstance(document, dict) else None
+        if isinstance(weights, dict) and any(isinstance(label, bool) for label in weights):
+            raise ValueError("class_weights: yes, no, on and off are truth values in YAML; write 'yes' in quotes")
         if isinstance(document, dict) and isinstance(weights, dict):
             return {**document, "class_weights": {str(label): weight for label, weight in weights.items()}}
         return document

@@ -285,6 +285,11 @@ class OpenRunOperator(StepOperator):
         file = parameters.get("recipe_file")
         if isinstance(file, str) and is_recipe_file(file):
             options["parameters"] = {**parameters, "recipe": read_recipe(file).model_dump(mode="json")}
+        file = parameters.get("training_file")
+        plan = read_training(file) if isinstance(file, str) and is_recipe_file(file) else None
+        if plan is not None:
+            shown = {"training": plan.model_dump(mode="json", exclude_defaults=True)}
+            options["parameters"] = {**options["parameters"], **shown}
         return options
 
 

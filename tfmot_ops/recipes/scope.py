@@ -27,7 +27,7 @@ def select(scope: Scope, layers: Iterable[tuple[str, str]]) -> dict[str, bool | 
                 required="a layer path, a glob on it, or class:<Name>",
                 received=f"{selector!r} for a model with {', '.join(path for path, _ in layers[:8])}"
                 + (f" and {len(layers) - 8} more" if len(layers) > 8 else ""),  # noqa: PLR2004 - a readable line
-                remedy="correct the selector in the recipe's scope",
+                remedy="correct the selector in the recipe's scope or in training.frozen",
             )
     return {path: _decide(scope, path, name) for path, name in layers}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -128,11 +127,7 @@ def _fine_tune(work: ModelWork[FineTuneOptions]) -> None:
     callbacks = core.pruning_callbacks() if is_being_pruned(model) else []
     if not recipe.sparsity and not epochs:
         _pass_through(work)
-    sparsity = recipe.sparsity
-    # The fewer zeros, the better the metric: before the schedule has reached its target, no epoch is the best.
-    first = 1 + math.ceil(epochs * sparsity.ramp_fraction) if sparsity else 1
-    rate = Rate(recipe.budget.fine_tune_learning_rate)
-    train(work, model, epochs, callbacks, rate=rate, first_epoch=min(first, epochs))
+    train(work, model, epochs, callbacks, rate=Rate(recipe.budget.fine_tune_learning_rate))
     work.measure_float(model)
     work.put_model(model)
 
@@ -155,6 +150,7 @@ def _strip(work: ModelWork[StripOptions]) -> None:
 
 def _quantize(work: ModelWork[QuantizeOptions]) -> None:
     from tfmot_ops import core
+    from tfmot_ops.core.training.freezing import names_to_freeze
 
     model, recipe = work.load_model(), work.recipe
     require_float("quantize", model)
@@ -162,6 +158,7 @@ def _quantize(work: ModelWork[QuantizeOptions]) -> None:
     require_pruned("quantize", model, recipe)
     if recipe.quantization and recipe.quantization.method is Method.QAT:
         samples = min(recipe.quantization.calibration_samples, work.data.calibration_samples)
+        frozen = names_to_freeze(model, work.options.plan.frozen)
         work.say(f"inserting quantisers, calibrating with {samples} samples")
         model, layers = core.quantize(model, recipe, work.calibration(model))
         work.layers += layers
@@ -170,6 +167,7 @@ def _quantize(work: ModelWork[QuantizeOptions]) -> None:
             model,
             work.epochs(recipe.budget.qat_epochs),
             rate=Rate(recipe.budget.qat_learning_rate, _QAT_RATE),
+            frozen=frozen,
         )
     work.say("exporting to TFLite")
     tflite = core.export_tflite(model, recipe, work.calibration(model))

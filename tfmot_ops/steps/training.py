@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tfmot_ops.contract import TrainingOptions, TrainingPlan
 from tfmot_ops.errors import SpecError
 from tfmot_ops.steps.resume import StepCheckpoint
-from tfmot_ops.tasks.in_order import in_order
+from tfmot_ops.tasks.in_order import in_order, keys_in_order
 
 if TYPE_CHECKING:
     from tfmot_ops.core.keras.types import Model
@@ -61,7 +62,7 @@ def train(
     callbacks: Sequence[object] = (),
     *,
     rate: Rate = Rate(),
-    first_epoch: int = 1,
+    frozen: Mapping[str, bool] | None = None,
 ) -> None:
     """Train a compiled model in place on the step's data set; continues from the checkpoint of a killed attempt.
 
@@ -71,10 +72,10 @@ def train(
         epochs: passes over the training samples; 0 trains nothing.
         callbacks: Keras callbacks.
         rate: how this kind of step changes the learning rate.
-        first_epoch: first epoch, counted from 1, that early stopping may take as the best.
+        frozen: names of the float model's layers -> whether the plan freezes them; None takes them from `model`.
     """
     from tfmot_ops.core.keras.compiling import compile_parameters
-    from tfmot_ops.core.training.freezing import frozen_layers
+    from tfmot_ops.core.training.freezing import frozen_layers, names_to_freeze
     from tfmot_ops.core.training.loop import fit
     from tfmot_ops.core.training.optimizers import replaced_optimizer
     from tfmot_ops.core.training.stopping import BestEpoch
@@ -90,7 +91,8 @@ def train(
     work.checkpoint = checkpoint
     optimizer, learning_rate = _optimizer(plan, model, rate, work.steps_per_epoch, epochs)
     with ExitStack() as stack:
-        stack.enter_context(frozen_layers(model, plan.frozen))
+        names = names_to_freeze(model, plan.frozen) if frozen is None else frozen
+        stack.enter_context(frozen_layers(model, names))
         stack.enter_context(replaced_optimizer(model, optimizer, learning_rate, plan.clipping))
         used = compile_parameters(model).get("optimizer.learning_rate")
         work.parameters |= {"epochs": epochs, "learning_rate": f"{used:.6g}" if isinstance(used, float) else str(used)}
@@ -110,21 +112,41 @@ def train(
             checkpoint=checkpoint.open(),
             data_digest=data.digest,
             weights=sample_weights(plan, data, len(model.outputs)),
-            additions=_additions(work),
-            best_epoch=BestEpoch(model, stopping, first_epoch, work.say) if stopping else None,
-            plan=plan.model_dump_json(exclude_defaults=True) if plan != TrainingPlan() else "",
+            additions=_additions(work, list(model.input_names)),
+            best_epoch=BestEpoch(model, stopping, _first_epoch(work, model, epochs), work.say) if stopping else None,
+            plan=_identity(work),
         )
     if stopping:
         work.measure({"epochs_trained": len(next(iter(history.values()), []))})
 
 
+def _first_epoch(work: ModelWork[AnyTraining], model: Model, epochs: int) -> int:
+    """The first epoch, from 1, after the pruning schedules of the model's layers have reached their targets."""
+    from tfmot_ops.core.graph.ir import layer_paths
+
+    schedules = [layer.pruning_schedule for _, layer in layer_paths(model) if hasattr(layer, "pruning_vars")]
+    last_step = max((getattr(schedule, "end_step", 0) for schedule in schedules), default=0)
+    return min(epochs, 1 + math.ceil(max(0, last_step) / work.steps_per_epoch))
+
+
+def _identity(work: ModelWork[AnyTraining]) -> str:
+    """What the plan adds to the identity of a training: its text, and the model to learn from."""
+    plan = work.options.plan
+    if plan == TrainingPlan():
+        return ""
+    trained = work.spec.inputs.get("trained")
+    teacher = trained.sha256 if plan.distillation and work.options.learns_from_trained and trained else ""
+    return plan.model_dump_json(exclude_defaults=True) + teacher
+
+
 def _optimizer(plan: TrainingPlan, model: Model, rate: Rate, steps_per_epoch: int, epochs: int) -> tuple[Any, Any]:
     """(optimizer whose class and arguments are used, its learning rate or schedule, or None to leave that)."""
+    from tfmot_ops.core.keras.compiling import fresh_optimizer
     from tfmot_ops.core.training.optimizers import compiled_rate, planned_optimizer, rate_schedule
 
     optimizer = model.optimizer if plan.optimizer is None else planned_optimizer(plan.optimizer, plan.learning_rate)
     if plan.frozen is not None:
-        optimizer = type(optimizer).from_config(optimizer.get_config())  # for the weights that are not frozen
+        optimizer = fresh_optimizer(optimizer)  # for the weights that are not frozen
     planned = plan.learning_rate
     highest = rate.given or (planned.rate if planned else None)
     if rate.given is None:
@@ -190,7 +212,7 @@ def sample_weights(plan: TrainingPlan, data: Dataset, outputs: int) -> Any:
     return weights if weights is None or outputs == 1 else [weights] * outputs
 
 
-def _additions(work: ModelWork[AnyTraining]) -> Additions:
+def _additions(work: ModelWork[AnyTraining], inputs: list[str]) -> Additions:
     from tfmot_ops.core.training.augmentation import augmentation_layer, moves, require_shape_kept
     from tfmot_ops.core.training.train_step import Additions
 
@@ -205,15 +227,17 @@ def _additions(work: ModelWork[AnyTraining]) -> Additions:
                 remedy="leave it out of training.augmentation, or augment the files",
             )
         layer = augmentation_layer(augmentation)
-        samples = data.x_train
-        if isinstance(samples, Mapping):
-            samples = samples[_augmented_input(augmentation.input, list(samples))]
-        require_shape_kept(augmentation, layer, samples[:_EXAMPLE_SAMPLES])
-        layers.append((augmentation.input, layer))
+        columns = data.x_train if isinstance(data.x_train, Mapping) else {inputs[0]: data.x_train}
+        name = _augmented_input(augmentation.input, list(columns))
+        require_shape_kept(augmentation, layer, columns[name][:_EXAMPLE_SAMPLES])
+        layers.append((keys_in_order(list(columns), inputs, "input").index(name), layer))
     return Additions(tuple(layers), _teacher(work))
 
 
 def _augmented_input(name: str | None, names: list[str]) -> str:
+    """The name itself, or the only one there is."""
+    if name is None and len(names) == 1:
+        return names[0]
     if name not in names:
         raise SpecError(
             "the training plan augments an input that the data set does not have",

@@ -68,7 +68,7 @@ def compile_like(model: keras.Model, source: keras.Model) -> None:
     arguments |= {name: _fresh_metrics(arguments[name], source) for name in ("metrics", "weighted_metrics")}
     if private.tunes_steps_per_execution(source):
         arguments["steps_per_execution"] = "auto"
-    model.compile(optimizer=_map_leaves(_fresh_optimizer, source.optimizer), **arguments)
+    model.compile(optimizer=_map_leaves(fresh_optimizer, source.optimizer), **arguments)
 
 
 def _copy_class(model: keras.Model, source: keras.Model) -> None:
@@ -137,7 +137,13 @@ def _map_leaves(function: Callable[[Any], Any], structure: object) -> Any:
     return function(structure)
 
 
-def _fresh_optimizer(optimizer: Optimizer) -> Any:
+def fresh_optimizer(optimizer: Optimizer, changes: Mapping[str, Any] | None = None) -> Any:
+    """An optimizer of the same class and arguments, without state.
+
+    Args:
+        optimizer: also one that scales the loss around another.
+        changes: arguments that differ, of the inner optimizer where there is one; None leaves an argument out.
+    """
     config = optimizer.get_config()
     rate = private.given_learning_rate(optimizer)
     if callable(rate) and not isinstance(rate, tf.Variable):
@@ -145,7 +151,10 @@ def _fresh_optimizer(optimizer: Optimizer) -> Any:
         config["learning_rate"] = rate
     inner = getattr(optimizer, "inner_optimizer", None)
     if inner is not None and "inner_optimizer" in config and not isinstance(inner, keras.optimizers.legacy.Optimizer):
-        config["inner_optimizer"] = _fresh_optimizer(inner)
+        config["inner_optimizer"] = fresh_optimizer(inner, changes)
+    elif changes:
+        left_out = {name for name, value in changes.items() if value is None}
+        config = {name: value for name, value in {**config, **changes}.items() if name not in left_out}
     fresh = _from_config(optimizer, config)
     # Weight decay's exceptions (parts of variable names) are set by a method and are not in the config.
     names = private.names_without_decay(optimizer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -21,6 +21,10 @@ _MOVING = ("RandomFlip", "RandomRotation", "RandomTranslation", "RandomZoom")
 _STAYING = ("GaussianDropout", "GaussianNoise", "RandomBrightness", "RandomContrast", "SpatialDropout1D", "Dropout")
 #: Arguments that differ from Keras' defaults: images are in [0, 1] here, and in [0, 255] there.
 _DEFAULTS: dict[str, dict[str, Any]] = {"RandomBrightness": {"value_range": (0.0, 1.0)}}
+#: Range to which Keras' layer clips, for one without an argument for it.
+_CONTRAST_RANGE = (0.0, 255.0)
+#: Axes of a batch of images, [N, H, W, C].
+_IMAGE_AXES = 4
 
 
 def moves(augmentation: Augmentation) -> bool:
@@ -91,6 +95,13 @@ def require_shape_kept(augmentation: Augmentation, layer: Layer, sample: Any) ->
     Raises:
         SpecError: the layer fails, or its output has another shape.
     """
+    if moves(augmentation) and len(sample.shape) != _IMAGE_AXES:
+        # Keras would take the batch for one image, and move samples to other samples' targets.
+        _refuse(augmentation, "a batch of images [N, H, W, C]", f"inputs of shape {list(sample.shape)}")
+    clipped = _clips_to(augmentation)
+    if clipped and (np.min(sample) < clipped[0] or np.max(sample) > clipped[1]):
+        found = f"inputs from {np.min(sample):g} to {np.max(sample):g}, which it would clip"
+        _refuse(augmentation, f"inputs from {clipped[0]:g} to {clipped[1]:g}", found)
     required = list(sample.shape)
     try:
         shape = list(layer(np.asarray(sample), training=True).shape)
@@ -100,9 +111,23 @@ def require_shape_kept(augmentation: Augmentation, layer: Layer, sample: Any) ->
         lines = [line for line in str(error).splitlines() if line and not line.startswith("Exception encountered")]
         shape, received = [], f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
     if shape != required:
-        raise SpecError(
-            f"the augmentation {augmentation.name} does not fit the inputs",
-            required=f"a layer that takes and gives inputs of shape {required}",
-            received=received,
-            remedy="leave it out of training.augmentation, or name another input",
-        )
+        _refuse(augmentation, f"a layer that takes and gives inputs of shape {required}", received)
+
+
+def _clips_to(augmentation: Augmentation) -> tuple[float, float] | None:
+    """The range to which a layer clips its inputs; None for one that does not."""
+    if augmentation.name == "RandomContrast":
+        return _CONTRAST_RANGE
+    if augmentation.name == "RandomBrightness":
+        lowest, highest = (_DEFAULTS["RandomBrightness"] | augmentation.arguments)["value_range"]
+        return float(lowest), float(highest)
+    return None
+
+
+def _refuse(augmentation: Augmentation, required: str, received: str) -> NoReturn:
+    raise SpecError(
+        f"the augmentation {augmentation.name} does not fit the inputs",
+        required=required,
+        received=received,
+        remedy="leave it out of training.augmentation, or name another input",
+    )

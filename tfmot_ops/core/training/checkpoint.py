@@ -69,9 +69,9 @@ def identity(
         **{name: str(value) for name, value in settings.items()},
         "data": data_digest or _digest(tf.nest.flatten(samples)),
         "model": _digest([np.frombuffer(_architecture(model).encode(), np.uint8)]),
-        # Only trainable weights: ranges and batch statistics are computed, and another CPU model may round them
-        # differently.
-        "initial weights": _digest(variable.numpy() for variable in model.trainable_variables),
+        # Not ranges and batch statistics: they are computed, and another CPU model may round them differently. The
+        # weights of frozen layers count: a variable stays trainable when its layer is not.
+        "initial weights": _digest(variable.numpy() for variable in model.variables if variable.trainable),
         "compile configuration": json.dumps(dict(compiled), sort_keys=True, default=str),
         "tensorflow": tf.__version__,
     }

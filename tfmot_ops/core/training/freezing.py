@@ -1,9 +1,9 @@
-"""Layers whose weights a training leaves as they are."""
+"""Layers that are not trained. Pruning may still zero weights of theirs."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from tfmot_ops.contract import Scope
 from tfmot_ops.core.graph.ir import layer_paths
@@ -14,36 +14,60 @@ from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.recipes.scope import select
 
 
-def layers_to_freeze(model: keras.Model, scope: Scope) -> list[Layer]:
-    """The layers that a scope names, wrappers of pruning and quantisation included.
+def names_to_freeze(model: keras.Model, scope: Scope | None) -> dict[str, bool]:
+    """Path of each layer of a float model, pruned or not -> whether a scope names it.
 
     Raises:
         ScopeError: a selector matches no layer.
     """
-    paths = list(layer_paths(model))
     # A wrapper has a name and a class of its own, and a selector is about the layer within.
-    known = [("/".join([*path.split("/")[:-1], inner_layer(layer).name]), layer) for path, layer in paths]
-    chosen = select(scope, [(path, type(inner_layer(layer)).__name__) for path, layer in known])
-    return [layer for path, layer in known if chosen[path]]
+    known = {path: type(inner_layer(layer)).__name__ for path, layer in _paths(model)}
+    if scope is None:
+        return dict.fromkeys(known, False)
+    return {path: bool(chosen) for path, chosen in select(scope, known.items()).items()}
 
 
 @contextlib.contextmanager
-def frozen_layers(model: keras.Model, scope: Scope | None) -> Iterator[None]:
-    """Train `model` without the layers of a scope for a while, then make them trainable again.
+def frozen_layers(model: keras.Model, names: Mapping[str, bool]) -> Iterator[None]:
+    """Train `model` without some layers for a while, then make trainable again what was.
 
     An optimizer that has made a step knows the weights of that step alone, so each of the two needs its own.
+
+    Args:
+        model: the model from which `names` were made, pruned or quantised since. Quantising may make several layers of
+            one: `attention_query` belongs to `attention`.
+        names: from `names_to_freeze`.
     """
-    layers = [layer for layer in layers_to_freeze(model, scope) if layer.trainable] if scope is not None else []
-    _set_trainable(model, layers, False)
+    layers = [layer for path, layer in _paths(model) if names.get(_owner(path, names), False)]
+    before = [(part, part.trainable) for layer in layers for part in private.layers_within(layer)]
+    for layer in layers:
+        layer.trainable = False
+    _take_state(model, layers)
     try:
         yield
     finally:
-        _set_trainable(model, layers, True)
+        for part, was_trainable in before:  # an outer layer comes first, and sets those within
+            part.trainable = was_trainable
+        _take_state(model, layers)
 
 
-def _set_trainable(model: keras.Model, layers: list[Layer], value: bool) -> None:
-    for layer in layers:
-        layer.trainable = value
+def _paths(model: keras.Model) -> Iterator[tuple[str, Layer]]:
+    """(path by the names of the layers within wrappers, layer)."""
+    for path, layer in layer_paths(model):
+        yield "/".join([*path.split("/")[:-1], inner_layer(layer).name]), layer
+
+
+def _owner(path: str, names: Mapping[str, bool]) -> str:
+    """The layer of the float model from which a layer was made: the longest name that its own begins with.
+
+    Nested models are opened: a layer `inner/conv` becomes `conv`, or `inner_conv` where there are several.
+    """
+    spelled = {text: name for name in names for text in (name, name.rsplit("/", 1)[-1], name.replace("/", "_"))}
+    fitting = [text for text in spelled if path == text or path.startswith(f"{text}_")]
+    return spelled[max(fitting, key=len)] if fitting else ""
+
+
+def _take_state(model: keras.Model, layers: list[Layer]) -> None:
     if layers:
         private.take_trainable_state(model)
         model.train_function = None  # it was traced for other weights

@@ -89,13 +89,16 @@ def fit(
         return {}
     set_seed(seed)
     keeper = None
+    layers = [layer for _, layer in additions.augmentation]
     if checkpoint is not None:
         if not model.built:
             model(tf.nest.map_structure(lambda column: tf.convert_to_tensor(column[:1]), x))
         settings: dict[str, int | str] = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
         settings |= {"training plan": plan} if plan else {}
-        belongs_to = identity(model, (x, y), data_digest, compile_parameters(model), settings)
-        keeper = Keeper(checkpoint, model, belongs_to, epochs, best_epoch.variables if best_epoch else ())
+        samples = (x, y) if weights is None else (x, y, weights)
+        belongs_to = identity(model, samples, data_digest, compile_parameters(model), settings)
+        more = [variable for layer in layers for variable in layer.variables]
+        keeper = Keeper(checkpoint, model, belongs_to, epochs, [*more, *(best_epoch.variables if best_epoch else ())])
     if best_epoch:
         best_epoch.require_metric(_reported(model, x, y, validation))
     done, history = keeper.resume() if keeper else (0, {})
@@ -104,8 +107,7 @@ def fit(
         on_epoch(done, epochs, {name: values[-1] for name, values in history.items()})
     if done < epochs and not (best_epoch and best_epoch.is_over):
         failures: list[Exception] = []
-        layers = [layer for _, layer in additions.augmentation]
-        with _own_errors(failures), extended_train_step(model, additions):
+        with _own_errors(failures), extended_train_step(model, additions, failures):
             model.fit(
                 batches(x, y, batch_size, seed, range(done, epochs), weights=weights, failures=failures),
                 steps_per_epoch=math.ceil(len(tf.nest.flatten(x)[0]) / batch_size),
@@ -120,6 +122,9 @@ def fit(
                 ],
                 verbose=0,
             )
+    elif hasattr(model.optimizer, "finalize_variable_values"):
+        # The process was killed after the last epoch: what Keras does at the end, for averaged weights, is still to do.
+        model.optimizer.finalize_variable_values(model.trainable_variables)
     if best_epoch:
         best_epoch.put_back(len(next(iter(history.values()), [])))
     return history
@@ -135,11 +140,11 @@ def _reported(model: keras.Model, x: Any, y: Any, validation: tuple[Any, Any] | 
 
 @contextlib.contextmanager
 def _own_errors(failures: list[Exception]) -> Iterator[None]:
-    """Raise the error of a sample that could not be read itself, not TensorFlow's error that quotes it."""
+    """Raise the error of a sample or of the training step itself, not TensorFlow's error that quotes it."""
     try:
         yield
-    except tf.errors.OpError as error:
-        if failures:
+    except Exception as error:
+        if failures and failures[0] is not error:
             raise failures[0] from error
         raise
 

@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfmot_ops.contract.training import Clipping, LearningRate, Part, RateSchedule
+from tfmot_ops.core.keras.compiling import fresh_optimizer
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Optimizer
 from tfmot_ops.errors import SpecError
@@ -23,23 +24,24 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
     """A schedule whose rate grows linearly from 0 in the first steps.
 
     Args:
-        rate: a rate, or the schedule that follows; its steps are counted from the end of the growth.
+        rate: a rate, or the schedule that is multiplied.
         steps: number of weight updates in which the rate grows.
+        delay: weight updates after which the schedule begins to count.
     """
 
-    def __init__(self, rate: Any, steps: int) -> None:
-        self._rate, self._steps = rate, steps
+    def __init__(self, rate: Any, steps: int, delay: int = 0) -> None:
+        self._rate, self._steps, self._delay = rate, steps, delay
 
     def __call__(self, step: Any) -> Any:
         """The rate of a weight update, counted from 0: the first has 1 / steps of the rate, so that it is not lost."""
-        after = self._rate(tf.maximum(step - self._steps, 0)) if callable(self._rate) else self._rate
+        after = self._rate(tf.maximum(step - self._delay, 0)) if callable(self._rate) else self._rate
         grown = tf.minimum(tf.cast(step + 1, tf.float32) / float(max(1, self._steps)), 1.0)
         return tf.cast(after, tf.float32) * grown
 
     def get_config(self) -> dict[str, Any]:
         """The arguments, by which a checkpoint tells two trainings apart."""
         rate = keras.optimizers.schedules.serialize(self._rate) if callable(self._rate) else self._rate
-        return {"rate": rate, "steps": self._steps}
+        return {"rate": rate, "steps": self._steps, "delay": self._delay}
 
 
 def rate_schedule(plan: LearningRate, rate: float, steps_per_epoch: int, epochs: int) -> Any:
@@ -51,16 +53,18 @@ def rate_schedule(plan: LearningRate, rate: float, steps_per_epoch: int, epochs:
         steps_per_epoch: weight updates in an epoch.
         epochs: of the training, the end of the half cosine.
     """
-    warm_up = round(plan.warm_up_epochs * steps_per_epoch)
+    warm_up = round(min(plan.warm_up_epochs, epochs / 2) * steps_per_epoch)
     value: Any = rate
+    delay = 0
     if plan.schedule is RateSchedule.COSINE:
         value = _SCHEDULES.CosineDecay(rate, max(1, epochs * steps_per_epoch - warm_up), plan.final_share)
+        delay = warm_up
     elif plan.schedule is RateSchedule.PIECEWISE:
         # Keras' schedule changes the rate after a boundary, and counts steps from 0.
-        boundaries = [epoch * steps_per_epoch - warm_up - 1 for epoch in sorted(plan.factors)]
+        boundaries = [epoch * steps_per_epoch - 1 for epoch in sorted(plan.factors)]
         rates = [rate, *(rate * plan.factors[epoch] for epoch in sorted(plan.factors))]
         value = _SCHEDULES.PiecewiseConstantDecay(boundaries, rates)
-    return WarmUp(value, warm_up) if warm_up else value
+    return WarmUp(value, warm_up, delay) if warm_up else value
 
 
 def planned_optimizer(part: Part, learning_rate: LearningRate | None = None) -> Optimizer:
@@ -99,7 +103,7 @@ def _is_optimizer(value: object) -> bool:
 
 def compiled_rate(optimizer: Optimizer) -> float | None:
     """The learning rate of an optimizer; None if it follows a schedule."""
-    rate = optimizer.get_config()["learning_rate"]
+    rate = getattr(optimizer, "inner_optimizer", optimizer).get_config()["learning_rate"]
     return float(rate) if isinstance(rate, Real) else None
 
 
@@ -115,23 +119,15 @@ def replaced_optimizer(
         model: the compiled model.
         optimizer: whose class and arguments the copy gets.
         rate: learning rate or schedule of the copy; None leaves that of `optimizer`.
-        clipping: limit of the gradients; None leaves that of `optimizer`.
+        clipping: limit of the gradients, in the place of any that `optimizer` has; None leaves those.
     """
     own = model.optimizer
-    config = dict(optimizer.get_config())
-    if rate is not None:
-        config["learning_rate"] = rate
+    changes = {} if rate is None else {"learning_rate": rate}
     if clipping is not None:
-        limits = {_CLIPPING[name]: value for name, value in clipping.model_dump().items()}
-        config |= limits if not isinstance(optimizer, keras.optimizers.legacy.Optimizer) else _given(limits)
+        changes |= {_CLIPPING[name]: value for name, value in clipping.model_dump().items()}
     try:
-        if rate is not None or clipping is not None or optimizer is not own:
-            model.optimizer = type(optimizer).from_config(config)
+        if changes or optimizer is not own:
+            model.optimizer = fresh_optimizer(optimizer, changes)
         yield
     finally:
         model.optimizer = own
-
-
-def _given(limits: dict[str, float | None]) -> dict[str, float]:
-    """The limits that are set: a legacy optimizer takes no None."""
-    return {name: value for name, value in limits.items() if value is not None}

@@ -13,8 +13,8 @@ from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Logs
 from tfmot_ops.errors import SpecError
 
-#: Parts of the names of metrics of which more is better, and of those of which less is.
-_HIGHER = ("accuracy", "acc", "auc", "iou", "precision", "recall", "f1", "top_k", "r2", "cosine_similarity")
+#: Ends of the names of metrics of which more is better, and of those of which less is. An output's name comes before.
+_HIGHER = ("accuracy", "acc", "auc", "iou", "io_u", "precision", "recall", "f1", "r2", "cosine_similarity")
 _LOWER = ("loss", "error", "mse", "mae", "mape", "msle", "crossentropy", "divergence", "hinge", "poisson", "logcosh")
 
 
@@ -63,6 +63,7 @@ class BestEpoch(keras.callbacks.Callback):
         Raises:
             SpecError: the plan's metric is not one of `names`.
         """
+        names = [plain_name(name) for name in names]
         if self._plan.metric not in names:
             raise SpecError(
                 f"early stopping cannot watch {self._plan.metric!r}",
@@ -75,7 +76,8 @@ class BestEpoch(keras.callbacks.Callback):
         """Take the epoch's weights if its metric is the best so far, else count the epoch."""
         if epoch + 1 < self._first_epoch:
             return
-        value = self._sign * float((logs or {})[self._plan.metric])
+        reported = {plain_name(name): value for name, value in (logs or {}).items()}
+        value = self._sign * float(reported[self._plan.metric])
         least = self._plan.min_delta if math.isfinite(float(self._best)) else 0.0
         if value > float(self._best) + least:
             self._best.assign(value)
@@ -92,6 +94,7 @@ class BestEpoch(keras.callbacks.Callback):
         """Set the model's weights to those of the best epoch, and report it; call it when the training has ended."""
         best = int(self._best_epoch)
         if not best:
+            self._tell(f"has no best epoch, as {self._plan.metric} was never a number; the last weights stay")
             return
         for kept, variable in zip(self._weights, self._trained.variables, strict=True):
             variable.assign(kept)
@@ -101,13 +104,18 @@ class BestEpoch(keras.callbacks.Callback):
         self._tell(f"takes the weights of epoch {best}, with the best {metric}: {value:.4g}")
 
 
+def plain_name(name: str) -> str:
+    """A metric's name without what wrappers of pruning and quantisation put before the name of an output."""
+    return name.replace("prune_low_magnitude_", "").replace("quant_", "")
+
+
 def _is_higher_better(plan: EarlyStopping) -> bool:
     if plan.higher_is_better is not None:
         return plan.higher_is_better
-    name = plan.metric.lower()
-    if any(part in name for part in _LOWER):
+    name = "_" + plan.metric.lower()
+    if name.endswith(tuple(f"_{end}" for end in _LOWER)):
         return False
-    if any(part in name for part in _HIGHER):
+    if name.endswith(tuple(f"_{end}" for end in _HIGHER)):
         return True
     raise SpecError(
         f"early stopping does not know which direction of {plan.metric!r} is better",

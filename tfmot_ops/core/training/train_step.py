@@ -13,6 +13,7 @@ import tensorflow as tf
 from tfmot_ops.contract.training import Distillation
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Layer
+from tfmot_ops.errors import SpecError
 
 #: Smallest probability of which a logarithm is taken, as in Keras' losses.
 _EPSILON = 1e-7
@@ -55,21 +56,27 @@ class Additions:
     """What is added to the training step.
 
     Attributes:
-        augmentation: (name of the changed input, or None for the only one; Keras layer), in their order.
+        augmentation: (place of the changed input among the model's inputs; Keras layer), in their order.
         teacher: None learns from the targets alone.
     """
 
-    augmentation: Sequence[tuple[str | None, Layer]] = field(default_factory=tuple)
+    augmentation: Sequence[tuple[int, Layer]] = field(default_factory=tuple)
     teacher: Teacher | None = None
 
 
 @contextlib.contextmanager
-def extended_train_step(model: keras.Model, additions: Additions) -> Iterator[None]:
-    """Train `model` with the additions for a while. The model itself, and what is saved of it, stays as it is."""
+def extended_train_step(model: keras.Model, additions: Additions, failures: list[Exception]) -> Iterator[None]:
+    """Train `model` with the additions for a while. The model itself, and what is saved of it, stays as it is.
+
+    Args:
+        model: compiled model.
+        additions: what is added to its training step.
+        failures: gets an error of the step, which TensorFlow wraps into one of its own.
+    """
     if not additions.augmentation and additions.teacher is None:
         yield
         return
-    step = _Step(model, additions)
+    step = _Step(model, additions, failures)
     # On the object, not on its class: a user's own `train_step` and `compute_loss` are called.
     model.train_step, model.compute_loss = step.train_step, step.compute_loss
     try:
@@ -82,23 +89,34 @@ def extended_train_step(model: keras.Model, additions: Additions) -> Iterator[No
 class _Step:
     """The model's own training step and loss, with the additions."""
 
-    def __init__(self, model: keras.Model, additions: Additions) -> None:
-        self._model, self._additions = model, additions
+    def __init__(self, model: keras.Model, additions: Additions, failures: list[Exception]) -> None:
+        self._model, self._additions, self._failures = model, additions, failures
         self._train_step: Callable[[Any], Any] = model.train_step
         self._compute_loss: Callable[..., Any] = model.compute_loss
         #: `compute_loss` measures the validation too, in which there is nothing to learn from the teacher.
         self._is_training = False
+        self._has_learnt = False
 
     def train_step(self, data: Any) -> Any:
         """One weight update, from (inputs, targets[, weights])."""
         inputs, *rest = data
-        for name, layer in self._additions.augmentation:
-            inputs = _changed(inputs, name, layer, self._model)
-        self._is_training = True
+        for place, layer in self._additions.augmentation:
+            inputs = _changed(inputs, place, layer, self._model)
+        self._is_training, self._has_learnt = True, False
         try:
-            return self._train_step((inputs, *rest))
+            answer = self._train_step((inputs, *rest))
         finally:
             self._is_training = False
+        if self._additions.teacher is not None and not self._has_learnt:
+            error = SpecError(
+                f"{self._model.name} cannot learn from another model",
+                required="a train_step that computes its loss by self.compute_loss",
+                received=f"the train_step of {type(self._model).__name__}, which does not call it",
+                remedy="call self.compute_loss in it, or leave training.distillation out",
+            )
+            self._failures.append(error)
+            raise error
+        return answer
 
     def compute_loss(self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None) -> Any:
         """The compiled loss; in training, with the distance to the teacher's outputs."""
@@ -106,6 +124,7 @@ class _Step:
         teacher = self._additions.teacher
         if teacher is None or not self._is_training:
             return loss
+        self._has_learnt = True
         taught = tf.nest.flatten(teacher.model(x, training=False))
         distance = tf.add_n(
             [
@@ -116,13 +135,13 @@ class _Step:
         return (1.0 - teacher.plan.weight) * loss + teacher.plan.weight * distance
 
 
-def _changed(inputs: Any, name: str | None, layer: Layer, model: keras.Model) -> Any:
+def _changed(inputs: Any, place: int, layer: Layer, model: keras.Model) -> Any:
     """Inputs of which one is augmented."""
-    if name is None:
-        return layer(inputs, training=True)
     if isinstance(inputs, Mapping):
+        name = list(model.input_names)[place]
         return {**inputs, name: layer(inputs[name], training=True)}
-    place = list(model.input_names).index(name)
+    if not isinstance(inputs, list | tuple):
+        return layer(inputs, training=True)
     return type(inputs)(layer(one, training=True) if at == place else one for at, one in enumerate(inputs))
 
 

@@ -190,8 +190,8 @@ def _number(path: Path, value: str, row: int, column: str) -> float:
         if value.strip() in _MISSING:
             return math.nan
     raise SpecError(
-        f"{path}: the feature {column} is not a number in row {row}",
-        required="numbers in each column of features",
+        f"{path}: column {column} is not a number in row {row}",
+        required="numbers in each column of features and in that of the weight",
         received=repr(value),
         remedy="leave the column out with features=<column>,<column>, or write numbers",
     )

@@ -54,6 +54,8 @@ def from_mapping(name: str, given: object) -> Source:
     weights = values.pop("sample_weight", None)
     class_names = tuple(str(each) for each in np.atleast_1d(values.pop("class_names", ())))
     if values and all(map(is_stream, values.values())):
+        if weights is not None:
+            _refuse(name, "sample_weight beside data sets of TensorFlow")
         return from_streams(name, values, class_names)
     parts = {str(key).partition(".")[0] for key in values}
     if parts not in _SETS:
