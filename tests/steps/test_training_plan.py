@@ -140,7 +140,7 @@ def test_a_plan_that_does_not_fit_the_data_is_refused(rows: str, tmp_path: Path)
     error = refused({"class_weights": {"7": 2.0}}, rows)
     assert error.required == "labels 0 to 2"
     error = refused({"augmentation": [{"name": "RandomFlip"}]}, rows)
-    assert error.required == "a layer that takes and gives inputs of shape [4, 3]"
+    assert (error.required, error.received) == ("a batch of images [N, H, W, C]", "inputs of shape [4, 3]")
     error = refused({"early_stopping": {"metric": "val_auc"}}, rows)
     assert error.received == "'val_auc'"
     np.savez(tmp_path / "numbers.npz", x=ROWS, y=ROWS.sum(axis=1))
