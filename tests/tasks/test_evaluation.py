@@ -134,7 +134,7 @@ def test_targets_of_another_task_are_refused_not_measured():
 def test_later_batches_that_say_something_else_are_refused():
     rows = np.eye(3, dtype=np.float32)[LABELS]
     rows[-1] = 0.5
-    with pytest.raises(SpecError, match="targets are none of the task classification"):
+    with pytest.raises(SpecError, match="targets do not fit the task classification"):
         core.evaluate(dense(3, "softmax"), as_dataset(X, rows))
 
 

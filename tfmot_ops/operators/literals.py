@@ -1,4 +1,4 @@
-"""What can be said of an operator's arguments when the DAG is parsed: literal values that the step would refuse."""
+"""Checks of an operator's literal arguments when the DAG is parsed, so that wrong ones are refused before a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tfmot_ops.recipes.names import decode
 _ANY_KIND: TypeAdapter[StepOptions] = TypeAdapter(Options)
 #: What a Jinja template holds.
 _TEMPLATE_MARKS = ("{{", "{%", "{#")
-#: Parts of the place of a finding on an option itself: kind and name.
+#: Length of the location that pydantic gives to a finding on an option itself, (kind, name); others lie within one.
 _NESTED = 2
 _REMEDY = "correct the operator's arguments"
 
@@ -44,7 +44,7 @@ def refuse_options(task_id: str, kind: str | None, options: object) -> None:
     try:
         _ANY_KIND.validate_python({name: value for name, value in given.items() if name not in later})
     except ValidationError as error:
-        # The first part of a place is the kind.
+        # The first part of a location is the kind of the step.
         wrong = [
             {"type": item["type"], "loc": ("options", *item["loc"]), "input": item["input"], "ctx": item.get("ctx", {})}
             for item in error.errors(include_url=False)
@@ -88,7 +88,7 @@ def _required(kind: str | None, base: type[StepOptions] = StepOptions) -> tuple[
 
 
 def _is_open(value: object, *, within: bool = True) -> bool:
-    """Whether a value is known only when the task runs, or what it is depends on the DAG's way of rendering.
+    """Whether a value cannot be checked yet: it, or its type, is known only when the task renders its templates.
 
     Args:
         value: an argument of an operator.

@@ -265,7 +265,8 @@ def _teacher(work: ModelWork[AnyTraining]) -> Any:
 
     trained = core.strip(core.load_model(work.path("trained")))
     outputs = work.data.task.outputs_are(trained, work.first(work.data.x_train, _EXAMPLE_SAMPLES, trained))
-    work.say(f"learns from {trained.name} too: weight {plan.weight:g}, temperature {plan.temperature:g}")
+    settings = f"weight {plan.weight:g}, temperature {plan.temperature:g}"
+    work.say(f"learns from the outputs of the trained model {trained.name}, too: {settings}")
     if work.options.has_int8_outputs:
         return Teacher(trained, outputs, plan, INT8_EPSILON)
     return Teacher(trained, outputs, plan)

@@ -262,7 +262,7 @@ def _require_targets(task: Task, y: Any) -> None:
     problem = None if y is None or isinstance(y, Mapping) else task.problem(y)
     if problem:
         raise SpecError(
-            f"the targets are none of the task {task.name}",
+            f"the targets do not fit the task {task.name}",
             required=problem[0],
             received=problem[1],
             remedy="correct the targets, or name the task that they are for: task=...",

@@ -21,7 +21,7 @@ _MOVING = ("RandomFlip", "RandomRotation", "RandomTranslation", "RandomZoom")
 _STAYING = ("GaussianDropout", "GaussianNoise", "RandomBrightness", "RandomContrast", "SpatialDropout1D", "Dropout")
 #: Arguments that differ from Keras' defaults: images are in [0, 1] here, and in [0, 255] there.
 _DEFAULTS: dict[str, dict[str, Any]] = {"RandomBrightness": {"value_range": (0.0, 1.0)}}
-#: Range to which Keras' layer clips, for one without an argument for it.
+#: Range to which RandomContrast clips; it has no argument for it, as RandomBrightness has.
 _CONTRAST_RANGE = (0.0, 255.0)
 #: Axes of a batch of images, [N, H, W, C].
 _IMAGE_AXES = 4
