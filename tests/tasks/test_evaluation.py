@@ -123,7 +123,7 @@ def test_targets_of_another_task_are_refused_not_measured():
     with pytest.raises(SpecError, match="follows from the targets") as caught:
         core.evaluate(dense(2), X, LABELS)
     assert "task='regression'" in caught.value.remedy
-    with pytest.raises(SpecError, match="none of the task classification"):
+    with pytest.raises(SpecError, match="do not fit the task classification"):
         core.evaluate(dense(3, "softmax"), X, NUMBERS, task="classification")
     with pytest.raises(SpecError, match="one-hot rows or independent labels"):
         core.evaluate(dense(3, "sigmoid"), X, np.eye(3)[LABELS])
