@@ -1,4 +1,4 @@
-"""Inlining of custom layers: the TensorFlow functions that a layer's `call` applies become calls of the graph.
+"""Inlining of custom layers: the layers and TensorFlow functions that a layer's `call` applies become calls of the graph.
 
 Keras records each TensorFlow function that is applied to a symbolic tensor. Calling a layer's `call` on symbolic
 tensors therefore yields a graph: a layer that multiplies by a weight becomes a multiplication with that weight.
@@ -6,52 +6,140 @@ tensors therefore yields a graph: a layer that multiplies by a weight becomes a 
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors
+from tfmot_ops.core.graph.layers import LearnedTensor
 from tfmot_ops.core.graph.read import read_graph, tell_training
 from tfmot_ops.core.graph.roles import is_custom
+from tfmot_ops.core.graph.trace import LearnedTensors, record
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.identity import Itself
 from tfmot_ops.core.keras.pinned import keras
-from tfmot_ops.core.keras.types import Layer, TensorLike
+from tfmot_ops.core.keras.types import Layer
 
 
-def open_custom_layers(graph: Graph, *, masked: bool = False) -> Graph:
+def open_custom_layers(graph: Graph) -> Graph:
     """Replace the call of each custom layer by the operations in its `call`, recursively, where Keras can record them.
 
-    A layer is opened if it is called once (two copies of a shared layer would no longer share their weights) and if
+    Custom layers are layers of other packages, subclassed models within the model, and Lambda layers. One is opened if
     its `call` does the same in training and in inference, except for the `training` argument of its inner layers. The
     inner layers then get `training` from the new model, so a BatchNormalization keeps updating its statistics.
 
+    A weight that a function reads becomes the result of a `LearnedTensor`, which all calls of a shared layer share.
+
     Args:
         graph: the graph; its layers are not changed.
+    """
+    opener = _Opener(masked=any(_makes_mask(node.layer) for node in graph.nodes))
+    opened = opener.open(graph)
+    _anchor(opened)
+    return opened
+
+
+def _anchor(graph: Graph) -> None:
+    """Let each LearnedTensor read the first input of the graph: its values depend on no tensor."""
+    for node in graph.nodes:
+        if isinstance(node.layer, LearnedTensor):
+            node.args = (graph.inputs()[0],)
+
+
+class _Opener:
+    """Opens the custom layers of a graph; the calls of one layer share inner layers and learned tensors.
+
+    Args:
         masked: whether the tensors that the graph reads may carry Keras masks.
     """
-    calls = graph.calls_per_layer()
-    masked = masked or any(_makes_mask(node.layer) for node in graph.nodes)
-    renamed: dict[Tensor, Tensor] = {}
-    nodes: list[Node] = []
 
-    def current(tensor: Tensor) -> Tensor:
-        return renamed.get(tensor, tensor)
+    def __init__(self, *, masked: bool) -> None:
+        self._masked = masked
+        self._learned = LearnedTensors()
 
-    for node in graph.nodes:
-        node.args, node.kwargs = map_tensors((node.args, node.kwargs), current)
-        fits = is_custom(node.layer) and calls[node.layer] == 1 and not (masked and _reads_mask(node.layer))
-        inner = _open(node) if fits else None
-        if inner is None:
-            nodes.append(node)
-            continue
-        _inline(node, open_custom_layers(inner, masked=masked), nodes, renamed)
-    outputs = map_tensors(graph.outputs, current)
-    return Graph(graph.name, graph.input_structure, graph.input_names, outputs, nodes, graph.weights)
+    def open(self, graph: Graph) -> Graph:
+        """The graph with its custom layers opened, recursively."""
+        renamed: dict[Tensor, Tensor] = {}
+        nodes: list[Node] = []
+
+        def current(tensor: Tensor) -> Tensor:
+            return renamed.get(tensor, tensor)
+
+        for node in graph.nodes:
+            node.args, node.kwargs = map_tensors((node.args, node.kwargs), current)
+            self._replace_weights(node, nodes)
+            found = self._opened(node) if self._may_open(node.layer) else None
+            if found is None:
+                nodes.append(node)
+                continue
+            inner, read = found
+            _inline(node, self.open(inner), read, nodes, renamed)
+        outputs = map_tensors(graph.outputs, current)
+        return Graph(graph.name, graph.input_structure, graph.input_names, outputs, nodes, graph.weights)
+
+    def _may_open(self, layer: Layer) -> bool:
+        is_open = is_custom(layer) or type(layer) is keras.layers.Lambda
+        return is_open and layer.activity_regularizer is None and not (self._masked and _reads_mask(layer))
+
+    def _opened(self, node: Node) -> tuple[Graph, list[Tensor]] | None:
+        """(graph, tensors that it reads) of a call of a custom layer; None where the layer has to stay as it is."""
+        layer, given = node.layer, node.kwargs.get("training")
+        spec = private.call_signature(layer)
+        if not node.inputs() or (given is None and spec.default_training_arg):
+            return None
+        modes = (False, True) if given is None else (given, given)
+        try:
+            # Two traces that differ show that the layer keeps state or draws random numbers; no graph can replace it.
+            (opened, read), (other, _) = (self._trace(node, mode) for mode in modes)
+            same = _follows_training(opened, other)
+        except Exception:  # noqa: BLE001 - the user's `call` does not take symbolic tensors: the layer stays whole
+            return None
+        if not (same and opened.nodes and _shapes(opened.outputs) == _shapes(node.outputs)):
+            return None
+        if not self._has_weights(opened, layer):
+            return None
+        for call in opened.nodes:
+            tell_training(call, given)
+        return opened, read
+
+    def _trace(self, node: Node, training: object) -> tuple[Graph, list[Tensor]]:
+        kwargs = {name: value for name, value in node.kwargs.items() if name != "training"}
+        if private.call_signature(node.layer).expects_training_arg:
+            kwargs["training"] = training
+        model, read = record(node.layer, node.args, kwargs, self._learned)
+        return read_graph(model), read
+
+    def _replace_weights(self, node: Node, nodes: list[Node]) -> None:
+        """Let a call read LearnedTensors in place of the weights among its arguments; appends their calls to `nodes`."""
+
+        def tensor_of(leaf: object) -> Any:
+            if not isinstance(leaf, tf.Variable):
+                return leaf
+            layer = self._learned.layer(leaf)
+            call = Node(layer, f"{node.path}/{layer.name}", (), {}, None, node.origin)
+            call.outputs = Tensor(tuple(layer.sizes), layer.weight_dtype, call)
+            nodes.append(call)
+            return call.outputs
+
+        if any(isinstance(leaf, tf.Variable) for leaf in tf.nest.flatten((node.args, node.kwargs))):
+            node.args, node.kwargs = tf.nest.map_structure(tensor_of, (node.args, node.kwargs))
+
+    def _has_weights(self, graph: Graph, layer: Layer) -> bool:
+        """Whether the graph has every weight of a layer: in a layer of its own, or where a function reads it.
+
+        A weight that is missing was read while the `call` was recorded, as by `self.weights[0] * 2`, and became a
+        constant.
+        """
+        leaves = tf.nest.flatten([(node.args, node.kwargs) for node in graph.nodes])
+        found = [leaf for leaf in leaves if isinstance(leaf, tf.Variable)]
+        found += [weight for node in graph.nodes for weight in node.layer.weights]
+        present = {_variable(weight) for weight in found}
+        return all(self._learned.has(weight) for weight in layer.weights if _variable(weight) not in present)
+
+
+def _variable(weight: object) -> Itself:
+    return Itself(private.plain_variable(weight))
 
 
 def _makes_mask(layer: Layer) -> bool:
@@ -63,66 +151,8 @@ def _reads_mask(layer: Layer) -> bool:
     return any(private.call_signature(part).expects_mask_arg for part in private.layers_within(layer))
 
 
-def _open(node: Node) -> Graph | None:
-    """The graph of what a call of a custom layer computes; None where the layer has to stay as it is."""
-    layer, given = node.layer, node.kwargs.get("training")
-    if not _takes_one_input(node) or layer.activity_regularizer is not None:
-        return None
-    modes = (False, True) if given is None else (given, given)
-    try:
-        # Two traces that differ show that the layer keeps state or draws random numbers; no graph can replace it.
-        opened, other = (_trace(layer, node.args[0], mode) for mode in modes)
-        same = _follows_training(opened, other)
-    except Exception:  # noqa: BLE001 - the user's `call` does not take symbolic tensors: the layer stays whole
-        return None
-    if not (same and opened.nodes and _shapes(opened.outputs) == _shapes(node.outputs) and _is_closed(opened, layer)):
-        return None
-    for call in opened.nodes:
-        tell_training(call, given)
-    return opened
-
-
-def _takes_one_input(node: Node) -> bool:
-    """Whether a call has no arguments but its input and `training`, and no default of its own for that one."""
-    has_own_default = node.kwargs.get("training") is None and private.call_signature(node.layer).default_training_arg
-    return len(node.args) == 1 and not node.kwargs.keys() - {"training"} and not has_own_default
-
-
 def _shapes(structure: object) -> list[tuple[int | None, ...]]:
     return [tensor.shape for tensor in tensors(structure)]
-
-
-def _trace(layer: Layer, inputs: object, training: bool | TensorLike | None) -> Graph:
-    symbols = map_tensors(inputs, lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype))
-    mode = {"training": training} if private.call_signature(layer).expects_training_arg else {}
-    logger = logging.getLogger("tensorflow")
-    level = logger.level
-    try:
-        # Keras warns that a recorded function reads a weight; here the weight becomes a weight of the new layer.
-        logger.setLevel(logging.ERROR)
-        with _without_recorded_calls(layer):
-            return read_graph(keras.Model(symbols, layer.call(symbols, **mode)))
-    finally:
-        logger.setLevel(level)
-
-
-@contextmanager
-def _without_recorded_calls(layer: Layer) -> Iterator[None]:
-    """Undo what calls in this context append to the lists (losses, metrics, nodes) of the layer and its inner layers.
-
-    Raises:
-        ValueError: the layer adds losses or metrics of its own, which a graph cannot represent.
-    """
-    before = [(part, name, len(notes)) for part, name, notes in private.notes_of_calls(layer)]
-    try:
-        yield
-        own = [name for part, name, count in before if part is layer and len(getattr(part, name)) > count]
-        if own:
-            raise ValueError(f"{layer.name} adds to {own}")
-    finally:
-        for part, name, count in before:
-            if len(getattr(part, name)) > count:
-                del getattr(part, name)[count:]
 
 
 def _follows_training(inference: Graph, training: Graph) -> bool:
@@ -150,9 +180,21 @@ def _places(graph: Graph) -> dict[Tensor, int]:
 
 
 def _calls_the_same(layer: Layer, other: Layer) -> bool:
-    """Whether two calls are of one layer, or of one function: Keras makes a new layer for each call of a function."""
+    """Whether two calls are of one layer, of one function, or of equal layers without weights.
+
+    Keras makes a new layer for each call of a function. A `call` that makes layers (`keras.layers.add([x, y])`) makes
+    new ones at each trace.
+    """
+    if layer is other:
+        return True
     function = getattr(layer, "symbol", None)
-    return layer is other or (function is not None and function == getattr(other, "symbol", None))
+    if function is not None:
+        return bool(function == getattr(other, "symbol", None))
+    return type(layer) is type(other) and not (layer.weights or other.weights) and _config(layer) == _config(other)
+
+
+def _config(layer: Layer) -> dict[str, Any]:
+    return {name: value for name, value in layer.get_config().items() if name != "name"}
 
 
 def _equal(first: object, second: object, place: dict[Tensor, int]) -> bool:
@@ -166,32 +208,8 @@ def _equal(first: object, second: object, place: dict[Tensor, int]) -> bool:
     )
 
 
-def _is_closed(graph: Graph, layer: Layer) -> bool:
-    """Whether every weight of the layer belongs to an inner layer, or is an operand that a rule makes a weight.
-
-    Example of such an operand: `gamma` in `x * gamma`, which the arithmetic rule turns into the scale of an Affine.
-    """
-    held = {Itself(weight) for node in graph.nodes for weight in node.layer.weights}
-    free = [
-        (node, leaf)
-        for node in graph.nodes
-        for leaf in tf.nest.flatten((node.args, node.kwargs))
-        if isinstance(leaf, tf.Variable)
-    ]
-    arithmetic = {"math.add", "__operators__.add", "math.multiply", "math.subtract", "math.truediv", "nn.bias_add"}
-    fits = all(
-        node.layer.symbol in arithmetic and leaf.shape.num_elements() in {1, node.output().channels}
-        for node, leaf in free
-    )
-    return fits and {Itself(weight) for weight in layer.weights} <= held | {_variable(leaf) for _, leaf in free}
-
-
-def _variable(leaf: object) -> Itself:
-    return Itself(private.plain_variable(leaf))
-
-
-def _inline(node: Node, inner: Graph, nodes: list[Node], renamed: dict[Tensor, Tensor]) -> None:
-    bound = dict(zip(inner.inputs(), node.inputs(), strict=True))
+def _inline(node: Node, inner: Graph, read: list[Tensor], nodes: list[Node], renamed: dict[Tensor, Tensor]) -> None:
+    bound = dict(zip(inner.inputs(), read, strict=True))
 
     def current(tensor: Tensor) -> Tensor:
         return bound.get(tensor, tensor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfmot_ops.core.keras.pinned import keras
@@ -101,5 +102,107 @@ class HardSwish(keras.layers.Layer):
         return inputs * tf.nn.relu6(inputs + 3.0) * (1.0 / 6.0)
 
 
+@keras.saving.register_keras_serializable("tfmot_ops")
+class MaskedScores(keras.layers.Layer):
+    """Scores before a softmax: y = x where the mask is true, and MASKED elsewhere, so that the softmax gives 0 there.
+
+    Inputs are the scores [..., T, S], or a list of the scores and a mask of type bool that broadcasts against them.
+
+    Args:
+        causal: whether position t may also read only the positions s <= t.
+    """
+
+    #: Keras' value for masked scores; far enough from any score that its softmax is 0.
+    MASKED = -1e9
+
+    def __init__(self, *, causal: bool = False, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.causal = causal
+
+    def call(self, inputs: Any) -> tf.Tensor:
+        """Scores [..., T, S], or [scores, mask], to masked scores of the same shape."""
+        return self.masked(inputs, self.MASKED)
+
+    def masked(self, inputs: Any, value: float) -> tf.Tensor:
+        """The same as `call`, with another value for masked scores."""
+        scores, masks = (inputs[0], inputs[1:]) if isinstance(inputs, list | tuple) else (inputs, [])
+        if self.causal:
+            steps, read = scores.shape[-2:]
+            masks = [*masks, np.tril(np.ones((steps, read), bool))]
+        for mask in masks:
+            scores = tf.where(mask, scores, tf.constant(value, scores.dtype))
+        return scores
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """The shape of the scores."""
+        return input_shape[0] if isinstance(input_shape, list) else input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {**super().get_config(), "causal": self.causal}
+
+
+@keras.saving.register_keras_serializable("tfmot_ops")
+class LearnedTensor(keras.layers.Layer):
+    """A weight as a tensor of the graph: y = weight, of the shape `sizes`, whatever the input.
+
+    It stands for a weight that a custom layer uses in a function, as in `tf.gather(self.table, index)`: the function
+    becomes a call of the graph that reads this tensor.
+
+    Args:
+        sizes: shape of the weight.
+        weight_dtype: type of its elements.
+        regularizer: of the weight, as in `add_weight`.
+        constraint: of the weight, as in `add_weight`.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        weight_dtype: str = "float32",
+        regularizer: object = None,
+        constraint: object = None,
+        **kwargs: object,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.sizes = [int(size) for size in sizes]
+        self.weight_dtype = weight_dtype
+        self.regularizer = keras.regularizers.get(regularizer)
+        self.constraint = keras.constraints.get(constraint)
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Create the weight `value`."""
+        self.value = self.add_weight(
+            "value",
+            self.sizes,
+            dtype=self.weight_dtype,
+            initializer="zeros",
+            regularizer=self.regularizer,
+            constraint=self.constraint,
+            trainable=self.trainable,
+        )
+        super().build(input_shape)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Any input to the weight [*sizes]; there is no batch axis."""
+        del inputs  # Keras' functional models need a layer to have an input
+        return tf.identity(self.value)
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> Any:
+        """The shape of the weight."""
+        del input_shape
+        return tf.TensorShape(self.sizes)
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {
+            **super().get_config(),
+            "sizes": self.sizes,
+            "weight_dtype": self.weight_dtype,
+            "regularizer": keras.regularizers.serialize(self.regularizer),
+            "constraint": keras.constraints.serialize(self.constraint),
+        }
+
+
 #: All layer classes of this module.
-LAYERS = (Affine, HardSwish, InverseRoot, AxisMean, Shift)
+LAYERS = (Affine, HardSwish, InverseRoot, AxisMean, Shift, MaskedScores, LearnedTensor)

@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import Any
 
 from tfmot_ops.core.graph import linear
-from tfmot_ops.core.graph.layers import Affine, AxisMean, HardSwish, InverseRoot, Shift
+from tfmot_ops.core.graph.layers import Affine, AxisMean, HardSwish, InverseRoot, LearnedTensor, MaskedScores, Shift
 from tfmot_ops.core.keras.pinned import keras
 
 _L = keras.layers
@@ -36,6 +36,8 @@ class Role(StrEnum):
     SAME_SCALE = "one range for all inputs and the output"
     # Addition, multiplication, mean: the output gets a quantiser of its own.
     COMPUTES = "a range of its own for its output"
+    # A weight that a function reads, and functions of such weights alone.
+    CONSTANT = "a constant of the file"
     # Embedding lookup.
     GATHER = "rows of an int8 table"
     FLOAT = "no int8 form"
@@ -211,6 +213,8 @@ LAYERS: dict[type, OpSpec] = {
     _L.PReLU: _computes("PRELU", arithmetic=_SUM),
     HardSwish: _computes("HARD_SWISH", arithmetic=_SUM),
     Shift: _computes("ADD", arithmetic=_SUM),
+    MaskedScores: _same_scale("SELECT_V2", "SELECT"),
+    LearnedTensor: OpSpec(Role.CONSTANT),
     InverseRoot: _computes("RSQRT"),
     # Shape and position only.
     _L.Reshape: _pass("RESHAPE"),
@@ -288,6 +292,7 @@ FUNCTIONS: dict[str, OpSpec] = {
     "split": _pass("SPLIT", "SPLIT_V"),
     "unstack": _pass("UNPACK"),
     "compat.v1.gather": _pass("GATHER"),
+    "compat.v1.nn.embedding_lookup": _pass("GATHER"),
     "tile": _pass("TILE"),
     "repeat": _pass("RESHAPE", "TILE"),
     "broadcast_to": _pass("BROADCAST_TO"),

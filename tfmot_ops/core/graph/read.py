@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, is_graph_model, map_tensors, tensors
+from tfmot_ops.core.graph.trace import functional
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.identity import Itself
 from tfmot_ops.core.keras.pinned import keras
@@ -32,33 +33,20 @@ def read_graph(model: keras.Model) -> Graph:
     """Read the layer graph of a model.
 
     Args:
-        model: functional or built sequential model; nested ones of the same kinds are opened in place.
+        model: functional, built sequential, or subclassed model (see `trace.functional`). Functional and sequential
+            models within it are opened in place; a subclassed one within it is one call.
 
     Raises:
-        UnsupportedModelError: a (nested) model is subclassed or not built, so it has no graph to read; or a layer's
-            `compute_mask` does not work on symbolic tensors.
+        UnsupportedModelError: the model has no graph, and its `call` cannot be recorded; or a layer's `compute_mask`
+            does not work on symbolic tensors.
     """
-    _require_graph(model, model.name)
+    model = functional(model)
     bound: Bound = {}
     structure = tf.nest.map_structure(lambda keras_tensor: _bind_input(keras_tensor, bound), _input_structure(model))
     names = {bound[Itself(keras_tensor)]: private.history(keras_tensor).layer.name for keras_tensor in model.inputs}
     nodes: list[Node] = []
     outputs = _walk(model, "", bound, nodes)
     return _with_masks(Graph(model.name, structure, names, outputs, nodes))
-
-
-def _require_graph(model: keras.Model, path: str) -> None:
-    if is_graph_model(model):
-        return
-    built = isinstance(model, keras.Sequential)
-    raise UnsupportedModelError(
-        f"model {path!r} has no layer graph",
-        required="a functional model, or a sequential one that is built",
-        received="a sequential model that is not built" if built else f"a subclassed model ({type(model).__name__})",
-        remedy="call model.build(input_shape) or the model on one batch first"
-        if built
-        else "write the model with the functional API: keras.Model(inputs, outputs)",
-    )
 
 
 def _input_structure(model: keras.Model) -> Any:
@@ -100,8 +88,7 @@ def _read_call(call: Any, prefix: str, bound: Bound, nodes: list[Node]) -> None:
     kwargs = {name: tf.nest.map_structure(lookup, value) for name, value in call.call_kwargs.items()}
     node = Node(layer, path, args, kwargs, None)
     name_training(node)
-    if isinstance(layer, keras.Model):
-        _require_graph(layer, path)
+    if isinstance(layer, keras.Model) and is_graph_model(layer):
         first = len(nodes)
         outputs = _open(layer, path, node.inputs(), nodes)
         for inner in nodes[first:]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -23,6 +24,12 @@ class Rewriter:
         self.origin = ""
         self._calls = graph.calls_per_layer()
         self._made: dict[tuple[Layer, str], Any] = {}
+        self._reads = Counter(tensor for node in graph.nodes for tensor in node.inputs())
+        self._reads.update(tensors(graph.outputs))
+
+    def is_read_once(self, tensor: Tensor) -> bool:
+        """Whether one call reads a tensor of the old graph, and it is no output of the graph."""
+        return self._reads[tensor] == 1
 
     def keep(self, node: Node) -> Any:
         """Add a call unchanged; returns its outputs."""

@@ -156,6 +156,11 @@ def notes_of_calls(layer: Layer) -> list[tuple[Any, str, list[Any]]]:
     ]
 
 
+def losses_of_weights(layer: Layer) -> list[Any]:
+    """Functions without arguments that give the regularisation losses of a layer's own weights. Upstream: gone."""
+    return list(layer._callable_losses)
+
+
 def plain_variable(value: object) -> Any:
     """The variable inside Keras' AutoCastVariable (mixed precision); any other value is returned unchanged."""
     return getattr(value, "_variable", value)

@@ -115,6 +115,7 @@ def _with_quantisers(
     source = read_graph(model)
     _refuse(source)
     graph = normalize_graph(source)
+    _refuse_lambdas(graph)
     refuse_pads_out_of_range(graph)
     plan = make_plan(graph, source, quantization, _required_sparsity(model, recipe))
 
@@ -162,16 +163,22 @@ def _required_sparsity(model: keras.Model, recipe: Recipe) -> RequiredSparsity |
     return lambda node, kernel: required_ratio(chosen, node, kernel, ratio)
 
 
-def _refuse(graph: Graph) -> None:
+def _refuse_lambdas(graph: Graph) -> None:
+    """Refuse the Lambda layers that normalisation could not replace by what their function computes."""
     for node in graph.nodes:
         if isinstance(node.layer, keras.layers.Lambda):
             raise UnsupportedModelError(
-                f"layer {node.path!r}: Lambda layers are not supported: their function is opaque",
-                required="layers whose computation is visible in the graph",
-                received="Lambda",
+                f"layer {node.path!r}: what the function of this Lambda layer computes cannot be recorded",
+                required="a function made of TensorFlow functions on tensors, without variables or NumPy",
+                received="a Lambda layer whose function does not take symbolic tensors, or does something else at "
+                "each call",
                 remedy="call the function on the tensors themselves, or make it a Layer with get_config, registered by "
                 "register_keras_serializable",
             )
+
+
+def _refuse(graph: Graph) -> None:
+    for node in graph.nodes:
         if isinstance(node.layer, keras.layers.Wrapper) and hasattr(node.layer, "pruning_vars"):
             raise UnsupportedModelError(
                 f"layer {node.path!r} still has its pruning wrapper",
@@ -218,7 +225,8 @@ def calibrate(model: keras.Model, calibration: Calibration, samples: int) -> Non
         def compute(node: Node, args: Args, kwargs: Kwargs) -> Any:
             result = _call_unrounded(node, args, kwargs)
             if node in has_range:
-                seen.append((tf.reduce_min(result), tf.reduce_max(result)))
+                values = output_quantizer(node.layer).observed(result)
+                seen.append((tf.reduce_min(values), tf.reduce_max(values)))
             return result
 
         run_graph(graph, inputs, compute)

@@ -213,9 +213,40 @@ class RangeQuantizer(tfmot.quantization.keras.quantizers.MovingAverageQuantizer)
         """Activations rounded to 256 levels, same shape; in training the range is updated first."""
         return super().__call__(inputs, training, weights)
 
+    def observed(self, values: TensorLike) -> Any:
+        """The values from which the range is found: all of them."""
+        return values
+
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments: none."""
         return {}
+
+
+@keras.saving.register_keras_serializable("tfmot_ops")
+class MaskedRangeQuantizer(RangeQuantizer):
+    """int8 scores before a softmax, some of which are masked: masked scores get the lowest value of the range.
+
+    The range has the scores that are not masked, and `MARGIN` below them: the softmax of the lowest value is then below
+    half a step (1/512) of the softmax' fixed scale, so that it rounds to 0.
+    """
+
+    #: Distance of masked scores from the lowest other one. exp(-8) is 0.0003.
+    MARGIN = 8.0
+    #: Scores below this value count as masked; `MaskedScores` gives them -1e9.
+    MASKED_BELOW = -1e8
+
+    @tf.autograph.experimental.do_not_convert
+    def __call__(
+        self, inputs: TensorLike, training: bool | TensorLike | None, weights: Mapping[str, Variable], **_: object
+    ) -> tf.Tensor:
+        """Scores rounded to 256 levels, same shape; in training the range is updated first."""
+        return super().__call__(self.observed(inputs), training, weights)
+
+    def observed(self, scores: TensorLike) -> Any:
+        """The scores, with masked ones at MARGIN below the lowest other one."""
+        masked = scores < self.MASKED_BELOW
+        lowest = tf.reduce_min(tf.where(masked, tf.zeros_like(scores), scores))
+        return tf.where(masked, lowest - self.MARGIN, scores)
 
 
 @keras.saving.register_keras_serializable("tfmot_ops")

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 from tfmot_ops.contract import LayerReport, Outcome, Quantization
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
+from tfmot_ops.core.graph.layers import MaskedScores
 from tfmot_ops.core.graph.new_values import constants
+from tfmot_ops.core.graph.of_weights import calls_of_weights
 from tfmot_ops.core.graph.operations import ACTIVATIONS, UNKNOWN, Kernel, OpSpec, Role
 from tfmot_ops.core.graph.poles import float_calls
 from tfmot_ops.core.graph.roles import activation_name, float_reason, kernels, role, spec_of
@@ -18,6 +20,7 @@ from tfmot_ops.core.keras.types import Layer
 from tfmot_ops.core.quantization.quantizers import (
     FixedRangeQuantizer,
     LayerQuantizeConfig,
+    MaskedRangeQuantizer,
     RangeQuantizer,
     RowsQuantizer,
     WeightQuantizer,
@@ -89,7 +92,7 @@ def make_plan(graph: Graph, source: Graph, quantization: Quantization, required:
 
 
 #: Which output quantiser a shared layer gets if its calls need different ones; a trained range fits every call.
-_PRECEDENCE = {RangeQuantizer: 0, FixedRangeQuantizer: 1, type(None): 2}
+_PRECEDENCE = {MaskedRangeQuantizer: 0, RangeQuantizer: 0, FixedRangeQuantizer: 1, type(None): 2}
 
 
 class Placement(NamedTuple):
@@ -117,6 +120,8 @@ class _Placer:
         self.keep_clusters = keep_clusters
         #: Calls that prepare the operand of a function that diverges at 0; they stay in float.
         self.unrounded = float_calls(graph)
+        #: Calls that depend on weights alone: only what int8 calls read of their results gets a quantiser.
+        self.constant = calls_of_weights(graph)
         self.roles = {node: self._role(node) for node in graph.nodes}
         #: Tensor -> fixed range of its group, if all values of the group come from functions with a fixed range.
         self.fixed: dict[Tensor, tuple[float, float]] = {}
@@ -162,6 +167,8 @@ class _Placer:
         return readers == 1 and (tensor.producer is None or len(tensors(tensor.producer.outputs)) == 1)
 
     def _role(self, node: Node) -> Role:
+        if node in self.constant:
+            return Role.CONSTANT
         # Under a mask Keras computes a layer by further operations (select), which TFLite has in float only.
         masked = isinstance(node.kwargs.get("mask"), Tensor)
         is_float = masked or node.origin in self.excluded or node in self.unrounded
@@ -176,6 +183,8 @@ class _Placer:
             return Placement(_report(node, Outcome.ABSORBED, "computes no floating-point values"))
         if self.roles[node] is Role.FLOAT:
             return self._place_float(node, outputs)
+        if self.roles[node] is Role.CONSTANT:
+            return self._place_constant(node, outputs)
         if len(outputs) > 1 or hasattr(node.layer, "symbol"):
             return self._place_behind(node, outputs)
         return self._place_on_layer(node, outputs[0])
@@ -189,6 +198,13 @@ class _Placer:
         return Placement(
             _report(node, Outcome.KEPT_FLOAT, self._why_float(node)), config, self._quantizers_after_float(outputs)
         )
+
+    def _place_constant(self, node: Node, outputs: list[Tensor]) -> Placement:
+        """A weight, or a function of weights: the converter computes it, and rounds what int8 calls read of it."""
+        following = self._quantizers_after_float(outputs)
+        outcome = Outcome.QUANTIZED if following else Outcome.ABSORBED
+        reason = "a constant, int8 in the file" if following else "a part of a constant of the file"
+        return Placement(_report(node, outcome, reason), following=following)
 
     def _place_behind(self, node: Node, outputs: list[Tensor]) -> Placement:
         """A call that no wrapper fits, a function or one with several results: quantisers follow its results."""
@@ -241,7 +257,7 @@ class _Placer:
             tensor: RangeQuantizer()
             for tensor in outputs
             if self.results[tensor]
-            or any(self.roles[reader] is not Role.FLOAT for reader in self.consumers.get(tensor, []))
+            or any(self.roles[reader] not in {Role.FLOAT, Role.CONSTANT} for reader in self.consumers.get(tensor, []))
         }
 
     def _output(self, node: Node, tensor: Tensor) -> tuple[Any, str]:
@@ -261,6 +277,8 @@ class _Placer:
         more = f", to which the fixed range of {' and '.join(requantized)} is requantised" if requantized else ""
         if tensor in self.fixed:
             return FixedRangeQuantizer(*self.fixed[tensor]), f"output int8 over the fixed range of its input{more}"
+        if isinstance(node.layer, MaskedScores):
+            return MaskedRangeQuantizer(), "output int8, masked scores at the lowest value"
         return RangeQuantizer(), f"output int8{more}"
 
     def _fuses(self, node: Node, reader: Node) -> bool:
@@ -325,9 +343,10 @@ def tied_groups(graph: Graph, role_of: Callable[[Node], Role] | None = None) -> 
                 leader[b] = a
                 members[a] += members.pop(b)
 
+    constant = calls_of_weights(graph)
     for node in graph.nodes:
         floats = [tensor for tensor in (*tensors(node.outputs), *node.inputs()) if tensor.is_float]
-        if not floats:
+        if not floats or node in constant:
             continue
         layer = getattr(node.layer, "layer", node.layer)
         # A QuantizeLayer quantises its input, so input and output have one range.

@@ -18,7 +18,8 @@ import tensorflow as tf
 
 from tfmot_ops.core.graph.finite import require_finite_folded
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
-from tfmot_ops.core.graph.layers import Affine, scale_and_offset
+from tfmot_ops.core.graph.layers import Affine, LearnedTensor, MaskedScores, scale_and_offset
+from tfmot_ops.core.graph.of_weights import calls_of_weights
 from tfmot_ops.core.graph.operations import Kernel, Role
 from tfmot_ops.core.graph.roles import kernels, role, spec_of
 from tfmot_ops.core.graph.run import run_graph
@@ -64,6 +65,7 @@ class _Emitter:
         self.graph = graph
         self.unrounded = unrounded
         self.late = late
+        self.constant = calls_of_weights(graph)
         ranged = tied_ranges(graph)
         self.calls = Counter(inner_layer(node.layer) for node in graph.nodes)
         consumers = graph.readers()
@@ -105,6 +107,10 @@ class _Emitter:
     def _compute(self, node: Node, layer: Layer, args: Args, kwargs: Kwargs) -> Any:
         if isinstance(node.layer, QuantizeLayer) or node in self.folded:
             return args[0]
+        if isinstance(layer, LearnedTensor):
+            return tf.constant(_constants(self.graph, layer)[0].astype(layer.weight_dtype))
+        if node in self.constant:
+            return _call(layer, args, kwargs)
         if node in self.unrounded:
             return self._in_float(node, layer, args, kwargs)
         kind = role(layer)
@@ -113,6 +119,8 @@ class _Emitter:
             return _float_call(layer, args, kwargs)
         if keep_float:
             args = tf.nest.map_structure(_float_barrier, args)
+        if isinstance(layer, MaskedScores) and node.layer in self.ranges:
+            return layer.masked(args[0], self.ranges[node.layer][0])
         own = {Role.CONVOLUTION: self._convolution, Role.AFFINE: self._affine, Role.GATHER: self._gather}.get(kind)
         return _call(layer, args, kwargs) if own is None else own(node, layer, args[0])
 

@@ -13,6 +13,7 @@ from ai_edge_litert import schema_py_generated as schema
 from tfmot_ops.contract import Activations, Backend, Method, Recipe, Weights
 from tfmot_ops.core.graph.finite import require_finite_weights
 from tfmot_ops.core.graph.ir import Graph, Node, tensors, unique_names
+from tfmot_ops.core.graph.layers import MaskedScores
 from tfmot_ops.core.graph.new_values import reads_rounded, refuse_far_constants, refuse_pads_out_of_range
 from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.poles import float_calls, reads_any
@@ -177,6 +178,9 @@ def _stays_float(node: Node) -> bool:
     to one level. A masked recurrent layer selects between old and new state: in int8, XNNPACK (ai-edge-litert 2.3)
     crashes on it.
     """
+    before = node.inputs()[0].producer if node.inputs() else None
+    if any(isinstance(call.layer, MaskedScores) for call in (node, before) if call is not None):
+        return isinstance(node.layer, MaskedScores | _L.Softmax)
     masks = [node.kwargs.get(name) for name in ("mask", "attention_mask", "use_causal_mask")]
     return isinstance(node.layer, _MASKED_IN_FLOAT) and not all(mask is None or mask is False for mask in masks)
 

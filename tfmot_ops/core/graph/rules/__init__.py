@@ -2,7 +2,7 @@
 
 from tfmot_ops.core.graph.rules.activations import activation_layer, fused_activation, gated
 from tfmot_ops.core.graph.rules.arithmetic import arithmetic, function
-from tfmot_ops.core.graph.rules.attention import attention, einsum_dense, multi_head_attention
+from tfmot_ops.core.graph.rules.attention import attention, einsum_dense, masked_softmax, multi_head_attention
 from tfmot_ops.core.graph.rules.convolutions import (
     dense_on_image,
     depthwise_of_groups,
@@ -12,10 +12,12 @@ from tfmot_ops.core.graph.rules.convolutions import (
 )
 from tfmot_ops.core.graph.rules.merges import average, merge_of_many, sum_function
 from tfmot_ops.core.graph.rules.padding import pad_below_all
+from tfmot_ops.core.graph.rules.products import product
 from tfmot_ops.core.graph.rules.standardization import normalization, preprocessing
 
 #: In order of precedence: the first rule that does not return None replaces the call.
 RULES = (
+    product,
     arithmetic,
     function,
     sum_function,
@@ -28,6 +30,7 @@ RULES = (
     einsum_dense,
     multi_head_attention,
     attention,
+    masked_softmax,
     depthwise_of_groups,
     dense_on_image,
     fused_activation,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Node, Tensor, tensors
-from tfmot_ops.core.graph.layers import AxisMean
+from tfmot_ops.core.graph.layers import AxisMean, LearnedTensor
 from tfmot_ops.core.graph.rewrite import Rewriter, channel_constant
 from tfmot_ops.core.graph.rules.activations import emit_activation
 from tfmot_ops.core.keras.pinned import keras
@@ -62,13 +62,39 @@ def arithmetic(node: Node, out: Rewriter) -> Any:
     if operands is None or symbol not in {*_MERGES, "math.truediv", "math.divide"}:
         return None
     left, right = operands
-    if isinstance(left, Tensor) and isinstance(right, Tensor):
-        if symbol not in _MERGES or not (left.is_float and right.is_float) or _ranks_differ(left, right):
-            return None
-        merge = _MERGES[symbol](name=node.layer.name)
-        return out.call(merge, node.path, [left, right], shape=node.output().shape)
-    tensor, constant, reversed_ = (left, right, False) if isinstance(left, Tensor) else (right, left, True)
-    return _with_constant(node, out, tensor, constant, reversed_=reversed_)
+    constants = [_constant(operand, out) for operand in operands]
+    result = None
+    if constants[1] is not None and isinstance(left, Tensor):
+        result = _with_constant(node, out, left, constants[1], reversed_=False)
+    elif constants[0] is not None and isinstance(right, Tensor):
+        result = _with_constant(node, out, right, constants[0], reversed_=True)
+    if result is not None or not (isinstance(left, Tensor) and isinstance(right, Tensor)):
+        return result
+    if symbol not in _MERGES or not (left.is_float and right.is_float) or _ranks_differ(left, right):
+        return None
+    return out.call(_MERGES[symbol](name=node.layer.name), node.path, [left, right], shape=node.output().shape)
+
+
+class _Constant(NamedTuple):
+    """An operand that a rule can make part of a layer.
+
+    Attributes:
+        values: the operand's values.
+        trainable: whether training changes them.
+    """
+
+    values: Any
+    trainable: bool
+
+
+def _constant(operand: object, out: Rewriter) -> _Constant | None:
+    """A constant, or a weight that this call alone reads; None for any other tensor."""
+    if not isinstance(operand, Tensor):
+        return None if operand is None else _Constant(operand, trainable=False)
+    layer = operand.producer.layer if operand.producer is not None else None
+    if not isinstance(layer, LearnedTensor) or not out.is_read_once(operand):
+        return None
+    return _Constant(out.graph.weights_of(layer)[0], layer.trainable)
 
 
 def _ranks_differ(left: Tensor, right: Tensor) -> bool:
@@ -86,17 +112,18 @@ def _one_sided(node: Node, out: Rewriter, symbol: str) -> Any:
     if symbol == "math.negative" and tensor.is_float:
         return out.affine(node.path, tensor, -1.0, 0.0)
     rest = [*node.args[1:], *(value for name, value in node.kwargs.items() if name == "bias")]
-    values = channel_constant(rest[0], tensor) if rest else None
-    if values is None:
+    bias = _constant(rest[0], out) if rest else None
+    values = None if bias is None else channel_constant(bias.values, tensor)
+    if bias is None or values is None:
         return None
-    return out.affine(node.path, tensor, 1.0, values, trainable=getattr(rest[0], "trainable", False))
+    return out.affine(node.path, tensor, 1.0, values, trainable=bias.trainable)
 
 
-def _with_constant(node: Node, out: Rewriter, tensor: object, constant: object, *, reversed_: bool) -> Any:
-    values = channel_constant(constant, tensor) if isinstance(tensor, Tensor) and tensor.is_float else None
-    if not isinstance(tensor, Tensor) or values is None or node.output().shape != tensor.shape:
+def _with_constant(node: Node, out: Rewriter, tensor: Tensor, constant: _Constant, *, reversed_: bool) -> Any:
+    values = channel_constant(constant.values, tensor) if tensor.is_float else None
+    if values is None or node.output().shape != tensor.shape:
         return None
-    trainable = bool(getattr(constant, "trainable", False))
+    trainable = constant.trainable
 
     def affine(scale: npt.ArrayLike, offset: npt.ArrayLike, divisor: npt.ArrayLike = 1.0) -> Tensor:
         return out.affine(node.path, tensor, scale, offset, divisor, trainable=trainable)

@@ -13,13 +13,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Node, Tensor, tensors
-from tfmot_ops.core.graph.layers import Affine
+from tfmot_ops.core.graph.layers import Affine, MaskedScores
 from tfmot_ops.core.graph.rewrite import Rewriter
 from tfmot_ops.core.graph.rules.activations import after
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import TFOpLambda
-from tfmot_ops.core.keras.types import Array
+from tfmot_ops.core.keras.types import Args, Array, Function, Kwargs
 
 _L = keras.layers
 #: [N, T, channels]
@@ -36,7 +36,7 @@ def einsum_dense(node: Node, out: Rewriter) -> Any:
         return None
     (tensor,) = node.inputs()
     kernel, *bias = out.graph.weights_of(layer)
-    summed = _summed_axes(layer.equation, len(tensor.shape))
+    summed = summed_axes(layer.equation, len(tensor.shape))
     if not summed or any(array.shape != kernel.shape[summed:] for array in bias):
         return None
     kept, shape = tensor.shape[:-summed], kernel.shape[summed:]
@@ -50,7 +50,7 @@ def einsum_dense(node: Node, out: Rewriter) -> Any:
     return after(node, out, emit.reshape("columns", result, (*kept, *shape)), layer.activation)
 
 
-def _summed_axes(equation: str, rank: int) -> int:
+def summed_axes(equation: str, rank: int) -> int:
     """How many last axes of the input the equation sums over: 1 for "abc,cd->abd"; 0 if no Dense can compute it."""
     operands, result = equation.replace(" ", "").replace("...", "").split("->")
     read, kernel = operands.split(",")
@@ -61,11 +61,11 @@ def _summed_axes(equation: str, rank: int) -> int:
 
 
 def multi_head_attention(node: Node, out: Rewriter) -> Any:
-    """MultiHeadAttention over one axis without a mask -> Dense, softmax(q k / sqrt(d)) v, Dense."""
+    """MultiHeadAttention over one axis -> Dense, softmax(q k / sqrt(d)) v, Dense; a mask is added before the softmax."""
     layer = node.layer
     if type(layer) is not _L.MultiHeadAttention:
         return None
-    config, inputs = layer.get_config(), _query_value_key(node)
+    config, inputs = layer.get_config(), _query_value_key(node, masks=True)
     if inputs is None or config["activity_regularizer"] or not isinstance(config["output_shape"] or 0, int):
         return None
     query, value, key = inputs
@@ -90,7 +90,9 @@ def multi_head_attention(node: Node, out: Rewriter) -> Any:
     # Keras stores the weights in the order query, key, value, output.
     keys, values = dense("key", key, 1), dense("value", value, 1)
     scaled = emit.scale("scaled", projected, 1.0 / math.sqrt(config["key_dim"]))
-    mixed = emit.attend(split("query", scaled), split("key", keys), split("value", values), config["dropout"])
+    heads_of = split("query", scaled), split("key", keys), split("value", values)
+    causal = bool(node.kwargs.get("use_causal_mask"))
+    mixed = emit.attend(*heads_of, config["dropout"], _mask(node, emit), causal=causal)
     batch, _, size, channels = mixed.shape
     by_step = emit.permute("by_step", mixed, (2, 1, 3))
     return dense("", emit.reshape("joined", by_step, (batch, size, heads * (channels or 0))), 2)
@@ -105,16 +107,57 @@ def attention(node: Node, out: Rewriter) -> Any:
     return inputs and _Emitter(node, out).attend(inputs[0], inputs[2], inputs[1], float(layer.dropout))
 
 
-def _query_value_key(node: Node) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The three inputs, each [N, T, channels]; None for a call with a mask, or one that also returns its scores."""
+def _query_value_key(node: Node, *, masks: bool = False) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The three inputs, each [N, T, channels]; None for a call with other arguments, or one that returns its scores.
+
+    Args:
+        node: the call.
+        masks: whether the arguments `attention_mask` [N, T, S] and `use_causal_mask` are allowed, given by name.
+    """
     found = _named_inputs(node)
-    arguments = [leaf for leaf in tf.nest.flatten((node.args, node.kwargs)) if not (leaf is None or leaf is False)]
-    has_others = len(arguments) != len(found)
+    allowed = {"attention_mask", "use_causal_mask", "training"} if masks else {"training"}
+    kwargs = {name: value for name, value in node.kwargs.items() if name not in allowed}
+    arguments = [leaf for leaf in tf.nest.flatten((node.args, kwargs)) if not (leaf is None or leaf is False)]
+    has_others = len(arguments) != len(found) or (masks and not _is_mask_known(node, list(found.values())))
     if has_others or not {"query", "value"} <= found.keys() or len(tensors(node.outputs)) != 1:
         return None
     inputs = found["query"], found["value"], found.get("key", found["value"])
     plain = all(len(tensor.shape) == _RANK and tensor.channels and tensor.is_float for tensor in inputs)
     return inputs if plain else None
+
+
+def _is_mask_known(node: Node, inputs: list[Tensor]) -> bool:
+    """Whether a call's masks are a tensor [N, T, S] of integers or bools, and a causal one of known size, or none."""
+    mask = node.kwargs.get("attention_mask")
+    fits = mask is None or (isinstance(mask, Tensor) and len(mask.shape) == _RANK and not mask.is_float)
+    if not node.kwargs.get("use_causal_mask"):
+        return fits
+    return fits and all(len(tensor.shape) == _RANK and tensor.shape[1] for tensor in inputs)
+
+
+def _mask(node: Node, emit: _Emitter) -> Tensor | None:
+    """The argument `attention_mask` [N, T, S] as [N, 1, T, S], one for all heads; None without one."""
+    mask = node.kwargs.get("attention_mask")
+    if mask is None:
+        return None
+    batch, *sizes = mask.shape
+    by_head = emit.function("mask_by_head", tf.expand_dims, (mask,), {"axis": 1}, (batch, 1, *sizes))
+    if mask.dtype == "bool":
+        return by_head
+    return emit.function("mask_as_bool", tf.cast, (by_head,), {"dtype": tf.bool}, by_head.shape, "bool")
+
+
+def masked_softmax(node: Node, out: Rewriter) -> Any:
+    """Softmax over the last axis with a mask of type bool -> MaskedScores, Softmax."""
+    mask = node.kwargs.get("mask")
+    tensor = node.args[0] if node.args else None
+    if type(node.layer) is not _L.Softmax or not isinstance(mask, Tensor) or not isinstance(tensor, Tensor):
+        return None
+    if mask.dtype != "bool" or node.layer.axis != -1 or len(mask.shape) != len(tensor.shape):
+        return None
+    emit = _Emitter(node, out)
+    scores = emit.call("masked", lambda name: MaskedScores(name=name), [tensor, mask], tensor.shape)
+    return emit.call("", lambda name: _L.Softmax(name=name), scores, scores.shape)
 
 
 def _named_inputs(node: Node) -> dict[str, Tensor]:
@@ -172,9 +215,21 @@ class _Emitter:
         shape = (tensor.shape[0], *(tensor.shape[axis] for axis in axes))
         return self.call(role, lambda name: _L.Permute(axes, name=name), tensor, shape)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
-        """softmax(query key^T) value over the last two axes."""
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        dropout: float,
+        mask: Tensor | None = None,
+        *,
+        causal: bool = False,
+    ) -> Tensor:
+        """softmax(query key^T) value over the last two axes; see `MaskedScores` for mask and causal."""
         scores = self._product("scores", query, key, transpose=True)
+        if mask is not None or causal:
+            inputs = scores if mask is None else [scores, mask]
+            scores = self.call("masked", lambda name: MaskedScores(causal=causal, name=name), inputs, scores.shape)
         weights = self.call("softmax", lambda name: _L.Softmax(name=name), scores, scores.shape)
         if dropout:
             weights = self.call("dropout", lambda name: _L.Dropout(dropout, name=name), weights, weights.shape)
@@ -182,8 +237,14 @@ class _Emitter:
 
     def _product(self, role: str, left: Tensor, right: Tensor, *, transpose: bool) -> Tensor:
         shape = (*left.shape[:-1], right.shape[-2] if transpose else right.channels)
-        result = self.call(role, lambda name: TFOpLambda(tf.linalg.matmul, name=name), left, shape)
-        node = result.producer
-        if node is not None:
-            node.args, node.kwargs = (left, right), {"transpose_b": transpose}
+        return self.function(role, tf.linalg.matmul, (left, right), {"transpose_b": transpose}, shape)
+
+    def function(
+        self, role: str, function: Function, args: Args, kwargs: Kwargs, shape: tuple[int | None, ...], dtype: str = ""
+    ) -> Tensor:
+        """Emit a call of a TensorFlow function, whose result has the dtype of the first argument unless told."""
+        result = self.call(role, lambda name: TFOpLambda(function, name=name), args[0], shape)
+        result.dtype = dtype or result.dtype
+        if result.producer is not None:
+            result.producer.args, result.producer.kwargs = args, kwargs
         return result

@@ -1,0 +1,24 @@
+"""Calls whose results depend on weights alone, not on the model's inputs: they are constants in a TFLite file."""
+
+from __future__ import annotations
+
+from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
+from tfmot_ops.core.graph.layers import LearnedTensor
+from tfmot_ops.core.keras.private import QuantizeLayer
+
+
+def calls_of_weights(graph: Graph) -> set[Node]:
+    """The calls of LearnedTensors, and those that read only results of such calls, such as a gather from a table.
+
+    Args:
+        graph: normalised or quantised. A quantiser of such a result is not among the calls.
+    """
+    found: set[Node] = set()
+    known: set[Tensor] = set()
+    for node in graph.nodes:
+        read = node.inputs()
+        depends_on_weights = bool(read) and known.issuperset(read) and not isinstance(node.layer, QuantizeLayer)
+        if isinstance(node.layer, LearnedTensor) or depends_on_weights:
+            found.add(node)
+            known.update(tensors(node.outputs))
+    return found

@@ -1,0 +1,205 @@
+"""Products with a weight that are written by hand (`tf.matmul(x, w)`, `tf.nn.conv2d(x, w, ...)`) as Keras' layers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tfmot_ops.core.graph.ir import Node, Tensor
+from tfmot_ops.core.graph.layers import LearnedTensor
+from tfmot_ops.core.graph.rewrite import Rewriter
+from tfmot_ops.core.graph.rules.arithmetic import symbol_of
+from tfmot_ops.core.graph.rules.attention import summed_axes
+from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.types import Array
+
+_L = keras.layers
+#: Functions that only move the elements of a weight, or leave it as it is.
+_MOVES = {"reshape", "expand_dims", "compat.v1.squeeze", "compat.v1.transpose", "linalg.matrix_transpose", "identity"}
+_MOVES |= {"cast", "convert_to_tensor"}
+#: Regularisers that do not depend on the weight's shape.
+_ELEMENTWISE = (type(None), keras.regularizers.L1, keras.regularizers.L2, keras.regularizers.L1L2)
+_MATRIX = 2
+
+
+class Kernel(NamedTuple):
+    """A weight that a function reads.
+
+    Attributes:
+        values: the weight, in the shape in which the function reads it.
+        source: the weight's layer; None for a constant.
+    """
+
+    values: Array
+    source: LearnedTensor | None
+
+    def arguments(self, name: str) -> dict[str, Any]:
+        """Arguments of the constructor of a layer that gets the weight under the attribute `name`."""
+        if self.source is None:
+            return {"trainable": False}
+        return {"trainable": self.source.trainable, f"{name}_regularizer": self.source.regularizer}
+
+
+def product(node: Node, out: Rewriter) -> Any:
+    """A matrix product or convolution of a tensor with a weight or a constant -> Dense, Conv1D, Conv2D, ..."""
+    make = _FORMS.get(symbol_of(node))
+    if make is None:
+        return None
+    given = _arguments(node)
+    return None if given is None else make(node, out, given)
+
+
+def _arguments(node: Node) -> dict[str, Any] | None:
+    """The arguments of a function's call by name, with defaults; None if its signature does not fit."""
+    try:
+        bound = inspect.signature(node.layer.function).bind(*node.args, **node.kwargs)
+    except (TypeError, ValueError):
+        return None
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+def kernel_of(value: object, out: Rewriter) -> Kernel | None:
+    """The weight or constant that a function reads; None for any other tensor, or a weight that others read too."""
+    if not isinstance(value, Tensor):
+        array = None if value is None else np.asarray(value)
+        return Kernel(array, None) if array is not None and np.issubdtype(array.dtype, np.floating) else None
+    producer = value.producer
+    if producer is None or not value.is_float or not out.is_read_once(value):
+        return None
+    if isinstance(producer.layer, LearnedTensor):
+        return Kernel(out.graph.weights_of(producer.layer)[0], producer.layer)
+    if symbol_of(producer) not in _MOVES or len(producer.inputs()) != 1:
+        return None
+    before = kernel_of(producer.inputs()[0], out)
+    if before is None or before.source is None or not isinstance(before.source.regularizer, _ELEMENTWISE):
+        return None
+    args = [before.values if isinstance(part, Tensor) else part for part in producer.args]
+    kwargs = {name: before.values if isinstance(part, Tensor) else part for name, part in producer.kwargs.items()}
+    return before._replace(values=np.asarray(producer.layer.function(*args, **kwargs)))
+
+
+def _dense(node: Node, out: Rewriter, tensor: object, kernel: Kernel | None) -> Any:
+    """Emit a Dense of a tensor [..., C] with a kernel [C, units]."""
+    if not isinstance(tensor, Tensor) or kernel is None or kernel.values.ndim != _MATRIX or not tensor.is_float:
+        return None
+    channels, units = kernel.values.shape
+    result = node.output().shape
+    if tensor.channels != channels or (*tensor.shape[:-1], units) != result:
+        return None
+    layer = _L.Dense(units, use_bias=False, name=node.layer.name, **kernel.arguments("kernel"))
+    image = len(tensor.shape) == 4  # noqa: PLR2004 - [N, H, W, C], which `dense_on_image` makes a convolution
+    if image:
+        layer = _L.Conv2D(units, 1, use_bias=False, name=node.layer.name, **kernel.arguments("kernel"))
+    values = kernel.values[None, None] if image else kernel.values
+    return out.call(layer, node.path, tensor, shape=result, weights=[np.asarray(values, np.float32)])
+
+
+def _matmul(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
+    flags = ("transpose_a", "adjoint_a", "adjoint_b", "a_is_sparse", "b_is_sparse")
+    if any(given.get(flag) for flag in flags):
+        return None
+    kernel = kernel_of(given["b"], out)
+    if kernel is not None and given.get("transpose_b") and kernel.values.ndim == _MATRIX:
+        kernel = kernel._replace(values=kernel.values.T)
+    return _dense(node, out, given["a"], kernel)
+
+
+def _tensordot(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
+    tensor, axes = given["a"], given["axes"]
+    kernel = kernel_of(given["b"], out)
+    if not isinstance(tensor, Tensor) or kernel is None or isinstance(axes, Tensor):
+        return None
+    rank, axes = len(tensor.shape), np.asarray(axes)
+    pairs = [[*range(rank - int(axes), rank)], [*range(int(axes))]] if axes.ndim == 0 else np.reshape(axes, (2, -1))
+    summed = [[int(axis) % size for axis in side] for side, size in zip(pairs, (rank, kernel.values.ndim), strict=True)]
+    return _dense(node, out, tensor, kernel) if summed == [[rank - 1], [0]] else None
+
+
+def _einsum(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
+    operands = given.get("inputs", ())
+    if len(operands) != 2 or not isinstance(operands[0], Tensor):  # noqa: PLR2004 - a tensor and its kernel
+        return None
+    equation, kernel = str(given["equation"]), kernel_of(operands[1], out)
+    one_axis = kernel is not None and kernel.values.ndim == _MATRIX
+    fits = one_axis and "->" in equation and summed_axes(equation, len(operands[0].shape)) == 1
+    return _dense(node, out, operands[0], kernel) if fits else None
+
+
+def _convolution(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
+    """`tf.nn.conv1d`, `tf.nn.conv2d`, `tf.nn.convolution` with a kernel [..., C_in, C_out] -> Conv1D, Conv2D."""
+    form = _form(node, out, given)
+    if form is None:
+        return None
+    tensor, kernel, places = form
+    filters = kernel.values.shape[-1]
+    layer_class = {3: _L.Conv1D, 4: _L.Conv2D}.get(len(tensor.shape))
+    groups = (tensor.channels or 0) // kernel.values.shape[-2]
+    if layer_class is None or kernel.values.ndim != len(tensor.shape) or groups != 1:
+        return None
+    sizes = kernel.values.shape[:-2]
+    layer = layer_class(filters, sizes, use_bias=False, name=node.layer.name, **places, **kernel.arguments("kernel"))
+    weights = [np.asarray(kernel.values, np.float32)]
+    return out.call(layer, node.path, tensor, shape=node.output().shape, weights=weights)
+
+
+def _depthwise(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
+    """`tf.nn.depthwise_conv2d` with a kernel [kh, kw, C, multiplier] -> DepthwiseConv2D."""
+    form = _form(node, out, given)
+    if form is None or len(form[0].shape) != 4:  # noqa: PLR2004 - [N, H, W, C]
+        return None
+    tensor, kernel, places = form
+    sizes, multiplier = kernel.values.shape[:2], kernel.values.shape[3]
+    layer = _L.DepthwiseConv2D(
+        sizes,
+        depth_multiplier=multiplier,
+        use_bias=False,
+        name=node.layer.name,
+        **places,
+        **kernel.arguments("depthwise"),
+    )
+    weights = [np.asarray(kernel.values, np.float32)]
+    return out.call(layer, node.path, tensor, shape=node.output().shape, weights=weights)
+
+
+def _form(node: Node, out: Rewriter, given: dict[str, Any]) -> tuple[Tensor, Kernel, dict[str, Any]] | None:
+    """(input, kernel, arguments `strides`, `padding`, `dilation_rate`) of a convolution that Keras' layers can compute.
+
+    TensorFlow's versions of these functions name their arguments differently.
+    """
+
+    def first(*names: str) -> Any:
+        return next((given[name] for name in names if given.get(name) is not None), None)
+
+    tensor, kernel = first("input", "value"), kernel_of(first("filters", "filter"), out)
+    padding, layout = first("padding"), first("data_format")
+    plain = isinstance(padding, str) and padding.upper() in {"SAME", "VALID"} and layout in {None, "NHWC", "NWC"}
+    if not isinstance(tensor, Tensor) or kernel is None or not plain or not tensor.is_float:
+        return None
+    axes = len(tensor.shape) - 2
+    strides, rates = (_per_axis(first(*names), axes) for names in (("strides", "stride"), ("dilations", "dilation_rate", "rate")))
+    if strides is None or rates is None or (max(strides) > 1 and max(rates) > 1):
+        return None
+    return tensor, kernel, {"strides": strides, "padding": padding.lower(), "dilation_rate": rates}
+
+
+def _per_axis(value: Any, axes: int) -> tuple[int, ...] | None:
+    """Strides or dilations for each spatial axis, from one number, one per axis, or one per axis of [N, ..., C]."""
+    numbers = [1] if value is None else [int(number) for number in np.ravel(value)]
+    if len(numbers) == axes + 2:
+        return tuple(numbers[1:-1]) if numbers[0] == numbers[-1] == 1 else None
+    return tuple(numbers * axes) if len(numbers) == 1 else tuple(numbers) if len(numbers) == axes else None
+
+
+#: TensorFlow's name of a function -> (call, rewriter, arguments by name) -> the new output, or None.
+_FORMS: dict[str, Callable[[Node, Rewriter, dict[str, Any]], Any]] = {
+    "linalg.matmul": _matmul,
+    "tensordot": _tensordot,
+    "einsum": _einsum,
+    **dict.fromkeys(("nn.conv1d", "compat.v1.nn.conv1d", "nn.conv2d", "compat.v1.nn.conv2d"), _convolution),
+    **dict.fromkeys(("nn.convolution", "compat.v1.nn.convolution"), _convolution),
+    **dict.fromkeys(("nn.depthwise_conv2d", "compat.v1.nn.depthwise_conv2d"), _depthwise),
+}

@@ -1,0 +1,184 @@
+"""Recording of what a layer computes: its `call` is run on symbolic tensors, and the calls in it become a model.
+
+Keras records each layer and each TensorFlow function that is called on a symbolic tensor. Weights that the layer itself
+holds are exchanged for symbolic tensors meanwhile, so that functions of weights are recorded too.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import tensorflow as tf
+
+from tfmot_ops.core.graph.ir import Tensor, is_graph_model, map_tensors, tensors
+from tfmot_ops.core.graph.layers import LearnedTensor
+from tfmot_ops.core.keras import private
+from tfmot_ops.core.keras.identity import Itself
+from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.private import KerasTensor
+from tfmot_ops.core.keras.types import Args, Kwargs, Layer, Variable
+from tfmot_ops.core.keras.weights import exchanged, regularizers_of
+from tfmot_ops.errors import UnsupportedModelError
+
+
+class LearnedTensors:
+    """Makes one `LearnedTensor` for each weight, also if the weight is used in several places."""
+
+    def __init__(self) -> None:
+        self._made: dict[Itself, LearnedTensor] = {}
+
+    def layer(self, weight: Variable, regularizer: object = None) -> LearnedTensor:
+        """The layer whose result has the weight's values; it is made at the first request for the weight."""
+        plain = private.plain_variable(weight)
+        if Itself(plain) not in self._made:
+            name = weight.name.split(":")[0].rsplit("/", 1)[-1]
+            self._made[Itself(plain)] = layer = LearnedTensor(
+                plain.shape.as_list(),
+                plain.dtype.name,
+                regularizer,
+                getattr(plain, "constraint", None),
+                name="".join(c if c.isalnum() or c in "._-" else "_" for c in name),
+                trainable=bool(plain.trainable),
+            )
+            layer.build([])
+            layer.set_weights([plain.numpy()])
+        return self._made[Itself(plain)]
+
+    def has(self, weight: Variable) -> bool:
+        """Whether a layer was made for the weight."""
+        return Itself(private.plain_variable(weight)) in self._made
+
+
+def record(layer: Layer, args: Args, kwargs: Kwargs, learned: LearnedTensors) -> tuple[Any, list[Tensor]]:
+    """Record a call of a layer on tensors of a graph.
+
+    Args:
+        layer: a custom layer, a Lambda layer or a subclassed model; it is not changed.
+        args: the call's arguments, with graph tensors in them.
+        kwargs: its keyword arguments.
+        learned: makes the tensors that stand for the layer's own weights.
+
+    Returns:
+        A functional model of what the call computes, and the graph tensor for each of its inputs.
+
+    Raises:
+        Exception: whatever the user's `call` raises on symbolic tensors.
+    """
+    read = list(dict.fromkeys(tensors((args, kwargs))))
+    symbols = {tensor: keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype) for tensor in read}
+    given_args, given_kwargs = map_tensors((args, kwargs), lambda tensor: symbols[tensor])
+    return _recorded(layer, list(symbols.values()), given_args, given_kwargs, learned), read
+
+
+def _recorded(layer: Layer, inputs: Any, args: Args, kwargs: Kwargs, learned: LearnedTensors) -> Any:
+    """A functional model from `inputs`, which are the symbolic tensors in `args` and `kwargs`, to the call's result."""
+    anchor = next(leaf for leaf in tf.nest.flatten((args, kwargs)) if isinstance(leaf, KerasTensor))
+    regularizers = regularizers_of(layer)
+
+    def tensor_of(weight: Variable) -> Any:
+        return learned.layer(weight, regularizers.get(Itself(private.plain_variable(weight))))(anchor)
+
+    logger = logging.getLogger("tensorflow")
+    level = logger.level
+    try:
+        # Keras warns that a recorded function reads a weight; here the weight becomes a weight of the new model.
+        logger.setLevel(logging.ERROR)
+        with _without_recorded_calls(layer), exchanged(layer, tensor_of):
+            return keras.Model(inputs, layer.call(*args, **kwargs), name=layer.name)
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _without_recorded_calls(layer: Layer) -> Iterator[None]:
+    """Undo what calls in this context append to the lists (losses, metrics, nodes) of the layer and its inner layers.
+
+    Raises:
+        ValueError: the layer adds losses or metrics of its own, which a graph cannot represent.
+    """
+    before = [(part, name, len(notes)) for part, name, notes in private.notes_of_calls(layer)]
+    try:
+        yield
+        own = [name for part, name, count in before if part is layer and len(getattr(part, name)) > count]
+        if own:
+            raise ValueError(f"{layer.name} adds to {own}")
+    finally:
+        for part, name, count in before:
+            if len(getattr(part, name)) > count:
+                del getattr(part, name)[count:]
+
+
+def functional(model: keras.Model) -> keras.Model:
+    """The model itself, or for a subclassed model a functional one that computes the same with the same layers.
+
+    What a subclassed model computes in training only, behind `if training:`, is left out; its layers (Dropout,
+    BatchNormalization) keep their own behaviour in training.
+
+    Args:
+        model: functional, sequential, or subclassed and called on data or built before.
+
+    Raises:
+        UnsupportedModelError: the model has no layer graph, and its `call` cannot be recorded.
+    """
+    if is_graph_model(model):
+        return model
+    if isinstance(model, keras.Sequential):
+        raise _no_graph(model, "a sequential model that is not built", "call model.build(input_shape) first")
+    arguments = _arguments_of(model)
+    if arguments is None:
+        raise _no_graph(model, f"a subclassed model ({type(model).__name__}) that was never called", _CALL_FIRST)
+    args, kwargs = arguments
+    mode = {"training": None} if private.call_signature(model).expects_training_arg else {}
+    try:
+        inputs = args[0] if len(args) == 1 and not kwargs else [*args, *kwargs.values()]
+        return _recorded(model, inputs, args, kwargs | mode, LearnedTensors())
+    except Exception as error:  # the user's `call` may raise anything on symbolic tensors
+        received = f"a subclassed model ({type(model).__name__}); recording its call: {type(error).__name__}: {error}"
+        raise _no_graph(model, received, _WRITE_FUNCTIONAL) from error
+
+
+_CALL_FIRST = "call the model on one batch first, so that it knows the shapes of its inputs"
+_WRITE_FUNCTIONAL = (
+    "write the model with the functional API, keras.Model(inputs, outputs), or its call with layers and TensorFlow "
+    "functions of tensors only, without branches on their values"
+)
+
+
+def _arguments_of(model: keras.Model) -> tuple[list[Any], dict[str, Any]] | None:
+    """The (args, kwargs) of a subclassed model's call as symbolic tensors; None if the model was not built yet."""
+    spec = model.save_spec(dynamic_batch=True)
+    if spec is not None:
+        args, kwargs = spec
+        symbols = tf.nest.map_structure(_input, (list(args), {k: v for k, v in kwargs.items() if k != "training"}))
+        return symbols[0], symbols[1]
+    shape = (model.get_build_config() or {}).get("input_shape")
+    if shape is None:
+        return None
+    return [_inputs_of_shape(shape)], {}
+
+
+def _input(spec: Any) -> Any:
+    if not isinstance(spec, tf.TensorSpec):
+        return spec
+    name = (spec.name or "").split(":")[0].rsplit("/", 1)[-1] or None
+    return keras.Input(batch_shape=spec.shape, dtype=spec.dtype, name=name)
+
+
+def _inputs_of_shape(shape: Any) -> Any:
+    if isinstance(shape, dict):
+        return {name: _inputs_of_shape(part) for name, part in shape.items()}
+    if isinstance(shape, list) or (isinstance(shape, tuple) and shape and isinstance(shape[0], tuple)):
+        return [_inputs_of_shape(part) for part in shape]
+    return keras.Input(batch_shape=(None, *tuple(shape)[1:]))
+
+
+def _no_graph(model: keras.Model, received: str, remedy: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"model {model.name!r} has no layer graph",
+        required="a functional model, a sequential one that is built, or a subclassed one whose call can be recorded",
+        received=received,
+        remedy=remedy,
+    )
