@@ -25,7 +25,8 @@ from tfmot_ops.core.keras.types import Layer
 def open_custom_layers(graph: Graph) -> Graph:
     """Replace the call of each custom layer by the operations in its `call`, recursively, where Keras can record them.
 
-    Custom layers are layers of other packages, subclassed models within the model, and Lambda layers. One is opened if
+    Custom layers are layers of other packages, subclassed models within the model, Lambda layers, and TimeDistributed
+    layers around anything but a Dense. One is opened if
     its `call` does the same in training and in inference, except for the `training` argument of its inner layers. The
     inner layers then get `training` from the new model, so a BatchNormalization keeps updating its statistics.
 
@@ -79,8 +80,7 @@ class _Opener:
         return Graph(graph.name, graph.input_structure, graph.input_names, outputs, nodes, graph.weights)
 
     def _may_open(self, layer: Layer) -> bool:
-        is_open = is_custom(layer) or type(layer) is keras.layers.Lambda
-        return is_open and layer.activity_regularizer is None and not (self._masked and _reads_mask(layer))
+        return is_closed(layer) and layer.activity_regularizer is None and not (self._masked and _reads_mask(layer))
 
     def _opened(self, node: Node) -> tuple[Graph, list[Tensor]] | None:
         """(graph, tensors that it reads) of a call of a custom layer; None where the layer has to stay as it is."""
@@ -140,6 +140,13 @@ class _Opener:
 
 def _variable(weight: object) -> Itself:
     return Itself(private.plain_variable(weight))
+
+
+def is_closed(layer: Layer) -> bool:
+    """Whether a layer contains a computation that normalisation looks for: in its `call`, function or inner layer."""
+    if type(layer) is keras.layers.TimeDistributed:
+        return type(layer.layer) is not keras.layers.Dense  # a rule makes it a Dense over the last axis
+    return is_custom(layer) or type(layer) is keras.layers.Lambda
 
 
 def _makes_mask(layer: Layer) -> bool:

@@ -103,6 +103,27 @@ class HardSwish(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("tfmot_ops")
+class Einsum(keras.layers.Layer):
+    """`tf.einsum` of a list of tensors, as a layer: Keras cannot copy or load a recorded call of `tf.einsum`.
+
+    Args:
+        equation: as for `tf.einsum`, such as "btc,bsc->bts".
+    """
+
+    def __init__(self, equation: str, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.equation = equation
+
+    def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
+        """A list of tensors, one for each operand of the equation, to the tensor after its arrow."""
+        return tf.einsum(self.equation, *inputs)
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {**super().get_config(), "equation": self.equation}
+
+
+@keras.saving.register_keras_serializable("tfmot_ops")
 class MaskedScores(keras.layers.Layer):
     """Scores before a softmax: y = x where the mask is true, and MASKED elsewhere, so that the softmax gives 0 there.
 
@@ -164,7 +185,7 @@ class LearnedTensor(keras.layers.Layer):
         constraint: object = None,
         **kwargs: object,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**{"dtype": weight_dtype, **kwargs, "autocast": False})
         self.sizes = [int(size) for size in sizes]
         self.weight_dtype = weight_dtype
         self.regularizer = keras.regularizers.get(regularizer)
@@ -205,4 +226,4 @@ class LearnedTensor(keras.layers.Layer):
 
 
 #: All layer classes of this module.
-LAYERS = (Affine, HardSwish, InverseRoot, AxisMean, Shift, MaskedScores, LearnedTensor)
+LAYERS = (Affine, HardSwish, InverseRoot, AxisMean, Shift, Einsum, MaskedScores, LearnedTensor)

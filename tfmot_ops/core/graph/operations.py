@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import Any
 
 from tfmot_ops.core.graph import linear
-from tfmot_ops.core.graph.layers import Affine, AxisMean, HardSwish, InverseRoot, LearnedTensor, MaskedScores, Shift
+from tfmot_ops.core.graph.layers import Affine, AxisMean, Einsum, HardSwish, InverseRoot, LearnedTensor, MaskedScores, Shift
 from tfmot_ops.core.keras.pinned import keras
 
 _L = keras.layers
@@ -213,6 +213,7 @@ LAYERS: dict[type, OpSpec] = {
     _L.PReLU: _computes("PRELU", arithmetic=_SUM),
     HardSwish: _computes("HARD_SWISH", arithmetic=_SUM),
     Shift: _computes("ADD", arithmetic=_SUM),
+    Einsum: _computes("BATCH_MATMUL", "RESHAPE", "TRANSPOSE"),
     MaskedScores: _same_scale("SELECT_V2", "SELECT"),
     LearnedTensor: OpSpec(Role.CONSTANT),
     InverseRoot: _computes("RSQRT"),

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors
 from tfmot_ops.core.graph.layers import Affine
+from tfmot_ops.core.graph.of_weights import calls_of_weights
 from tfmot_ops.core.keras.types import Array, Layer
 
 
@@ -24,12 +25,11 @@ class Rewriter:
         self.origin = ""
         self._calls = graph.calls_per_layer()
         self._made: dict[tuple[Layer, str], Any] = {}
-        self._reads = Counter(tensor for node in graph.nodes for tensor in node.inputs())
-        self._reads.update(tensors(graph.outputs))
-
-    def is_read_once(self, tensor: Tensor) -> bool:
-        """Whether one call reads a tensor of the old graph, and it is no output of the graph."""
-        return self._reads[tensor] == 1
+        #: Tensor of the old graph -> how often calls and the outputs of the graph read it.
+        self.reads = Counter(tensor for node in graph.nodes for tensor in node.inputs())
+        self.reads.update(tensors(graph.outputs))
+        #: The calls that depend on weights alone; they are kept as they are.
+        self.of_weights: set[Node] = set()
 
     def keep(self, node: Node) -> Any:
         """Add a call unchanged; returns its outputs."""
@@ -113,6 +113,7 @@ Rule = Callable[[Node, Rewriter], Any]
 def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
     """Apply to each call the first rule that does not return None; a call that no rule replaces is kept."""
     rewriter = Rewriter(graph)
+    constant = calls_of_weights(graph)
     renamed: dict[Tensor, Tensor] = {}
 
     def current(tensor: Tensor) -> Tensor:
@@ -124,6 +125,10 @@ def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
         rewriter.origin = old.origin
         for tensor in tensors(node.outputs):
             tensor.producer = node
+        if old in constant:
+            rewriter.of_weights.add(node)
+            rewriter.keep(node)
+            continue
         result = next((out for rule in rules if (out := rule(node, rewriter)) is not None), None)
         if result is None:
             rewriter.keep(node)

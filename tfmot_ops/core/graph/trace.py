@@ -87,9 +87,23 @@ def _recorded(layer: Layer, inputs: Any, args: Args, kwargs: Kwargs, learned: Le
         # Keras warns that a recorded function reads a weight; here the weight becomes a weight of the new model.
         logger.setLevel(logging.ERROR)
         with _without_recorded_calls(layer), exchanged(layer, tensor_of):
-            return keras.Model(inputs, layer.call(*args, **kwargs), name=layer.name)
+            call = _call_at_each_step if isinstance(layer, keras.layers.TimeDistributed) else type(layer).call
+            return keras.Model(inputs, call(layer, *args, **kwargs), name=layer.name)
     finally:
         logger.setLevel(level)
+
+
+def _call_at_each_step(layer: Layer, inputs: Any, training: Any = None, mask: Any = None) -> Any:
+    """What TimeDistributed computes: [N, T, ...] as [N * T, ...] through its inner layer, and back to [N, T, ...].
+
+    Raises:
+        ValueError: the call has a mask, several inputs or an unknown number of steps.
+    """
+    if mask is not None or not isinstance(inputs, KerasTensor) or inputs.shape[1] is None:
+        raise ValueError("a TimeDistributed layer with a mask, several inputs or an unknown number of steps")
+    mode = {"training": training} if private.call_signature(layer.layer).expects_training_arg else {}
+    steps = layer.layer(tf.reshape(inputs, [-1, *inputs.shape[2:]]), **mode)
+    return tf.nest.map_structure(lambda step: tf.reshape(step, [-1, inputs.shape[1], *step.shape[1:]]), steps)
 
 
 @contextmanager

@@ -11,12 +11,14 @@ import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 
 from tfmot_ops.contract import LayerReport, Outcome, Recipe, Schedule, Sparsity
-from tfmot_ops.core.graph.custom import open_custom_layers
+from tfmot_ops.core.graph.custom import is_closed, open_custom_layers
 from tfmot_ops.core.graph.finite import require_finite_weights
-from tfmot_ops.core.graph.ir import layer_paths
+from tfmot_ops.core.graph.ir import is_graph_model, layer_paths
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import copy_layer, rebuild, without_random_values
-from tfmot_ops.core.graph.roles import is_custom, kernels
+from tfmot_ops.core.graph.rewrite import rewrite
+from tfmot_ops.core.graph.roles import kernels
+from tfmot_ops.core.graph.rules.products import einsum, product
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.compiling import compile_like
 from tfmot_ops.core.keras.identity import Itself
@@ -152,10 +154,13 @@ def prune(model: keras.Model, recipe: Recipe, end_step: int | None = None) -> tu
 
 
 def _with_open_blocks(model: keras.Model) -> keras.Model:
-    blocks = [layer for _, layer in layer_paths(model) if is_custom(inner_layer(layer))]
-    if not any(kernels(part) for block in blocks for part in private.layers_within(block)):
+    """A copy in which custom layers with matrices among their weights are replaced by what they compute."""
+    blocks = [layer for _, layer in layer_paths(model) if is_closed(inner_layer(layer))]
+    has_matrices = any(len(weight.shape) > 1 for block in blocks for weight in block.weights)
+    if is_graph_model(model) and not has_matrices:
         return model
-    opened = rebuild(open_custom_layers(read_graph(model)))
+    # A product with a weight that is written by hand becomes a layer with a kernel, which can be pruned.
+    opened = rebuild(rewrite(open_custom_layers(read_graph(model)), (product, einsum)))
     compile_like(opened, model)
     return opened
 

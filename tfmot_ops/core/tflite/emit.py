@@ -94,7 +94,9 @@ class _Emitter:
 
     def __call__(self, node: Node, args: Args, kwargs: Kwargs) -> Any:
         layer = inner_layer(node.layer)
-        with tf.name_scope(scope_name(layer.name)):
+        # The slash at the end enters the scope again at a second call of the layer; without it TensorFlow would number
+        # the second scope, `L.dense_1`, which may be another layer's.
+        with tf.name_scope(f"{scope_name(layer.name)}/"):
             result = self._compute(node, layer, args, kwargs)
             outputs = tensors(node.outputs)
             if len(outputs) != 1 or not outputs[0].is_float:

@@ -12,12 +12,15 @@ from tfmot_ops.core.graph.rules.convolutions import (
 )
 from tfmot_ops.core.graph.rules.merges import average, merge_of_many, sum_function
 from tfmot_ops.core.graph.rules.padding import pad_below_all
-from tfmot_ops.core.graph.rules.products import product
+from tfmot_ops.core.graph.rules.patches import patches
+from tfmot_ops.core.graph.rules.products import einsum, product
 from tfmot_ops.core.graph.rules.standardization import normalization, preprocessing
 
 #: In order of precedence: the first rule that does not return None replaces the call.
 RULES = (
     product,
+    einsum,
+    patches,
     arithmetic,
     function,
     sum_function,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -48,6 +49,16 @@ def symbol_of(node: Node) -> str:
     return getattr(node.layer, "symbol", None) or ""
 
 
+def arguments_of(node: Node) -> dict[str, Any] | None:
+    """The arguments of a function's call by name, with defaults; None if its signature does not fit."""
+    try:
+        bound = inspect.signature(node.layer.function).bind(*node.args, **node.kwargs)
+    except (TypeError, ValueError):
+        return None
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
 def all_tensors(values: object) -> bool:
     """Whether a call's argument is a list of tensors of the graph, without any constant."""
     return isinstance(values, list | tuple) and all(isinstance(value, Tensor) for value in values)
@@ -70,7 +81,7 @@ def arithmetic(node: Node, out: Rewriter) -> Any:
         result = _with_constant(node, out, right, constants[0], reversed_=True)
     if result is not None or not (isinstance(left, Tensor) and isinstance(right, Tensor)):
         return result
-    if symbol not in _MERGES or not (left.is_float and right.is_float) or _ranks_differ(left, right):
+    if symbol not in _MERGES or not (left.is_float and right.is_float) or _broadcast_differently(left, right):
         return None
     return out.call(_MERGES[symbol](name=node.layer.name), node.path, [left, right], shape=node.output().shape)
 
@@ -92,12 +103,15 @@ def _constant(operand: object, out: Rewriter) -> _Constant | None:
     if not isinstance(operand, Tensor):
         return None if operand is None else _Constant(operand, trainable=False)
     layer = operand.producer.layer if operand.producer is not None else None
-    if not isinstance(layer, LearnedTensor) or not out.is_read_once(operand):
+    if not isinstance(layer, LearnedTensor) or out.reads[operand] != 1:
         return None
     return _Constant(out.graph.weights_of(layer)[0], layer.trainable)
 
 
-def _ranks_differ(left: Tensor, right: Tensor) -> bool:
+def _broadcast_differently(left: Tensor, right: Tensor) -> bool:
+    # Keras' merge layers refuse two different known batch sizes; tensors made of weights have no batch axis.
+    if left.shape and right.shape and len({left.shape[0], right.shape[0]} - {None}) > 1:
+        return True
     # They broadcast differently: beside [N, T, C], a merge layer reads [N, C] as [N, 1, C], an operator as [1, N, C].
     return len(left.shape) != len(right.shape)
 

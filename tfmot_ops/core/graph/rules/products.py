@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import tensorflow as tf
 
-from tfmot_ops.core.graph.ir import Node, Tensor
-from tfmot_ops.core.graph.layers import LearnedTensor
+from tfmot_ops.core.graph.ir import Node, Tensor, map_tensors, tensors
+from tfmot_ops.core.graph.layers import Einsum, LearnedTensor
 from tfmot_ops.core.graph.rewrite import Rewriter
-from tfmot_ops.core.graph.rules.arithmetic import symbol_of
+from tfmot_ops.core.graph.rules.arithmetic import arguments_of, symbol_of
 from tfmot_ops.core.graph.rules.attention import summed_axes
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Array
 
 _L = keras.layers
-#: Functions that only move the elements of a weight, or leave it as it is.
-_MOVES = {"reshape", "expand_dims", "compat.v1.squeeze", "compat.v1.transpose", "linalg.matrix_transpose", "identity"}
-_MOVES |= {"cast", "convert_to_tensor"}
 #: Regularisers that do not depend on the weight's shape.
 _ELEMENTWISE = (type(None), keras.regularizers.L1, keras.regularizers.L2, keras.regularizers.L1L2)
 _MATRIX = 2
@@ -30,17 +28,17 @@ class Kernel(NamedTuple):
 
     Attributes:
         values: the weight, in the shape in which the function reads it.
-        source: the weight's layer; None for a constant.
+        trainable: whether training changes it.
+        regularizer: its regulariser.
     """
 
     values: Array
-    source: LearnedTensor | None
+    trainable: bool = False
+    regularizer: Any = None
 
     def arguments(self, name: str) -> dict[str, Any]:
         """Arguments of the constructor of a layer that gets the weight under the attribute `name`."""
-        if self.source is None:
-            return {"trainable": False}
-        return {"trainable": self.source.trainable, f"{name}_regularizer": self.source.regularizer}
+        return {"trainable": self.trainable, f"{name}_regularizer": self.regularizer}
 
 
 def product(node: Node, out: Rewriter) -> Any:
@@ -48,38 +46,51 @@ def product(node: Node, out: Rewriter) -> Any:
     make = _FORMS.get(symbol_of(node))
     if make is None:
         return None
-    given = _arguments(node)
+    given = arguments_of(node)
     return None if given is None else make(node, out, given)
 
 
-def _arguments(node: Node) -> dict[str, Any] | None:
-    """The arguments of a function's call by name, with defaults; None if its signature does not fit."""
-    try:
-        bound = inspect.signature(node.layer.function).bind(*node.args, **node.kwargs)
-    except (TypeError, ValueError):
-        return None
-    bound.apply_defaults()
-    return dict(bound.arguments)
-
-
 def kernel_of(value: object, out: Rewriter) -> Kernel | None:
-    """The weight or constant that a function reads; None for any other tensor, or a weight that others read too."""
+    """The weight or constant that a function reads, also where it is computed from weights (`w / tf.norm(w)`).
+
+    A computed weight is replaced by its present values: training then goes on with these as the weight.
+
+    Returns:
+        None for a tensor that depends on the model's inputs, and for a weight that other calls read too.
+    """
     if not isinstance(value, Tensor):
         array = None if value is None else np.asarray(value)
-        return Kernel(array, None) if array is not None and np.issubdtype(array.dtype, np.floating) else None
-    producer = value.producer
-    if producer is None or not value.is_float or not out.is_read_once(value):
+        return Kernel(array) if array is not None and np.issubdtype(array.dtype, np.floating) else None
+    chain = _chain_of_weights(value, out)
+    if not chain or not value.is_float:
         return None
-    if isinstance(producer.layer, LearnedTensor):
-        return Kernel(out.graph.weights_of(producer.layer)[0], producer.layer)
-    if symbol_of(producer) not in _MOVES or len(producer.inputs()) != 1:
+    values: dict[Tensor, Any] = {}
+    for node in chain:
+        args, kwargs = map_tensors((node.args, node.kwargs), values.get)
+        is_weight = isinstance(node.layer, LearnedTensor)
+        result = tf.constant(out.graph.weights_of(node.layer)[0]) if is_weight else node.layer(*args, **kwargs)
+        values |= zip(tensors(node.outputs), tf.nest.flatten(result), strict=True)
+    weights = [node.layer for node in chain if isinstance(node.layer, LearnedTensor)]
+    regularizer = weights[0].regularizer if len(weights) == 1 else None
+    if len(chain) > 1 and not isinstance(regularizer, _ELEMENTWISE):
         return None
-    before = kernel_of(producer.inputs()[0], out)
-    if before is None or before.source is None or not isinstance(before.source.regularizer, _ELEMENTWISE):
-        return None
-    args = [before.values if isinstance(part, Tensor) else part for part in producer.args]
-    kwargs = {name: before.values if isinstance(part, Tensor) else part for name, part in producer.kwargs.items()}
-    return before._replace(values=np.asarray(producer.layer.function(*args, **kwargs)))
+    return Kernel(np.asarray(values[value]), any(weight.trainable for weight in weights), regularizer)
+
+
+def _chain_of_weights(value: Tensor, out: Rewriter) -> list[Node]:
+    """The calls that compute a tensor from weights alone, in order; empty where another call reads one of the results."""
+    chain: dict[Node, None] = {}
+    waiting = [value]
+    while waiting:
+        node = waiting.pop().producer
+        if node is None or node not in out.of_weights:
+            return []
+        chain[node] = None
+        waiting += [] if isinstance(node.layer, LearnedTensor) else node.inputs()
+    within = Counter(tensor for node in chain if not isinstance(node.layer, LearnedTensor) for tensor in node.inputs())
+    within[value] += 1
+    alone = all(out.reads[tensor] == within[tensor] for node in chain for tensor in tensors(node.outputs))
+    return [node for node in out.nodes if node in chain] if alone else []
 
 
 def _dense(node: Node, out: Rewriter, tensor: object, kernel: Kernel | None) -> Any:
@@ -127,6 +138,15 @@ def _einsum(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
     one_axis = kernel is not None and kernel.values.ndim == _MATRIX
     fits = one_axis and "->" in equation and summed_axes(equation, len(operands[0].shape)) == 1
     return _dense(node, out, operands[0], kernel) if fits else None
+
+
+def einsum(node: Node, out: Rewriter) -> Any:
+    """`tf.einsum` of tensors -> a layer that computes it."""
+    given = arguments_of(node) if symbol_of(node) == "einsum" else None
+    if given is None or not all(isinstance(operand, Tensor) and operand.is_float for operand in given["inputs"]):
+        return None
+    layer = Einsum(str(given["equation"]), name=node.layer.name)
+    return out.call(layer, node.path, list(given["inputs"]), shape=node.output().shape)
 
 
 def _convolution(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
