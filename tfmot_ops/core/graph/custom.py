@@ -1,4 +1,4 @@
-"""Inlining of custom layers: the layers and TensorFlow functions that a layer's `call` applies become calls of the graph.
+"""Inlining of custom layers: the layers and functions that a layer's `call` applies become calls of the graph.
 
 Keras records each TensorFlow function that is applied to a symbolic tensor. Calling a layer's `call` on symbolic
 tensors therefore yields a graph: a layer that multiplies by a weight becomes a multiplication with that weight.
@@ -111,7 +111,7 @@ class _Opener:
         return read_graph(model), read
 
     def _replace_weights(self, node: Node, nodes: list[Node]) -> None:
-        """Let a call read LearnedTensors in place of the weights among its arguments; appends their calls to `nodes`."""
+        """Let a call read LearnedTensors in place of weights among its arguments; appends their calls to `nodes`."""
 
         def tensor_of(leaf: object) -> Any:
             if not isinstance(leaf, tf.Variable):

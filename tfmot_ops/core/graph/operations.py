@@ -17,7 +17,16 @@ from enum import StrEnum
 from typing import Any
 
 from tfmot_ops.core.graph import linear
-from tfmot_ops.core.graph.layers import Affine, AxisMean, Einsum, HardSwish, InverseRoot, LearnedTensor, MaskedScores, Shift
+from tfmot_ops.core.graph.layers import (
+    Affine,
+    AxisMean,
+    Einsum,
+    HardSwish,
+    InverseRoot,
+    LearnedTensor,
+    MaskedScores,
+    Shift,
+)
 from tfmot_ops.core.keras.pinned import keras
 
 _L = keras.layers

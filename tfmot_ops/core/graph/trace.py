@@ -87,10 +87,14 @@ def _recorded(layer: Layer, inputs: Any, args: Args, kwargs: Kwargs, learned: Le
         # Keras warns that a recorded function reads a weight; here the weight becomes a weight of the new model.
         logger.setLevel(logging.ERROR)
         with _without_recorded_calls(layer), exchanged(layer, tensor_of):
-            call = _call_at_each_step if isinstance(layer, keras.layers.TimeDistributed) else type(layer).call
+            call = _call_at_each_step if isinstance(layer, keras.layers.TimeDistributed) else _call
             return keras.Model(inputs, call(layer, *args, **kwargs), name=layer.name)
     finally:
         logger.setLevel(level)
+
+
+def _call(layer: Layer, *args: Any, **kwargs: Any) -> Any:
+    return layer.call(*args, **kwargs)
 
 
 def _call_at_each_step(layer: Layer, inputs: Any, training: Any = None, mask: Any = None) -> Any:

@@ -1,10 +1,11 @@
-"""The weights that a layer or model holds itself, not in inner layers: where they are held, and how to exchange them."""
+"""The weights that a layer or model holds itself, not in inner layers, and how to exchange them for a while."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import tensorflow as tf
@@ -29,9 +30,11 @@ def regularizers_of(layer: Layer) -> dict[Itself, Any]:
     """Weight (its plain variable) -> its regulariser, for the weights that a layer itself has created."""
     found: dict[Itself, Any] = {}
     for loss in private.losses_of_weights(layer):
-        variables, function = getattr(loss, "args", ()), getattr(loss, "func", None)
-        regularizer = inspect.getclosurevars(function).nonlocals.get("regularizer") if function else None
-        found |= {Itself(private.plain_variable(variable)): regularizer for variable in variables}
+        # Keras keeps partial(mark as loss, partial(loss of the weight, weight)).
+        inner = loss.args[0] if isinstance(loss, partial) and loss.args else None
+        if isinstance(inner, partial) and inner.args and isinstance(inner.args[0], tf.Variable):
+            regularizer = inspect.getclosurevars(inner.func).nonlocals.get("regularizer")
+            found[Itself(private.plain_variable(inner.args[0]))] = regularizer
     return found
 
 
@@ -41,35 +44,48 @@ def exchanged(layer: Layer, exchange: Callable[[Variable], Any]) -> Iterator[Non
 
     Weights in lists, dicts and `tf.Module`s of the layer are exchanged too; inner layers keep their weights.
     """
-    own = {Itself(private.plain_variable(weight)) for weight in own_weights_of(layer)}
-    restore: list[tuple[Any, str, Any]] = []
+    exchanger = _Exchanger(layer, exchange)
+    try:
+        exchanger.visit(layer)
+        yield
+    finally:
+        exchanger.restore()
 
-    def exchanged_value(value: Any) -> Any:
-        if isinstance(value, tf.Variable):
-            return exchange(value) if Itself(private.plain_variable(value)) in own else value
-        if isinstance(value, list | tuple):
-            parts = [exchanged_value(part) for part in value]
-            return parts if any(new is not old for new, old in zip(parts, value, strict=True)) else value
-        if isinstance(value, Mapping):
-            named = {key: exchanged_value(part) for key, part in value.items()}
-            return named if any(new is not old for new, old in zip(named.values(), value.values(), strict=True)) else value
-        if isinstance(value, tf.Module) and not isinstance(value, keras.layers.Layer):
-            visit(value)
-        return value
 
-    def visit(holder: Any) -> None:
+class _Exchanger:
+    def __init__(self, layer: Layer, exchange: Callable[[Variable], Any]) -> None:
+        self._own = {Itself(private.plain_variable(weight)) for weight in own_weights_of(layer)}
+        self._exchange = exchange
+        self._before: list[tuple[Any, str, Any]] = []
+
+    def visit(self, holder: Any) -> None:
+        """Exchange the weights in the attributes of a layer or module."""
         for name, value in list(vars(holder).items()):
-            if name.startswith(_KERAS_OWN):
-                continue
-            new = exchanged_value(value)
+            new = value if name.startswith(_KERAS_OWN) else self._exchanged(value)
             if new is not value:
-                restore.append((holder, name, value))
+                self._before.append((holder, name, value))
                 # Keras' own `__setattr__` would change the list of the layer's weights.
                 object.__setattr__(holder, name, new)
 
-    try:
-        visit(layer)
-        yield
-    finally:
-        for holder, name, value in restore:
+    def restore(self) -> None:
+        """Give every attribute its value back."""
+        for holder, name, value in self._before:
             object.__setattr__(holder, name, value)
+
+    def _exchanged(self, value: Any) -> Any:
+        """The value with its weights exchanged; the same object where it has none."""
+        if isinstance(value, tf.Variable):
+            return self._exchange(value) if Itself(private.plain_variable(value)) in self._own else value
+        if isinstance(value, list | tuple):
+            parts = [self._exchanged(part) for part in value]
+            return parts if _differ(parts, value) else value
+        if isinstance(value, Mapping):
+            named = {key: self._exchanged(part) for key, part in value.items()}
+            return named if _differ(named.values(), value.values()) else value
+        if isinstance(value, tf.Module) and not isinstance(value, keras.layers.Layer):
+            self.visit(value)
+        return value
+
+
+def _differ(new: Iterable[Any], old: Iterable[Any]) -> bool:
+    return any(one is not other for one, other in zip(new, old, strict=True))

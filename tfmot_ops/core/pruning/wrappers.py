@@ -143,8 +143,8 @@ def prune(model: keras.Model, recipe: Recipe, end_step: int | None = None) -> tu
             received=f"recipe {recipe.name!r} without a sparsity",
             remedy="leave the prune step out, or add a sparsity to the recipe",
         )
-    require_finite_weights(model)
     model = _with_open_blocks(model)
+    require_finite_weights(model)
     chosen = {layer: tuple(kernel.attribute for kernel in found) for layer, found in prunable(model, recipe).values()}
     pruned = _wrap_chosen(model, chosen, _pruning_arguments(recipe.sparsity, end_step))
     if end_step is None:
@@ -154,10 +154,9 @@ def prune(model: keras.Model, recipe: Recipe, end_step: int | None = None) -> tu
 
 
 def _with_open_blocks(model: keras.Model) -> keras.Model:
-    """A copy in which custom layers with matrices among their weights are replaced by what they compute."""
+    """A copy in which custom layers with weights are replaced by what they compute; the model itself without any."""
     blocks = [layer for _, layer in layer_paths(model) if is_closed(inner_layer(layer))]
-    has_matrices = any(len(weight.shape) > 1 for block in blocks for weight in block.weights)
-    if is_graph_model(model) and not has_matrices:
+    if is_graph_model(model) and not any(block.weights for block in blocks):
         return model
     # A product with a weight that is written by hand becomes a layer with a kernel, which can be pruned.
     opened = rebuild(rewrite(open_custom_layers(read_graph(model)), (product, einsum)))

@@ -82,9 +82,10 @@ def quantize(
             received=f"recipe {recipe.name!r} with quantization {recipe.quantization}",
             remedy="call export_tflite directly for a PTQ or float recipe",
         )
+    source = read_graph(model)
     require_finite_weights(model)
     with _without_garbage_collection():
-        quantized, reports = _with_quantisers(model, recipe, recipe.quantization)
+        quantized, reports = _with_quantisers(model, source, recipe)
     if calibration is not None:
         samples = recipe.quantization.calibration_samples
         _refuse_far_constants(read_graph(quantized), calibration, samples)
@@ -109,15 +110,12 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _with_quantisers(
-    model: keras.Model, recipe: Recipe, quantization: Quantization
-) -> tuple[keras.Model, list[LayerReport]]:
-    source = read_graph(model)
+def _with_quantisers(model: keras.Model, source: Graph, recipe: Recipe) -> tuple[keras.Model, list[LayerReport]]:
     _refuse(source)
     graph = normalize_graph(source)
     _refuse_lambdas(graph)
     refuse_pads_out_of_range(graph)
-    plan = make_plan(graph, source, quantization, _required_sparsity(model, recipe))
+    plan = make_plan(graph, source, recipe.quantization or Quantization(), _required_sparsity(model, recipe))
 
     def wrap(layer: Layer, node: Node) -> Any:
         config = plan.configs.get(node.layer)

@@ -250,6 +250,31 @@ class MaskedRangeQuantizer(RangeQuantizer):
 
 
 @keras.saving.register_keras_serializable("tfmot_ops")
+class ConstantQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
+    """int8 for a weight that is an operand of a matrix product: symmetric, as TFLite wants its kernels.
+
+    The limits are computed from the weight at every step.
+    """
+
+    def build(self, tensor_shape: tf.TensorShape, name: str, layer: Layer) -> dict[str, Any]:
+        """Nothing to create."""
+        del tensor_shape, name, layer
+        return {}
+
+    @tf.autograph.experimental.do_not_convert
+    def __call__(
+        self, inputs: TensorLike, training: bool | TensorLike | None, weights: Mapping[str, Variable], **_: object
+    ) -> tf.Tensor:
+        """Weights rounded to 255 levels, same shape."""
+        del training, weights
+        return _straight_through(inputs, fake_quantize_weights(tf.stop_gradient(inputs), per_channel=False))
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments: none."""
+        return {}
+
+
+@keras.saving.register_keras_serializable("tfmot_ops")
 class FixedRangeQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
     """int8 activations over the range that TFLite prescribes for an operation (sigmoid, softmax, tanh).
 

@@ -18,6 +18,7 @@ from tfmot_ops.core.graph.roles import activation_name, float_reason, kernels, r
 from tfmot_ops.core.keras.private import QuantizeLayer
 from tfmot_ops.core.keras.types import Layer
 from tfmot_ops.core.quantization.quantizers import (
+    ConstantQuantizer,
     FixedRangeQuantizer,
     LayerQuantizeConfig,
     MaskedRangeQuantizer,
@@ -201,10 +202,19 @@ class _Placer:
 
     def _place_constant(self, node: Node, outputs: list[Tensor]) -> Placement:
         """A weight, or a function of weights: the converter computes it, and rounds what int8 calls read of it."""
-        following = self._quantizers_after_float(outputs)
+        following = {
+            tensor: ConstantQuantizer() if self._is_kernel(tensor) else quantizer
+            for tensor, quantizer in self._quantizers_after_float(outputs).items()
+        }
         outcome = Outcome.QUANTIZED if following else Outcome.ABSORBED
         reason = "a constant, int8 in the file" if following else "a part of a constant of the file"
         return Placement(_report(node, outcome, reason), following=following)
+
+    def _is_kernel(self, tensor: Tensor) -> bool:
+        """Whether a constant is read by matrix products alone."""
+        readers = self.consumers.get(tensor, [])
+        products = {"BATCH_MATMUL"}
+        return all(products.intersection(self._spec(reader).tflite) for reader in readers) and not self.results[tensor]
 
     def _place_behind(self, node: Node, outputs: list[Tensor]) -> Placement:
         """A call that no wrapper fits, a function or one with several results: quantisers follow its results."""
@@ -277,9 +287,8 @@ class _Placer:
         more = f", to which the fixed range of {' and '.join(requantized)} is requantised" if requantized else ""
         if tensor in self.fixed:
             return FixedRangeQuantizer(*self.fixed[tensor]), f"output int8 over the fixed range of its input{more}"
-        if isinstance(node.layer, MaskedScores):
-            return MaskedRangeQuantizer(), "output int8, masked scores at the lowest value"
-        return RangeQuantizer(), f"output int8{more}"
+        quantizer = MaskedRangeQuantizer if isinstance(node.layer, MaskedScores) else RangeQuantizer
+        return quantizer(), f"output int8{more}"
 
     def _fuses(self, node: Node, reader: Node) -> bool:
         fuses, next_kind = self._spec(node).fuses, self.roles[reader]

@@ -27,9 +27,16 @@ from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.private import QuantizeLayer
 from tfmot_ops.core.keras.types import Args, Array, Kwargs, Layer, TensorLike
 from tfmot_ops.core.keras.wrapped import inner_layer
-from tfmot_ops.core.quantization.quantizers import FixedRangeQuantizer, WeightQuantizer, round_within, symmetric_limits
+from tfmot_ops.core.quantization.quantizers import (
+    ConstantQuantizer,
+    FixedRangeQuantizer,
+    WeightQuantizer,
+    round_within,
+    symmetric_limits,
+)
 from tfmot_ops.core.quantization.ranges import Ranges, tied_ranges
 from tfmot_ops.core.quantization.scales import smallest_limits
+from tfmot_ops.core.quantization.scheme import output_quantizer
 from tfmot_ops.core.tflite.late_weights import LateWeights, Place
 
 
@@ -109,10 +116,8 @@ class _Emitter:
     def _compute(self, node: Node, layer: Layer, args: Args, kwargs: Kwargs) -> Any:
         if isinstance(node.layer, QuantizeLayer) or node in self.folded:
             return args[0]
-        if isinstance(layer, LearnedTensor):
-            return tf.constant(_constants(self.graph, layer)[0].astype(layer.weight_dtype))
         if node in self.constant:
-            return _call(layer, args, kwargs)
+            return _constant(self.graph, layer) if isinstance(layer, LearnedTensor) else _call(layer, args, kwargs)
         if node in self.unrounded:
             return self._in_float(node, layer, args, kwargs)
         kind = role(layer)
@@ -121,10 +126,13 @@ class _Emitter:
             return _float_call(layer, args, kwargs)
         if keep_float:
             args = tf.nest.map_structure(_float_barrier, args)
-        if isinstance(layer, MaskedScores) and node.layer in self.ranges:
-            return layer.masked(args[0], self.ranges[node.layer][0])
         own = {Role.CONVOLUTION: self._convolution, Role.AFFINE: self._affine, Role.GATHER: self._gather}.get(kind)
+        own = self._masked_scores if isinstance(layer, MaskedScores) else own
         return _call(layer, args, kwargs) if own is None else own(node, layer, args[0])
+
+    def _masked_scores(self, node: Node, layer: Layer, value: TensorLike) -> Any:
+        """Masked scores get the lowest value of the output's range, as a lower one would widen it."""
+        return layer.masked(value, self.ranges[node.layer][0] if node.layer in self.ranges else layer.MASKED)
 
     def _in_float(self, node: Node, layer: Layer, args: Args, kwargs: Kwargs) -> Any:
         """Emit a call of `unrounded` such that the converter leaves it in float."""
@@ -272,8 +280,9 @@ class _Emitter:
         if node.layer in self.ranges:
             low, high = self.ranges[node.layer]
             return tf.quantization.fake_quant_with_min_max_args(value, low, high, num_bits=8)
-        fixed = getattr(getattr(node.layer, "quantize_config", node.layer), "output", None)
-        return fixed(value, False, {}) if isinstance(fixed, FixedRangeQuantizer) else value
+        quantizer = output_quantizer(node.layer)
+        without_variables = isinstance(quantizer, FixedRangeQuantizer | ConstantQuantizer)
+        return quantizer(value, False, {}) if without_variables else value
 
 
 #: Operations whose input and output the converter ties to one range, even if both have a range of their own.
@@ -347,6 +356,12 @@ def affine_constants(layer: Layer, graph: Graph) -> tuple[np.ndarray, np.ndarray
     mean, variance = weights
     scale = gamma / np.sqrt(variance + layer.epsilon)
     return scale, beta - mean * scale
+
+
+def _constant(graph: Graph, layer: Layer) -> Any:
+    with tf.init_scope():
+        (value,) = graph.weights_of(layer)
+    return tf.constant(value)
 
 
 def _constants(graph: Graph, layer: Layer) -> list[np.ndarray]:

@@ -22,6 +22,8 @@ from tfmot_ops.core.keras.private import TFOpLambda
 from tfmot_ops.core.keras.types import Args, Array, Function, Kwargs
 
 _L = keras.layers
+#: Size of each axis; None where it is unknown.
+Shape = tuple[int | None, ...]
 #: [N, T, channels]
 _RANK = 3
 
@@ -61,7 +63,7 @@ def summed_axes(equation: str, rank: int) -> int:
 
 
 def multi_head_attention(node: Node, out: Rewriter) -> Any:
-    """MultiHeadAttention over one axis -> Dense, softmax(q k / sqrt(d)) v, Dense; a mask is added before the softmax."""
+    """MultiHeadAttention over one axis -> Dense, softmax(q k / sqrt(d)) v, Dense; see `MaskedScores` for its masks."""
     layer = node.layer
     if type(layer) is not _L.MultiHeadAttention:
         return None
@@ -92,7 +94,7 @@ def multi_head_attention(node: Node, out: Rewriter) -> Any:
     scaled = emit.scale("scaled", projected, 1.0 / math.sqrt(config["key_dim"]))
     heads_of = split("query", scaled), split("key", keys), split("value", values)
     causal = bool(node.kwargs.get("use_causal_mask"))
-    mixed = emit.attend(*heads_of, config["dropout"], _mask(node, emit), causal=causal)
+    mixed = emit.attend(*heads_of, config["dropout"], mask=_mask(node, emit), causal=causal)
     batch, _, size, channels = mixed.shape
     by_step = emit.permute("by_step", mixed, (2, 1, 3))
     return dense("", emit.reshape("joined", by_step, (batch, size, heads * (channels or 0))), 2)
@@ -141,10 +143,10 @@ def _mask(node: Node, emit: _Emitter) -> Tensor | None:
     if mask is None:
         return None
     batch, *sizes = mask.shape
-    by_head = emit.function("mask_by_head", tf.expand_dims, (mask,), {"axis": 1}, (batch, 1, *sizes))
+    by_head = emit.function("mask_by_head", tf.expand_dims, (mask,), {"axis": 1}, shape=(batch, 1, *sizes))
     if mask.dtype == "bool":
         return by_head
-    return emit.function("mask_as_bool", tf.cast, (by_head,), {"dtype": tf.bool}, by_head.shape, "bool")
+    return emit.function("mask_as_bool", tf.cast, (by_head,), {"dtype": tf.bool}, shape=by_head.shape, dtype="bool")
 
 
 def masked_softmax(node: Node, out: Rewriter) -> Any:
@@ -221,8 +223,8 @@ class _Emitter:
         key: Tensor,
         value: Tensor,
         dropout: float,
-        mask: Tensor | None = None,
         *,
+        mask: Tensor | None = None,
         causal: bool = False,
     ) -> Tensor:
         """softmax(query key^T) value over the last two axes; see `MaskedScores` for mask and causal."""
@@ -237,10 +239,10 @@ class _Emitter:
 
     def _product(self, role: str, left: Tensor, right: Tensor, *, transpose: bool) -> Tensor:
         shape = (*left.shape[:-1], right.shape[-2] if transpose else right.channels)
-        return self.function(role, tf.linalg.matmul, (left, right), {"transpose_b": transpose}, shape)
+        return self.function(role, tf.linalg.matmul, (left, right), {"transpose_b": transpose}, shape=shape)
 
     def function(
-        self, role: str, function: Function, args: Args, kwargs: Kwargs, shape: tuple[int | None, ...], dtype: str = ""
+        self, role: str, function: Function, args: Args, kwargs: Kwargs, *, shape: Shape, dtype: str = ""
     ) -> Tensor:
         """Emit a call of a TensorFlow function, whose result has the dtype of the first argument unless told."""
         result = self.call(role, lambda name: TFOpLambda(function, name=name), args[0], shape)

@@ -35,7 +35,9 @@ def patches(node: Node, out: Rewriter) -> Any:
             result.producer.kwargs = {"block_size": size[0]}
             result.producer.args = (tensor,)
         return result
-    return _by_convolution(node, out, tensor, size, {"strides": strides, "dilation_rate": rates, "padding": padding.lower()})
+    return _by_convolution(
+        node, out, tensor, size, {"strides": strides, "dilation_rate": rates, "padding": padding.lower()}
+    )
 
 
 def _by_convolution(node: Node, out: Rewriter, tensor: Tensor, size: tuple[int, int], places: dict[str, Any]) -> Any:

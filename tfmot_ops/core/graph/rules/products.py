@@ -78,7 +78,7 @@ def kernel_of(value: object, out: Rewriter) -> Kernel | None:
 
 
 def _chain_of_weights(value: Tensor, out: Rewriter) -> list[Node]:
-    """The calls that compute a tensor from weights alone, in order; empty where another call reads one of the results."""
+    """The calls that compute a tensor from weights alone, in order; empty where another call reads a result."""
     chain: dict[Node, None] = {}
     waiting = [value]
     while waiting:
@@ -151,7 +151,7 @@ def einsum(node: Node, out: Rewriter) -> Any:
 
 def _convolution(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
     """`tf.nn.conv1d`, `tf.nn.conv2d`, `tf.nn.convolution` with a kernel [..., C_in, C_out] -> Conv1D, Conv2D."""
-    form = _form(node, out, given)
+    form = _form(out, given)
     if form is None:
         return None
     tensor, kernel, places = form
@@ -168,7 +168,7 @@ def _convolution(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
 
 def _depthwise(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
     """`tf.nn.depthwise_conv2d` with a kernel [kh, kw, C, multiplier] -> DepthwiseConv2D."""
-    form = _form(node, out, given)
+    form = _form(out, given)
     if form is None or len(form[0].shape) != 4:  # noqa: PLR2004 - [N, H, W, C]
         return None
     tensor, kernel, places = form
@@ -185,7 +185,7 @@ def _depthwise(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
     return out.call(layer, node.path, tensor, shape=node.output().shape, weights=weights)
 
 
-def _form(node: Node, out: Rewriter, given: dict[str, Any]) -> tuple[Tensor, Kernel, dict[str, Any]] | None:
+def _form(out: Rewriter, given: dict[str, Any]) -> tuple[Tensor, Kernel, dict[str, Any]] | None:
     """(input, kernel, arguments `strides`, `padding`, `dilation_rate`) of a convolution that Keras' layers can compute.
 
     TensorFlow's versions of these functions name their arguments differently.
@@ -200,7 +200,9 @@ def _form(node: Node, out: Rewriter, given: dict[str, Any]) -> tuple[Tensor, Ker
     if not isinstance(tensor, Tensor) or kernel is None or not plain or not tensor.is_float:
         return None
     axes = len(tensor.shape) - 2
-    strides, rates = (_per_axis(first(*names), axes) for names in (("strides", "stride"), ("dilations", "dilation_rate", "rate")))
+    strides, rates = (
+        _per_axis(first(*names), axes) for names in (("strides", "stride"), ("dilations", "dilation_rate", "rate"))
+    )
     if strides is None or rates is None or (max(strides) > 1 and max(rates) > 1):
         return None
     return tensor, kernel, {"strides": strides, "padding": padding.lower(), "dilation_rate": rates}
