@@ -125,10 +125,25 @@ def _scaled() -> Any:
     return keras.Model(inputs, L.Dense(3)(L.Flatten()(L.Attention(use_scale=True)([inputs, inputs]))))
 
 
-_FLOAT = [_causal, _constant_mask, _masked_before, _with_scores, _scaled, _einsum("abc,bd->adc", (4, 8), None)]
+@pytest.mark.parametrize("make", [_causal, _masked_before], ids=["causal", "masking"])
+def test_masked_attention_is_int8_and_computes_the_same(make: Callable[[], Any]) -> None:
+    keras.utils.set_random_seed(0)
+    model, x = make(), _data(10, 8)
+    x[:, 5:] = 0.0
+    before, after = model.predict(x, verbose=0), core.normalize(model).predict(x, verbose=0)
+    assert np.abs(before - after).max() <= 1e-4 * np.abs(before).max()
+    quantized, reports = core.quantize(model, QAT, x)
+    kept = {report.class_name for report in reports if report.outcome is Outcome.KEPT_FLOAT}
+    assert kept <= {"Masking"}
+    data = core.export_tflite(quantized, QAT)
+    assert core.profile_tflite(data).int8_mac_fraction == 1.0
+    assert core.sqnr_db(before, core.predict(data, x)) >= 20.0
 
 
-@pytest.mark.parametrize("make", _FLOAT, ids=["causal", "constant mask", "masking", "scores", "scale", "einsum"])
+_FLOAT = [_constant_mask, _with_scores, _scaled, _einsum("abc,bd->adc", (4, 8), None)]
+
+
+@pytest.mark.parametrize("make", _FLOAT, ids=["constant mask", "scores", "scale", "einsum"])
 def test_what_is_not_rewritten_computes_the_same_and_is_reported(make: Callable[[], Any]) -> None:
     keras.utils.set_random_seed(0)
     model, x = make(), _data(10, 8)

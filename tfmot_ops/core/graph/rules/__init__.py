@@ -10,6 +10,7 @@ from tfmot_ops.core.graph.rules.convolutions import (
     time_distributed,
     transposed_over_one_axis,
 )
+from tfmot_ops.core.graph.rules.masks import masked_by_hand
 from tfmot_ops.core.graph.rules.merges import average, merge_of_many, sum_function
 from tfmot_ops.core.graph.rules.padding import pad_below_all
 from tfmot_ops.core.graph.rules.patches import patches
@@ -18,6 +19,7 @@ from tfmot_ops.core.graph.rules.standardization import normalization, preprocess
 
 #: In order of precedence: the first rule that does not return None replaces the call.
 RULES = (
+    masked_by_hand,
     product,
     einsum,
     patches,
