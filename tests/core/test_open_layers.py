@@ -247,9 +247,36 @@ CASES: dict[str, Callable[[], Made]] = {
     "lambdas": _lambdas,
     "convolution at each step": _over_time(lambda: L.Conv2D(4, 3, activation="relu")),
     "model at each step": _over_time(_encoder),
+    "spectral normalisation": lambda: _with(L.SpectralNormalization(L.Dense(8))),
+    "unit length": lambda: _with(L.UnitNormalization()),
+    "unit length by function": lambda: _with(lambda x: tf.math.l2_normalize(x, axis=[1, 2])),
     "patches": _patches(2, 2, "VALID"),
     "overlapping patches": _patches(3, 2, "SAME"),
 }
+
+
+class ChangesItsKernel(L.Layer):
+    """As wrappers for weight normalisation do: the inner layer's kernel is replaced during the call."""
+
+    def build(self, input_shape: Any) -> None:
+        self.inner = L.Dense(8)
+        self.inner.build(input_shape)
+        self.direction, self.length = self.inner.kernel, self.add_weight("length", (8,), initializer="ones")
+        super().build(input_shape)
+
+    def call(self, inputs: Any) -> Any:
+        self.inner.kernel = tf.nn.l2_normalize(self.direction, axis=0) * self.length
+        self.kept = inputs
+        return self.inner(inputs)
+
+
+def test_a_layer_whose_call_replaces_a_kernel_computes_the_same_afterwards() -> None:
+    model, shapes = _with(ChangesItsKernel())
+    x = _samples(shapes)[0]
+    layer, before = model.layers[2], model.predict(x, verbose=0)
+    flat = core.normalize(model)
+    assert np.allclose(flat.predict(x, verbose=0), before, atol=1e-5)
+    assert not any(keras.backend.is_keras_tensor(value) for value in (layer.inner.kernel, layer.kept))
 
 
 @pytest.mark.parametrize("make", CASES.values(), ids=list(CASES))

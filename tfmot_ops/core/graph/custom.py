@@ -16,6 +16,7 @@ from tfmot_ops.core.graph.layers import LearnedTensor
 from tfmot_ops.core.graph.read import read_graph, tell_training
 from tfmot_ops.core.graph.roles import is_custom
 from tfmot_ops.core.graph.trace import LearnedTensors, record
+from tfmot_ops.core.graph.trial import computes_the_same
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.identity import Itself
 from tfmot_ops.core.keras.pinned import keras
@@ -25,8 +26,8 @@ from tfmot_ops.core.keras.types import Layer
 def open_custom_layers(graph: Graph) -> Graph:
     """Replace the call of each custom layer by the operations in its `call`, recursively, where Keras can record them.
 
-    Custom layers are layers of other packages, subclassed models within the model, Lambda layers, and TimeDistributed
-    layers around anything but a Dense. One is opened if
+    Custom layers are layers of other packages, subclassed models within the model, Lambda layers, TimeDistributed around
+    anything but a Dense, and SpectralNormalization (whose kernel is not normalised further). One is opened if
     its `call` does the same in training and in inference, except for the `training` argument of its inner layers. The
     inner layers then get `training` from the new model, so a BatchNormalization keeps updating its statistics.
 
@@ -97,7 +98,7 @@ class _Opener:
             return None
         if not (same and opened.nodes and _shapes(opened.outputs) == _shapes(node.outputs)):
             return None
-        if not self._has_weights(opened, layer):
+        if not self._has_weights(opened, layer) or not (given or computes_the_same(node, opened, read)):
             return None
         for call in opened.nodes:
             tell_training(call, given)
@@ -135,7 +136,8 @@ class _Opener:
         found = [leaf for leaf in leaves if isinstance(leaf, tf.Variable)]
         found += [weight for node in graph.nodes for weight in node.layer.weights]
         present = {_variable(weight) for weight in found}
-        return all(self._learned.has(weight) for weight in layer.weights if _variable(weight) not in present)
+        used = layer.layer if isinstance(layer, keras.layers.SpectralNormalization) else layer
+        return all(self._learned.has(weight) for weight in used.weights if _variable(weight) not in present)
 
 
 def _variable(weight: object) -> Itself:
@@ -146,7 +148,7 @@ def is_closed(layer: Layer) -> bool:
     """Whether a layer contains a computation that normalisation looks for: in its `call`, function or inner layer."""
     if type(layer) is keras.layers.TimeDistributed:
         return type(layer.layer) is not keras.layers.Dense  # a rule makes it a Dense over the last axis
-    return is_custom(layer) or type(layer) is keras.layers.Lambda
+    return is_custom(layer) or type(layer) in {keras.layers.Lambda, keras.layers.SpectralNormalization}
 
 
 def _makes_mask(layer: Layer) -> bool:

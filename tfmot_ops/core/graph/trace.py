@@ -19,7 +19,7 @@ from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.identity import Itself
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import KerasTensor
-from tfmot_ops.core.keras.types import Args, Kwargs, Layer, Variable
+from tfmot_ops.core.keras.types import Args, Function, Kwargs, Layer, Variable
 from tfmot_ops.core.keras.weights import exchanged, regularizers_of
 from tfmot_ops.errors import UnsupportedModelError
 
@@ -87,14 +87,25 @@ def _recorded(layer: Layer, inputs: Any, args: Args, kwargs: Kwargs, learned: Le
         # Keras warns that a recorded function reads a weight; here the weight becomes a weight of the new model.
         logger.setLevel(logging.ERROR)
         with _without_recorded_calls(layer), exchanged(layer, tensor_of):
-            call = _call_at_each_step if isinstance(layer, keras.layers.TimeDistributed) else _call
-            return keras.Model(inputs, call(layer, *args, **kwargs), name=layer.name)
+            return keras.Model(inputs, _call_of(layer)(layer, *args, **kwargs), name=layer.name)
     finally:
         logger.setLevel(level)
 
 
-def _call(layer: Layer, *args: Any, **kwargs: Any) -> Any:
-    return layer.call(*args, **kwargs)
+def _call_of(layer: Layer) -> Function:
+    """The function that computes a layer's call from (layer, arguments)."""
+    match layer:
+        case keras.layers.TimeDistributed():
+            return _call_at_each_step
+        case keras.layers.SpectralNormalization():
+            return _call_inner
+    return lambda layer, *args, **kwargs: layer.call(*args, **kwargs)
+
+
+def _call_inner(layer: Layer, inputs: Any, training: Any = None) -> Any:
+    """What SpectralNormalization computes in inference: its inner layer, with the kernel as it is."""
+    mode = {"training": training} if private.call_signature(layer.layer).expects_training_arg else {}
+    return layer.layer(inputs, **mode)
 
 
 def _call_at_each_step(layer: Layer, inputs: Any, training: Any = None, mask: Any = None) -> Any:
@@ -112,12 +123,13 @@ def _call_at_each_step(layer: Layer, inputs: Any, training: Any = None, mask: An
 
 @contextmanager
 def _without_recorded_calls(layer: Layer) -> Iterator[None]:
-    """Undo what calls in this context append to the lists (losses, metrics, nodes) of the layer and its inner layers.
+    """Undo what calls in this context do to the layer and its inner layers: lists of losses, of calls, attributes.
 
     Raises:
         ValueError: the layer adds losses or metrics of its own, which a graph cannot represent.
     """
     before = [(part, name, len(notes)) for part, name, notes in private.notes_of_calls(layer)]
+    attributes = [(part, dict(vars(part))) for part in private.layers_within(layer)]
     try:
         yield
         own = [name for part, name, count in before if part is layer and len(getattr(part, name)) > count]
@@ -127,6 +139,10 @@ def _without_recorded_calls(layer: Layer) -> Iterator[None]:
         for part, name, count in before:
             if len(getattr(part, name)) > count:
                 del getattr(part, name)[count:]
+        # A `call` may keep tensors in attributes (`self.scores = scores`), which would be symbolic ones now.
+        for part, values in attributes:
+            for name in [name for name in vars(part) if vars(part)[name] is not values.get(name)]:
+                object.__setattr__(part, name, values[name]) if name in values else object.__delattr__(part, name)
 
 
 def functional(model: keras.Model) -> keras.Model:

@@ -10,6 +10,7 @@ import numpy as np
 from tfmot_ops.core.graph.ir import Node, Tensor
 from tfmot_ops.core.graph.layers import AxisMean, InverseRoot, Shift
 from tfmot_ops.core.graph.rewrite import Rewriter, channel_constant
+from tfmot_ops.core.graph.rules.arithmetic import arguments_of, symbol_of
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Function
 
@@ -49,7 +50,28 @@ def normalization(node: Node, out: Rewriter) -> Any:
         return _learned_affine(node, out, result)
     if type(layer) is _L.GroupNormalization:
         return _group_normalization(node, out)
+    if type(layer) is _L.UnitNormalization:
+        return _unit_length(node, out, layer.axis)
+    if symbol_of(node) == "math.l2_normalize":
+        return _unit_length(node, out, (arguments_of(node) or {}).get("axis"))
     return None
+
+
+def _unit_length(node: Node, out: Rewriter, axis: Any) -> Tensor | None:
+    """Emit x / |x| over some axes of size n, as x / sqrt(mean(x * x)) / sqrt(n)."""
+    (tensor,) = node.inputs()
+    rank = len(tensor.shape)
+    axes = [] if axis is None else sorted(int(one) % rank for one in np.ravel(axis))
+    if not axes or 0 in axes or not tensor.is_float or any(tensor.shape[one] is None for one in axes):
+        return None
+    name, path = node.layer.name, node.path
+    sizes = tuple(1 if one in axes else size for one, size in enumerate(tensor.shape))
+    squared = out.call(_L.Multiply(name=f"{name}_squared"), f"{path}_squared", [tensor, tensor])
+    mean = out.call(AxisMean(axes, name=f"{name}_mean"), f"{path}_mean", squared, shape=sizes)
+    inverse = out.call(InverseRoot(name=f"{name}_inverse"), f"{path}_inverse", mean)
+    scaled = out.call(_L.Multiply(name=f"{name}_scaled"), f"{path}_scaled", [tensor, inverse])
+    size = math.prod(tensor.shape[one] or 1 for one in axes)
+    return out.affine(node.path, scaled, 1.0 / math.sqrt(size), 0.0)
 
 
 def _group_normalization(node: Node, out: Rewriter) -> Any:

@@ -1,0 +1,65 @@
+"""A trial on random values: whether a graph computes what a layer computes.
+
+A recorded call may lack something: a weight that the layer changes during its call, or a tensor that it keeps between
+two calls. The trial finds that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors
+from tfmot_ops.core.graph.run import infer, run_graph
+
+#: Sizes for axes of unknown size: the batch axis, and any other.
+_BATCH, _OTHER = 2, 8
+#: Largest difference, as a part of the largest value: recorded functions may be computed in another order.
+_TOLERANCE = 1e-3
+
+
+def computes_the_same(call: Node, graph: Graph, read: list[Tensor]) -> bool:
+    """Whether a graph gives the results of a call, in inference, for one batch of random values.
+
+    Args:
+        call: a call of a layer.
+        graph: what was recorded of it.
+        read: the tensors that the call reads, in the order of the graph's inputs.
+
+    Returns:
+        True also where the layer does not take the random values, as then nothing can be compared.
+    """
+    values = dict(zip(read, _values(read), strict=True))
+    args, kwargs = map_tensors((call.args, call.kwargs), values.get)
+    kwargs = {name: value for name, value in kwargs.items() if name != "training"}
+    try:
+        expected = infer(call.layer, args, kwargs)
+    except Exception:  # noqa: BLE001 - a user's layer may refuse values, such as an index that is too large
+        return True
+    found = run_graph(graph, list(values.values()), lambda node, args, kwargs: infer(node.layer, args, kwargs))
+    pairs = zip(tf.nest.flatten(expected), tf.nest.flatten(found), strict=True)
+    return all(_are_close(np.asarray(one), np.asarray(other)) for one, other in pairs)
+
+
+def _values(read: list[Tensor]) -> list[Any]:
+    rng = np.random.default_rng(0)
+    batch = next((tensor.shape[0] for tensor in read if tensor.shape and tensor.shape[0]), _BATCH)
+    found = []
+    for tensor in read:
+        sizes = [batch if axis == 0 else _OTHER for axis in range(len(tensor.shape))]
+        shape = [size or other for size, other in zip(tensor.shape, sizes, strict=True)]
+        # 0 and 1 are valid as indices, classes and truth values.
+        drawn = rng.normal(size=shape) if tensor.is_float else rng.integers(0, 2, shape)
+        found.append(tf.cast(drawn, tensor.dtype))
+    return found
+
+
+def _are_close(one: np.ndarray, other: np.ndarray) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if not np.issubdtype(one.dtype, np.floating):
+        return bool(np.array_equal(one, other))
+    largest = float(np.max(np.abs(one), initial=0.0, where=np.isfinite(one)))
+    return bool(np.allclose(one, other, rtol=0.0, atol=_TOLERANCE * largest, equal_nan=True))
