@@ -26,10 +26,11 @@ from tfmot_ops.core.keras.types import Layer
 def open_custom_layers(graph: Graph) -> Graph:
     """Replace the call of each custom layer by the operations in its `call`, recursively, where Keras can record them.
 
-    Custom layers are layers of other packages, subclassed models within the model, Lambda layers, TimeDistributed around
-    anything but a Dense, and SpectralNormalization (whose kernel is not normalised further). One is opened if
-    its `call` does the same in training and in inference, except for the `training` argument of its inner layers. The
-    inner layers then get `training` from the new model, so a BatchNormalization keeps updating its statistics.
+    Custom layers are layers of other packages, subclassed models within the model and Lambda layers. TimeDistributed
+    is opened around anything but a Dense, and SpectralNormalization, whose kernel then stays as it is normalised now.
+
+    A layer is opened if its `call` does the same in training and in inference, except for the `training` argument of
+    its inner layers. The inner layers then get `training` from the new model, so a BatchNormalization keeps updating its statistics.
 
     A weight that a function reads becomes the result of a `LearnedTensor`, which all calls of a shared layer share.
 

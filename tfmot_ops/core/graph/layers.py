@@ -142,17 +142,24 @@ class MaskedScores(keras.layers.Layer):
 
     def call(self, inputs: Any) -> tf.Tensor:
         """Scores [..., T, S], or [scores, mask], to masked scores of the same shape."""
-        return self.masked(inputs, self.MASKED)
+        scores, masks = self._parts(inputs)
+        for mask in masks:
+            # A sum, as in Keras: the converter ties the ranges of a select's input and output, not those of a sum.
+            scores += tf.where(mask, tf.zeros([], scores.dtype), tf.constant(self.MASKED, scores.dtype))
+        return scores
 
-    def masked(self, inputs: Any, value: float) -> tf.Tensor:
+    def select(self, inputs: Any, value: float) -> tf.Tensor:
         """The same as `call`, with another value for masked scores."""
-        scores, masks = (inputs[0], inputs[1:]) if isinstance(inputs, list | tuple) else (inputs, [])
-        if self.causal:
-            steps, read = scores.shape[-2:]
-            masks = [*masks, np.tril(np.ones((steps, read), bool))]
+        scores, masks = self._parts(inputs)
         for mask in masks:
             scores = tf.where(mask, scores, tf.constant(value, scores.dtype))
         return scores
+
+    def _parts(self, inputs: Any) -> tuple[Any, list[Any]]:
+        """The scores and the list of masks."""
+        scores, masks = (inputs[0], list(inputs[1:])) if isinstance(inputs, list | tuple) else (inputs, [])
+        causal = [np.tril(np.ones(scores.shape[-2:], bool))] if self.causal else []
+        return scores, masks + causal
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """The shape of the scores."""

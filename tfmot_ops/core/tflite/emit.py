@@ -101,9 +101,7 @@ class _Emitter:
 
     def __call__(self, node: Node, args: Args, kwargs: Kwargs) -> Any:
         layer = inner_layer(node.layer)
-        # The slash at the end enters the scope again at a second call of the layer; without it TensorFlow would number
-        # the second scope, `L.dense_1`, which may be another layer's.
-        with tf.name_scope(f"{scope_name(layer.name)}/"):
+        with tf.name_scope(scope_name(layer.name)):
             result = self._compute(node, layer, args, kwargs)
             outputs = tensors(node.outputs)
             if len(outputs) != 1 or not outputs[0].is_float:
@@ -132,7 +130,8 @@ class _Emitter:
 
     def _masked_scores(self, node: Node, layer: Layer, value: TensorLike) -> Any:
         """Masked scores get the lowest value of the output's range, as a lower one would widen it."""
-        return layer.masked(value, self.ranges[node.layer][0] if node.layer in self.ranges else layer.MASKED)
+        is_int8 = node.layer in self.ranges
+        return layer.select(value, self.ranges[node.layer][0]) if is_int8 else _call(layer, (value,), {})
 
     def _in_float(self, node: Node, layer: Layer, args: Args, kwargs: Kwargs) -> Any:
         """Emit a call of `unrounded` such that the converter leaves it in float."""
