@@ -106,6 +106,7 @@ _SYMBOLS: dict[str, Callable[[Any], Any]] = {
     "stop_gradient": tf.stop_gradient,
     "tile": lambda x: tf.tile(x, [1, 2, 1, 1]),
     "compat.v1.gather": lambda x: tf.gather(x, [3, 0, 1], axis=1),
+    "compat.v1.nn.embedding_lookup": lambda x: x + tf.nn.embedding_lookup(tf.Variable(_ARRAY[0]), tf.argmax(x, 3)),
     "repeat": lambda x: tf.repeat(x, 2, 1),
     "math.reduce_max": lambda x: tf.reduce_max(x, [1, 2]),
     "nn.max_pool2d": lambda x: tf.nn.max_pool2d(x, 2, 2, "SAME"),
@@ -154,8 +155,10 @@ _SYMBOLS: dict[str, Callable[[Any], Any]] = {
     "zeros_like": lambda x: tf.concat([x, tf.zeros_like(x)], -1),
     "fill": lambda x: tf.concat([x, tf.fill([tf.shape(x)[0], 8, 8, 1], 9.0)], -1),
 }
-#: Rows that cannot stand alone: a normalisation's root, and a table that is read by integers; tested with their users.
-_ELSEWHERE = {layers.InverseRoot, L.RepeatVector, L.Embedding, L.Dot}
+#: Rows that cannot stand alone: a normalisation's root, a table that is read by integers, a weight that functions read;
+#: tested with their users.
+_ELSEWHERE = {layers.InverseRoot, layers.LearnedTensor, layers.MaskedScores, layers.Einsum}
+_ELSEWHERE |= {L.RepeatVector, L.Embedding, L.Dot}
 
 
 def _image(call: Callable[[Any], Any]) -> Any:

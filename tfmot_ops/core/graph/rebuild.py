@@ -88,6 +88,13 @@ def copy_layer(layer: Layer, name: str, **changes: object) -> Any:
     Raises:
         UnsupportedModelError: `from_config` does not accept the layer's config.
     """
+    if isinstance(layer, keras.Model):
+        raise UnsupportedModelError(
+            f"layer {layer.name!r} is a subclassed model ({type(layer).__name__}) whose call cannot be recorded",
+            required="layers, and TensorFlow functions of tensors, without branches on values or random numbers",
+            received="a call that does not take symbolic tensors, or that does something else at each call",
+            remedy="write the model with the functional API: keras.Model(inputs, outputs)",
+        )
     try:
         config = _config(layer)
         # With `batch_input_shape` a layer would build itself at once; here the call builds it.

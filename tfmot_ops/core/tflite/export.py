@@ -136,12 +136,25 @@ def _kept_float(source: Graph, normal: Graph, recipe: Recipe) -> tuple[str, ...]
         )
     names = unique_names(dict.fromkeys(node.path for node in normal.nodes), normal.input_names.values())
     unrounded = float_calls(normal) if _rounds(recipe) else set()
+    masked = _around_masked_scores(normal)
     kept = [
         node
         for node in normal.nodes
-        if node.origin in excluded or _stays_float(node) or node in unrounded or reads_any(node, unrounded)
+        if node.origin in excluded or _stays_float(node) or node in unrounded | masked or reads_any(node, unrounded)
     ]
     return tuple(dict.fromkeys(f"{scope_name(names[node.path])}/" for node in kept))
+
+
+def _around_masked_scores(graph: Graph) -> set[Node]:
+    """The calls that mask scores, those that compute the scores, and those that read masked ones.
+
+    A calibrated range of masked scores has -1e9 in it. The converter's calibration also finds it for the scores
+    themselves, as their sum with -1e9 is written to the same memory.
+    """
+    masking = {node for node in graph.nodes if isinstance(node.layer, MaskedScores)}
+    before = {tensor.producer for node in masking for tensor in node.inputs() if tensor.is_float and tensor.producer}
+    after = {node for node in graph.nodes if any(tensor.producer in masking for tensor in node.inputs())}
+    return masking | before | after
 
 
 def _for_integers(graph: Graph, recipe: Recipe) -> Graph:
@@ -178,9 +191,6 @@ def _stays_float(node: Node) -> bool:
     to one level. A masked recurrent layer selects between old and new state: in int8, XNNPACK (ai-edge-litert 2.3)
     crashes on it.
     """
-    before = node.inputs()[0].producer if node.inputs() else None
-    if any(isinstance(call.layer, MaskedScores) for call in (node, before) if call is not None):
-        return isinstance(node.layer, MaskedScores | _L.Softmax)
     masks = [node.kwargs.get(name) for name in ("mask", "attention_mask", "use_causal_mask")]
     return isinstance(node.layer, _MASKED_IN_FLOAT) and not all(mask is None or mask is False for mask in masks)
 
