@@ -231,6 +231,7 @@ CASES: dict[str, Callable[[], Made]] = {
     "einsum": _learned(lambda x, w: tf.einsum("btc,cd->btd", x, w), w=(8, 5)),
     "normalised weight": _learned(lambda x, w: x @ (w / tf.norm(w, axis=0)), w=(8, 5)),
     "one weight in two products": _learned(lambda x, w: (x @ w) @ tf.transpose(w), w=(8, 5)),
+    "looked up": _learned(lambda x, t: x + tf.nn.embedding_lookup(t, tf.argmax(x, -1)), t=(8, 8)),
     "token": _class_token,
     "tiled token": _tiled_token,
     "bias table": _bias_table,

@@ -106,7 +106,6 @@ _SYMBOLS: dict[str, Callable[[Any], Any]] = {
     "stop_gradient": tf.stop_gradient,
     "tile": lambda x: tf.tile(x, [1, 2, 1, 1]),
     "compat.v1.gather": lambda x: tf.gather(x, [3, 0, 1], axis=1),
-    "compat.v1.nn.embedding_lookup": lambda x: x + tf.nn.embedding_lookup(tf.Variable(_ARRAY[0]), tf.argmax(x, 3)),
     "repeat": lambda x: tf.repeat(x, 2, 1),
     "math.reduce_max": lambda x: tf.reduce_max(x, [1, 2]),
     "nn.max_pool2d": lambda x: tf.nn.max_pool2d(x, 2, 2, "SAME"),
@@ -271,8 +270,8 @@ def test_a_limit_of_tflite_is_told_from_one_of_ours() -> None:
 def test_every_row_is_checked() -> None:
     int8 = {cls for cls, spec in operations.LAYERS.items() if spec.role is not operations.Role.FLOAT}
     assert int8 == {*_IMAGE, *_SEQUENCE, *_VOLUME, *_PAIRS, *_ELSEWHERE}
-    # These become layers before they get a role.
-    rewritten = {"concat", "math.maximum", "math.minimum"}
+    # These become layers before they get a role, or read a table (tests/core/test_open_layers.py).
+    rewritten = {"concat", "math.maximum", "math.minimum", "compat.v1.nn.embedding_lookup"}
     assert set(operations.FUNCTIONS) - rewritten == set(_SYMBOLS)
 
 

@@ -186,7 +186,8 @@ def test_a_subclassed_part_that_branches_on_values_is_refused_with_its_path_and_
 
     inputs = keras.Input((4,))
     model = keras.Model(inputs, Part(name="part")(L.Dense(3)(inputs)))
-    for use in (core.normalize, lambda m: core.quantize(m, SPARSE), lambda m: core.export_tflite(m, SPARSE)):
+    ptq = core.recipes.decode("wi8_ai8_ptq")
+    for use in (core.normalize, lambda m: core.quantize(m, SPARSE), lambda m: core.export_tflite(m, ptq)):
         with pytest.raises(UnsupportedModelError, match=r"'part'(.|\n)*subclassed(.|\n)*functional API"):
             use(model)
 
