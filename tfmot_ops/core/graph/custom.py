@@ -30,7 +30,7 @@ def open_custom_layers(graph: Graph) -> Graph:
     is opened around anything but a Dense, and SpectralNormalization, whose kernel then stays as it is normalised now.
 
     A layer is opened if its `call` does the same in training and in inference, except for the `training` argument of
-    its inner layers. These then get `training` from the new model, so a BatchNormalization keeps updating its statistics.
+    its inner layers. These get `training` from the new model, so a BatchNormalization keeps updating its statistics.
 
     A weight that a function reads becomes the result of a `LearnedTensor`, which all calls of a shared layer share.
 
