@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors, unique_names
 from tfmot_ops.core.graph.layers import LAYERS
+from tfmot_ops.core.graph.pointwise import Pointwise
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import KerasTensor, QuantizeLayer, QuantizeWrapperV2
@@ -25,7 +26,7 @@ OnTensor = Callable[[Tensor, Any], Any]
 
 #: Packages of tf_keras.layers, and further layers, whose `call` has no side effects (no new state, no losses).
 _PURE_PACKAGES = {"activation", "convolutional", "merging", "normalization", "pooling", "regularization", "reshaping"}
-_PURE_LAYERS = {keras.layers.Dense, keras.layers.Activation, QuantizeLayer, *LAYERS}
+_PURE_LAYERS = {keras.layers.Dense, keras.layers.Activation, QuantizeLayer, Pointwise, *LAYERS}
 #: Random initialisers: skipped in a rebuild, as the graph's weights replace their values.
 _RANDOM = (
     keras.initializers.VarianceScaling,

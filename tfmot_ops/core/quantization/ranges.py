@@ -83,8 +83,12 @@ class Ranges:
 
     def scale(self, tensor: Tensor) -> float | None:
         """Scale (width of one int8 level) of a tensor; None without a range, as for rows of an int8 table."""
-        found = self._found.get(self._key(tensor))
+        found = self.range(tensor)
         return None if found is None else (found[1] - found[0]) / LEVELS
+
+    def range(self, tensor: Tensor) -> Range | None:
+        """(low, high) of a tensor; None without a range, as for rows of an int8 table."""
+        return self._found.get(self._key(tensor))
 
     def _key(self, tensor: Tensor) -> Hashable:
         """The key of a tensor's range: its group, or the tensor itself if it is not tied to others."""

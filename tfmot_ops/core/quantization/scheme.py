@@ -261,6 +261,7 @@ class _Placer:
         more = f", to which the fixed range of {' and '.join(requantized)} is requantised" if requantized else ""
         if tensor in self.fixed:
             return FixedRangeQuantizer(*self.fixed[tensor]), f"output int8 over the fixed range of its input{more}"
+        more = ", computed by a table of 256 entries" if self._spec(node).table else more
         return RangeQuantizer(), f"output int8{more}"
 
     def _fuses(self, node: Node, reader: Node) -> bool:
