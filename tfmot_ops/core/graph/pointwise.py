@@ -58,7 +58,8 @@ class Pointwise(keras.layers.Layer):
 
     Args:
         steps: the calls. Each is a dict with the `function` by Keras' name (`math.add`), `args` and `kwargs`, in which
-            `{"value": 0}` stands for the layer's input and `{"value": n}` for the result of the n-th step.
+            `{"value": 0}` stands for the layer's input, `{"value": n}` for the result of the n-th step,
+            `{"dtype": "int32"}` for a type and `{"number": 1.0, "dtype": "float32"}` for a scalar tensor.
 
     Raises:
         UnsupportedModelError: a function is not in `FUNCTIONS_OF_ELEMENTS`.
@@ -103,14 +104,32 @@ class Pointwise(keras.layers.Layer):
 
 def _decoded(argument: Any, values: list[Any]) -> Any:
     if isinstance(argument, dict):
-        return values[argument["value"]] if "value" in argument else tf.as_dtype(argument["dtype"])
+        if "value" in argument:
+            return values[argument["value"]]
+        dtype = tf.as_dtype(argument["dtype"])
+        return tf.constant(argument["number"], dtype) if "number" in argument else dtype
     if isinstance(argument, list | tuple):
         return [_decoded(part, values) for part in argument]
     return argument
 
 
 def _may_diverge(function: str, args: Sequence[object]) -> bool:
-    return function in _DIVERGES or (function in _DIVISIONS and len(args) > 1 and isinstance(args[1], dict | Tensor))
+    if len(args) > 1 and function in {*_DIVISIONS, "math.pow"}:
+        first, second = (_number(arg) for arg in args[:2])
+        if function == "math.pow":
+            is_polynomial = second is not None and second >= 1 and second == int(second)
+            return not is_polynomial and not (first is not None and first > 0)
+        return second is None
+    return function in _DIVERGES
+
+
+def _number(argument: Any) -> float | None:
+    """The value of a constant argument, as it is in a graph or in a step; None for a tensor."""
+    if isinstance(argument, Tensor):
+        return None
+    if isinstance(argument, dict):
+        return argument.get("number")
+    return float(argument)
 
 
 def fuse_pointwise(graph: Graph) -> Graph:
@@ -234,9 +253,10 @@ def _encoded(argument: Any, places: Mapping[Tensor, int]) -> Any:
         return {"value": places[argument]}
     if isinstance(argument, tf.DType):
         return {"dtype": argument.name}
-    if tf.is_tensor(argument):
-        argument = argument.numpy()
-    return argument.item() if isinstance(argument, np.generic | np.ndarray) else argument
+    if tf.is_tensor(argument) or isinstance(argument, np.generic):
+        array = np.asarray(argument)
+        return {"number": array.item(), "dtype": array.dtype.name}
+    return argument
 
 
 def _has_int8_form(node: Node) -> bool:
