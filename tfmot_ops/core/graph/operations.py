@@ -145,7 +145,7 @@ def _computes(*tflite: str, **more: Any) -> OpSpec:
 
 
 #: The row of every function that the file looks up in a table.
-TABLE = OpSpec(Role.COMPUTES, ("GATHER", "CAST", "ADD"), table=True)
+TABLE = OpSpec(Role.COMPUTES, ("GATHER", "CAST", "ADD", "ELU"), table=True)
 
 
 def _fixed(tflite: str, low: float, high: float) -> OpSpec:
@@ -342,8 +342,6 @@ ACTIVATIONS: dict[str, OpSpec] = {
     "abs": _computes("ABS"),
     "leaky_relu": _computes("LEAKY_RELU"),
     **dict.fromkeys(("elu", "selu", "softplus", "softsign", "mish"), TABLE),
-    # A ReLU layer with these arguments, see `roles.activation_name`.
-    **dict.fromkeys(("relu with slope or threshold", "relu with a bound"), TABLE),
     # TFLite's quantisation specification fixes the scale: 1/256 (sigmoid, softmax), 1/128 (tanh), 1/16 (log_softmax).
     "sigmoid": _fixed("LOGISTIC", 0.0, 255 / 256),
     "softmax": _fixed("SOFTMAX", 0.0, 255 / 256),

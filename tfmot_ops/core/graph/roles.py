@@ -28,7 +28,7 @@ def spec_of(layer: Any) -> OpSpec:
         return LAYERS[Affine]
     name = activation_name(layer)
     if name is not None:
-        return ACTIVATIONS.get(name) or _spec_of_own(getattr(layer, "activation", None))
+        return ACTIVATIONS.get(name) or _spec_of_own(getattr(layer, "activation", layer))
     known = LAYERS.get(type(layer))
     if known is not None:
         return known
@@ -39,7 +39,7 @@ def spec_of(layer: Any) -> OpSpec:
 
 
 def _spec_of_own(function: Any) -> OpSpec:
-    """The row of a user's function or layer without weights: a table, if it works element by element."""
+    """The row of a function, or layer without weights, that has no row by name: a table, if it is elementwise."""
     return TABLE if callable(function) and is_elementwise(function) else UNKNOWN
 
 
