@@ -48,9 +48,7 @@ def _traced(key: Itself) -> bool:
     result = concrete.structured_outputs
     if not tf.is_tensor(result) or result.dtype != tf.float32 or result.shape.rank != _RANK:
         return False
-    captured = all(
-        value.dtype != tf.resource and value.shape.num_elements() == 1 for value in concrete.captured_inputs
-    )
+    captured = all(value.dtype != tf.resource and value.shape.num_elements() == 1 for value in concrete.captured_inputs)
     return captured and all(_is_of_elements(node) for node in _nodes(concrete.graph))
 
 

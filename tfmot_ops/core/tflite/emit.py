@@ -27,7 +27,7 @@ from tfmot_ops.core.keras.private import QuantizeLayer
 from tfmot_ops.core.keras.types import Args, Array, Kwargs, Layer, TensorLike
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.core.quantization.quantizers import FixedRangeQuantizer, WeightQuantizer, round_within, symmetric_limits
-from tfmot_ops.core.quantization.ranges import Ranges, tied_ranges
+from tfmot_ops.core.quantization.ranges import Ranges, tied_ranges, without_tie
 from tfmot_ops.core.quantization.scales import smallest_limits
 from tfmot_ops.core.tflite.late_weights import LateWeights, Place
 from tfmot_ops.core.tflite.tables import Tables
@@ -133,8 +133,8 @@ class _Emitter:
         if self.tables is None or layer.name in self.tables.refused:
             return _in_float(layer, args, kwargs)
         compute = lambda value: _call(layer, (value,), kwargs)  # noqa: E731 - as short as a name for it
-        within = self.scales.range(node.inputs()[0])
-        return self.tables.placeholder(layer.name, compute, args[0], within, is_elu=is_elu(layer))
+        ranges = self.scales.range(node.inputs()[0]), self.scales.range(node.output())
+        return self.tables.placeholder(layer.name, compute, args[0], ranges, is_elu=is_elu(layer))
 
     def _in_float(self, node: Node, layer: Layer, args: Args, kwargs: Kwargs) -> Any:
         """Emit a call of `unrounded` such that the converter leaves it in float."""
@@ -280,7 +280,7 @@ class _Emitter:
 
     def _quantize_output(self, node: Node, value: TensorLike) -> Any:
         if node.layer in self.ranges:
-            low, high = self.ranges[node.layer]
+            low, high = without_tie(*self.ranges[node.layer])
             return tf.quantization.fake_quant_with_min_max_args(value, low, high, num_bits=8)
         fixed = getattr(getattr(node.layer, "quantize_config", node.layer), "output", None)
         return fixed(value, False, {}) if isinstance(fixed, FixedRangeQuantizer) else value

@@ -54,7 +54,7 @@ class _Function:
         name: of the call.
         compute: (float32 values [256, 1, ...]) -> results of the same shape.
         rank: number of axes that the function is given.
-        within: range of the input; None takes it from the file.
+        within, result: ranges of input and output in the QAT model; None takes them from the file.
         is_elu: whether it is TFLite's ELU.
     """
 
@@ -62,6 +62,7 @@ class _Function:
     compute: Callable[[Any], Any]
     rank: int
     within: Range | None
+    result: Range | None
     is_elu: bool
 
 
@@ -85,7 +86,7 @@ class Tables:
         name: str,
         compute: Callable[[Any], Any],
         value: TensorLike,
-        within: Range | None,
+        ranges: tuple[Range | None, Range | None],
         *,
         is_elu: bool = False,
     ) -> Any:
@@ -95,11 +96,11 @@ class Tables:
             name: of the call.
             compute: the function.
             value: its argument, float32 [batch, ...].
-            within: range of the argument, where it is known.
+            ranges: of the argument and of the result, where they are known.
             is_elu: whether the function is ELU with a slope of 1.
         """
         slope = _SLOPE - len(self._functions)
-        self._functions.append(_Function(name, compute, len(value.shape), within, is_elu))
+        self._functions.append(_Function(name, compute, len(value.shape), *ranges, is_elu))
         return tf.nn.leaky_relu(value, slope)
 
     def fill(self, data: bytes) -> bytes:
@@ -232,7 +233,7 @@ def _entries(function: _Function, before: Any, after: Any) -> Any:
     if len(results) != len(levels) or not np.isfinite(results).all():
         return None
     scale, zero_point = (value[0] for value in (after.quantization.scale, after.quantization.zeroPoint))
-    found = np.rint(_rounded(results, *_limits(after)) / scale) + zero_point
+    found = np.rint(_rounded(results, *(function.result or _limits(after))) / scale) + zero_point
     return np.clip(found, _LOWEST, _HIGHEST).astype(np.int8)
 
 
