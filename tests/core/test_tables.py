@@ -51,6 +51,9 @@ def _graph_function(x: Any) -> Any:
     return tf.where(x > 0, x, tf.math.expm1(x))
 
 
+_HALF = tf.constant(0.5)
+
+
 @tf.custom_gradient
 def _own_gradient(x: Any) -> Any:
     return tf.math.softsign(x), lambda gradient: gradient
@@ -80,17 +83,17 @@ ACTIVATIONS: dict[str, Any] = {
     "object": Mish(),
     "tf.function": _graph_function,
     "custom gradient": _own_gradient,
-    "constant of another trace": lambda x, half=tf.constant(0.5): tf.math.asinh(x) * half,
+    "constant of another trace": lambda x: tf.math.asinh(x) * _HALF,
     "like": lambda x: tf.where(x > 1.0, tf.ones_like(x), tf.maximum(x, tf.zeros_like(x))),
     "layer": L.ELU(0.5),
 }
 
 #: What stands between two calls.
 CALLS: dict[str, Callable[[Any], Any]] = {
-    "ELU": lambda x: L.ELU(0.7)(x),
-    "ThresholdedReLU": lambda x: L.ThresholdedReLU(0.5)(x),
-    "ReLU with all": lambda x: L.ReLU(max_value=1.0, negative_slope=0.1, threshold=0.2)(x),
-    "ReLU with a slope and a bound": lambda x: L.ReLU(max_value=1.0, negative_slope=0.1)(x),
+    "ELU": L.ELU(0.7),
+    "ThresholdedReLU": L.ThresholdedReLU(0.5),
+    "ReLU with all": L.ReLU(max_value=1.0, negative_slope=0.1, threshold=0.2),
+    "ReLU with a slope and a bound": L.ReLU(max_value=1.0, negative_slope=0.1),
     "nn.elu": tf.nn.elu,
     "nn.selu": tf.nn.selu,
     "math.softplus": tf.math.softplus,
@@ -131,7 +134,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "threshold by cast": lambda x: x * tf.cast(x > 0.5, tf.float32),
     "root": lambda x: tf.sqrt(x * x + 1.0) - 1.0,
     "snake": lambda x: x + tf.sin(x) ** 2,
-    "custom layer": lambda x: Snake()(x),
+    "custom layer": Snake(),
     "function of a layer's activation": lambda x: L.Activation(gate)(x) * x,
 }
 
@@ -162,7 +165,7 @@ def _check(model: keras.Model, x: Any, least: float = 25.0) -> tuple[keras.Model
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activation(name: str) -> None:
     # The rules for leaky_relu and hard_sigmoid keep int8 operations of TFLite's own, which round more than once.
-    model = _between(lambda x: L.Conv2D(8, 1, activation=ACTIVATIONS[name])(x))
+    model = _between(L.Conv2D(8, 1, activation=ACTIVATIONS[name]))
     quantized, reports = core.quantize(model, _recipe(), _IMAGES)
     assert not [report.path for report in reports if report.outcome is Outcome.KEPT_FLOAT]
     data = core.export_tflite(quantized, _recipe())
@@ -243,7 +246,7 @@ def test_a_shared_layer_has_a_table_for_each_call(make: Callable[[], Any]) -> No
 
 
 def test_the_report_names_the_table() -> None:
-    _, reports = core.quantize(_between(lambda x: L.Activation("selu", name="scaled")(x)), _recipe(), _IMAGES)
+    _, reports = core.quantize(_between(L.Activation("selu", name="scaled")), _recipe(), _IMAGES)
     (row,) = (row for row in reports if row.path == "scaled")
     assert (row.outcome, row.reason) == (Outcome.QUANTIZED, "output int8, computed by a table of 256 entries")
 
@@ -284,7 +287,7 @@ def test_a_layer_that_the_scope_excludes_stays_in_float() -> None:
     scope = recipe.quantization.scope.model_copy(update={"exclude": ["scaled"]})
     quantization = recipe.quantization.model_copy(update={"scope": scope})
     recipe = recipe.model_copy(update={"quantization": quantization})
-    quantized, _ = core.quantize(_between(lambda x: L.Activation("selu", name="scaled")(x)), recipe, _IMAGES)
+    quantized, _ = core.quantize(_between(L.Activation("selu", name="scaled")), recipe, _IMAGES)
     data = core.export_tflite(quantized, recipe)
     assert core.profile_tflite(data).float_ops > 0
     assert _sqnr(core.predict(quantized, _IMAGES), core.predict(data, _IMAGES)) >= 60.0

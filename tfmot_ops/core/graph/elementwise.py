@@ -41,8 +41,9 @@ def is_elementwise(function: Any) -> bool:
 def _traced(key: Itself) -> bool:
     try:
         with tf.init_scope():
-            traced = tf.function(lambda value: _call_of(key.what)(value), autograph=False)
-            concrete = traced.get_concrete_function(tf.TensorSpec([None] * _RANK, tf.float32))
+            concrete = tf.function(_call_of(key.what), autograph=False).get_concrete_function(
+                tf.TensorSpec([None] * _RANK, tf.float32)
+            )
     except Exception:  # noqa: BLE001 - the user's function may raise anything on a tensor of unknown sizes
         return False
     result = concrete.structured_outputs
@@ -53,7 +54,8 @@ def _traced(key: Itself) -> bool:
 
 
 def _call_of(function: Any) -> Any:
-    return function.call if isinstance(function, keras.layers.Layer) else function
+    """A Python function for `tf.function`, which takes no callable object such as a partial."""
+    return lambda value: function.call(value) if isinstance(function, keras.layers.Layer) else function(value)
 
 
 def _nodes(graph: tf.Graph) -> Iterator[Any]:

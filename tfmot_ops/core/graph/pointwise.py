@@ -6,7 +6,7 @@ the result for each. A table is exact, and one table for `x * tanh(softplus(x))`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -231,14 +231,10 @@ def _is_of_elements(node: Node) -> bool:
     shape = node.output().shape
     if not node.inputs() or any(tensor.shape != shape for tensor in node.inputs()):
         return False
-    return all(_is_plain(leaf) for leaf in _leaves((node.args, node.kwargs)))
+    return all(_is_plain(leaf) for leaf in tf.nest.flatten((node.args, node.kwargs)))
 
 
-def _leaves(structure: object) -> Iterable[object]:
-    return tf.nest.flatten(structure)
-
-
-def _is_plain(leaf: object) -> bool:
+def _is_plain(leaf: Any) -> bool:
     if leaf is None or isinstance(leaf, Tensor | bool | int | float | str | tf.DType | np.number | np.bool_):
         return True
     # A variable is trained, so that no table of today's values can replace it.
@@ -263,7 +259,7 @@ def _has_int8_form(node: Node) -> bool:
     symbol = node.layer.symbol
     if symbol in _DIVISIONS:
         return len(node.args) > 1 and not tensors(node.args[1])
-    constants = [leaf for leaf in _leaves((node.args[1:], node.kwargs)) if leaf is not None]
+    constants = [leaf for leaf in tf.nest.flatten((node.args[1:], node.kwargs)) if leaf is not None]
     return symbol in _INT8 or (symbol in _INT8_BY_DEFAULT and not constants)
 
 

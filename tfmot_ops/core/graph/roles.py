@@ -29,12 +29,13 @@ def spec_of(layer: Any) -> OpSpec:
     name = activation_name(layer)
     if name is not None:
         return ACTIVATIONS.get(name) or _spec_of_own(getattr(layer, "activation", layer))
-    known = LAYERS.get(type(layer))
-    if known is not None:
-        return known
+    return LAYERS.get(type(layer)) or _spec_of_custom(layer)
+
+
+def _spec_of_custom(layer: Any) -> OpSpec:
+    """The row of a layer whose class has none: of a custom layer that could not be opened, as it is called twice."""
     if is_identity(layer):
         return LAYERS[_L.Identity]
-    # A custom layer that could not be opened, as it is called several times.
     return _spec_of_own(layer) if _computes_only(layer) else UNKNOWN
 
 

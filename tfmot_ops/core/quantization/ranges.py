@@ -20,7 +20,6 @@ from tfmot_ops.core.quantization.quantizers import INITIAL_RANGE, FixedRangeQuan
 from tfmot_ops.core.quantization.scales import LEVELS, Range, Sums, computable
 from tfmot_ops.core.quantization.scheme import output_quantizer, tied_groups
 
-
 #: How close the level of 0 may be to the middle between two levels, in levels; float32 is off by less.
 _NEAR_TIE = 1e-3
 
@@ -142,7 +141,7 @@ def without_tie(low: float, high: float) -> Range:
         return low, high
     with tf.init_scope():
         outside = tf.constant([2.0 * low - high, 2.0 * high - low], tf.float32)
-        ends = tf.quantization.fake_quant_with_min_max_args(outside, low, high, num_bits=8).numpy()
+        ends = tf.quantization.fake_quant_with_min_max_vars(outside, low, high, num_bits=8).numpy()
     return float(ends[0]), float(ends[1])
 
 

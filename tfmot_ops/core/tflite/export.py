@@ -104,7 +104,7 @@ def _converted(
     tables = Tables()
     while True:
         try:
-            return tables.fill(_convert(graph, recipe, calibration, late, kept, tables if quantized else None))
+            return tables.fill(_convert(graph, recipe, calibration, late, kept, tables=tables if quantized else None))
         except LateWeightsError as error:
             _LOG.info("large kernels cannot be written later (%s): converting with all weights in memory", error)
             late = None
@@ -224,6 +224,7 @@ def _convert(
     calibration: Calibration | None,
     late: LateWeights | None,
     kept: tuple[str, ...],
+    *,
     tables: Tables | None,
 ) -> bytes:
     finish = {} if late is None else {"finish": late.fill}

@@ -245,5 +245,6 @@ def _limits(tensor: Any) -> Range:
 
 
 def _rounded(values: Array, low: float, high: float) -> Any:
+    # The operation that takes the limits as tensors, as in training: the other one may round ties the other way.
     with tf.init_scope():
-        return np.asarray(tf.quantization.fake_quant_with_min_max_args(tf.constant(values), low, high, num_bits=8))
+        return np.asarray(tf.quantization.fake_quant_with_min_max_vars(tf.constant(values), low, high, num_bits=8))
