@@ -14,6 +14,7 @@ from tfmot_ops import core
 from tfmot_ops.contract import Outcome
 from tfmot_ops.core import keras
 from tfmot_ops.core.graph import layers, operations, roles
+from tfmot_ops.core.graph.pointwise import Pointwise
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.keras.wrapped import inner_layer
 
@@ -52,6 +53,9 @@ _IMAGE: dict[type, Callable[[], Any]] = {
     layers.HardSwish: layers.HardSwish,
     layers.AxisMean: lambda: layers.AxisMean([3]),
     layers.Shift: lambda: layers.Shift(0.5),
+    L.ELU: L.ELU,
+    L.ThresholdedReLU: L.ThresholdedReLU,
+    Pointwise: lambda: Pointwise([{"function": "math.sin", "args": [{"value": 0}], "kwargs": {}}]),
 }
 #: Layers on a sequence [N, 8, 4].
 _SEQUENCE: dict[type, Callable[[], Any]] = {
@@ -145,6 +149,7 @@ _SYMBOLS: dict[str, Callable[[Any], Any]] = {
     "math.reduce_prod": lambda x: tf.reduce_prod(tf.reshape(x, [-1, 8, 4, 8])[:, :2], 1),
     "einsum": lambda x: tf.einsum("bijc,bijd->bicd", x, x),
     "math.abs": tf.abs,
+    "math.exp": tf.exp,
     "math.squared_difference": lambda x: tf.math.squared_difference(x, x[:, ::-1]),
     "math.add": lambda x: tf.add(x, _ARRAY),
     "__operators__.add": lambda x: x + _ARRAY,

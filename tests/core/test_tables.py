@@ -245,6 +245,23 @@ def test_a_shared_layer_has_a_table_for_each_call(make: Callable[[], Any]) -> No
     assert core.profile_tflite(data).op_counts["GATHER"] == 2
 
 
+def test_a_nested_model_that_is_called_twice() -> None:
+    keras.utils.set_random_seed(0)
+    inside = keras.Input((8, 8, 4))
+    block = keras.Model(inside, tf.nn.selu(L.Conv2D(4, 1)(inside)), name="block")
+    inputs = keras.Input((8, 8, 4))
+    _, data = _check(keras.Model(inputs, L.Conv2D(2, 1)(block(block(inputs)))), _IMAGES)
+    assert core.profile_tflite(data).op_counts["GATHER"] == 2
+
+
+def test_a_logarithm_of_a_table_reads_it_unrounded() -> None:
+    model = _between(lambda x: tf.math.log(tf.reduce_sum(tf.math.softplus(x), -1, keepdims=True) + 1e-5))
+    quantized, reports = core.quantize(model, _recipe(), _IMAGES)
+    assert [report for report in reports if "diverges at 0" in report.reason]
+    data = core.export_tflite(quantized, _recipe())
+    assert _sqnr(core.predict(quantized, _IMAGES), core.predict(data, _IMAGES)) >= 40.0
+
+
 def test_the_report_names_the_table() -> None:
     _, reports = core.quantize(_between(L.Activation("selu", name="scaled")), _recipe(), _IMAGES)
     (row,) = (row for row in reports if row.path == "scaled")
