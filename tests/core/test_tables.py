@@ -333,12 +333,24 @@ def test_per_layer_figures_find_the_tables() -> None:
 
 @pytest.mark.parametrize("suffix", ["", ".h5", ".keras"])
 def test_a_saved_model_gives_the_same_file(tmp_path: Path, suffix: str) -> None:
-    activation = "mish" if suffix == ".h5" else gate  # Keras does not find a registered function of an h5 file
-    model = _between(lambda x: L.Conv2D(8, 1, activation=activation)(x / (1 + tf.abs(x))) + tf.nn.silu(x, beta=1.5))
+    model = _between(lambda x: L.Conv2D(8, 1, activation=gate)(x / (1 + tf.abs(x))) + tf.nn.silu(x, beta=1.5))
     quantized, data = _check(model, _IMAGES)
     core.save_model(quantized, tmp_path / f"model{suffix}")
     loaded = core.load_model(tmp_path / f"model{suffix}")
     assert core.export_tflite(loaded, _recipe()) == data
+
+
+def test_a_saved_model_does_not_need_the_function(tmp_path: Path) -> None:
+    quantized, data = _check(_between(L.Activation(lambda x: tf.sin(x) * x)), _IMAGES)
+    core.save_model(quantized, tmp_path / "model.keras")
+    assert core.export_tflite(core.load_model(tmp_path / "model.keras"), _recipe()) == data
+
+
+def test_a_function_keeps_a_gradient_of_its_own() -> None:
+    quantized, _ = core.quantize(_between(L.Activation(_own_gradient, name="own")), _recipe(), _IMAGES)
+    layer = next(layer for layer in quantized.layers if layer.name.endswith("own"))
+    assert isinstance(layer.layer, L.Activation)
+    assert layer.layer.activation is _own_gradient
 
 
 @pytest.mark.parametrize("name", ["mish by hand", "softplus by hand", "gelu by tanh", "K.relu with a threshold"])

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
+from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import get_symbol_from_name
 from tfmot_ops.errors import UnsupportedModelError
@@ -153,6 +154,30 @@ def fuse_pointwise(graph: Graph) -> Graph:
     return graph.without_dead_calls()
 
 
+def pointwise_of(function: Any, name: str) -> Pointwise | None:
+    """A layer that calls what a user's function calls, so that a saved model does not need the function.
+
+    Args:
+        function: takes a tensor.
+        name: of the layer.
+
+    Returns:
+        None where Keras cannot record the function's calls on a symbolic tensor, as with a gradient of its own, where
+        they are no functions of single elements, or where one may diverge.
+    """
+    inputs = keras.Input((None,), dtype="float32")
+    try:
+        graph = read_graph(keras.Model(inputs, function(inputs)))
+    except Exception:  # noqa: BLE001 - the user's function may raise anything on a symbolic tensor
+        return None
+    result = graph.outputs.producer if isinstance(graph.outputs, Tensor) else None
+    clusters = _Clusters(graph)
+    if result is None or clusters.source_of(result) is not graph.inputs()[0] or not result.output().is_float:
+        return None
+    layer = Pointwise(clusters.steps(result), name=name)
+    return None if layer.diverges else layer
+
+
 class _Clusters:
     """The calls of functions of single elements, with the one tensor that each depends on."""
 
@@ -204,16 +229,17 @@ class _Clusters:
         if not (needs or inner_exponential):
             return False
         diverges = any(_may_diverge(call.layer.symbol, call.args) for call in calls)
-        return not diverges or _is_tame(self._steps(node))
+        return not diverges or _is_tame(self.steps(node))
 
     def fused(self, node: Node) -> Node:
         """One call that computes what a call and those before it compute from its source."""
-        layer = Pointwise(self._steps(node), name=node.layer.name)
+        layer = Pointwise(self.steps(node), name=node.layer.name)
         call = Node(layer, node.path, (self.sources[node],), {}, node.outputs, node.origin)
         node.output().producer = call
         return call
 
-    def _steps(self, node: Node) -> list[dict[str, Any]]:
+    def steps(self, node: Node) -> list[dict[str, Any]]:
+        """What a call and those before it compute from its source, as `Pointwise` takes it."""
         places: dict[Tensor, int] = {self.sources[node]: 0}
         steps = []
         for call in self.calls(node):
