@@ -9,14 +9,15 @@ from __future__ import annotations
 from tfmot_ops.core.graph.custom import open_custom_layers
 from tfmot_ops.core.graph.ir import Graph, Tensor, map_tensors
 from tfmot_ops.core.graph.operations import Role
+from tfmot_ops.core.graph.pointwise import fuse_pointwise
 from tfmot_ops.core.graph.rewrite import rewrite
 from tfmot_ops.core.graph.roles import activation_name, role
 from tfmot_ops.core.graph.rules import RULES
 
 
 def normalize_graph(graph: Graph) -> Graph:
-    """Open the custom layers, apply all rules, then merge equal activations of one tensor."""
-    return _merge_twins(rewrite(open_custom_layers(graph), RULES))
+    """Open the custom layers, fuse functions of single elements, apply all rules, and merge equal activations."""
+    return _merge_twins(rewrite(fuse_pointwise(open_custom_layers(graph)), RULES))
 
 
 def _merge_twins(graph: Graph) -> Graph:

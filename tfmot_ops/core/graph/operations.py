@@ -27,6 +27,7 @@ from tfmot_ops.core.graph.layers import (
     MaskedScores,
     Shift,
 )
+from tfmot_ops.core.graph.pointwise import Pointwise
 from tfmot_ops.core.keras.pinned import keras
 
 _L = keras.layers
@@ -106,6 +107,8 @@ class OpSpec:
         arithmetic: how the output's magnitude follows from the inputs', to find output ranges that are too narrow for
             int8 kernels (see `quantization.scales`); None where no limit is known.
         constants: which argument holds constants that appear in the output.
+        table: whether the operation is a function of single elements that TFLite has no int8 form of: the file has a
+            table with the int8 result for each of the 256 int8 values instead.
         becomes_int8: whether normalisation rewrites the operation to calls that have an int8 form.
         why_float: why the operation stays in float: a sentence with {} for the operation's name.
     """
@@ -120,6 +123,7 @@ class OpSpec:
     fixed_range: tuple[float, float] | None = None
     arithmetic: Arithmetic | None = None
     constants: Constants | None = None
+    table: bool = False
     becomes_int8: bool = False
     why_float: str = "{} is not supported in QAT yet: trained in float, left to the converter"
 
@@ -149,6 +153,10 @@ def _same_scale(*tflite: str, **more: Any) -> OpSpec:
 
 def _computes(*tflite: str, **more: Any) -> OpSpec:
     return OpSpec(Role.COMPUTES, tflite, **more)
+
+
+#: The row of every function that the file looks up in a table.
+TABLE = OpSpec(Role.COMPUTES, ("GATHER", "CAST", "ADD", "ELU"), table=True)
 
 
 def _fixed(tflite: str, low: float, high: float) -> OpSpec:
@@ -226,6 +234,9 @@ LAYERS: dict[type, OpSpec] = {
     MaskedScores: _same_scale("SELECT_V2", "SELECT"),
     LearnedTensor: OpSpec(Role.CONSTANT),
     InverseRoot: _computes("RSQRT"),
+    _L.ELU: TABLE,
+    _L.ThresholdedReLU: TABLE,
+    Pointwise: TABLE,
     # Shape and position only.
     _L.Reshape: _pass("RESHAPE"),
     _L.Flatten: _pass("RESHAPE"),
@@ -289,6 +300,7 @@ FUNCTIONS: dict[str, OpSpec] = {
     "math.multiply": _computes("MUL"),
     "math.subtract": _computes("SUB"),
     "math.abs": _computes("ABS"),
+    "math.exp": _computes("EXP"),
     # Shape and position only.
     "reshape": _pass("RESHAPE"),
     "expand_dims": _pass("RESHAPE"),
@@ -341,7 +353,10 @@ ACTIVATIONS: dict[str, OpSpec] = {
     "relu6": OpSpec(Role.RELU, ("RELU6",)),
     "gelu": _computes("GELU"),
     "exponential": _computes("EXP"),
+    "exp": _computes("EXP"),
+    "abs": _computes("ABS"),
     "leaky_relu": _computes("LEAKY_RELU"),
+    **dict.fromkeys(("elu", "selu", "softplus", "softsign", "mish"), TABLE),
     # TFLite's quantisation specification fixes the scale: 1/256 (sigmoid, softmax), 1/128 (tanh), 1/16 (log_softmax).
     "sigmoid": _fixed("LOGISTIC", 0.0, 255 / 256),
     "softmax": _fixed("SOFTMAX", 0.0, 255 / 256),

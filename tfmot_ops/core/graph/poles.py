@@ -14,7 +14,7 @@ import numpy as np
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
 from tfmot_ops.core.graph.layers import Affine, AxisMean, Shift
-from tfmot_ops.core.graph.roles import activation_name
+from tfmot_ops.core.graph.roles import activation_name, spec_of
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Layer
 
@@ -86,4 +86,5 @@ def _prepares(node: Node) -> bool:
     if type(layer) is _L.Multiply:
         # x * x only: a product of two different tensors stays int8, with a range of its own.
         return len(set(node.inputs())) == 1
-    return getattr(layer, "symbol", type(layer)) in _PREPARES or has_pole(layer)
+    # A function that TFLite looks up in a table is computed in float before a diverging one: softplus comes close to 0.
+    return getattr(layer, "symbol", type(layer)) in _PREPARES or has_pole(layer) or spec_of(layer).table

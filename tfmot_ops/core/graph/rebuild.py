@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FunctionType
@@ -12,6 +11,7 @@ import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors, unique_names
 from tfmot_ops.core.graph.layers import LAYERS
+from tfmot_ops.core.graph.pointwise import Pointwise
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import KerasTensor, QuantizeLayer, QuantizeWrapperV2
@@ -25,7 +25,7 @@ OnTensor = Callable[[Tensor, Any], Any]
 
 #: Packages of tf_keras.layers, and further layers, whose `call` has no side effects (no new state, no losses).
 _PURE_PACKAGES = {"activation", "convolutional", "merging", "normalization", "pooling", "regularization", "reshaping"}
-_PURE_LAYERS = {keras.layers.Dense, keras.layers.Activation, QuantizeLayer, *LAYERS}
+_PURE_LAYERS = {keras.layers.Dense, keras.layers.Activation, QuantizeLayer, Pointwise, *LAYERS}
 #: Random initialisers: skipped in a rebuild, as the graph's weights replace their values.
 _RANDOM = (
     keras.initializers.VarianceScaling,
@@ -115,20 +115,32 @@ def copy_layer(layer: Layer, name: str, **changes: object) -> Any:
 
 
 def _config(layer: Layer) -> dict[str, Any]:
-    config: dict[str, Any]
-    if getattr(getattr(layer, "activation", None), "__name__", "") != "<lambda>":
-        config = layer.get_config()
+    """The config of a layer; `linear` stands in it for the user's own activation function.
+
+    Keras fails to describe a function without a name or source: a lambda, a `functools.partial`, an object that can be
+    called. The copy gets the function itself, see `_functions`.
+    """
+    activation = vars(layer).get("activation")
+    if not _is_own_function(activation):
+        config: dict[str, Any] = layer.get_config()
         return config
-    with warnings.catch_warnings():
-        # Keras warns that a lambda cannot be serialised; the copy gets the function object, so nothing is lost.
-        warnings.filterwarnings("ignore", message="The object being serialized includes a `lambda`")
+    # `object.__setattr__`, as Keras' own would drop the variables of an activation from the layer's weights.
+    object.__setattr__(layer, "activation", keras.activations.linear)
+    try:
         config = layer.get_config()
+    finally:
+        object.__setattr__(layer, "activation", activation)
     return config
 
 
 def is_public(function: object) -> bool:
     """Whether the function is one of Keras' or TensorFlow's, so that a config can refer to it by name."""
-    return str(getattr(function, "__module__", "")).startswith(("tf_keras.", "tensorflow."))
+    module = str(getattr(function, "__module__", ""))
+    return isinstance(function, FunctionType) and module.startswith(("tf_keras.", "tensorflow."))
+
+
+def _is_own_function(value: object) -> bool:
+    return callable(value) and not isinstance(value, keras.layers.Layer) and not is_public(value)
 
 
 def _functions(layer: Layer, config: Config) -> dict[str, Any]:
@@ -143,7 +155,8 @@ def _functions(layer: Layer, config: Config) -> dict[str, Any]:
         key: value
         for key, value in values.items()
         # A public function is left to its name in the config, so that a copy and a loaded model have the same one.
-        if isinstance(value, FunctionType) and not (is_public(value) and isinstance(config[key], str))
+        if (isinstance(value, FunctionType) or (key.endswith("activation") and _is_own_function(value)))
+        and not (is_public(value) and isinstance(config[key], str))
     }
 
 

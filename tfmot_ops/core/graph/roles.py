@@ -6,8 +6,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfmot_ops.core.graph.elementwise import is_elementwise
 from tfmot_ops.core.graph.layers import Affine
-from tfmot_ops.core.graph.operations import ACTIVATIONS, FUNCTIONS, LAYERS, UNKNOWN, Kernel, OpSpec, Role
+from tfmot_ops.core.graph.operations import ACTIVATIONS, FUNCTIONS, LAYERS, TABLE, UNKNOWN, Kernel, OpSpec, Role
+from tfmot_ops.core.graph.pointwise import Pointwise
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
 
@@ -26,11 +28,25 @@ def spec_of(layer: Any) -> OpSpec:
         return LAYERS[Affine]
     name = activation_name(layer)
     if name is not None:
-        return ACTIVATIONS.get(name, UNKNOWN)
-    known = LAYERS.get(type(layer))
-    if known is not None:
-        return known
-    return LAYERS[_L.Identity] if is_identity(layer) else UNKNOWN
+        return ACTIVATIONS.get(name) or _spec_of_own(getattr(layer, "activation", layer))
+    return LAYERS.get(type(layer)) or _spec_of_custom(layer)
+
+
+def _spec_of_custom(layer: Any) -> OpSpec:
+    """The row of a layer whose class has none: of a custom layer that could not be opened, as it is called twice."""
+    if is_identity(layer):
+        return LAYERS[_L.Identity]
+    return _spec_of_own(layer) if _computes_only(layer) else UNKNOWN
+
+
+def _spec_of_own(function: Any) -> OpSpec:
+    """The row of a function, or layer without weights, that has no row by name: a table, if it is elementwise."""
+    return TABLE if callable(function) and is_elementwise(function) else UNKNOWN
+
+
+def _computes_only(layer: Any) -> bool:
+    """Whether a custom layer has no weights, does the same in training as in inference, and adds no losses."""
+    return is_custom(layer) and not (layer.weights or _takes_training(layer) or layer.activity_regularizer)
 
 
 def role(layer: Any) -> Role:
@@ -46,6 +62,17 @@ def kernels(layer: Any) -> tuple[Kernel, ...]:
 def float_reason(layer: Any) -> str:
     """Why a layer of the role FLOAT stays in float: a limit of TFLite, or of this project."""
     return LAYERS.get(type(layer), UNKNOWN).why_float.format(describe(layer))
+
+
+def is_elu(layer: Any) -> bool:
+    """Whether a layer computes ELU as TFLite's own operation does: x where x > 0, exp(x) - 1 elsewhere."""
+    layer = _computed(layer)
+    is_default = isinstance(layer, _L.ELU) and float(layer.alpha) == 1.0
+    return is_default or activation_name(layer) == "elu" or _is_one_step(layer, "nn.elu")
+
+
+def _is_one_step(layer: Any, function: str) -> bool:
+    return isinstance(layer, Pointwise) and [step["function"] for step in layer.steps] == [function]
 
 
 def describe(layer: Any) -> str:

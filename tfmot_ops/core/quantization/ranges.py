@@ -7,6 +7,8 @@ from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any
 
+import tensorflow as tf
+
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
 from tfmot_ops.core.graph.operations import Arithmetic, Role
 from tfmot_ops.core.graph.roles import role, spec_of
@@ -17,6 +19,9 @@ from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.core.quantization.quantizers import INITIAL_RANGE, FixedRangeQuantizer, RangeQuantizer
 from tfmot_ops.core.quantization.scales import LEVELS, Range, Sums, computable
 from tfmot_ops.core.quantization.scheme import output_quantizer, tied_groups
+
+#: How close the level of 0 may be to the middle between two levels, in levels; float32 is off by less.
+_NEAR_TIE = 1e-3
 
 
 def range_variables(layer: Layer) -> tuple[Any, Any] | None:
@@ -83,8 +88,12 @@ class Ranges:
 
     def scale(self, tensor: Tensor) -> float | None:
         """Scale (width of one int8 level) of a tensor; None without a range, as for rows of an int8 table."""
-        found = self._found.get(self._key(tensor))
+        found = self.range(tensor)
         return None if found is None else (found[1] - found[0]) / LEVELS
+
+    def range(self, tensor: Tensor) -> Range | None:
+        """(low, high) of a tensor; None without a range, as for rows of an int8 table."""
+        return self._found.get(self._key(tensor))
 
     def _key(self, tensor: Tensor) -> Hashable:
         """The key of a tensor's range: its group, or the tensor itself if it is not tied to others."""
@@ -119,6 +128,21 @@ class Ranges:
         if spec.arithmetic is Arithmetic.PRODUCT:
             return Sums(keys, multiplied=True)
         return Sums(keys) if spec.role is Role.RELU or spec.arithmetic is Arithmetic.SUM else None
+
+
+def without_tie(low: float, high: float) -> Range:
+    """A range whose zero is not halfway between two levels; any other range as it is.
+
+    The level of 0 is a whole number. In a range from -1 to 1 it would be 127.5, which TensorFlow's fake-quant operation
+    may round down and the converter up; then 1.0 is 1.0039 in the QAT model and 0.9961 in the file.
+    """
+    zero = -low / (high - low) * LEVELS
+    if abs(zero % 1.0 - 0.5) > _NEAR_TIE:
+        return low, high
+    with tf.init_scope():
+        outside = tf.constant([2.0 * low - high, 2.0 * high - low], tf.float32)
+        ends = tf.quantization.fake_quant_with_min_max_vars(outside, low, high, num_bits=8).numpy()
+    return float(ends[0]), float(ends[1])
 
 
 def tied_ranges(graph: Graph) -> dict[Layer, Range]:

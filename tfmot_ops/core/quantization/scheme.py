@@ -287,6 +287,7 @@ class _Placer:
         more = f", to which the fixed range of {' and '.join(requantized)} is requantised" if requantized else ""
         if tensor in self.fixed:
             return FixedRangeQuantizer(*self.fixed[tensor]), f"output int8 over the fixed range of its input{more}"
+        more = ", computed by a table of 256 entries" if self._spec(node).table else more
         quantizer = MaskedRangeQuantizer if isinstance(node.layer, MaskedScores) else RangeQuantizer
         return quantizer(), f"output int8{more}"
 

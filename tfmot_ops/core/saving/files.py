@@ -13,6 +13,7 @@ import h5py
 import tensorflow_model_optimization as tfmot
 
 from tfmot_ops.core.graph.layers import LAYERS
+from tfmot_ops.core.graph.pointwise import Pointwise
 from tfmot_ops.core.graph.rebuild import without_random_values, without_traces
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
@@ -35,6 +36,7 @@ from tfmot_ops.system import files
 #: classes must be found by their bare names.
 _CLASSES: tuple[type, ...] = (
     *LAYERS,
+    Pointwise,
     FixedRangeQuantizer,
     LayerQuantizeConfig,
     PruneLowMagnitude,

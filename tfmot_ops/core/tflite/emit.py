@@ -21,7 +21,7 @@ from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
 from tfmot_ops.core.graph.layers import Affine, LearnedTensor, MaskedScores, scale_and_offset
 from tfmot_ops.core.graph.of_weights import calls_of_weights
 from tfmot_ops.core.graph.operations import Kernel, Role
-from tfmot_ops.core.graph.roles import kernels, role, spec_of
+from tfmot_ops.core.graph.roles import is_elu, kernels, role, spec_of
 from tfmot_ops.core.graph.run import run_graph
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.private import QuantizeLayer
@@ -34,14 +34,18 @@ from tfmot_ops.core.quantization.quantizers import (
     round_within,
     symmetric_limits,
 )
-from tfmot_ops.core.quantization.ranges import Ranges, tied_ranges
+from tfmot_ops.core.quantization.ranges import Ranges, tied_ranges, without_tie
 from tfmot_ops.core.quantization.scales import smallest_limits
 from tfmot_ops.core.quantization.scheme import output_quantizer
 from tfmot_ops.core.tflite.late_weights import LateWeights, Place
+from tfmot_ops.core.tflite.tables import Tables
 
 
 def inference_of(
-    graph: Graph, late: LateWeights | None, unrounded: AbstractSet[Node] = frozenset()
+    graph: Graph,
+    late: LateWeights | None,
+    unrounded: AbstractSet[Node] = frozenset(),
+    tables: Tables | None = None,
 ) -> Callable[..., Any]:
     """The graph as a TensorFlow function (inputs) -> list of outputs, to be traced.
 
@@ -49,12 +53,15 @@ def inference_of(
         graph: normalised, quantised or float.
         late: collects the kernels that are written into the file after the conversion; None emits all kernels.
         unrounded: the calls that stay in float, and are not fused with the calls around them.
+        tables: collects the functions that become tables after the conversion; None emits the functions themselves.
     """
-    emit = _Emitter(graph, late, unrounded)
+    emit = _Emitter(graph, late, unrounded, tables)
 
     def inference(*inputs: TensorLike) -> Any:
         if late is not None:
             late.begin()
+        if tables is not None:
+            tables.begin()
         # A list keeps the order of the model's outputs; a dict would be sorted by name.
         return tf.nest.flatten(run_graph(graph, list(inputs), emit))
 
@@ -68,8 +75,11 @@ class _Emitter:
     calls (convolution, affine, ReLU), as a reshape between them would prevent the converter from fusing them.
     """
 
-    def __init__(self, graph: Graph, late: LateWeights | None, unrounded: AbstractSet[Node]) -> None:
+    def __init__(
+        self, graph: Graph, late: LateWeights | None, unrounded: AbstractSet[Node], tables: Tables | None
+    ) -> None:
         self.graph = graph
+        self.tables = tables
         self.unrounded = unrounded
         self.late = late
         self.constant = calls_of_weights(graph)
@@ -122,6 +132,8 @@ class _Emitter:
         keep_float = getattr(getattr(node.layer, "quantize_config", None), "keep_float", False)
         if (kind is Role.FLOAT and self.ranges) or (keep_float and kind in {Role.PASS, Role.SAME_SCALE}):
             return _float_call(layer, args, kwargs)
+        if spec_of(layer).table and not keep_float and self.ranges and self.tables is not None:
+            return self._table(node, layer, args, kwargs)
         if keep_float:
             args = tf.nest.map_structure(_float_barrier, args)
         own = {Role.CONVOLUTION: self._convolution, Role.AFFINE: self._affine, Role.GATHER: self._gather}.get(kind)
@@ -132,6 +144,14 @@ class _Emitter:
         """Masked scores get the lowest value of the output's range, as a lower one would widen it."""
         is_int8 = node.layer in self.ranges
         return layer.select(value, self.ranges[node.layer][0]) if is_int8 else _call(layer, (value,), {})
+
+    def _table(self, node: Node, layer: Layer, args: Args, kwargs: Kwargs) -> Any:
+        """The placeholder for a function that becomes a table."""
+        if self.tables is None or layer.name in self.tables.refused:
+            return _in_float(layer, args, kwargs)
+        compute = lambda value: _call(layer, (value,), kwargs)  # noqa: E731 - as short as a name for it
+        ranges = self.scales.range(node.inputs()[0]), self.scales.range(node.output())
+        return self.tables.placeholder(layer.name, compute, args[0], ranges, is_elu=is_elu(layer))
 
     def _in_float(self, node: Node, layer: Layer, args: Args, kwargs: Kwargs) -> Any:
         """Emit a call of `unrounded` such that the converter leaves it in float."""
@@ -277,7 +297,7 @@ class _Emitter:
 
     def _quantize_output(self, node: Node, value: TensorLike) -> Any:
         if node.layer in self.ranges:
-            low, high = self.ranges[node.layer]
+            low, high = without_tie(*self.ranges[node.layer])
             return tf.quantization.fake_quant_with_min_max_args(value, low, high, num_bits=8)
         quantizer = output_quantizer(node.layer)
         without_variables = isinstance(quantizer, FixedRangeQuantizer | ConstantQuantizer)

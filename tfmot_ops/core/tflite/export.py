@@ -16,6 +16,7 @@ from tfmot_ops.core.graph.ir import Graph, Node, tensors, unique_names
 from tfmot_ops.core.graph.layers import MaskedScores
 from tfmot_ops.core.graph.new_values import reads_rounded, refuse_far_constants, refuse_pads_out_of_range
 from tfmot_ops.core.graph.normalize import normalize_graph
+from tfmot_ops.core.graph.pointwise import Pointwise
 from tfmot_ops.core.graph.poles import float_calls, reads_any
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import rebuild
@@ -37,6 +38,7 @@ from tfmot_ops.core.tflite.late_weights import LateWeights, LateWeightsError
 from tfmot_ops.core.tflite.profile import weight_zeros
 from tfmot_ops.core.tflite.ptq_ai_edge import quantize_file
 from tfmot_ops.core.tflite.signature import named
+from tfmot_ops.core.tflite.tables import Tables, TablesError
 from tfmot_ops.errors import ExportError, RecipeError, SparsityLostError, TfmotOpsError
 from tfmot_ops.recipes.scope import select
 
@@ -87,16 +89,29 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Calibration |
         _refuse_far_constants(normal, recipe, calibration, kept)
         # Rebuilt as a model, as layers that a rule made are not built yet.
         graph = read_graph(rebuild(_for_integers(normal, recipe)))
-    try:
-        data = _convert(graph, recipe, calibration, LateWeights(floats=_takes_floats_late(recipe, quantized)), kept)
-    except LateWeightsError as error:
-        _LOG.info("large kernels cannot be written later (%s): converting with all weights in memory", error)
-        data = _convert(graph, recipe, calibration, None, kept)
+    data = _converted(graph, recipe, calibration, quantized=quantized, kept=kept)
     if recipe.quantization and recipe.quantization.backend is Backend.AI_EDGE_QUANTIZER:
         rows = lambda: _representative(recipe, graph, calibration)()  # noqa: E731, PLW0108 - lazy
         data = quantize_file(data, recipe, rows, _results(data, graph, kept))
     _check_sparsity(data, required)
     return named(data, model, graph)
+
+
+def _converted(
+    graph: Graph, recipe: Recipe, calibration: Calibration | None, *, quantized: bool, kept: tuple[str, ...]
+) -> bytes:
+    """The file, converted again where a weight cannot be written later, or a function cannot be a table."""
+    late: LateWeights | None = LateWeights(floats=_takes_floats_late(recipe, quantized))
+    tables = Tables()
+    while True:
+        try:
+            return tables.fill(_convert(graph, recipe, calibration, late, kept, tables=tables if quantized else None))
+        except LateWeightsError as error:
+            _LOG.info("large kernels cannot be written later (%s): converting with all weights in memory", error)
+            late = None
+        except TablesError as error:
+            _LOG.warning("kept in float, as an int8 result is not finite or the input is float: %s", error)
+            tables = Tables(error.names)
 
 
 def _takes_floats_late(recipe: Recipe, quantized: bool) -> bool:
@@ -185,13 +200,15 @@ def _rounds(recipe: Recipe) -> bool:
 
 
 def _stays_float(node: Node) -> bool:
-    """Whether a call has a mask and a layer that PTQ to int8 breaks if masked.
+    """Whether PTQ to int8 breaks a call: a function that may diverge, or a layer with a mask.
 
     Masked attention adds -1e9 to the scores of masked positions: in a range that contains -1e9, all other scores round
     to one level. A masked recurrent layer selects between old and new state: in int8, XNNPACK (ai-edge-litert 2.3)
     crashes on it.
     """
     masks = [node.kwargs.get(name) for name in ("mask", "attention_mask", "use_causal_mask")]
+    if isinstance(node.layer, Pointwise) and node.layer.diverges:
+        return True
     return isinstance(node.layer, _MASKED_IN_FLOAT) and not all(mask is None or mask is False for mask in masks)
 
 
@@ -216,12 +233,18 @@ def _results(data: bytes, graph: Graph, scopes: tuple[str, ...]) -> list[str]:
 
 
 def _convert(
-    graph: Graph, recipe: Recipe, calibration: Calibration | None, late: LateWeights | None, kept: tuple[str, ...]
+    graph: Graph,
+    recipe: Recipe,
+    calibration: Calibration | None,
+    late: LateWeights | None,
+    kept: tuple[str, ...],
+    *,
+    tables: Tables | None,
 ) -> bytes:
     finish = {} if late is None else {"finish": late.fill}
     calibrated = _is_calibrated(recipe)
     unrounded = float_calls(graph) if _rounds(recipe) else set()
-    inference, signature = inference_of(graph, late, unrounded), _signature(graph, calibration)
+    inference, signature = inference_of(graph, late, unrounded, tables), _signature(graph, calibration)
     converter = converter_of(inference, signature, **finish, calibrated=calibrated)
     if calibrated:
         floats_in = (lambda data: _results(data, graph, kept)) if kept else None

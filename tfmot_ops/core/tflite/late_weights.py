@@ -136,7 +136,7 @@ class LateWeights:
         if not self._late:
             return data
         model = schema.ModelT.InitFromPackedBuf(data)
-        tables = len(data) - _stored_bytes(model)
+        tables = len(data) - stored_bytes(model)
         placed: set[_Late] = set()
         #: SHA-256 of a kernel's values -> its buffer, so that equal kernels are stored once.
         buffers: dict[bytes, int] = {}
@@ -158,7 +158,7 @@ class LateWeights:
         if missing := [late for late in self._late if late not in placed]:
             raise LateWeightsError(f"{len(missing)} of {len(self._late)} kernels have no placeholder in the file")
         self._late.clear()
-        return _pack(model, tables)
+        return packed(model, tables)
 
     def _of(self, model: Any, tensor: Any) -> list[_Late]:
         """The kernels that a tensor is the placeholder of; several only if their values are equal."""
@@ -184,12 +184,21 @@ def _readers(model: Any, graph: Any) -> dict[int, set[tuple[str, int]]]:
     return found
 
 
-def _stored_bytes(model: Any) -> int:
+def stored_bytes(model: Any) -> int:
+    """Bytes of the constants of a file."""
     return sum(np.size(buffer.data) for buffer in model.buffers if buffer.data is not None)
 
 
-def _pack(model: Any, tables: int) -> bytes:
-    """Serialise the model without unused buffers; `tables` is the size in bytes of everything except buffers."""
+def packed(model: Any, tables: int) -> bytes:
+    """The file of a model, without unused buffers.
+
+    Args:
+        model: `schema.ModelT`.
+        tables: size in bytes of everything except the buffers.
+
+    Raises:
+        LateWeightsError: the file would exceed 2 GiB.
+    """
     owners = [*(tensor for graph in model.subgraphs for tensor in graph.tensors), *(model.metadata or ())]
     used = sorted({0, *(owner.buffer for owner in owners)})
     places = {old: new for new, old in enumerate(used)}
@@ -198,7 +207,7 @@ def _pack(model: Any, tables: int) -> bytes:
     # A deprecated field of buffer indices, which would point at the wrong buffers after renumbering.
     model.metadataBuffer = None
     model.buffers = [model.buffers[index] for index in used]
-    size = tables + _stored_bytes(model) + _SLACK
+    size = tables + stored_bytes(model) + _SLACK
     if size > flatbuffers.Builder.MAX_BUFFER_SIZE:
         raise LateWeightsError(f"a flatbuffer of {size} bytes exceeds the limit of 2 GiB")
     builder = flatbuffers.Builder(size)

@@ -253,7 +253,7 @@ def _count(tally: _Tally, graph: _Graph, op: _Op) -> None:
     if any(graph.dtype(index) in _FLOAT_TYPES for index in activations):
         tally.float_ops += 1
     reads = _reads(op)
-    if reads.weight is None:
+    if reads.weight is None or _is_function(graph, op):
         return
     weight = op.inputs[reads.weight]
     _count_weights(tally, graph, weight)
@@ -263,6 +263,11 @@ def _count(tally: _Tally, graph: _Graph, op: _Op) -> None:
         tally.macs += macs
         if {graph.dtype(index) for index in (data, weight, op.outputs[0])} == {"int8"}:
             tally.int8_macs += macs
+
+
+def _is_function(graph: _Graph, op: _Op) -> bool:
+    """Whether a GATHER computes a function by a table (see `tflite.tables`), which holds no weights."""
+    return op.name == "GATHER" and len(graph.shape(op.inputs[0])) == 1
 
 
 def _count_weights(tally: _Tally, graph: _Graph, weight: int) -> None:

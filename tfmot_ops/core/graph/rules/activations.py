@@ -9,8 +9,10 @@ import numpy as np
 
 from tfmot_ops.core.graph.ir import Node, Tensor
 from tfmot_ops.core.graph.layers import Affine, HardSwish, scale_and_offset
+from tfmot_ops.core.graph.pointwise import pointwise_of
 from tfmot_ops.core.graph.rebuild import copy_layer, is_public
 from tfmot_ops.core.graph.rewrite import Rewriter
+from tfmot_ops.core.graph.roles import spec_of
 from tfmot_ops.core.keras.identity import Itself
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Layer
@@ -48,8 +50,14 @@ def emit_activation(node: Node, out: Rewriter, tensor: Tensor, activation: Any, 
     if activation is keras.activations.hard_sigmoid:
         # clip(0.2 x + 0.5, 0, 1) = relu6(1.2 x + 3) / 6
         return bounded_relu(node, out, tensor, path, bound=6.0, scale=1.2, offset=3.0, result=1 / 6)
-    make = lambda: _L.Activation(activation, name=name)  # noqa: E731 - used once, below
-    return out.call(out.once(node.layer, "activation", make), path, tensor)
+    return out.call(out.once(node.layer, "activation", lambda: _layer_of(activation, name)), path, tensor)
+
+
+def _layer_of(activation: Any, name: str) -> Layer:
+    """The layer for an activation function: a user's own that becomes a table is opened, where possible."""
+    layer = _L.Activation(activation, name=name)
+    opened = None if is_public(activation) or not spec_of(layer).table else pointwise_of(activation, name)
+    return layer if opened is None else opened
 
 
 def _keras_function(node: Node, activation: Any) -> Any:
@@ -145,7 +153,8 @@ def _activation_form(node: Node, out: Rewriter) -> Tensor | None:
     if type(layer) is _L.Activation:
         function = _keras_function(node, layer.activation)
         composed = function in {keras.activations.swish, keras.activations.hard_sigmoid}
-        if composed or isinstance(function, _L.Layer):
+        is_own = not is_public(function) and spec_of(layer).table
+        if composed or is_own or isinstance(function, _L.Layer):
             return emit_activation(node, out, node.inputs()[0], function, node.path)
         return None
     return _relu_form(node, out) if type(layer) is _L.ReLU and not layer.threshold else None
