@@ -180,7 +180,7 @@ def _is_closed(graph: Graph, layer: Layer) -> bool:
     ]
     arithmetic = {"math.add", "__operators__.add", "math.multiply", "math.subtract", "math.truediv", "nn.bias_add"}
     fits = all(
-        node.layer.symbol in arithmetic and leaf.shape.num_elements() in {1, node.output().channels}
+        getattr(node.layer, "symbol", None) in arithmetic and leaf.shape.num_elements() in {1, node.output().channels}
         for node, leaf in free
     )
     return fits and {Itself(weight) for weight in layer.weights} <= held | {_variable(leaf) for _, leaf in free}

@@ -28,8 +28,8 @@ from tfmot_ops.core.keras.private import QuantizeLayer
 from tfmot_ops.core.keras.types import Args, Array, Kwargs
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.core.measure.noise import power_ratio_db, signal_and_noise
-from tfmot_ops.core.tflite.emit import scope_name
 from tfmot_ops.core.tflite.interpreter import Detail, Inputs, dequantized, make_interpreter, quantized
+from tfmot_ops.core.tflite.scopes import call_scopes
 
 #: Identifies a call: (the layer's name, index among the layer's calls in the graph's order).
 _Key = tuple[str, int]
@@ -93,7 +93,7 @@ def layer_sqnr(
         ArtifactError: the bytes are no TFLite file.
     """
     normal = normalize_graph(read_graph(float_model))
-    names = unique_names(dict.fromkeys(node.path for node in normal.nodes))
+    names = unique_names(dict.fromkeys(node.path for node in normal.nodes), normal.input_names.values())
     paths = {names[node.path]: node.path for node in normal.nodes}
     # Rebuilt as a model, as layers that a rule made are not built yet.
     source = _Calls(read_graph(rebuild(normal)))
@@ -211,13 +211,9 @@ class _Calls:
         return outputs
 
     def positions(self) -> dict[str, int]:
-        """Name scope in the file -> position of the call in the graph; TensorFlow numbers equal scopes as in export."""
-        found = {}
-        with tf.Graph().as_default():
-            for position, node in enumerate(self.graph.nodes):
-                with tf.name_scope(scope_name(inner_layer(node.layer).name)) as scope:
-                    found[scope] = position
-        return found
+        """Name scope in the file -> position of the call in the graph."""
+        scopes = call_scopes(self.graph)
+        return {scopes[node]: position for position, node in enumerate(self.graph.nodes)}
 
 
 class _File:
@@ -244,7 +240,8 @@ class _File:
             self._interpreter.invoke()
             for key, index in self.matched.items():
                 rows[key].append(dequantized(self._interpreter.get_tensor(index), self._details[index]))
-        return {key: np.concatenate(parts) for key, parts in rows.items()}
+        # A tensor without a batch axis, such as the maximum over all samples, becomes one row.
+        return {key: np.concatenate([np.atleast_1d(part) for part in parts]) for key, parts in rows.items()}
 
 
 def _written_tensors(data: bytes) -> list[int]:
@@ -279,8 +276,9 @@ def _by_name(details: dict[int, Detail], written: list[int], calls: _Calls) -> t
     found: dict[int, int] = {}
     named: set[int] = set()
     for index in written:
-        scopes = [part.split("/", 1)[0] + "/" for part in details[index]["name"].split(";")]
-        bearers = {positions[scope] for scope in scopes if scope in positions}
+        bearers = {
+            position for part in details[index]["name"].split(";") if (position := _bearer(part, positions)) is not None
+        }
         named |= bearers
         for position in bearers:
             # An earlier operation with this name computed a part of the call, not yet its output.
@@ -288,6 +286,12 @@ def _by_name(details: dict[int, Detail], written: list[int], calls: _Calls) -> t
         if bearers:
             found[max(bearers)] = index
     return found, named
+
+
+def _bearer(name: str, positions: dict[str, int]) -> int | None:
+    """Position of the call whose scope a tensor's name begins with; the scope of a further call has two parts."""
+    parts = name.split("/")
+    return positions.get("/".join(parts[:2]) + "/", positions.get(parts[0] + "/"))
 
 
 def _sharing(

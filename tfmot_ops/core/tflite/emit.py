@@ -30,6 +30,7 @@ from tfmot_ops.core.quantization.quantizers import FixedRangeQuantizer, WeightQu
 from tfmot_ops.core.quantization.ranges import Ranges, tied_ranges
 from tfmot_ops.core.quantization.scales import smallest_limits
 from tfmot_ops.core.tflite.late_weights import LateWeights, Place
+from tfmot_ops.core.tflite.scopes import call_scopes
 
 
 def inference_of(
@@ -64,6 +65,7 @@ class _Emitter:
         self.graph = graph
         self.unrounded = unrounded
         self.late = late
+        self.scopes = call_scopes(graph)
         ranged = tied_ranges(graph)
         self.calls = Counter(inner_layer(node.layer) for node in graph.nodes)
         consumers = graph.readers()
@@ -92,15 +94,18 @@ class _Emitter:
 
     def __call__(self, node: Node, args: Args, kwargs: Kwargs) -> Any:
         layer = inner_layer(node.layer)
-        with tf.name_scope(scope_name(layer.name)):
+        # A scope that ends in `/` is taken as it is; TensorFlow would number others.
+        with tf.name_scope(self.scopes[node]):
             result = self._compute(node, layer, args, kwargs)
             outputs = tensors(node.outputs)
             if len(outputs) != 1 or not outputs[0].is_float:
                 return result
-            result = self._quantize_output(node, result)
-            if node not in self.fused and len(result.shape) > len(outputs[0].shape):
-                return tf.squeeze(result, 1)
-            return result
+            # The only tensor may be in a list or a dict, as of `tf.split(x, 1)`.
+            (value,) = tf.nest.flatten(result)
+            value = self._quantize_output(node, value)
+            if node not in self.fused and len(value.shape) > len(outputs[0].shape):
+                value = tf.squeeze(value, 1)
+            return tf.nest.pack_sequence_as(result, [value])
 
     def _compute(self, node: Node, layer: Layer, args: Args, kwargs: Kwargs) -> Any:
         if isinstance(node.layer, QuantizeLayer) or node in self.folded:
@@ -366,9 +371,3 @@ def _weight_quantizer(layer: Layer) -> tuple[WeightQuantizer | None, np.ndarray 
         with tf.init_scope():
             return quantizer, extra["mask"].numpy() if "mask" in extra else None
     return None, None
-
-
-def scope_name(name: str) -> str:
-    """The name scope of a layer's operations, which becomes a prefix of the tensor names in the TFLite file."""
-    # A scope must start with a letter or digit, a layer name need not.
-    return "".join(c if c.isalnum() or c in "._-" else "_" for c in f"L.{name}")

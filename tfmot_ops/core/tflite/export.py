@@ -30,11 +30,12 @@ from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.core.pruning.sparsity import prunable, required_ratio, tolerance
 from tfmot_ops.core.quantization.ranges import never_set
 from tfmot_ops.core.tflite.convert import change_calibrated, converter_of
-from tfmot_ops.core.tflite.emit import inference_of, scope_name
+from tfmot_ops.core.tflite.emit import inference_of
 from tfmot_ops.core.tflite.file_ranges import widen_calibrated
 from tfmot_ops.core.tflite.late_weights import LateWeights, LateWeightsError
 from tfmot_ops.core.tflite.profile import weight_zeros
 from tfmot_ops.core.tflite.ptq_ai_edge import quantize_file
+from tfmot_ops.core.tflite.scopes import is_within, scopes_of
 from tfmot_ops.core.tflite.signature import named
 from tfmot_ops.errors import ExportError, RecipeError, SparsityLostError, TfmotOpsError
 from tfmot_ops.recipes.scope import select
@@ -94,7 +95,7 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Calibration |
     if recipe.quantization and recipe.quantization.backend is Backend.AI_EDGE_QUANTIZER:
         rows = lambda: _representative(recipe, graph, calibration)()  # noqa: E731, PLW0108 - lazy
         data = quantize_file(data, recipe, rows, _results(data, graph, kept))
-    _check_sparsity(data, required)
+    _check_sparsity(data, required, graph)
     return named(data, model, graph)
 
 
@@ -140,7 +141,8 @@ def _kept_float(source: Graph, normal: Graph, recipe: Recipe) -> tuple[str, ...]
         for node in normal.nodes
         if node.origin in excluded or _stays_float(node) or node in unrounded or reads_any(node, unrounded)
     ]
-    return tuple(dict.fromkeys(f"{scope_name(names[node.path])}/" for node in kept))
+    scopes = scopes_of(names.values())
+    return tuple(dict.fromkeys(scopes[names[node.path]] for node in kept))
 
 
 def _for_integers(graph: Graph, recipe: Recipe) -> Graph:
@@ -159,7 +161,8 @@ def _refuse_far_constants(graph: Graph, recipe: Recipe, calibration: Calibration
         return
     bits = 16 if quantization.activations is Activations.INT16 else 8
     names = unique_names(dict.fromkeys(node.path for node in graph.nodes), graph.input_names.values())
-    rounds = reads_rounded(graph, lambda node: f"{scope_name(names[node.path])}/" not in kept)
+    scopes = scopes_of(names.values())
+    rounds = reads_rounded(graph, lambda node: scopes[names[node.path]] not in kept)
     batches = calibration_batches(graph, calibration, quantization.calibration_samples)
     compute = lambda node, args, kwargs: infer(node.layer, args, kwargs)  # noqa: E731 - as short as a name for it
     refuse_far_constants(graph, batches, compute, rounds, bits=bits)
@@ -185,10 +188,11 @@ def _results(data: bytes, graph: Graph, scopes: tuple[str, ...]) -> list[str]:
     """Names of the tensors in a float file whose operations compute a call of one of these name scopes."""
     file = schema.Model.GetRootAs(data, 0).Subgraphs(0)
     # The converter renames the model's output tensors, so they are recognised by their position.
+    own = scopes_of(inner_layer(node.layer).name for node in graph.nodes)
     last = {
         file.Outputs(place)
         for place, tensor in enumerate(tensors(graph.outputs))
-        if tensor.producer is not None and f"{scope_name(inner_layer(tensor.producer.layer).name)}/" in scopes
+        if tensor.producer is not None and own[inner_layer(tensor.producer.layer).name] in scopes
     }
     found: list[str] = []
     for op in (file.Operators(place) for place in range(file.OperatorsLength())):
@@ -353,11 +357,12 @@ def _required_of_float(graph: Graph, model: keras.Model, recipe: Recipe) -> dict
     }
 
 
-def _check_sparsity(data: bytes, required: dict[str, tuple[float, int]]) -> None:
+def _check_sparsity(data: bytes, required: dict[str, tuple[float, int]], graph: Graph) -> None:
     if not required:
         return
+    scopes = scopes_of(inner_layer(node.layer).name for node in graph.nodes)
     weights = weight_zeros(data)
-    named = {name: [w for tensor, w in weights.items() if f"{scope_name(name)}/" in tensor] for name in required}
+    named = {name: [w for tensor, w in weights.items() if is_within(tensor, scopes[name])] for name in required}
     # The converter stores equal kernels once, under the name of one of their layers, and a kernel that several calls
     # share under no layer's name. For a layer without a tensor of its name, tensors of the same size are checked.
     shared = [w for tensor, w in weights.items() if "L." not in tensor] + [w for own in named.values() for w in own]
