@@ -61,6 +61,7 @@ class PassedOn(L.Layer):
     """The input in a list of one."""
 
     def call(self, inputs, training=None):
+        del training
         return [inputs]
 
 
@@ -128,7 +129,7 @@ BODIES: dict[str, Callable[[Any], Any]] = {
     "named tuple": _of_named,
     "closed list of one": lambda h: ClosedList()(h)[0],
     "list of one, passed on": lambda h: PassedOn()(h)[0],
-    "variable to inner layer": lambda h: HandsVariable()(h),
+    "variable to inner layer": lambda h: HandsVariable()(h),  # noqa: PLW0108 - a new layer for each model
 }
 
 

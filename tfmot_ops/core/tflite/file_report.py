@@ -42,12 +42,11 @@ def report_file(model: keras.Model, data: bytes) -> list[LayerReport]:
     for node in graph.nodes:
         scopes[node.origin].add(scope_of[names[node.path]])
     tensors = [(entry["name"], entry["dtype"].__name__) for entry in make_interpreter(data).get_tensor_details()]
-    return [
-        _report(
-            path, kinds[path], {kind for name, kind in tensors if any(is_within(name, scope) for scope in own_scopes)}
-        )
+    types = {
+        path: {kind for name, kind in tensors if any(is_within(name, scope) for scope in own_scopes)}
         for path, own_scopes in scopes.items()
-    ]
+    }
+    return [_report(path, kinds[path], held) for path, held in types.items()]
 
 
 def require_recipe(profile: TFLiteProfile, recipe: Recipe, reports: Sequence[LayerReport]) -> None:
