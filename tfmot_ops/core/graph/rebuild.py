@@ -77,7 +77,7 @@ def rebuild(
     return keras.Model(inputs, outputs, name=graph.name)
 
 
-def copy_layer(layer: Layer, name: str, **changes: object) -> Any:
+def copy_layer(layer: Layer, name: str, /, **changes: object) -> Any:
     """An unbuilt copy of a layer, with `trainable` as in the original.
 
     Args:
@@ -89,7 +89,7 @@ def copy_layer(layer: Layer, name: str, **changes: object) -> Any:
         UnsupportedModelError: `from_config` does not accept the layer's config.
     """
     try:
-        config = _config(layer)
+        config = config_of(layer)
         # With `batch_input_shape` a layer would build itself at once; here the call builds it.
         config.pop("batch_input_shape", None)
         copy = type(layer).from_config(config | _functions(layer, config) | changes | {"name": name})
@@ -107,7 +107,8 @@ def copy_layer(layer: Layer, name: str, **changes: object) -> Any:
     return copy
 
 
-def _config(layer: Layer) -> dict[str, Any]:
+def config_of(layer: Layer) -> dict[str, Any]:
+    """A layer's config, without Keras' warning of a lambda as activation."""
     config: dict[str, Any]
     if getattr(getattr(layer, "activation", None), "__name__", "") != "<lambda>":
         config = layer.get_config()

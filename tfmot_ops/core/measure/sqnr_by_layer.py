@@ -24,6 +24,7 @@ from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import rebuild
 from tfmot_ops.core.graph.run import infer, run_graph
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.policies import new_layers_of
 from tfmot_ops.core.keras.private import QuantizeLayer
 from tfmot_ops.core.keras.types import Args, Array, Kwargs
 from tfmot_ops.core.keras.wrapped import inner_layer
@@ -74,6 +75,7 @@ class LayerSqnr:
     float_to_tflite_db: float | None
 
 
+@new_layers_of("float32")
 def layer_sqnr(
     float_model: keras.Model, quantized_model: keras.Model | None, tflite: bytes | None, x: Inputs
 ) -> list[LayerSqnr]:

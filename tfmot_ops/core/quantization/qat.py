@@ -22,6 +22,7 @@ from tfmot_ops.core.graph.samples import Calibration, calibration_batches
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.compiling import compile_like
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.policies import new_layers_of
 from tfmot_ops.core.keras.private import QuantizeLayer, QuantizeWrapper
 from tfmot_ops.core.keras.types import Args, Kwargs, Layer, TensorLike
 from tfmot_ops.core.pruning.sparsity import give_masks, prunable, required_ratio
@@ -35,8 +36,11 @@ from tfmot_ops.errors import CalibrationError, RecipeError, UnsupportedModelErro
 _SMALLEST_WIDTH = 1e-6
 
 
+@new_layers_of("float32")
 def normalize(model: keras.Model) -> keras.Model:
     """A flat functional copy of a model with equal outputs and weights; weighted layers keep their names.
+
+    Layers of another float type, as in mixed precision, become float32.
 
     Args:
         model: float model; it is not changed.
@@ -52,10 +56,13 @@ def normalize(model: keras.Model) -> keras.Model:
     return flat
 
 
+@new_layers_of("float32")
 def quantize(
     model: keras.Model, recipe: Recipe, calibration: Calibration | None = None
 ) -> tuple[keras.Model, list[LayerReport]]:
     """Insert the recipe's quantisers into a copy of a model and set their ranges.
+
+    The copy computes in float32, also where the model has layers of another float type, as in mixed precision.
 
     Args:
         model: float model without pruning wrappers (see `strip`). If the recipe has a sparsity, zeros in the kernels

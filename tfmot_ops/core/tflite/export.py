@@ -25,6 +25,7 @@ from tfmot_ops.core.graph.run import infer
 from tfmot_ops.core.graph.samples import Calibration, calibration_batches
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.policies import new_layers_of
 from tfmot_ops.core.keras.private import QuantizeLayer, QuantizeWrapper
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.core.pruning.sparsity import prunable, required_ratio, tolerance
@@ -50,6 +51,7 @@ _MASKED_IN_FLOAT = (
 )
 
 
+@new_layers_of("float32")
 def export_tflite(model: keras.Model, recipe: Recipe, calibration: Calibration | None = None) -> bytes:
     """Convert a model to a TFLite file, batch size 1.
 
@@ -328,7 +330,7 @@ def _warn_of_ranges_never_set(graph: Graph) -> None:
             f"the activation ranges were never set: {shown} are still at the initial -6 to 6, which the file's int8 "
             "values will have. Give core.quantize calibration=, inputs like those of the training, or train the "
             "quantised model, before you export it",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
