@@ -25,8 +25,6 @@ _POLICIES = _OTHERS | {"mixed_float16", "mixed_bfloat16"}
 def in_float32(graph: Graph) -> Graph:
     """The graph with float32 layers in place of those of another float type; paths and origins of its calls stay.
 
-    Casts between float types are left out.
-
     Args:
         graph: from `read_graph`; it is not changed, and returned as it is if everything computes in float32.
 
@@ -55,7 +53,7 @@ class _Conversion:
         self._tensors = {tensor: _float32_tensor(tensor) for tensor in source.inputs()}
         self._layers: dict[Layer, Layer] = {}
         self._weights: dict[Layer, list[Any]] = {}
-        nodes = [new for node in source.nodes if (new := self._call(node)) is not None]
+        nodes = [self._call(node) for node in source.nodes]
         self.graph = Graph(
             source.name,
             map_tensors(source.input_structure, self._tensors.__getitem__),
@@ -65,14 +63,9 @@ class _Conversion:
             self._weights,
         )
 
-    def _call(self, node: Node) -> Node | None:
-        """The call of a float32 layer; None for a cast to the type that its operand has already."""
+    def _call(self, node: Node) -> Node:
         args, kwargs = tf.nest.map_structure(self._leaf, (node.args, node.kwargs))
         outputs = {tensor: _float32_tensor(tensor) for tensor in tensors(node.outputs)}
-        operands = tensors((args, kwargs))
-        if getattr(node.layer, "symbol", None) == "cast" and operands[0].dtype == next(iter(outputs.values())).dtype:
-            self._tensors[node.output()] = operands[0]
-            return None
         self._tensors |= outputs
         result = map_tensors(node.outputs, outputs.__getitem__)
         new = Node(self._layer(node.layer), node.path, args, kwargs, result, node.origin, node.source_kernel)

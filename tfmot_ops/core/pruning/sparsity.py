@@ -14,6 +14,7 @@ from tfmot_ops.core.graph.roles import kernels
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Layer
+from tfmot_ops.core.keras.values import value_of
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.errors import SparsityLostError
 from tfmot_ops.recipes.scope import select
@@ -104,9 +105,9 @@ def _value(layer: Layer, inner: Layer, attribute: str) -> np.ndarray:
     """A kernel's value, multiplied by the mask if a quantisation wrapper has one."""
     for (variable, _, extra), name in zip(private.weight_variables(layer), _quantized_names(layer), strict=True):
         if name == attribute:
-            value = np.asarray(variable)
-            return value * np.asarray(extra["mask"]) if "mask" in extra else value
-    return np.asarray(getattr(inner, attribute))
+            value = value_of(variable)
+            return value * value_of(extra["mask"]) if "mask" in extra else value
+    return value_of(getattr(inner, attribute))
 
 
 def _quantized_names(layer: Layer) -> tuple[str, ...]:
@@ -122,9 +123,9 @@ def give_masks(model: keras.Model) -> None:
     for layer in model.layers:
         for variable, _, extra in private.weight_variables(layer):
             if "mask" in extra:
-                extra["mask"].assign(np.not_equal(variable.numpy(), 0).astype(np.float32))
+                extra["mask"].assign(np.not_equal(value_of(variable), 0).astype(np.float32))
             if "clusters" in extra:
-                _, clusters = np.unique(variable.numpy(), return_inverse=True)
+                _, clusters = np.unique(value_of(variable), return_inverse=True)
                 extra["clusters"].assign(np.reshape(clusters, variable.shape))
 
 
