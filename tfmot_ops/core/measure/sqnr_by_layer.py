@@ -23,13 +23,14 @@ from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import rebuild
 from tfmot_ops.core.graph.run import infer, run_graph
+from tfmot_ops.core.keras.batches import filled, fitted, fixed_batch_size
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.policies import new_layers_of
 from tfmot_ops.core.keras.private import QuantizeLayer
 from tfmot_ops.core.keras.types import Args, Array, Kwargs
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.core.measure.noise import power_ratio_db, signal_and_noise
-from tfmot_ops.core.tflite.interpreter import Detail, Inputs, dequantized, make_interpreter, quantized
+from tfmot_ops.core.tflite.interpreter import Detail, Inputs, arrays, dequantized, make_interpreter, quantized
 from tfmot_ops.core.tflite.scopes import call_scopes
 
 #: Identifies a call: (the layer's name, index among the layer's calls in the graph's order).
@@ -102,7 +103,7 @@ def layer_sqnr(
     qat = None if quantized_model is None else _Calls(read_graph(quantized_model))
     file = None if tflite is None else _File(tflite, qat or source)
     ratios: dict[tuple[str, _Key], _Ratio] = {}
-    for batch in _batches(x):
+    for batch in _batches(x, [tensor.shape for tensor in source.graph.inputs()]):
         values = {
             "float": source.run(batch),
             "qat": qat.run(batch) if qat else {},
@@ -117,10 +118,13 @@ def layer_sqnr(
     ]
 
 
-def _batches(x: Inputs) -> Iterator[list[Array]]:
-    parts = [np.asarray(part) for part in (x if isinstance(x, list | tuple) else [x])]
-    for start in range(0, len(parts[0]), _BATCH):
-        yield [part[start : start + _BATCH] for part in parts]
+def _batches(x: Inputs, shapes: list[tuple[int | None, ...]]) -> Iterator[list[Array]]:
+    """Batches of the inputs, of a model's own size where its input shapes fix one."""
+    parts = [fitted(part, shape) for part, shape in zip(arrays(x), shapes, strict=True)]
+    fixed = fixed_batch_size(shapes)
+    size = fixed or _BATCH
+    for start in range(0, len(parts[0]), size):
+        yield [filled(part[start : start + size], fixed) for part in parts]
 
 
 def _db(ratios: dict[tuple[str, _Key], _Ratio], pair: str, key: _Key) -> float | None:
@@ -236,9 +240,11 @@ class _File:
     def run(self, batch: list[Array]) -> dict[_Key, Array]:
         """Key -> output [N, ...] of each matched call, dequantised."""
         rows: dict[_Key, list[Array]] = {key: [] for key in self.matched}
-        for row in range(len(batch[0])):
-            for detail, part in zip(self._interpreter.get_input_details(), batch, strict=True):
-                self._interpreter.set_tensor(detail["index"], quantized(part[row : row + 1], detail))
+        details = self._interpreter.get_input_details()
+        size = int(details[0]["shape"][0])
+        for row in range(0, len(batch[0]), size):
+            for detail, part in zip(details, batch, strict=True):
+                self._interpreter.set_tensor(detail["index"], quantized(part[row : row + size], detail))
             self._interpreter.invoke()
             for key, index in self.matched.items():
                 rows[key].append(dequantized(self._interpreter.get_tensor(index), self._details[index]))

@@ -23,6 +23,7 @@ from tfmot_ops.core.graph.operations import Kernel, Role
 from tfmot_ops.core.graph.roles import kernels, role, spec_of
 from tfmot_ops.core.graph.run import run_graph
 from tfmot_ops.core.keras import private
+from tfmot_ops.core.keras.batches import without_state
 from tfmot_ops.core.keras.private import QuantizeLayer
 from tfmot_ops.core.keras.types import Args, Array, Kwargs, Layer, TensorLike
 from tfmot_ops.core.keras.wrapped import inner_layer
@@ -363,7 +364,8 @@ def _add_bias(value: TensorLike, bias: np.ndarray) -> Any:
 def _call(layer: Layer, args: Args, kwargs: Kwargs) -> Any:
     if private.call_signature(layer).expects_training_arg:
         kwargs = kwargs | {"training": False}
-    return layer.call(*args, **kwargs)
+    with without_state(layer):
+        return layer.call(*args, **kwargs)
 
 
 def _weight_quantizer(layer: Layer) -> tuple[WeightQuantizer | None, np.ndarray | None]:

@@ -12,7 +12,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tfmot_ops.contract import Activations, Backend, Method, Recipe, Weights
 from tfmot_ops.core.graph.finite import require_finite_weights
-from tfmot_ops.core.graph.ir import Graph, Node, tensors, unique_names
+from tfmot_ops.core.graph.ir import Graph, Node, scope_part, tensors, unique_names
 from tfmot_ops.core.graph.new_values import reads_rounded, refuse_far_constants, refuse_pads_out_of_range
 from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.poles import float_calls, reads_any
@@ -22,8 +22,9 @@ from tfmot_ops.core.graph.rewrite import rewrite
 from tfmot_ops.core.graph.roles import kernels
 from tfmot_ops.core.graph.rules.padding import pad_by_sum
 from tfmot_ops.core.graph.run import infer
-from tfmot_ops.core.graph.samples import Calibration, calibration_batches
+from tfmot_ops.core.graph.samples import Calibration, batch_size_of, calibration_batches
 from tfmot_ops.core.keras import private
+from tfmot_ops.core.keras.batches import stateful_layers
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.policies import new_layers_of
 from tfmot_ops.core.keras.private import QuantizeLayer, QuantizeWrapper
@@ -53,7 +54,9 @@ _MASKED_IN_FLOAT = (
 
 @new_layers_of("float32")
 def export_tflite(model: keras.Model, recipe: Recipe, calibration: Calibration | None = None) -> bytes:
-    """Convert a model to a TFLite file, batch size 1.
+    """Convert a model to a TFLite file, of the model's batch size where that is fixed, else of 1.
+
+    Layers that keep their state from batch to batch (`stateful=True`) start from 0 in each call of the file.
 
     Args:
         model: from `quantize` for a QAT recipe; a float model for a PTQ recipe or a recipe without quantisation.
@@ -76,6 +79,7 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Calibration |
     """
     quantized = any(isinstance(layer, QuantizeWrapper | QuantizeLayer) for layer in model.layers)
     graph = read_graph(model)
+    _warn_of_state(graph)
     _check_kind(recipe, quantized)
     require_finite_weights(model)
     kept: tuple[str, ...] = ()
@@ -293,10 +297,12 @@ def _representative(
             remedy="give calibration=",
         )
 
+    size = batch_size_of(graph) or 1
+
     def rows() -> Iterator[list[np.ndarray]]:
         for batch in calibration_batches(graph, calibration, samples):
-            for row in range(len(batch[0])):
-                yield [part[row : row + 1].astype(t.dtype) for part, t in zip(batch, graph.inputs(), strict=True)]
+            for row in range(0, len(batch[0]), size):
+                yield [part[row : row + size].astype(t.dtype) for part, t in zip(batch, graph.inputs(), strict=True)]
 
     return rows
 
@@ -305,8 +311,8 @@ def _signature(graph: Graph, calibration: Calibration | None) -> list[tf.TensorS
     shapes = [list(tensor.shape) for tensor in graph.inputs()]
     if calibration is not None and any(None in shape[1:] for shape in shapes):
         batch = next(iter(calibration_batches(graph, calibration, 1)))
-        shapes = [[1, *part.shape[1:]] for part in batch]
-    specs = []
+        shapes = [list(part.shape) for part in batch]
+    specs, size = [], batch_size_of(graph) or 1
     for tensor, shape in zip(graph.inputs(), shapes, strict=True):
         name = graph.input_names[tensor]
         if None in shape[1:]:
@@ -316,8 +322,17 @@ def _signature(graph: Graph, calibration: Calibration | None) -> list[tf.TensorS
                 received=str(shape),
                 remedy="give calibration data of the size the device will use",
             )
-        specs.append(tf.TensorSpec([1, *shape[1:]], tensor.dtype, name=name))
+        specs.append(tf.TensorSpec([size, *shape[1:]], tensor.dtype, name=scope_part(name)))
     return specs
+
+
+def _warn_of_state(graph: Graph) -> None:
+    names = [inner_layer(node.layer).name for node in graph.nodes if stateful_layers(node.layer)]
+    if names:
+        _LOG.warning(
+            "%s keep their state from batch to batch (stateful=True); the file does not: each call starts from 0",
+            ", ".join(dict.fromkeys(names)),
+        )
 
 
 def _warn_of_ranges_never_set(graph: Graph) -> None:
