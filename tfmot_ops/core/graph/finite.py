@@ -12,6 +12,7 @@ from tfmot_ops.core.graph.ir import layer_paths
 from tfmot_ops.core.graph.roles import is_custom
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Layer, Variable
+from tfmot_ops.core.keras.values import value_of
 from tfmot_ops.errors import CalibrationError, NotFiniteError
 
 
@@ -48,7 +49,7 @@ def _count_not_finite(layer: Layer, weight: Variable) -> int:
     dtype = getattr(weight, "dtype", None)
     if dtype is None or not tf.as_dtype(dtype).is_floating:
         return 0
-    values = np.asarray(weight)
+    values = value_of(weight)
     may_be_infinite = is_custom(layer) and not getattr(weight, "trainable", True)
     good = ~np.isnan(values) if may_be_infinite else np.isfinite(values)
     return 0 if good.all() else int(good.size - np.count_nonzero(good))

@@ -190,8 +190,18 @@ def unique_names(paths: Iterable[str], taken: Iterable[str] = ()) -> dict[str, s
     used = {*taken, *names.values()}
     for path in paths:
         if path not in names:
-            whole = path.replace("/", "_")
-            numbered = (f"{whole}_{number}" for number in count(1))
-            names[path] = next(name for name in chain([whole], numbered) if name not in used)
-            used.add(names[path])
+            names[path] = free_name(path.replace("/", "_"), 0, used)
     return names
+
+
+def scope_part(name: str) -> str:
+    """The name with `_` for every character that TensorFlow does not allow in the name of a scope."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in name)
+
+
+def free_name(base: str, number: int, used: set[str]) -> str:
+    """Take the first of `base` (if the number is 0), `base_1`, `base_2`, ... from a number on that is not in `used`."""
+    numbered = (f"{base}_{following}" for following in count(max(number, 1)))
+    name = next(name for name in chain([] if number else [base], numbered) if name not in used)
+    used.add(name)
+    return name

@@ -17,6 +17,7 @@ from tfmot_ops.core.graph.operations import Constants
 from tfmot_ops.core.graph.roles import spec_of
 from tfmot_ops.core.graph.run import Compute, run_graph
 from tfmot_ops.core.keras.types import Args, Kwargs, TensorLike
+from tfmot_ops.core.keras.values import value_of
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.errors import UnsupportedModelError
 
@@ -34,7 +35,7 @@ def constants(node: Node) -> list[np.ndarray]:
             found = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
         case Constants.OPERANDS:
             found = (node.args, {key: value for key, value in node.kwargs.items() if key != "name"})
-    arrays = [np.asarray(leaf) for leaf in tf.nest.flatten(found) if not isinstance(leaf, Tensor | str | type(None))]
+    arrays = [value_of(leaf) for leaf in tf.nest.flatten(found) if not isinstance(leaf, Tensor | str | type(None))]
     return [array for array in arrays if array.dtype != bool and np.any(array)]
 
 

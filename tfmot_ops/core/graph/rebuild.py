@@ -77,7 +77,7 @@ def rebuild(
     return keras.Model(inputs, outputs, name=graph.name)
 
 
-def copy_layer(layer: Layer, name: str, **changes: object) -> Any:
+def copy_layer(layer: Layer, name: str, /, **changes: object) -> Any:
     """An unbuilt copy of a layer, with `trainable` as in the original.
 
     Args:
@@ -96,7 +96,7 @@ def copy_layer(layer: Layer, name: str, **changes: object) -> Any:
             remedy="write the model with the functional API: keras.Model(inputs, outputs)",
         )
     try:
-        config = _config(layer)
+        config = config_of(layer)
         # With `batch_input_shape` a layer would build itself at once; here the call builds it.
         config.pop("batch_input_shape", None)
         copy = type(layer).from_config(config | _functions(layer, config) | changes | {"name": name})
@@ -114,7 +114,7 @@ def copy_layer(layer: Layer, name: str, **changes: object) -> Any:
     return copy
 
 
-def _config(layer: Layer) -> dict[str, Any]:
+def config_of(layer: Layer) -> dict[str, Any]:
     """The config of a layer; `linear` stands in it for the user's own activation function.
 
     Keras fails to describe a function without a name or source: a lambda, a `functools.partial`, an object that can be
@@ -122,7 +122,7 @@ def _config(layer: Layer) -> dict[str, Any]:
     """
     activation = vars(layer).get("activation")
     if not _is_own_function(activation):
-        config: dict[str, Any] = layer.get_config()
+        config: dict[str, Any] = layer.getconfig_of()
         return config
     # `object.__setattr__`, as Keras' own would drop the variables of an activation from the layer's weights.
     object.__setattr__(layer, "activation", keras.activations.linear)

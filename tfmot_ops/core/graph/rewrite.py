@@ -13,6 +13,7 @@ from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors
 from tfmot_ops.core.graph.layers import Affine
 from tfmot_ops.core.graph.of_weights import calls_of_weights
 from tfmot_ops.core.keras.types import Array, Layer
+from tfmot_ops.core.keras.values import value_of
 
 
 class Rewriter:
@@ -143,7 +144,7 @@ def channel_constant(value: object, tensor: Tensor) -> np.ndarray | None:
     """A constant operand as an array [channels] or [1]; None if it is no constant, or varies along another axis."""
     if isinstance(value, Tensor) or value is None:
         return None
-    array = np.asarray(value, np.float32)
+    array = np.asarray(value_of(value), np.float32)
     if array.ndim > len(tensor.shape) or array.size not in {1, tensor.channels}:
         return None
     if array.size > 1 and array.shape[-1] != array.size:

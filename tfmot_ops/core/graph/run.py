@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors
 from tfmot_ops.core.keras import private
+from tfmot_ops.core.keras.batches import without_state
 from tfmot_ops.core.keras.types import Args, Kwargs, Layer, TensorLike
 
 #: (call, args, kwargs) -> the result, of the same structure as the call's outputs.
@@ -41,7 +42,11 @@ def run_graph(graph: Graph, inputs: Sequence[TensorLike], compute: Compute) -> A
 
 
 def infer(layer: Layer, args: Args, kwargs: Kwargs) -> Any:
-    """Call a layer with training=False; without the argument, Keras' augmentation layers would augment."""
+    """Call a layer with training=False, from the state 0 where it keeps one.
+
+    Without the argument `training`, Keras' augmentation layers would augment.
+    """
     if private.call_signature(layer).expects_training_arg:
         kwargs = kwargs | {"training": False}
-    return layer(*args, **kwargs)
+    with without_state(layer):
+        return layer(*args, **kwargs)

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tfmot_ops.core.graph.finite import require_finite_samples
 from tfmot_ops.core.graph.ir import Graph, Tensor
+from tfmot_ops.core.keras.batches import filled, fitted, fixed_batch_size
 from tfmot_ops.core.keras.types import Array
 from tfmot_ops.errors import CalibrationError
 
@@ -26,7 +27,8 @@ def calibration_batches(graph: Graph, calibration: Calibration, samples: int) ->
     Args:
         graph: the graph whose inputs the data is for.
         calibration: see `Calibration`.
-        samples: most samples to yield, over all batches.
+        samples: most samples to yield, over all batches. Where the model has a fixed batch size, samples of a batch
+            that they do not fill are repeated, which does not change the ranges.
 
     Raises:
         CalibrationError: structure, shape, number of samples or dtype do not fit the inputs, or a value is NaN or
@@ -34,15 +36,17 @@ def calibration_batches(graph: Graph, calibration: Calibration, samples: int) ->
     """
     dtypes = [tf.as_dtype(tensor.dtype).as_numpy_dtype for tensor in graph.inputs()]
     names = [graph.input_names[tensor] for tensor in graph.inputs()]
+    fixed = batch_size_of(graph)
+    size = fixed or _BATCH
     remaining, first = samples, 0
     for structure in calibration if isinstance(calibration, tf.data.Dataset) else [calibration]:
         parts = _parts(structure, graph)
-        for start in range(0, min(len(parts[0]), remaining), _BATCH):
-            stop = min(start + _BATCH, remaining, len(parts[0]))
+        for start in range(0, min(len(parts[0]), remaining), size):
+            stop = min(start + size, remaining, len(parts[0]))
             batch = []
             for part, dtype, name in zip(parts, dtypes, names, strict=True):
                 # Checked before and after the cast: 1e300 is finite in float64 and infinite in float32.
-                batch.append(part[start:stop].astype(dtype))
+                batch.append(filled(part[start:stop].astype(dtype), fixed))
                 require_finite_samples(part[start:stop], name, first + start)
                 require_finite_samples(batch[-1], name, first + start)
             yield batch
@@ -51,12 +55,20 @@ def calibration_batches(graph: Graph, calibration: Calibration, samples: int) ->
             return
 
 
+def batch_size_of(graph: Graph) -> int | None:
+    """The batch size that the graph's inputs fix; None if they take any number of samples."""
+    return fixed_batch_size([tensor.shape for tensor in graph.inputs()])
+
+
 def _parts(structure: object, graph: Graph) -> list[np.ndarray]:
     """The arrays for the graph's inputs; of a tuple (x, y) or (x, y, sample weights), which Keras trains on, only x."""
     first = structure[:1] if isinstance(structure, tuple) and len(structure) in {2, 3} else ()
     for candidate in (structure, *first):
         parts = _arrays(candidate, graph)
-        if parts is not None and _check_parts(parts, graph.inputs()):
+        if parts is None or len(parts) != len(graph.inputs()):
+            continue
+        parts = [fitted(part, tensor.shape) for part, tensor in zip(parts, graph.inputs(), strict=True)]
+        if _check_parts(parts, graph.inputs()):
             return parts
     required = ", ".join(f"{graph.input_names[t]} {t.dtype} {list(t.shape)}" for t in graph.inputs())
     raise CalibrationError(
@@ -89,8 +101,7 @@ def _arrays(structure: object, graph: Graph) -> list[np.ndarray] | None:
 def _check_parts(parts: list[np.ndarray], inputs: list[Tensor]) -> bool:
     """Whether each input has a numeric array of its shape, and all arrays have the same number of samples."""
     return (
-        len(parts) == len(inputs)
-        and all(
+        all(
             _is_numeric(part)
             and part.ndim == len(tensor.shape)
             and all(size in {None, given} for size, given in zip(tensor.shape[1:], part.shape[1:], strict=True))

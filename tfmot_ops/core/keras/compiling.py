@@ -16,6 +16,7 @@ from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import AddLoss, AddMetric, has_functional_like_constructor
 from tfmot_ops.core.keras.types import Config, Configured, Optimizer
+from tfmot_ops.core.keras.values import value_of
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.errors import UnsupportedModelError
 
@@ -236,7 +237,8 @@ def compile_parameters(model: keras.Model) -> dict[str, Scalar]:
 
 def _scalar(value: object) -> Scalar:
     if isinstance(value, np.ndarray | np.generic | tf.Variable | tf.Tensor):
-        value = np.asarray(value).item() if np.size(value) == 1 else np.asarray(value).tolist()
+        array = value_of(value)
+        value = array.item() if array.size == 1 else array.tolist()
     if value is None or isinstance(value, str | int | float | bool):
         return value
     return _readable(value).removeprefix("[").removesuffix("]") if isinstance(value, list | tuple) else _readable(value)

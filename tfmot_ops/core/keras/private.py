@@ -74,7 +74,7 @@ from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 from tf_keras.src.layers.preprocessing.index_lookup import IndexLookup
 from tf_keras.src.layers.rnn.cell_wrappers import _RNNCellWrapper as RNNCellWrapper
 from tf_keras.src.mixed_precision.loss_scale_optimizer import LossScaleOptimizer, LossScaleOptimizerV3
-from tf_keras.src.mixed_precision.policy import Policy
+from tf_keras.src.mixed_precision.policy import Policy, policy_scope
 from tf_keras.src.optimizers.legacy.optimizer_v2 import OptimizerV2
 from tf_keras.src.optimizers.schedules import learning_rate_schedule
 from tf_keras.src.saving.legacy.saved_model import constants as saved_model_names

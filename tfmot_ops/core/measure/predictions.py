@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -13,6 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from tfmot_ops.core.graph.ir import is_graph_model
+from tfmot_ops.core.keras import private
+from tfmot_ops.core.keras.batches import filled, fitted, fixed_batch_size, state_kept, stateful_layers
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Array
 from tfmot_ops.core.tflite.interpreter import Inputs, TFLiteRun, arrays, check_inputs, run_tflite
@@ -35,8 +38,10 @@ def predict(model_or_bytes: keras.Model | bytes, x: Inputs, batch_size: int = BA
 
     Args:
         model_or_bytes: Keras model or TFLite file.
-        x: inputs [N, ...], one array per input; for a TFLite file in the file's order.
-        batch_size: samples that are run at once; a file with a fixed batch of 1 is run sample by sample.
+        x: inputs [N, ...], one array per input, by name or in the model's order. [N] is taken for [N, 1], as by
+            Keras' `fit`.
+        batch_size: samples that are run at once; a model or file with a fixed batch size is run in batches of that,
+            the last one filled by repeating samples, whose outputs are left out.
 
     Returns:
         The output [N, ...], float32 for a TFLite file; a list for several outputs. The outputs of a dict are in the
@@ -203,19 +208,44 @@ def _run_keras(model: keras.Model, x: Inputs, batch_size: int) -> Any:
         raise
 
 
+def _fitted(model: keras.Model, x: Inputs) -> Any:
+    """The inputs with the number of axes that the model has, as [N] for [N, 1] lets Keras lose the number of axes."""
+    own = private.nested_inputs(model) if is_graph_model(model) else None
+    if isinstance(x, Mapping):
+        named = own if isinstance(own, Mapping) else dict(zip(model.input_names or (), model.inputs or (), strict=True))
+        return {name: _of_rank(part, named.get(name)) for name, part in x.items()}
+    tensors = tf.nest.flatten(own)
+    if isinstance(x, list | tuple):
+        return [_of_rank(*pair) for pair in zip(x, tensors, strict=True)] if len(x) == len(tensors) else x
+    return _of_rank(x, tensors[0]) if len(tensors) == 1 else x
+
+
+def _of_rank(part: Any, tensor: Any) -> Any:
+    known = isinstance(part, np.ndarray) and tensor is not None and tensor.shape.rank is not None
+    return fitted(part, tensor.shape.as_list()) if known else part
+
+
 def _in_batches(model: keras.Model, x: Inputs, batch_size: int) -> Any:
-    """What `model.predict` returns.
+    """What `model.predict` returns; recurrent layers that keep a state start from 0 in each batch, as in a file.
 
     Each call of `predict` makes a data set of its samples, with references that Python frees late or never gives back
     to the system: a test set of some gigabytes that is measured part by part took hundreds of megabytes more.
     """
-    columns = x if isinstance(x, list | tuple) else [x]
+    x = _fitted(model, x)
+    columns = tf.nest.flatten(x)
     if not columns or not all(
         isinstance(column, np.ndarray) and len(column.shape) and len(column) for column in columns
     ):
         return model.predict(x, batch_size=batch_size, verbose=0)
+    fixed = fixed_batch_size([tensor.shape for tensor in getattr(model, "inputs", None) or ()])
+    keeping = stateful_layers(model)
     outputs = []
-    for start in range(0, len(columns[0]), batch_size):
-        batch = [column[start : start + batch_size] for column in columns]
-        outputs.append(model.predict_on_batch(batch if isinstance(x, list | tuple) else batch[0]))
-    return tf.nest.map_structure(lambda *parts: np.concatenate(parts), *outputs)
+    with state_kept(keeping):
+        for start in range(0, len(columns[0]), fixed or batch_size):
+            part = slice(start, start + (fixed or batch_size))
+            for layer in keeping:
+                layer.reset_states()
+            batch = tf.nest.map_structure(lambda column, part=part: filled(column[part], fixed), x)
+            outputs.append(model.predict_on_batch(batch))
+    joined = tf.nest.map_structure(lambda *parts: np.concatenate(parts), *outputs)
+    return joined if fixed is None else tf.nest.map_structure(lambda output: output[: len(columns[0])], joined)

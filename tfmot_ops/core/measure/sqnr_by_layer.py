@@ -23,13 +23,15 @@ from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import rebuild
 from tfmot_ops.core.graph.run import infer, run_graph
+from tfmot_ops.core.keras.batches import filled, fitted, fixed_batch_size
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.policies import new_layers_of
 from tfmot_ops.core.keras.private import QuantizeLayer
 from tfmot_ops.core.keras.types import Args, Array, Kwargs
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.core.measure.noise import power_ratio_db, signal_and_noise
-from tfmot_ops.core.tflite.emit import scope_name
-from tfmot_ops.core.tflite.interpreter import Detail, Inputs, dequantized, make_interpreter, quantized
+from tfmot_ops.core.tflite.interpreter import Detail, Inputs, arrays, dequantized, make_interpreter, quantized
+from tfmot_ops.core.tflite.scopes import call_scopes
 
 #: Identifies a call: (the layer's name, index among the layer's calls in the graph's order).
 _Key = tuple[str, int]
@@ -74,6 +76,7 @@ class LayerSqnr:
     float_to_tflite_db: float | None
 
 
+@new_layers_of("float32")
 def layer_sqnr(
     float_model: keras.Model, quantized_model: keras.Model | None, tflite: bytes | None, x: Inputs
 ) -> list[LayerSqnr]:
@@ -93,14 +96,14 @@ def layer_sqnr(
         ArtifactError: the bytes are no TFLite file.
     """
     normal = normalize_graph(read_graph(float_model))
-    names = unique_names(dict.fromkeys(node.path for node in normal.nodes))
+    names = unique_names(dict.fromkeys(node.path for node in normal.nodes), normal.input_names.values())
     paths = {names[node.path]: node.path for node in normal.nodes}
     # Rebuilt as a model, as layers that a rule made are not built yet.
     source = _Calls(read_graph(rebuild(normal)))
     qat = None if quantized_model is None else _Calls(read_graph(quantized_model))
     file = None if tflite is None else _File(tflite, qat or source)
     ratios: dict[tuple[str, _Key], _Ratio] = {}
-    for batch in _batches(x):
+    for batch in _batches(x, [tensor.shape for tensor in source.graph.inputs()]):
         values = {
             "float": source.run(batch),
             "qat": qat.run(batch) if qat else {},
@@ -115,10 +118,13 @@ def layer_sqnr(
     ]
 
 
-def _batches(x: Inputs) -> Iterator[list[Array]]:
-    parts = [np.asarray(part) for part in (x if isinstance(x, list | tuple) else [x])]
-    for start in range(0, len(parts[0]), _BATCH):
-        yield [part[start : start + _BATCH] for part in parts]
+def _batches(x: Inputs, shapes: list[tuple[int | None, ...]]) -> Iterator[list[Array]]:
+    """Batches of the inputs, of a model's own size where its input shapes fix one."""
+    parts = [fitted(part, shape) for part, shape in zip(arrays(x), shapes, strict=True)]
+    fixed = fixed_batch_size(shapes)
+    size = fixed or _BATCH
+    for start in range(0, len(parts[0]), size):
+        yield [filled(part[start : start + size], fixed) for part in parts]
 
 
 def _db(ratios: dict[tuple[str, _Key], _Ratio], pair: str, key: _Key) -> float | None:
@@ -211,13 +217,9 @@ class _Calls:
         return outputs
 
     def positions(self) -> dict[str, int]:
-        """Name scope in the file -> position of the call in the graph; TensorFlow numbers equal scopes as in export."""
-        found = {}
-        with tf.Graph().as_default():
-            for position, node in enumerate(self.graph.nodes):
-                with tf.name_scope(scope_name(inner_layer(node.layer).name)) as scope:
-                    found[scope] = position
-        return found
+        """Name scope in the file -> position of the call in the graph."""
+        scopes = call_scopes(self.graph)
+        return {scopes[node]: position for position, node in enumerate(self.graph.nodes)}
 
 
 class _File:
@@ -238,13 +240,16 @@ class _File:
     def run(self, batch: list[Array]) -> dict[_Key, Array]:
         """Key -> output [N, ...] of each matched call, dequantised."""
         rows: dict[_Key, list[Array]] = {key: [] for key in self.matched}
-        for row in range(len(batch[0])):
-            for detail, part in zip(self._interpreter.get_input_details(), batch, strict=True):
-                self._interpreter.set_tensor(detail["index"], quantized(part[row : row + 1], detail))
+        details = self._interpreter.get_input_details()
+        size = int(details[0]["shape"][0])
+        for row in range(0, len(batch[0]), size):
+            for detail, part in zip(details, batch, strict=True):
+                self._interpreter.set_tensor(detail["index"], quantized(part[row : row + size], detail))
             self._interpreter.invoke()
             for key, index in self.matched.items():
                 rows[key].append(dequantized(self._interpreter.get_tensor(index), self._details[index]))
-        return {key: np.concatenate(parts) for key, parts in rows.items()}
+        # A tensor without a batch axis, such as the maximum over all samples, becomes one row.
+        return {key: np.concatenate([np.atleast_1d(part) for part in parts]) for key, parts in rows.items()}
 
 
 def _written_tensors(data: bytes) -> list[int]:
@@ -279,8 +284,9 @@ def _by_name(details: dict[int, Detail], written: list[int], calls: _Calls) -> t
     found: dict[int, int] = {}
     named: set[int] = set()
     for index in written:
-        scopes = [part.split("/", 1)[0] + "/" for part in details[index]["name"].split(";")]
-        bearers = {positions[scope] for scope in scopes if scope in positions}
+        bearers = {
+            position for part in details[index]["name"].split(";") if (position := _bearer(part, positions)) is not None
+        }
         named |= bearers
         for position in bearers:
             # An earlier operation with this name computed a part of the call, not yet its output.
@@ -288,6 +294,12 @@ def _by_name(details: dict[int, Detail], written: list[int], calls: _Calls) -> t
         if bearers:
             found[max(bearers)] = index
     return found, named
+
+
+def _bearer(name: str, positions: dict[str, int]) -> int | None:
+    """Position of the call whose scope a tensor's name begins with; the scope of a further call has two parts."""
+    parts = name.split("/")
+    return positions.get("/".join(parts[:2]) + "/", positions.get(parts[0] + "/"))
 
 
 def _sharing(

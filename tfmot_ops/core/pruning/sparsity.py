@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from tfmot_ops.core.graph.roles import kernels
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Layer
+from tfmot_ops.core.keras.values import value_of
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.errors import SparsityLostError
 from tfmot_ops.recipes.scope import select
@@ -37,15 +38,13 @@ def prunable(model: keras.Model, recipe: Recipe) -> dict[str, tuple[Any, tuple[K
     """
     if recipe.sparsity is None:
         return {}
-    layers = [(path, inner_layer(layer)) for path, layer in layer_paths(model)]
+    layers = list(_inner_paths(model))
     # In a model that is frozen as a whole, `trainable` does not distinguish the layers.
     some_train = any(layer.trainable for _, layer in layers if kernels(layer))
-    named = select(
-        recipe.sparsity.scope, [(_without_wrapper_prefix(path), type(layer).__name__) for path, layer in layers]
-    )
+    named = select(recipe.sparsity.scope, [(path, type(layer).__name__) for path, layer in layers])
     chosen: dict[str, tuple[Any, tuple[Kernel, ...]]] = {}
     for path, layer in layers:
-        decision = named[_without_wrapper_prefix(path)]
+        decision = named[path]
         found = tuple(
             kernel
             for kernel in kernels(layer)
@@ -53,7 +52,7 @@ def prunable(model: keras.Model, recipe: Recipe) -> dict[str, tuple[Any, tuple[K
             and _pattern_fits(layer, kernel, recipe)
         )
         if found and decision is not False:
-            chosen[_without_wrapper_prefix(path)] = (layer, found)
+            chosen[path] = (layer, found)
     return chosen
 
 
@@ -73,12 +72,15 @@ def required_ratio(
     return ratio if (node.source_kernel or kernel.attribute) in names else 0.0
 
 
-def _without_wrapper_prefix(path: str) -> str:
-    """The path without the prefixes that tfmot's wrappers add to a layer's name (`quant_conv` -> `conv`)."""
-    folder, _, name = path.rpartition("/")
-    for prefix in ("prune_low_magnitude_", "quant_"):
-        name = name.removeprefix(prefix)
-    return f"{folder}/{name}" if folder else name
+def _path_within(path: str, layer: Layer) -> str:
+    """The path of the layer inside a wrapper, to whose name tfmot adds a prefix (`quant_conv` -> `conv`)."""
+    inner = inner_layer(layer)
+    return path if inner is layer else path.removesuffix(layer.name) + inner.name
+
+
+def _inner_paths(model: keras.Model) -> Iterator[tuple[str, Any]]:
+    """(path, layer) of every layer, without the wrappers of tfmot."""
+    return ((_path_within(path, layer), inner_layer(layer)) for path, layer in layer_paths(model))
 
 
 def _pattern_fits(layer: Layer, kernel: Kernel, recipe: Recipe) -> bool:
@@ -95,7 +97,7 @@ def layer_sparsity(model: keras.Model) -> dict[str, float]:
         values = [_value(layer, inner, kernel.attribute) for kernel in kernels(inner)]
         size = sum(value.size for value in values)
         if size:
-            result[_without_wrapper_prefix(path)] = float(sum(int((value == 0).sum()) for value in values) / size)
+            result[_path_within(path, layer)] = float(sum(int((value == 0).sum()) for value in values) / size)
     return result
 
 
@@ -103,9 +105,9 @@ def _value(layer: Layer, inner: Layer, attribute: str) -> np.ndarray:
     """A kernel's value, multiplied by the mask if a quantisation wrapper has one."""
     for (variable, _, extra), name in zip(private.weight_variables(layer), _quantized_names(layer), strict=True):
         if name == attribute:
-            value = np.asarray(variable)
-            return value * np.asarray(extra["mask"]) if "mask" in extra else value
-    return np.asarray(getattr(inner, attribute))
+            value = value_of(variable)
+            return value * value_of(extra["mask"]) if "mask" in extra else value
+    return value_of(getattr(inner, attribute))
 
 
 def _quantized_names(layer: Layer) -> tuple[str, ...]:
@@ -121,9 +123,9 @@ def give_masks(model: keras.Model) -> None:
     for layer in model.layers:
         for variable, _, extra in private.weight_variables(layer):
             if "mask" in extra:
-                extra["mask"].assign(np.not_equal(variable.numpy(), 0).astype(np.float32))
+                extra["mask"].assign(np.not_equal(value_of(variable), 0).astype(np.float32))
             if "clusters" in extra:
-                _, clusters = np.unique(variable.numpy(), return_inverse=True)
+                _, clusters = np.unique(value_of(variable), return_inverse=True)
                 extra["clusters"].assign(np.reshape(clusters, variable.shape))
 
 
@@ -140,7 +142,7 @@ def assert_sparsity(model: keras.Model, recipe: Recipe) -> dict[str, float]:
         return {}
     measured = {}
     for path, (layer, found) in prunable(model, recipe).items():
-        wrapped = next(outer for p, outer in layer_paths(model) if _without_wrapper_prefix(p) == path)
+        wrapped = next(outer for p, outer in layer_paths(model) if _path_within(p, outer) == path)
         values = [_value(wrapped, layer, kernel.attribute) for kernel in found]
         require_sparsity(path, values, recipe.sparsity.ratio)
         measured[path] = float(sum((v == 0).sum() for v in values) / sum(v.size for v in values))

@@ -23,6 +23,7 @@ from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.compiling import compile_like
 from tfmot_ops.core.keras.identity import Itself
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.policies import new_layers_of
 from tfmot_ops.core.keras.private import (
     PrunableLayer,
     PruneRegistry,
@@ -54,6 +55,10 @@ class _Pruning(pruning_impl.Pruning):
         mask = tf.scatter_nd(places[:, tf.newaxis], stays, tf.shape(magnitudes))
         return values[number - 1], tf.reshape(mask, tf.shape(weights))
 
+    def _update_mask_sparsity_m_by_n(self, weights: TensorLike, m_by_n: tuple[int, int] = (2, 4)) -> Any:
+        """Mask of the weights that stay, in the type of the weights, where tfmot's is float32."""
+        return tf.cast(super()._update_mask_sparsity_m_by_n(weights, m_by_n), weights.dtype)
+
 
 @keras.saving.register_keras_serializable("tfmot_ops")
 class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
@@ -75,7 +80,8 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
     ) -> None:
         if kernel_names is not None:
             layer.get_prunable_weights = lambda: [getattr(layer, name) for name in kernel_names]
-        super().__init__(layer, *args, **kwargs)
+        # Also the policy: the wrapper casts the inputs that the inner layer computes with.
+        super().__init__(layer, *args, **{"dtype": layer.dtype_policy, **kwargs})
         self.kernel_names = kernel_names
         self.supports_masking = layer.supports_masking
         # tfmot calls `layer.call` directly, but Keras adds the activity regulariser's loss in `layer.__call__`.
@@ -105,9 +111,11 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
     def build(self, input_shape: tf.TensorShape) -> None:
         """Build as tfmot does, but with the exact masks of `_Pruning`."""
         super().build(input_shape)
-        own = vars(self)["pruning_obj"]
+        step, variables, schedule = private.pruning_arguments(vars(self)["pruning_obj"])
+        # Not the variables of mixed precision, which are read in float16 and cannot be assigned what was read.
+        plain = [tuple(private.plain_variable(variable) for variable in group) for group in variables]
         self.pruning_obj = _Pruning(
-            *private.pruning_arguments(own), self.block_size, self.block_pooling_type, self.sparsity_m_by_n
+            step, plain, schedule, self.block_size, self.block_pooling_type, self.sparsity_m_by_n
         )
 
     def get_config(self) -> dict[str, Any]:
@@ -117,7 +125,7 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
 
 
 def prune(model: keras.Model, recipe: Recipe, end_step: int | None = None) -> tuple[keras.Model, list[LayerReport]]:
-    """Wrap the layers that a recipe prunes, in a copy that keeps the model's structure.
+    """Wrap the layers that a recipe prunes, in a copy that keeps the model's structure and its dtype policies.
 
     If custom layers contain layers with kernels (`class Block(Layer)`), the copy is a flat model in which these custom
     layers are replaced by their inner layers. Then the inner layers are pruned; scope and reports refer to them.
@@ -143,10 +151,12 @@ def prune(model: keras.Model, recipe: Recipe, end_step: int | None = None) -> tu
             received=f"recipe {recipe.name!r} without a sparsity",
             remedy="leave the prune step out, or add a sparsity to the recipe",
         )
-    model = _with_open_blocks(model)
-    require_finite_weights(model)
-    chosen = {layer: tuple(kernel.attribute for kernel in found) for layer, found in prunable(model, recipe).values()}
-    pruned = _wrap_chosen(model, chosen, _pruning_arguments(recipe.sparsity, end_step))
+    with new_layers_of(model.dtype_policy):
+        model = _with_open_blocks(model)
+        require_finite_weights(model)
+        found = prunable(model, recipe).values()
+        chosen = {layer: tuple(kernel.attribute for kernel in held) for layer, held in found}
+        pruned = _wrap_chosen(model, chosen, _pruning_arguments(recipe.sparsity, end_step))
     if end_step is None:
         _apply_masks(pruned)
     layers = [(path, inner_layer(layer)) for path, layer in layer_paths(model)]
@@ -199,7 +209,8 @@ def wrap_low_magnitude(
     if pruning_policy is not None:
         pruning_policy.ensure_model_supports_pruning(to_prune)
     chosen = {layer: _default_kernels(layer) for _, layer in layer_paths(to_prune) if is_chosen(layer)}
-    return _wrap_chosen(to_prune, chosen, arguments)
+    with new_layers_of(to_prune.dtype_policy):
+        return _wrap_chosen(to_prune, chosen, arguments)
 
 
 def _default_kernels(layer: Layer) -> tuple[str, ...] | None:
@@ -236,8 +247,9 @@ def pruning_callbacks(log_dir: str | None = None) -> list[Any]:
 
 def strip(model: keras.Model) -> keras.Model:
     """A copy of a pruned model without its wrappers, with the masks applied to the kernels, compiled like the model."""
-    stripped = _copy_with(model, lambda _layer, copy: copy)
-    compile_like(stripped, model)
+    with new_layers_of(model.dtype_policy):
+        stripped = _copy_with(model, lambda _layer, copy: copy)
+        compile_like(stripped, model)
     return stripped
 
 
@@ -245,7 +257,8 @@ def _pruning_arguments(sparsity: Sparsity, end_step: int | None) -> dict[str, An
     pattern = {"sparsity_m_by_n": sparsity.n_of_m, "block_size": sparsity.block or (1, 1)}
     if end_step is None:
         schedule = pruning_schedule.ConstantSparsity(sparsity.ratio, begin_step=1, end_step=1, frequency=1)
-    elif sparsity.schedule is Schedule.CONSTANT or sparsity.n_of_m:
+    # In a single step, a polynomial schedule would end at its initial ratio.
+    elif sparsity.schedule is Schedule.CONSTANT or sparsity.n_of_m or end_step <= 1:
         schedule = pruning_schedule.ConstantSparsity(
             sparsity.ratio, begin_step=1, end_step=max(end_step, 1), frequency=1
         )

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfmot_ops.contract import LayerReport, Method, Quantization, Recipe
 from tfmot_ops.core.graph.finite import require_finite_weights
-from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors, unique_names
+from tfmot_ops.core.graph.ir import Graph, Node, Tensor, free_name, scope_part, tensors, unique_names
 from tfmot_ops.core.graph.new_values import reads_rounded, refuse_far_constants, refuse_pads_out_of_range
 from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.read import read_graph
@@ -22,6 +22,7 @@ from tfmot_ops.core.graph.samples import Calibration, calibration_batches
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.compiling import compile_like
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.policies import new_layers_of
 from tfmot_ops.core.keras.private import QuantizeLayer, QuantizeWrapper
 from tfmot_ops.core.keras.types import Args, Kwargs, Layer, TensorLike
 from tfmot_ops.core.pruning.sparsity import give_masks, prunable, required_ratio
@@ -35,8 +36,11 @@ from tfmot_ops.errors import CalibrationError, RecipeError, UnsupportedModelErro
 _SMALLEST_WIDTH = 1e-6
 
 
+@new_layers_of("float32")
 def normalize(model: keras.Model) -> keras.Model:
     """A flat functional copy of a model with equal outputs and weights; weighted layers keep their names.
+
+    Layers of another float type, as in mixed precision, become float32.
 
     Args:
         model: float model; it is not changed.
@@ -52,10 +56,13 @@ def normalize(model: keras.Model) -> keras.Model:
     return flat
 
 
+@new_layers_of("float32")
 def quantize(
     model: keras.Model, recipe: Recipe, calibration: Calibration | None = None
 ) -> tuple[keras.Model, list[LayerReport]]:
     """Insert the recipe's quantisers into a copy of a model and set their ranges.
+
+    The copy computes in float32, also where the model has layers of another float type, as in mixed precision.
 
     Args:
         model: float model without pruning wrappers (see `strip`). If the recipe has a sparsity, zeros in the kernels
@@ -132,23 +139,23 @@ def _refuse_far_constants(graph: Graph, calibration: Calibration, samples: int) 
 
 
 def _on_tensor(graph: Graph, plan: Plan) -> OnTensor:
-    #: Tensor -> (the graph input or layer that produces it, base name for its QuantizeLayer).
-    names: dict[Tensor, tuple[Tensor | Layer, str]] = {t: (t, name) for t, name in graph.input_names.items()}
-    layers = unique_names(dict.fromkeys(node.path for node in graph.nodes))
+    #: Tensor -> (the graph input or layer that produces it, which of its results it is).
+    places: dict[Tensor, tuple[Tensor | Layer, int]] = {t: (t, 0) for t in graph.input_names}
+    layers = unique_names(dict.fromkeys(node.path for node in graph.nodes), graph.input_names.values())
     for node in graph.nodes:
-        for index, tensor in enumerate(tensors(node.outputs)):
-            suffix = f"_{index}" if index else ""
-            names[tensor] = node.layer, f"{layers[node.path]}{suffix}"
-    made: dict[tuple[Tensor | Layer, str], Any] = {}
+        places |= {tensor: (node.layer, index) for index, tensor in enumerate(tensors(node.outputs))}
+    used = {*layers.values(), *graph.input_names.values()}
+    made: dict[tuple[Tensor | Layer, int], Any] = {}
 
     def on_tensor(tensor: Tensor, value: TensorLike) -> Any:
         quantizer = plan.tensors.get(tensor)
         if quantizer is None:
             return value
-        key = names[tensor]
+        key = places[tensor]
         # A shared layer has one range for all its calls.
         if key not in made:
-            made[key] = QuantizeLayer(quantizer, name=f"quantize_{key[1]}")
+            producer = graph.input_names[tensor] if tensor.producer is None else layers[tensor.producer.path]
+            made[key] = QuantizeLayer(quantizer, name=free_name(f"quantize_{scope_part(producer)}", key[1], used))
         return made[key](value)
 
     return on_tensor

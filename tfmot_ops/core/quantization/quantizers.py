@@ -13,6 +13,7 @@ from tfmot_ops.core.keras.identity import Itself
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import QuantizeWrapperV2
 from tfmot_ops.core.keras.types import Config, Layer, Quantizer, TensorLike, Variable
+from tfmot_ops.core.quantization.folding import folded_factor
 
 #: Initial activation range, before calibration or training; tfmot's default.
 INITIAL_RANGE = (-6.0, 6.0)
@@ -120,6 +121,8 @@ class WeightQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
         self.channels_axes = channels_axes
         self.swap_channels = swap_channels
         self.required_sparsity = required_sparsity
+        #: [channels]: what the file multiplies the kernel by before rounding it; set for the time of a call.
+        self.factor: Any = None
 
     def build(self, tensor_shape: tf.TensorShape, name: str, layer: Layer) -> dict[str, Any]:
         """Create the variables `mask` and `clusters`, of the kernel's shape, as far as they are needed."""
@@ -139,7 +142,11 @@ class WeightQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
         kernel = tie(inputs, weights["clusters"]) if self.keep_clusters else tf.convert_to_tensor(inputs)
         if self.keep_sparsity:
             kernel *= weights["mask"]
-        return _straight_through(kernel, self._round_fast(tf.stop_gradient(kernel)))
+        fixed = tf.stop_gradient(kernel)
+        rounded = (
+            self._round_fast(fixed) if self.factor is None else self._round_fast(fixed * self.factor) / self.factor
+        )
+        return _straight_through(kernel, rounded)
 
     def _round_fast(self, kernel: TensorLike) -> tf.Tensor:
         """A faster `round`; a weight halfway between two levels may be rounded to the other level.
@@ -423,9 +430,21 @@ class QuantizedLayer(QuantizeWrapperV2):
         Without restoring, saving as SavedModel fails: it traces the inner layer separately, where rounded tensors of
         another trace cannot be used.
         """
+        quantizer = self._folded_quantizer()
         try:
+            if quantizer is not None:
+                quantizer.factor = folded_factor(self)
             return super().call(inputs, training=training, **kwargs)
         finally:
+            if quantizer is not None:
+                quantizer.factor = None
             self.quantize_config.set_quantize_weights(
                 self.layer, [variable for variable, *_ in private.weight_variables(self)]
             )
+
+    def _folded_quantizer(self) -> Any:
+        """The quantiser of a Dense kernel with one scale, into which export folds a normalisation; None for others."""
+        quantizer = self.quantize_config.weights.get("kernel")
+        if type(self.layer) is not keras.layers.Dense or self.quantize_config.output is not None:
+            return None
+        return None if quantizer is None or quantizer.per_channel or quantizer.keep_clusters else quantizer

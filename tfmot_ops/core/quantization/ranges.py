@@ -15,6 +15,7 @@ from tfmot_ops.core.graph.roles import role, spec_of
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.private import QuantizeLayer, QuantizeWrapper
 from tfmot_ops.core.keras.types import Layer
+from tfmot_ops.core.keras.values import value_of
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.core.quantization.quantizers import INITIAL_RANGE, FixedRangeQuantizer, RangeQuantizer
 from tfmot_ops.core.quantization.scales import LEVELS, Range, Sums, computable
@@ -45,7 +46,7 @@ def never_set(graph: Graph) -> list[str]:
     """
     layers = dict.fromkeys(node.layer for node in graph.nodes)
     initial = {layer: variables for layer in layers if (variables := range_variables(layer)) is not None}
-    if any((float(low), float(high)) != INITIAL_RANGE for low, high in initial.values()):
+    if any((float(value_of(low)), float(value_of(high))) != INITIAL_RANGE for low, high in initial.values()):
         return []
     return [inner_layer(layer).name for layer in initial]
 
@@ -79,7 +80,8 @@ class Ranges:
                 continue
             key = follows[node.layer] = self._key(tensors(node.outputs)[0])
             low, high = seen.get(key, (0.0, 0.0))
-            seen[key] = min(float(variables[0]), low), max(float(variables[1]), high)
+            lowest, highest = (float(value_of(variable)) for variable in variables)
+            seen[key] = min(lowest, low), max(highest, high)
         outside = {self._key(node.output()): fixed[node.layer] for node in graph.nodes if node.layer in fixed}
         sums = [] if largest_weight is None or not seen else list(self._sums(graph, {*seen, *outside}, largest_weight))
         found = computable(seen, sums, outside)

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
 import tensorflow_model_optimization as tfmot
@@ -17,7 +18,8 @@ from tfmot_ops.core.graph.pointwise import Pointwise
 from tfmot_ops.core.graph.rebuild import without_random_values, without_traces
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
-from tfmot_ops.core.keras.private import SafeModeScope
+from tfmot_ops.core.keras.policies import new_layers_of
+from tfmot_ops.core.keras.private import LossScaleOptimizerV3, SafeModeScope
 from tfmot_ops.core.pruning.wrappers import PruneLowMagnitude
 from tfmot_ops.core.quantization.quantizers import (
     FixedRangeQuantizer,
@@ -92,6 +94,7 @@ def save_model(model: keras.Model, path: str | Path) -> None:
             if path.suffix in {".h5", ".hdf5"}:
                 part.write_bytes(_as_hdf5(model))
             elif path.suffix == ".keras":
+                _build_loss_scaling(model)
                 model.save(part, save_format="keras")
             else:
                 model.save(part, save_format="tf", include_optimizer=True)
@@ -102,6 +105,24 @@ def save_model(model: keras.Model, path: str | Path) -> None:
             received=f"{type(error).__name__}: {error}",
             remedy="add get_config to the model's custom layers, or save in another format (.h5, .keras or a folder)",
         ) from error
+
+
+def _load(path: str, *, safe_mode: bool) -> Any:
+    try:
+        return keras.models.load_model(path, safe_mode=safe_mode)
+    except AttributeError:
+        # Under a global policy mixed_float16, Keras scales the loss of a float32 model too, and then does not find the
+        # variables of that optimizer in a `.keras` file.
+        if keras.mixed_precision.global_policy().name != "mixed_float16":
+            raise
+        with new_layers_of("float32"):
+            return keras.models.load_model(path, safe_mode=safe_mode)
+
+
+def _build_loss_scaling(model: keras.Model) -> None:
+    """Create the variables of an optimizer of mixed precision: Keras cannot load a `.keras` file that has none."""
+    if isinstance(model.optimizer, LossScaleOptimizerV3):
+        private.build_optimizer(model.optimizer, model.trainable_variables)
 
 
 def _as_hdf5(model: keras.Model) -> bytes:
@@ -143,7 +164,7 @@ def load_model(path: str | Path, allow_unsafe: bool = False) -> keras.Model:
         with SafeModeScope(not allow_unsafe), custom_objects(), without_random_values(), without_traces():
             if not allow_unsafe:
                 check_model_file(path)
-            return keras.models.load_model(str(path), safe_mode=not allow_unsafe)
+            return _load(str(path), safe_mode=not allow_unsafe)
     except TfmotOpsError:
         raise
     except Exception as error:  # a damaged file makes Keras raise an error of any class

@@ -24,6 +24,7 @@ from tfmot_ops.core.graph.operations import Kernel, Role
 from tfmot_ops.core.graph.roles import is_elu, kernels, role, spec_of
 from tfmot_ops.core.graph.run import run_graph
 from tfmot_ops.core.keras import private
+from tfmot_ops.core.keras.batches import without_state
 from tfmot_ops.core.keras.private import QuantizeLayer
 from tfmot_ops.core.keras.types import Args, Array, Kwargs, Layer, TensorLike
 from tfmot_ops.core.keras.wrapped import inner_layer
@@ -38,6 +39,7 @@ from tfmot_ops.core.quantization.ranges import Ranges, tied_ranges, without_tie
 from tfmot_ops.core.quantization.scales import smallest_limits
 from tfmot_ops.core.quantization.scheme import output_quantizer
 from tfmot_ops.core.tflite.late_weights import LateWeights, Place
+from tfmot_ops.core.tflite.scopes import call_scopes
 from tfmot_ops.core.tflite.tables import Tables
 
 
@@ -83,6 +85,7 @@ class _Emitter:
         self.unrounded = unrounded
         self.late = late
         self.constant = calls_of_weights(graph)
+        self.scopes = call_scopes(graph)
         ranged = tied_ranges(graph)
         self.calls = Counter(inner_layer(node.layer) for node in graph.nodes)
         consumers = graph.readers()
@@ -111,15 +114,18 @@ class _Emitter:
 
     def __call__(self, node: Node, args: Args, kwargs: Kwargs) -> Any:
         layer = inner_layer(node.layer)
-        with tf.name_scope(scope_name(layer.name)):
+        # A scope that ends in `/` is taken as it is; TensorFlow would number others.
+        with tf.name_scope(self.scopes[node]):
             result = self._compute(node, layer, args, kwargs)
             outputs = tensors(node.outputs)
             if len(outputs) != 1 or not outputs[0].is_float:
                 return result
-            result = self._quantize_output(node, result)
-            if node not in self.fused and len(result.shape) > len(outputs[0].shape):
-                return tf.squeeze(result, 1)
-            return result
+            # The only tensor may be in a list or a dict, as of `tf.split(x, 1)`.
+            (value,) = tf.nest.flatten(result)
+            value = self._quantize_output(node, value)
+            if node not in self.fused and len(value.shape) > len(outputs[0].shape):
+                value = tf.squeeze(value, 1)
+            return tf.nest.pack_sequence_as(result, [value])
 
     def _compute(self, node: Node, layer: Layer, args: Args, kwargs: Kwargs) -> Any:
         if isinstance(node.layer, QuantizeLayer) or node in self.folded:
@@ -402,7 +408,8 @@ def _add_bias(value: TensorLike, bias: np.ndarray) -> Any:
 def _call(layer: Layer, args: Args, kwargs: Kwargs) -> Any:
     if private.call_signature(layer).expects_training_arg:
         kwargs = kwargs | {"training": False}
-    return layer.call(*args, **kwargs)
+    with without_state(layer):
+        return layer.call(*args, **kwargs)
 
 
 def _weight_quantizer(layer: Layer) -> tuple[WeightQuantizer | None, np.ndarray | None]:
@@ -410,9 +417,3 @@ def _weight_quantizer(layer: Layer) -> tuple[WeightQuantizer | None, np.ndarray 
         with tf.init_scope():
             return quantizer, extra["mask"].numpy() if "mask" in extra else None
     return None, None
-
-
-def scope_name(name: str) -> str:
-    """The name scope of a layer's operations, which becomes a prefix of the tensor names in the TFLite file."""
-    # A scope must start with a letter or digit, a layer name need not.
-    return "".join(c if c.isalnum() or c in "._-" else "_" for c in f"L.{name}")

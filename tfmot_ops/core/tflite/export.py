@@ -12,7 +12,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tfmot_ops.contract import Activations, Backend, Method, Recipe, Weights
 from tfmot_ops.core.graph.finite import require_finite_weights
-from tfmot_ops.core.graph.ir import Graph, Node, tensors, unique_names
+from tfmot_ops.core.graph.ir import Graph, Node, scope_part, tensors, unique_names
 from tfmot_ops.core.graph.layers import MaskedScores
 from tfmot_ops.core.graph.new_values import reads_rounded, refuse_far_constants, refuse_pads_out_of_range
 from tfmot_ops.core.graph.normalize import normalize_graph
@@ -24,19 +24,22 @@ from tfmot_ops.core.graph.rewrite import rewrite
 from tfmot_ops.core.graph.roles import kernels
 from tfmot_ops.core.graph.rules.padding import pad_by_sum
 from tfmot_ops.core.graph.run import infer
-from tfmot_ops.core.graph.samples import Calibration, calibration_batches
+from tfmot_ops.core.graph.samples import Calibration, batch_size_of, calibration_batches
 from tfmot_ops.core.keras import private
+from tfmot_ops.core.keras.batches import stateful_layers
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.policies import new_layers_of
 from tfmot_ops.core.keras.private import QuantizeLayer, QuantizeWrapper
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.core.pruning.sparsity import prunable, required_ratio, tolerance
 from tfmot_ops.core.quantization.ranges import never_set
 from tfmot_ops.core.tflite.convert import change_calibrated, converter_of
-from tfmot_ops.core.tflite.emit import inference_of, scope_name
+from tfmot_ops.core.tflite.emit import inference_of
 from tfmot_ops.core.tflite.file_ranges import widen_calibrated
 from tfmot_ops.core.tflite.late_weights import LateWeights, LateWeightsError
 from tfmot_ops.core.tflite.profile import weight_zeros
 from tfmot_ops.core.tflite.ptq_ai_edge import quantize_file
+from tfmot_ops.core.tflite.scopes import is_within, scopes_of
 from tfmot_ops.core.tflite.signature import named
 from tfmot_ops.core.tflite.tables import Tables, TablesError
 from tfmot_ops.errors import ExportError, RecipeError, SparsityLostError, TfmotOpsError
@@ -52,8 +55,11 @@ _MASKED_IN_FLOAT = (
 )
 
 
+@new_layers_of("float32")
 def export_tflite(model: keras.Model, recipe: Recipe, calibration: Calibration | None = None) -> bytes:
-    """Convert a model to a TFLite file, batch size 1.
+    """Convert a model to a TFLite file, of the model's batch size where that is fixed, else of 1.
+
+    Layers that keep their state from batch to batch (`stateful=True`) start from 0 in each call of the file.
 
     Args:
         model: from `quantize` for a QAT recipe; a float model for a PTQ recipe or a recipe without quantisation.
@@ -76,6 +82,7 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Calibration |
     """
     quantized = any(isinstance(layer, QuantizeWrapper | QuantizeLayer) for layer in model.layers)
     graph = read_graph(model)
+    _warn_of_state(graph)
     _check_kind(recipe, quantized)
     require_finite_weights(model)
     kept: tuple[str, ...] = ()
@@ -93,7 +100,7 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Calibration |
     if recipe.quantization and recipe.quantization.backend is Backend.AI_EDGE_QUANTIZER:
         rows = lambda: _representative(recipe, graph, calibration)()  # noqa: E731, PLW0108 - lazy
         data = quantize_file(data, recipe, rows, _results(data, graph, kept))
-    _check_sparsity(data, required)
+    _check_sparsity(data, required, graph)
     return named(data, model, graph)
 
 
@@ -157,7 +164,8 @@ def _kept_float(source: Graph, normal: Graph, recipe: Recipe) -> tuple[str, ...]
         for node in normal.nodes
         if node.origin in excluded or _stays_float(node) or node in unrounded | masked or reads_any(node, unrounded)
     ]
-    return tuple(dict.fromkeys(f"{scope_name(names[node.path])}/" for node in kept))
+    scopes = scopes_of(names.values())
+    return tuple(dict.fromkeys(scopes[names[node.path]] for node in kept))
 
 
 def _around_masked_scores(graph: Graph) -> set[Node]:
@@ -188,7 +196,8 @@ def _refuse_far_constants(graph: Graph, recipe: Recipe, calibration: Calibration
         return
     bits = 16 if quantization.activations is Activations.INT16 else 8
     names = unique_names(dict.fromkeys(node.path for node in graph.nodes), graph.input_names.values())
-    rounds = reads_rounded(graph, lambda node: f"{scope_name(names[node.path])}/" not in kept)
+    scopes = scopes_of(names.values())
+    rounds = reads_rounded(graph, lambda node: scopes[names[node.path]] not in kept)
     batches = calibration_batches(graph, calibration, quantization.calibration_samples)
     compute = lambda node, args, kwargs: infer(node.layer, args, kwargs)  # noqa: E731 - as short as a name for it
     refuse_far_constants(graph, batches, compute, rounds, bits=bits)
@@ -216,10 +225,11 @@ def _results(data: bytes, graph: Graph, scopes: tuple[str, ...]) -> list[str]:
     """Names of the tensors in a float file whose operations compute a call of one of these name scopes."""
     file = schema.Model.GetRootAs(data, 0).Subgraphs(0)
     # The converter renames the model's output tensors, so they are recognised by their position.
+    own = scopes_of(inner_layer(node.layer).name for node in graph.nodes)
     last = {
         file.Outputs(place)
         for place, tensor in enumerate(tensors(graph.outputs))
-        if tensor.producer is not None and f"{scope_name(inner_layer(tensor.producer.layer).name)}/" in scopes
+        if tensor.producer is not None and own[inner_layer(tensor.producer.layer).name] in scopes
     }
     found: list[str] = []
     for op in (file.Operators(place) for place in range(file.OperatorsLength())):
@@ -324,10 +334,12 @@ def _representative(
             remedy="give calibration=",
         )
 
+    size = batch_size_of(graph) or 1
+
     def rows() -> Iterator[list[np.ndarray]]:
         for batch in calibration_batches(graph, calibration, samples):
-            for row in range(len(batch[0])):
-                yield [part[row : row + 1].astype(t.dtype) for part, t in zip(batch, graph.inputs(), strict=True)]
+            for row in range(0, len(batch[0]), size):
+                yield [part[row : row + size].astype(t.dtype) for part, t in zip(batch, graph.inputs(), strict=True)]
 
     return rows
 
@@ -336,8 +348,8 @@ def _signature(graph: Graph, calibration: Calibration | None) -> list[tf.TensorS
     shapes = [list(tensor.shape) for tensor in graph.inputs()]
     if calibration is not None and any(None in shape[1:] for shape in shapes):
         batch = next(iter(calibration_batches(graph, calibration, 1)))
-        shapes = [[1, *part.shape[1:]] for part in batch]
-    specs = []
+        shapes = [list(part.shape) for part in batch]
+    specs, size = [], batch_size_of(graph) or 1
     for tensor, shape in zip(graph.inputs(), shapes, strict=True):
         name = graph.input_names[tensor]
         if None in shape[1:]:
@@ -347,8 +359,17 @@ def _signature(graph: Graph, calibration: Calibration | None) -> list[tf.TensorS
                 received=str(shape),
                 remedy="give calibration data of the size the device will use",
             )
-        specs.append(tf.TensorSpec([1, *shape[1:]], tensor.dtype, name=name))
+        specs.append(tf.TensorSpec([size, *shape[1:]], tensor.dtype, name=scope_part(name)))
     return specs
+
+
+def _warn_of_state(graph: Graph) -> None:
+    names = [inner_layer(node.layer).name for node in graph.nodes if stateful_layers(node.layer)]
+    if names:
+        _LOG.warning(
+            "%s keep their state from batch to batch (stateful=True); the file does not: each call starts from 0",
+            ", ".join(dict.fromkeys(names)),
+        )
 
 
 def _warn_of_ranges_never_set(graph: Graph) -> None:
@@ -361,7 +382,7 @@ def _warn_of_ranges_never_set(graph: Graph) -> None:
             f"the activation ranges were never set: {shown} are still at the initial -6 to 6, which the file's int8 "
             "values will have. Give core.quantize calibration=, inputs like those of the training, or train the "
             "quantised model, before you export it",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -390,11 +411,12 @@ def _required_of_float(graph: Graph, model: keras.Model, recipe: Recipe) -> dict
     }
 
 
-def _check_sparsity(data: bytes, required: dict[str, tuple[float, int]]) -> None:
+def _check_sparsity(data: bytes, required: dict[str, tuple[float, int]], graph: Graph) -> None:
     if not required:
         return
+    scopes = scopes_of(inner_layer(node.layer).name for node in graph.nodes)
     weights = weight_zeros(data)
-    named = {name: [w for tensor, w in weights.items() if f"{scope_name(name)}/" in tensor] for name in required}
+    named = {name: [w for tensor, w in weights.items() if is_within(tensor, scopes[name])] for name in required}
     # The converter stores equal kernels once, under the name of one of their layers, and a kernel that several calls
     # share under no layer's name. For a layer without a tensor of its name, tensors of the same size are checked.
     shared = [w for tensor, w in weights.items() if "L." not in tensor] + [w for own in named.values() for w in own]

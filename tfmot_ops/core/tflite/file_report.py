@@ -10,9 +10,9 @@ from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.operations import LAYERS, Role
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.keras.pinned import keras
-from tfmot_ops.core.tflite.emit import scope_name
 from tfmot_ops.core.tflite.interpreter import make_interpreter
 from tfmot_ops.core.tflite.profile import TFLiteProfile
+from tfmot_ops.core.tflite.scopes import is_within, scopes_of
 from tfmot_ops.errors import ExportError
 from tfmot_ops.recipes.scope import select
 
@@ -36,15 +36,17 @@ def report_file(model: keras.Model, data: bytes) -> list[LayerReport]:
     source = read_graph(model)
     kinds = {node.path: type(node.layer).__name__ for node in source.nodes}
     graph = normalize_graph(source)
-    names = unique_names(dict.fromkeys(node.path for node in graph.nodes))
+    names = unique_names(dict.fromkeys(node.path for node in graph.nodes), graph.input_names.values())
+    scope_of = scopes_of(names.values())
     scopes: dict[str, set[str]] = {path: set() for path in kinds}
     for node in graph.nodes:
-        scopes[node.origin].add(f"{scope_name(names[node.path])}/")
+        scopes[node.origin].add(scope_of[names[node.path]])
     tensors = [(entry["name"], entry["dtype"].__name__) for entry in make_interpreter(data).get_tensor_details()]
-    return [
-        _report(path, kinds[path], {kind for name, kind in tensors if any(scope in name for scope in own_scopes)})
+    types = {
+        path: {kind for name, kind in tensors if any(is_within(name, scope) for scope in own_scopes)}
         for path, own_scopes in scopes.items()
-    ]
+    }
+    return [_report(path, kinds[path], held) for path, held in types.items()]
 
 
 def require_recipe(profile: TFLiteProfile, recipe: Recipe, reports: Sequence[LayerReport]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+from tfmot_ops.core.keras.batches import filled, fitted, fitted_shape
 from tfmot_ops.core.keras.types import Array
 from tfmot_ops.errors import (
     ArtifactError,
@@ -18,8 +20,8 @@ from tfmot_ops.errors import (
 
 #: An entry of the interpreter's `get_tensor_details()`: name, index, shape, dtype, scale and zero point of a tensor.
 Detail = dict[str, Any]
-#: One array [N, ...], or one for each input, in the model's order.
-Inputs = Array | Sequence[Array]
+#: One array [N, ...]; or one for each input, in the model's order or by the inputs' names.
+Inputs = Array | Sequence[Array] | Mapping[str, Array]
 
 
 def make_interpreter(data: bytes, threads: int = 1, *, xnnpack: bool = True, keep_tensors: bool = False) -> Interpreter:
@@ -53,8 +55,29 @@ def make_interpreter(data: bytes, threads: int = 1, *, xnnpack: bool = True, kee
 
 
 def arrays(x: Inputs) -> list[Array]:
-    """The inputs as a list of arrays, one for each input of the file."""
-    return [np.asarray(array) for array in (x if isinstance(x, list | tuple) else [x])]
+    """The inputs as a list of arrays, one for each input of the file; those of a dict in its order."""
+    given = list(x.values()) if isinstance(x, Mapping) else x
+    return [np.asarray(array) for array in (given if isinstance(given, list | tuple) else [given])]
+
+
+def input_names(data: bytes) -> list[str]:
+    """Names of a file's inputs by its signature, in the file's order.
+
+    Raises:
+        SamplesError: the file has no signature.
+    """
+    model = schema.Model.GetRootAs(data, 0)
+    graph = model.Subgraphs(0)
+    if not model.SignatureDefsLength():
+        raise SamplesError(
+            "the TFLite file has no names of its inputs",
+            required="a file with a signature",
+            received="inputs by name",
+            remedy="give a list of arrays, in the order of the file's inputs",
+        )
+    entries = [model.SignatureDefs(0).Inputs(place) for place in range(model.SignatureDefs(0).InputsLength())]
+    names = {entry.TensorIndex(): entry.Name().decode() for entry in entries}
+    return [names[graph.Inputs(place)] for place in range(graph.InputsLength())]
 
 
 def run_tflite(data: bytes, x: Inputs, batch_size: int) -> list[Array]:
@@ -70,7 +93,7 @@ def run_tflite(data: bytes, x: Inputs, batch_size: int) -> list[Array]:
         SamplesError: the arrays do not fit the file's inputs.
         ExportError: the interpreter cannot run the file.
     """
-    inputs = arrays(x)
+    inputs = arrays([x[name] for name in input_names(data)] if isinstance(x, Mapping) else x)
     file = TFLiteRun(data, inputs, batch_size)
     starts = range(0, len(inputs[0]), batch_size)
     parts = [file([array[start : start + batch_size] for array in inputs]) for start in starts]
@@ -94,15 +117,21 @@ class TFLiteRun:
 
     def __init__(self, data: bytes, inputs: list[Any], batch_size: int) -> None:
         details = make_interpreter(data).get_input_details()
-        check_inputs([detail["shape_signature"] for detail in details], inputs, "TFLite file")
+        self._shapes = [[int(size) for size in detail["shape_signature"]] for detail in details]
+        check_inputs(self._shapes, inputs, "TFLite file")
         self._data = data
-        self._takes_batches = _takes_batches(data, [np.asarray(column[:batch_size]) for column in inputs])
+        #: Samples that the file computes at once.
+        self._size = max(self._shapes[0][0], 1) if self._shapes[0] else 1
+        first = self._fitted([np.asarray(column[:batch_size]) for column in inputs])
+        # A file of another batch than 1 was made for just that.
+        self._takes_batches = self._size == 1 and _takes_batches(data, first)
         self._local = threading.local()
         if not self._takes_batches:
             _allocate(make_interpreter(data))
 
     def __call__(self, batch: list[Array]) -> list[Array]:
         """Outputs [n, ...] for one batch of inputs [n, ...]."""
+        batch = self._fitted(batch)
         interpreter = getattr(self._local, "interpreter", None)
         if interpreter is None:
             interpreter = self._local.interpreter = make_interpreter(self._data)
@@ -112,8 +141,16 @@ class TFLiteRun:
                 _allocate(interpreter)
         if self._takes_batches:
             return _resized(interpreter, batch)
-        rows = [_resized(interpreter, [array[place : place + 1] for array in batch]) for place in range(len(batch[0]))]
-        return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+        samples, size = len(batch[0]), self._size
+        rows = [
+            _resized(interpreter, [filled(array[start : start + size], size) for array in batch])
+            for start in range(0, samples, size)
+        ]
+        outputs = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+        return outputs if size == 1 else [output[:samples] for output in outputs]
+
+    def _fitted(self, batch: list[Array]) -> list[Array]:
+        return [fitted(array, shape) for array, shape in zip(batch, self._shapes, strict=True)]
 
 
 def _resized(interpreter: Interpreter, batch: list[Array]) -> list[Array]:
@@ -136,6 +173,8 @@ def check_inputs(shapes: Sequence[Sequence[int]], inputs: list[Any], what: str) 
     """
     required = [[int(size) for size in shape[1:]] for shape in shapes]
     given = [list(array.shape[1:]) for array in inputs]
+    if len(given) == len(required):
+        given = [fitted_shape(array.shape, shape)[1:] for array, shape in zip(inputs, shapes, strict=True)]
     fits = len(required) == len(given) and all(
         len(sizes) == len(given_sizes)
         and all(size in (-1, given_size) for size, given_size in zip(sizes, given_sizes, strict=True))

@@ -3,6 +3,7 @@
 from tfmot_ops.core.graph.rules.activations import activation_layer, fused_activation, gated
 from tfmot_ops.core.graph.rules.arithmetic import arithmetic, function
 from tfmot_ops.core.graph.rules.attention import attention, einsum_dense, masked_softmax, multi_head_attention
+from tfmot_ops.core.graph.rules.casts import cast_to_own_type
 from tfmot_ops.core.graph.rules.convolutions import (
     dense_on_image,
     depthwise_of_groups,
@@ -19,6 +20,7 @@ from tfmot_ops.core.graph.rules.standardization import normalization, preprocess
 
 #: In order of precedence: the first rule that does not return None replaces the call.
 RULES = (
+    cast_to_own_type,
     masked_by_hand,
     product,
     einsum,

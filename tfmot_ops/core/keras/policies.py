@@ -1,0 +1,31 @@
+"""The dtype policy of new layers: Keras gives every layer without a dtype the global policy, which a user may set.
+
+Mixed precision (`mixed_float16`) computes in float16 and keeps the weights in float32. Fake quantisation needs float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tfmot_ops.core.keras import private
+from tfmot_ops.core.keras.pinned import keras
+
+
+@contextmanager
+def new_layers_of(policy: Any = "float32") -> Iterator[None]:
+    """In this context (or function, as a decorator), new layers have a policy, whatever the user's global one is.
+
+    Afterwards the global policy and the global float type (`keras.backend.floatx`) are as they were before.
+
+    Args:
+        policy: a dtype policy or its name.
+    """
+    float_type = keras.backend.floatx()
+    try:
+        keras.backend.set_floatx("float32")
+        with private.policy_scope(policy):
+            yield
+    finally:
+        keras.backend.set_floatx(float_type)
