@@ -16,7 +16,8 @@ from tfmot_ops.contract import Method, Quantization, Recipe
 from tfmot_ops.core import keras
 from tfmot_ops.core.graph.samples import Calibration
 from tfmot_ops.core.keras.types import Config, Layer
-from tfmot_ops.core.quantization.quantizers import LayerQuantizeConfig, RangeQuantizer
+from tfmot_ops.core.quantization.quantizers import LayerQuantizeConfig
+from tfmot_ops.core.quantization.range_quantizers import RangeQuantizer
 from tfmot_ops.core.saving.keras_three import read_keras_three
 from tfmot_ops.core.saving.safe_files import check_model_file
 

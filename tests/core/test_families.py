@@ -38,7 +38,7 @@ from tfmot_ops.core.graph.ir import Node, Tensor, tensors
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.keras.seeds import set_seed
 from tfmot_ops.core.keras.wrapped import inner_layer
-from tfmot_ops.core.quantization.quantizers import FixedRangeQuantizer
+from tfmot_ops.core.quantization.range_quantizers import FixedRangeQuantizer
 
 pytestmark = pytest.mark.slow
 

@@ -107,10 +107,7 @@ _NOTES = ("_inbound_nodes", "_outbound_nodes", "_losses", "_callable_losses", "_
 
 
 def call_signature(layer: Layer) -> Any:
-    """Keras' description of the signature of a layer's `call`: `arg_names`, `expects_training_arg`, ...
-
-    `inspect.signature` does not show how Keras handles `training` and `mask`. Upstream: `Layer._call_signature`.
-    """
+    """Keras' description of the arguments of a layer's `call`, with `training` and `mask`. Upstream: the same."""
     return layer._call_spec
 
 
@@ -263,10 +260,7 @@ def is_compiled(model: Model) -> bool:
 
 
 def compile_arguments(model: Model) -> dict[str, Any]:
-    """The user's arguments of `compile` except the optimizer, read like `Model._get_compile_args` does.
-
-    Upstream: `Model.get_compile_config` of Keras 3, which is public.
-    """
+    """The user's arguments of `compile` except the optimizer. Upstream: `Model.get_compile_config`, which is public."""
     loss, metric, steps = model.compiled_loss, model.compiled_metrics, model._steps_per_execution
     return {
         "loss": loss._user_losses,

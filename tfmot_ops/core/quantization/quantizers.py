@@ -1,4 +1,4 @@
-"""The quantisers for weights and activations, and the QuantizeConfig and wrapper that attach them to a layer."""
+"""The quantisers for weights, and the QuantizeConfig and wrapper that attach them to a layer."""
 
 from __future__ import annotations
 
@@ -15,10 +15,6 @@ from tfmot_ops.core.keras.private import QuantizeWrapperV2
 from tfmot_ops.core.keras.types import Config, Layer, Quantizer, TensorLike, Variable
 from tfmot_ops.core.quantization.folding import folded_factor
 
-#: Initial activation range, before calibration or training; tfmot's default.
-INITIAL_RANGE = (-6.0, 6.0)
-#: Decay of the ranges' moving averages per training step; tfmot's default, a time constant of about 1000 steps.
-DECAY = 0.999
 #: Smallest limit of a channel whose weights are not all 0; see `_without_tiny_limits`.
 _SMALLEST_LIMIT = 1e-7
 #: Levels on each side of zero of symmetric int8.
@@ -207,56 +203,6 @@ class RowsQuantizer(WeightQuantizer):
 
 
 @keras.saving.register_keras_serializable("tfmot_ops")
-class RangeQuantizer(tfmot.quantization.keras.quantizers.MovingAverageQuantizer):
-    """int8 activations; calibration sets the range, training updates it by a moving average (decay 0.999)."""
-
-    def __init__(self) -> None:
-        super().__init__(num_bits=8, per_axis=False, symmetric=False, narrow_range=False)
-
-    @tf.autograph.experimental.do_not_convert
-    def __call__(
-        self, inputs: TensorLike, training: bool | TensorLike | None, weights: Mapping[str, Variable], **_: object
-    ) -> tf.Tensor:
-        """Activations rounded to 256 levels, same shape; in training the range is updated first."""
-        return super().__call__(inputs, training, weights)
-
-    def observed(self, values: TensorLike) -> Any:
-        """The values from which the range is found: all of them."""
-        return values
-
-    def get_config(self) -> dict[str, Any]:
-        """Constructor arguments: none."""
-        return {}
-
-
-@keras.saving.register_keras_serializable("tfmot_ops")
-class MaskedRangeQuantizer(RangeQuantizer):
-    """int8 scores before a softmax, some of which are masked: masked scores get the lowest value of the range.
-
-    The range has the scores that are not masked, and `MARGIN` below them: the softmax of the lowest value is then below
-    half a step (1/512) of the softmax' fixed scale, so that it rounds to 0.
-    """
-
-    #: Distance of masked scores from the lowest other one. exp(-8) is 0.0003.
-    MARGIN = 8.0
-    #: Scores below this value count as masked; `MaskedScores` gives them -1e9.
-    MASKED_BELOW = -1e8
-
-    @tf.autograph.experimental.do_not_convert
-    def __call__(
-        self, inputs: TensorLike, training: bool | TensorLike | None, weights: Mapping[str, Variable], **_: object
-    ) -> tf.Tensor:
-        """Scores rounded to 256 levels, same shape; in training the range is updated first."""
-        return super().__call__(self.observed(inputs), training, weights)
-
-    def observed(self, scores: TensorLike) -> Any:
-        """The scores, with masked ones at MARGIN below the lowest other one."""
-        masked = scores < self.MASKED_BELOW
-        lowest = tf.reduce_min(tf.where(masked, tf.zeros_like(scores), scores))
-        return tf.where(masked, lowest - self.MARGIN, scores)
-
-
-@keras.saving.register_keras_serializable("tfmot_ops")
 class ConstantQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
     """int8 for a weight that is an operand of a matrix product: symmetric, as TFLite wants its kernels.
 
@@ -279,37 +225,6 @@ class ConstantQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments: none."""
         return {}
-
-
-@keras.saving.register_keras_serializable("tfmot_ops")
-class FixedRangeQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
-    """int8 activations over the range that TFLite prescribes for an operation (sigmoid, softmax, tanh).
-
-    Args:
-        low: lowest value.
-        high: highest value.
-    """
-
-    def __init__(self, low: float, high: float) -> None:
-        self.low = low
-        self.high = high
-
-    def build(self, tensor_shape: tf.TensorShape, name: str, layer: Layer) -> dict[str, Any]:
-        """Nothing to create."""
-        del tensor_shape, name, layer
-        return {}
-
-    @tf.autograph.experimental.do_not_convert
-    def __call__(
-        self, inputs: TensorLike, training: bool | TensorLike | None, weights: Mapping[str, Variable], **_: object
-    ) -> tf.Tensor:
-        """Activations rounded to 256 levels, same shape."""
-        del training, weights
-        return tf.quantization.fake_quant_with_min_max_args(inputs, self.low, self.high, num_bits=8)
-
-    def get_config(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return {"low": self.low, "high": self.high}
 
 
 @keras.saving.register_keras_serializable("tfmot_ops")

@@ -17,7 +17,7 @@ from tfmot_ops.core.keras.private import QuantizeLayer, QuantizeWrapper
 from tfmot_ops.core.keras.types import Layer
 from tfmot_ops.core.keras.values import value_of
 from tfmot_ops.core.keras.wrapped import inner_layer
-from tfmot_ops.core.quantization.quantizers import INITIAL_RANGE, FixedRangeQuantizer, RangeQuantizer
+from tfmot_ops.core.quantization.range_quantizers import INITIAL_RANGE, FixedRangeQuantizer, RangeQuantizer
 from tfmot_ops.core.quantization.scales import LEVELS, Range, Sums, computable
 from tfmot_ops.core.quantization.scheme import output_quantizer, tied_groups
 

@@ -19,13 +19,11 @@ from tfmot_ops.core.keras.private import QuantizeLayer
 from tfmot_ops.core.keras.types import Layer
 from tfmot_ops.core.quantization.quantizers import (
     ConstantQuantizer,
-    FixedRangeQuantizer,
     LayerQuantizeConfig,
-    MaskedRangeQuantizer,
-    RangeQuantizer,
     RowsQuantizer,
     WeightQuantizer,
 )
+from tfmot_ops.core.quantization.range_quantizers import FixedRangeQuantizer, MaskedRangeQuantizer, RangeQuantizer
 from tfmot_ops.recipes.scope import select
 
 #: (call, kernel of its layer) -> fraction of zeros that the kernel must have.

@@ -22,12 +22,12 @@ from tfmot_ops.core.keras.policies import new_layers_of
 from tfmot_ops.core.keras.private import LossScaleOptimizerV3, SafeModeScope
 from tfmot_ops.core.pruning.wrappers import PruneLowMagnitude
 from tfmot_ops.core.quantization.quantizers import (
-    FixedRangeQuantizer,
+    ConstantQuantizer,
     LayerQuantizeConfig,
     QuantizeLayer,
-    RangeQuantizer,
     WeightQuantizer,
 )
+from tfmot_ops.core.quantization.range_quantizers import FixedRangeQuantizer, MaskedRangeQuantizer, RangeQuantizer
 from tfmot_ops.core.saving.keras_three import read_keras_three
 from tfmot_ops.core.saving.own_layers import ENTRY_POINT_GROUP, own_layers
 from tfmot_ops.core.saving.safe_files import check_model_file
@@ -39,8 +39,10 @@ from tfmot_ops.system import files
 _CLASSES: tuple[type, ...] = (
     *LAYERS,
     Pointwise,
+    ConstantQuantizer,
     FixedRangeQuantizer,
     LayerQuantizeConfig,
+    MaskedRangeQuantizer,
     PruneLowMagnitude,
     RangeQuantizer,
     WeightQuantizer,

@@ -24,20 +24,15 @@ from tfmot_ops.core.graph.operations import Kernel, Role
 from tfmot_ops.core.graph.roles import is_elu, kernels, role, spec_of
 from tfmot_ops.core.graph.run import run_graph
 from tfmot_ops.core.keras import private
-from tfmot_ops.core.keras.batches import without_state
 from tfmot_ops.core.keras.private import QuantizeLayer
 from tfmot_ops.core.keras.types import Args, Array, Kwargs, Layer, TensorLike
 from tfmot_ops.core.keras.wrapped import inner_layer
-from tfmot_ops.core.quantization.quantizers import (
-    ConstantQuantizer,
-    FixedRangeQuantizer,
-    WeightQuantizer,
-    round_within,
-    symmetric_limits,
-)
+from tfmot_ops.core.quantization.quantizers import ConstantQuantizer, WeightQuantizer, round_within, symmetric_limits
+from tfmot_ops.core.quantization.range_quantizers import FixedRangeQuantizer
 from tfmot_ops.core.quantization.ranges import Ranges, tied_ranges, without_tie
 from tfmot_ops.core.quantization.scales import smallest_limits
 from tfmot_ops.core.quantization.scheme import output_quantizer
+from tfmot_ops.core.tflite.barriers import call_for_inference, float_barrier, float_call, in_float
 from tfmot_ops.core.tflite.late_weights import LateWeights, Place
 from tfmot_ops.core.tflite.scopes import call_scopes
 from tfmot_ops.core.tflite.tables import Tables
@@ -131,31 +126,35 @@ class _Emitter:
         if isinstance(node.layer, QuantizeLayer) or node in self.folded:
             return args[0]
         if node in self.constant:
-            return _constant(self.graph, layer) if isinstance(layer, LearnedTensor) else _call(layer, args, kwargs)
+            return (
+                _constant(self.graph, layer)
+                if isinstance(layer, LearnedTensor)
+                else call_for_inference(layer, args, kwargs)
+            )
         if node in self.unrounded:
             return self._in_float(node, layer, args, kwargs)
         kind = role(layer)
         keep_float = getattr(getattr(node.layer, "quantize_config", None), "keep_float", False)
         if (kind is Role.FLOAT and self.ranges) or (keep_float and kind in {Role.PASS, Role.SAME_SCALE}):
-            return _float_call(layer, args, kwargs)
+            return float_call(layer, args, kwargs)
         if spec_of(layer).table and not keep_float and self.ranges and self.tables is not None:
             return self._table(node, layer, args, kwargs)
         if keep_float:
-            args = tf.nest.map_structure(_float_barrier, args)
+            args = tf.nest.map_structure(float_barrier, args)
         own = {Role.CONVOLUTION: self._convolution, Role.AFFINE: self._affine, Role.GATHER: self._gather}.get(kind)
         own = self._masked_scores if isinstance(layer, MaskedScores) else own
-        return _call(layer, args, kwargs) if own is None else own(node, layer, args[0])
+        return call_for_inference(layer, args, kwargs) if own is None else own(node, layer, args[0])
 
     def _masked_scores(self, node: Node, layer: Layer, value: TensorLike) -> Any:
         """Masked scores get the lowest value of the output's range, as a lower one would widen it."""
         is_int8 = node.layer in self.ranges
-        return layer.select(value, self.ranges[node.layer][0]) if is_int8 else _call(layer, (value,), {})
+        return layer.select(value, self.ranges[node.layer][0]) if is_int8 else call_for_inference(layer, (value,), {})
 
     def _table(self, node: Node, layer: Layer, args: Args, kwargs: Kwargs) -> Any:
         """The placeholder for a function that becomes a table."""
         if self.tables is None or layer.name in self.tables.refused:
-            return _in_float(layer, args, kwargs)
-        compute = lambda value: _call(layer, (value,), kwargs)  # noqa: E731 - as short as a name for it
+            return in_float(layer, args, kwargs)
+        compute = lambda value: call_for_inference(layer, (value,), kwargs)  # noqa: E731 - as short as a name for it
         ranges = self.scales.range(node.inputs()[0]), self.scales.range(node.output())
         return self.tables.placeholder(layer.name, compute, args[0], ranges, is_elu=is_elu(layer))
 
@@ -166,11 +165,11 @@ class _Emitter:
         if role(layer) is Role.AFFINE:
             scale, offset = affine_constants(layer, self.graph)
             return args[0] * tf.constant(scale) + tf.constant(offset)
-        return _call(layer, args, kwargs)
+        return call_for_inference(layer, args, kwargs)
 
     def _at_entrance(self, tensor: object, value: TensorLike) -> Any:
         is_inside = isinstance(tensor, Tensor) and tensor.producer in self.unrounded
-        return value if is_inside else _float_barrier(value)
+        return value if is_inside else float_barrier(value)
 
     def _convolution(self, node: Node, layer: Layer, value: TensorLike) -> Any:
         kernel, bias, quantizer, limits = self._folded(node, layer)
@@ -310,60 +309,6 @@ class _Emitter:
         return quantizer(value, False, {}) if without_variables else value
 
 
-#: Operations whose input and output the converter ties to one range, even if both have a range of their own.
-_TYING = {
-    *("Reshape", "Transpose", "Squeeze", "ExpandDims", "Identity", "StopGradient", "BroadcastTo", "Tile", "Roll"),
-    *(
-        "Pad",
-        "PadV2",
-        "MirrorPad",
-        "Slice",
-        "StridedSlice",
-        "Split",
-        "SplitV",
-        "Pack",
-        "Unpack",
-        "ConcatV2",
-        "ReverseV2",
-    ),
-    *("Gather", "GatherV2", "GatherNd", "TopKV2", "Select", "SelectV2", "ReverseSequence", "ScatterNd"),
-    *("ResizeBilinear", "ResizeNearestNeighbor", "MaxPool", "AvgPool", "Max", "Min", "Maximum", "Minimum"),
-    *("DepthToSpace", "SpaceToDepth", "BatchToSpaceND", "SpaceToBatchND", "ClipByValue"),
-    # OneHot has no float input; the converter would make its two values int8 by the range after it, and then fail.
-    "OneHot",
-}
-
-
-def _float_call(layer: Layer, args: Args, kwargs: Kwargs) -> Any:
-    """Emit a call that stays in float, between float barriers if the converter would tie its input and output."""
-    graph = tf.compat.v1.get_default_graph()
-    before = len(graph.get_operations())
-    result = _call(layer, args, kwargs)
-    made = [op for op in graph.get_operations()[before:] if op.type != "Const" and _gives_floats(op)]
-    if not made or any(op.type not in _TYING for op in made):
-        return result
-    # Nothing reads the operations of the first call, so the converter drops them.
-    return _in_float(layer, args, kwargs)
-
-
-def _gives_floats(op: tf.Operation) -> bool:
-    return any(tensor.dtype.is_floating for tensor in op.outputs)
-
-
-def _in_float(layer: Layer, args: Args, kwargs: Kwargs) -> Any:
-    """Emit a call between float barriers, so that the converter copies no range from input to output or back."""
-    args, kwargs = tf.nest.map_structure(_float_barrier, (args, kwargs))
-    return tf.nest.map_structure(_float_barrier, _call(layer, args, kwargs))
-
-
-def _float_barrier(value: TensorLike) -> Any:
-    """The value as sign(x) * abs(x): TFLite has SIGN in float only, and the converter does not simplify the product.
-
-    The converter quantises every operation between two tensors with ranges; this barrier stops it.
-    """
-    return tf.sign(value) * tf.abs(value) if tf.is_tensor(value) and value.dtype.is_floating else value
-
-
 def _along_outputs(kernel: Kernel, value: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """A scale per output channel, reshaped to broadcast against the kernel."""
     if kernel.channels_axes > 1:
@@ -403,13 +348,6 @@ def _add_bias(value: TensorLike, bias: np.ndarray) -> Any:
     if bias[0] and np.all(bias == bias[0]):
         bias[0] = np.nextafter(bias[0], np.float32(np.inf))
     return tf.nn.bias_add(value, tf.constant(bias, name="bias"))
-
-
-def _call(layer: Layer, args: Args, kwargs: Kwargs) -> Any:
-    if private.call_signature(layer).expects_training_arg:
-        kwargs = kwargs | {"training": False}
-    with without_state(layer):
-        return layer.call(*args, **kwargs)
 
 
 def _weight_quantizer(layer: Layer) -> tuple[WeightQuantizer | None, np.ndarray | None]:

@@ -12,47 +12,38 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tfmot_ops.contract import Activations, Backend, Method, Recipe, Weights
 from tfmot_ops.core.graph.finite import require_finite_weights
-from tfmot_ops.core.graph.ir import Graph, Node, scope_part, tensors, unique_names
-from tfmot_ops.core.graph.layers import MaskedScores
+from tfmot_ops.core.graph.ir import Graph, scope_part, tensors, unique_names
 from tfmot_ops.core.graph.new_values import reads_rounded, refuse_far_constants, refuse_pads_out_of_range
 from tfmot_ops.core.graph.normalize import normalize_graph
-from tfmot_ops.core.graph.pointwise import Pointwise
-from tfmot_ops.core.graph.poles import float_calls, reads_any
+from tfmot_ops.core.graph.poles import float_calls
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import rebuild
 from tfmot_ops.core.graph.rewrite import rewrite
-from tfmot_ops.core.graph.roles import kernels
 from tfmot_ops.core.graph.rules.padding import pad_by_sum
 from tfmot_ops.core.graph.run import infer
 from tfmot_ops.core.graph.samples import Calibration, batch_size_of, calibration_batches
-from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.batches import stateful_layers
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.policies import new_layers_of
 from tfmot_ops.core.keras.private import QuantizeLayer, QuantizeWrapper
 from tfmot_ops.core.keras.wrapped import inner_layer
-from tfmot_ops.core.pruning.sparsity import prunable, required_ratio, tolerance
 from tfmot_ops.core.quantization.ranges import never_set
 from tfmot_ops.core.tflite.convert import change_calibrated, converter_of
 from tfmot_ops.core.tflite.emit import inference_of
 from tfmot_ops.core.tflite.file_ranges import widen_calibrated
+from tfmot_ops.core.tflite.kept_float import kept_float, rounds_activations
 from tfmot_ops.core.tflite.late_weights import LateWeights, LateWeightsError
-from tfmot_ops.core.tflite.profile import weight_zeros
 from tfmot_ops.core.tflite.ptq_ai_edge import quantize_file
-from tfmot_ops.core.tflite.scopes import is_within, scopes_of
+from tfmot_ops.core.tflite.scopes import scopes_of
 from tfmot_ops.core.tflite.signature import named
+from tfmot_ops.core.tflite.sparsity_check import check_sparsity, required_of_float, required_of_quantized
 from tfmot_ops.core.tflite.tables import Tables, TablesError
-from tfmot_ops.errors import ExportError, RecipeError, SparsityLostError, TfmotOpsError
-from tfmot_ops.recipes.scope import select
+from tfmot_ops.errors import ExportError, TfmotOpsError
 
 _L = keras.layers
 _LOG = logging.getLogger(__name__)
 #: Layers that a warning names.
 _NAMES_SHOWN = 5
-_MASKED_IN_FLOAT = (
-    *(_L.MultiHeadAttention, _L.Attention, _L.AdditiveAttention, _L.Softmax),
-    *(_L.RNN, _L.Bidirectional, _L.TimeDistributed),
-)
 
 
 @new_layers_of("float32")
@@ -88,11 +79,11 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Calibration |
     kept: tuple[str, ...] = ()
     if quantized:
         _warn_of_ranges_never_set(graph)
-        required = _required_of_quantized(graph)
+        required = required_of_quantized(graph)
     else:
         normal = normalize_graph(graph)
-        required = _required_of_float(normal, model, recipe)
-        kept = _kept_float(graph, normal, recipe)
+        required = required_of_float(normal, model, recipe)
+        kept = kept_float(graph, normal, recipe)
         _refuse_far_constants(normal, recipe, calibration, kept)
         # Rebuilt as a model, as layers that a rule made are not built yet.
         graph = read_graph(rebuild(_for_integers(normal, recipe)))
@@ -100,7 +91,7 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Calibration |
     if recipe.quantization and recipe.quantization.backend is Backend.AI_EDGE_QUANTIZER:
         rows = lambda: _representative(recipe, graph, calibration)()  # noqa: E731, PLW0108 - lazy
         data = quantize_file(data, recipe, rows, _results(data, graph, kept))
-    _check_sparsity(data, required, graph)
+    check_sparsity(data, required, graph)
     return named(data, model, graph)
 
 
@@ -132,54 +123,6 @@ def _takes_floats_late(recipe: Recipe, quantized: bool) -> bool:
     return quantization.weights is Weights.INT8 and quantization.activations is not Activations.FLOAT32
 
 
-def _kept_float(source: Graph, normal: Graph, recipe: Recipe) -> tuple[str, ...]:
-    """Name scopes of the calls that PTQ leaves in float.
-
-    These are the calls that the recipe's scope excludes, masked attention and recurrent layers (`_stays_float`), and
-    diverging functions with the calls that prepare their operand (`poles.float_calls`).
-
-    Args:
-        source: graph of the user's model; the recipe's scope refers to its layers.
-        normal: the same graph after `normalize_graph`.
-        recipe: the recipe.
-    """
-    quantization = recipe.quantization
-    if quantization is None:
-        return ()
-    layers = [(node.path, type(node.layer).__name__) for node in source.nodes]
-    excluded = {path for path, chosen in select(quantization.scope, layers).items() if chosen is False}
-    types = f"{quantization.weights} weights and {quantization.activations} activations"
-    if excluded and quantization.backend is Backend.CONVERTER and quantization.activations is not Activations.INT8:
-        raise RecipeError(
-            f"recipe {recipe.name!r}: the TFLite converter quantises all layers or none to {types}",
-            required="no quantization.scope, or int8 activations",
-            received=f"a scope that excludes {', '.join(sorted(excluded))}",
-            remedy="remove the scope, use activations: int8, or (int8 weights) backend: ai_edge_quantizer",
-        )
-    names = unique_names(dict.fromkeys(node.path for node in normal.nodes), normal.input_names.values())
-    unrounded = float_calls(normal) if _rounds(recipe) else set()
-    masked = _around_masked_scores(normal)
-    kept = [
-        node
-        for node in normal.nodes
-        if node.origin in excluded or _stays_float(node) or node in unrounded | masked or reads_any(node, unrounded)
-    ]
-    scopes = scopes_of(names.values())
-    return tuple(dict.fromkeys(scopes[names[node.path]] for node in kept))
-
-
-def _around_masked_scores(graph: Graph) -> set[Node]:
-    """The calls that mask scores, those that compute the scores, and those that read masked ones.
-
-    A calibrated range of masked scores has -1e9 in it. The converter's calibration also finds it for the scores
-    themselves, as their sum with -1e9 is written to the same memory.
-    """
-    masking = {node for node in graph.nodes if isinstance(node.layer, MaskedScores)}
-    before = {tensor.producer for node in masking for tensor in node.inputs() if tensor.is_float and tensor.producer}
-    after = {node for node in graph.nodes if any(tensor.producer in masking for tensor in node.inputs())}
-    return masking | before | after
-
-
 def _for_integers(graph: Graph, recipe: Recipe) -> Graph:
     """A normalised graph, with `tf.pad` rewritten if the activations are int16 (see `pad_by_sum`)."""
     quantization = recipe.quantization
@@ -201,24 +144,6 @@ def _refuse_far_constants(graph: Graph, recipe: Recipe, calibration: Calibration
     batches = calibration_batches(graph, calibration, quantization.calibration_samples)
     compute = lambda node, args, kwargs: infer(node.layer, args, kwargs)  # noqa: E731 - as short as a name for it
     refuse_far_constants(graph, batches, compute, rounds, bits=bits)
-
-
-def _rounds(recipe: Recipe) -> bool:
-    """Whether activations become int8."""
-    return recipe.quantization is not None and recipe.quantization.activations is Activations.INT8
-
-
-def _stays_float(node: Node) -> bool:
-    """Whether PTQ to int8 breaks a call: a function that may diverge, or a layer with a mask.
-
-    Masked attention adds -1e9 to the scores of masked positions: in a range that contains -1e9, all other scores round
-    to one level. A masked recurrent layer selects between old and new state: in int8, XNNPACK (ai-edge-litert 2.3)
-    crashes on it.
-    """
-    masks = [node.kwargs.get(name) for name in ("mask", "attention_mask", "use_causal_mask")]
-    if isinstance(node.layer, Pointwise) and node.layer.diverges:
-        return True
-    return isinstance(node.layer, _MASKED_IN_FLOAT) and not all(mask is None or mask is False for mask in masks)
 
 
 def _results(data: bytes, graph: Graph, scopes: tuple[str, ...]) -> list[str]:
@@ -253,7 +178,7 @@ def _convert(
 ) -> bytes:
     finish = {} if late is None else {"finish": late.fill}
     calibrated = _is_calibrated(recipe)
-    unrounded = float_calls(graph) if _rounds(recipe) else set()
+    unrounded = float_calls(graph) if rounds_activations(recipe) else set()
     inference, signature = inference_of(graph, late, unrounded, tables), _signature(graph, calibration)
     converter = converter_of(inference, signature, **finish, calibrated=calibrated)
     if calibrated:
@@ -384,49 +309,3 @@ def _warn_of_ranges_never_set(graph: Graph) -> None:
             "quantised model, before you export it",
             stacklevel=4,
         )
-
-
-def _required_of_quantized(graph: Graph) -> dict[str, tuple[float, int]]:
-    """Layer name -> (required fraction of zeros of its kernel in the file, number of weights), from its quantiser."""
-    return {
-        inner_layer(node.layer).name: (quantizer.required_sparsity, int(variable.shape.num_elements()))
-        for node in graph.nodes
-        for variable, quantizer, _ in private.weight_variables(node.layer)
-        if quantizer.required_sparsity
-    }
-
-
-def _required_of_float(graph: Graph, model: keras.Model, recipe: Recipe) -> dict[str, tuple[float, int]]:
-    """Layer name -> (required fraction of zeros, number of weights), from the recipe, for a normalised float graph."""
-    if recipe.sparsity is None:
-        return {}
-    chosen = prunable(model, recipe)
-    names = unique_names(dict.fromkeys(node.path for node in graph.nodes), graph.input_names.values())
-    return {
-        # The kernel is the first weight of every layer that has one.
-        names[node.path]: (ratio, graph.weights_of(node.layer)[0].size)
-        for node in graph.nodes
-        for kernel in kernels(node.layer)
-        if (ratio := required_ratio(chosen, node, kernel, recipe.sparsity.ratio))
-    }
-
-
-def _check_sparsity(data: bytes, required: dict[str, tuple[float, int]], graph: Graph) -> None:
-    if not required:
-        return
-    scopes = scopes_of(inner_layer(node.layer).name for node in graph.nodes)
-    weights = weight_zeros(data)
-    named = {name: [w for tensor, w in weights.items() if is_within(tensor, scopes[name])] for name in required}
-    # The converter stores equal kernels once, under the name of one of their layers, and a kernel that several calls
-    # share under no layer's name. For a layer without a tensor of its name, tensors of the same size are checked.
-    shared = [w for tensor, w in weights.items() if "L." not in tensor] + [w for own in named.values() for w in own]
-    for name, (ratio, size) in required.items():
-        same = max((zeros / size for zeros, count in shared if count == size), default=None)
-        found = [zeros / count for zeros, count in named[name]] or ([] if same is None else [same])
-        if not found or min(found) < ratio - tolerance(size):
-            raise SparsityLostError(
-                f"layer {name!r} lost its sparsity in the TFLite file",
-                required=f"{ratio:.3f} zeros",
-                received=f"{min(found):.3f}" if found else f"no weight tensor of {size} weights for this layer",
-                remedy="quantise the stripped model with the same recipe, so that the zeros are kept",
-            )
