@@ -122,7 +122,7 @@ def config_of(layer: Layer) -> dict[str, Any]:
     """
     activation = vars(layer).get("activation")
     if not _is_own_function(activation):
-        config: dict[str, Any] = layer.getconfig_of()
+        config: dict[str, Any] = layer.get_config()
         return config
     # `object.__setattr__`, as Keras' own would drop the variables of an activation from the layer's weights.
     object.__setattr__(layer, "activation", keras.activations.linear)
