@@ -11,14 +11,14 @@ def calls_of_weights(graph: Graph) -> set[Node]:
     """The calls of LearnedTensors, and those that read only results of such calls, such as a gather from a table.
 
     Args:
-        graph: normalised or quantised. A quantiser of such a result is not among the calls.
+        graph: normalised or quantised. A quantiser of such a result is not among the calls, those that read it are.
     """
     found: set[Node] = set()
     known: set[Tensor] = set()
     for node in graph.nodes:
         read = node.inputs()
-        depends_on_weights = bool(read) and known.issuperset(read) and not isinstance(node.layer, QuantizeLayer)
-        if isinstance(node.layer, LearnedTensor) or depends_on_weights:
-            found.add(node)
+        if isinstance(node.layer, LearnedTensor) or (read and known.issuperset(read)):
             known.update(tensors(node.outputs))
+            if not isinstance(node.layer, QuantizeLayer):
+                found.add(node)
     return found

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
+from tfmot_ops.core.graph.of_weights import calls_of_weights
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import get_symbol_from_name
@@ -145,8 +146,9 @@ def fuse_pointwise(graph: Graph) -> Graph:
     clusters = _Clusters(graph)
     readers = graph.readers()
     results = set(tensors(graph.outputs))
+    constant = calls_of_weights(graph)
     for place, node in enumerate(graph.nodes):
-        if node not in clusters.sources or not node.output().is_float:
+        if node in constant or node not in clusters.sources or not node.output().is_float:
             continue
         is_read = any(clusters.source_of(reader) is not clusters.sources[node] for reader in readers[node.output()])
         if (is_read or node.output() in results) and clusters.needs_table(node):

@@ -209,10 +209,10 @@ class _Placer:
         return Placement(_report(node, outcome, reason), following=following)
 
     def _is_kernel(self, tensor: Tensor) -> bool:
-        """Whether a constant is read by matrix products alone."""
+        """Whether a matrix product reads a constant, and no call that ties the constant's range to another tensor's."""
         readers = self.consumers.get(tensor, [])
-        products = {"BATCH_MATMUL"}
-        return all(products.intersection(self._spec(reader).tflite) for reader in readers) and not self.results[tensor]
+        tied = any(self.roles[reader] in {Role.PASS, Role.SAME_SCALE} for reader in readers)
+        return not tied and any("BATCH_MATMUL" in self._spec(reader).tflite for reader in readers)
 
     def _place_behind(self, node: Node, outputs: list[Tensor]) -> Placement:
         """A call that no wrapper fits, a function or one with several results: quantisers follow its results."""

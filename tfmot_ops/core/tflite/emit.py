@@ -126,11 +126,8 @@ class _Emitter:
         if isinstance(node.layer, QuantizeLayer) or node in self.folded:
             return args[0]
         if node in self.constant:
-            return (
-                _constant(self.graph, layer)
-                if isinstance(layer, LearnedTensor)
-                else call_for_inference(layer, args, kwargs)
-            )
+            is_weight = isinstance(layer, LearnedTensor)
+            return _constant(self.graph, layer) if is_weight else call_for_inference(layer, args, kwargs)
         if node in self.unrounded:
             return self._in_float(node, layer, args, kwargs)
         kind = role(layer)
