@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -18,6 +19,19 @@ from tfmot_ops.system.uri_secrets import address, hide
 
 #: Seconds that a tracking server may take to answer. MLflow's client would retry for minutes; a health check must not.
 TIMEOUT_S = 10.0
+
+
+#: The environment variable that turns oneDNN off.
+_SWITCH = "TF_ENABLE_ONEDNN_OPTS"
+#: Gradient of a 1x1 convolution with stride 2 and 8 channels, the operation that ends the process on some CPUs.
+_STRIDED_TRAINING = """
+import tensorflow as tf
+x, kernel = tf.random.normal([32, 60, 60, 8]), tf.Variable(tf.random.normal([1, 1, 8, 16]))
+for _ in range(20):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(tf.nn.conv2d(x, kernel, 2, "SAME") ** 2)
+    tape.gradient(loss, kernel)
+"""
 
 
 class Finding(Document):
@@ -48,6 +62,7 @@ def examine(device: Device, tracking_uri: str | None) -> list[Finding]:
         "versions": (_versions, "install tfmot-ops[worker]"),
         "keras": (_keras, "install tfmot-ops[worker], which has the versions of TensorFlow and tf-keras that fit"),
         "devices": (lambda: _devices(device), "see that `python -c 'import tensorflow'` works here"),
+        "onednn": (_onednn, "see that `python -c 'import tensorflow'` works here"),
         "scratch": (_scratch, "let TMPDIR name a folder that can be written; in a container, --tmpfs /tmp"),
         "tracking": (lambda: _tracking(tracking_uri), "correct the tracking URI, as in http://127.0.0.1:5000"),
     }
@@ -104,6 +119,20 @@ def _devices(device: Device) -> str:
             remedy="use the GPU image on a node with an NVIDIA driver and the container toolkit",
         )
     return ", ".join(found)
+
+
+def _onednn() -> str:
+    """Whether oneDNN trains the operation that corrupts memory on some CPUs; tried in a process of its own."""
+    import subprocess
+    import sys
+
+    if os.environ.get(_SWITCH) == "0":
+        return f"off, by {_SWITCH}=0"
+    tried = subprocess.run([sys.executable, "-c", _STRIDED_TRAINING], capture_output=True, check=False)
+    if tried.returncode >= 0:
+        return "trains the strided 1x1 convolution that fails on some CPUs"
+    name = signal.Signals(-tried.returncode).name
+    return f"fails ({name}) in plain TensorFlow's strided 1x1 convolution; steps of tfmot-ops compute it another way"
 
 
 def _scratch() -> str:

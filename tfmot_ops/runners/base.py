@@ -20,6 +20,12 @@ Log = Callable[[str], None]
 _BY_EXIT_CODE: dict[int, type[TfmotOpsError]] = {
     error.exit_code: error for error in (SpecError, UnsupportedModelError, StepFailedError)
 }
+#: Signals by which a fault in native code, such as TensorFlow's, ends a process.
+_NATIVE_FAULTS = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS}
+_IN_NATIVE_CODE = (
+    "native code failed; TensorFlow's oneDNN is known to: set TF_ENABLE_ONEDNN_OPTS=0 in the step's environment, which "
+    "trains 2 to 3 times slower, and run `tfmot-ops doctor`, which tries the operation that is known to fail"
+)
 #: For a process killed by signal N, a shell and a container engine report exit code 128 + N; Python reports -N.
 _SHELL_SIGNAL_BASE = 128
 
@@ -155,7 +161,9 @@ def _failure(answer: bytes | None, spec: StepSpec, exit_code: int, last_lines: I
             f"step {spec.step_id} was killed by {name}",
             required="a step that exits by itself",
             received=f"exit code {exit_code}" + _quoted(last_lines),
-            remedy="an unexpected SIGKILL usually means out of memory; SIGTERM means that the task was stopped",
+            remedy=_IN_NATIVE_CODE
+            if number in _NATIVE_FAULTS
+            else "an unexpected SIGKILL usually means out of memory; SIGTERM means that the task was stopped",
         )
     kind = _BY_EXIT_CODE.get(exit_code, TfmotOpsError)
     result = peek(answer)

@@ -14,6 +14,7 @@ from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.seeds import set_seed
 from tfmot_ops.core.keras.types import Logs
 from tfmot_ops.core.training.checkpoint import Checkpoint, History, Keeper, identity
+from tfmot_ops.core.training.convolutions import strides_as_slices
 from tfmot_ops.core.training.seeding import BATCHES_AHEAD, InOrder, SeedEachEpoch, batches, is_in_memory
 from tfmot_ops.core.training.stopping import BestEpoch
 from tfmot_ops.core.training.train_step import Additions, extended_train_step
@@ -107,7 +108,7 @@ def fit(
         on_epoch(done, epochs, {name: values[-1] for name, values in history.items()})
     if done < epochs and not (best_epoch and best_epoch.is_over):
         failures: list[Exception] = []
-        with _own_errors(failures), extended_train_step(model, additions, failures):
+        with strides_as_slices(), _own_errors(failures), extended_train_step(model, additions, failures):
             model.fit(
                 batches(x, y, batch_size, seed, range(done, epochs), weights=weights, failures=failures),
                 steps_per_epoch=math.ceil(len(tf.nest.flatten(x)[0]) / batch_size),
