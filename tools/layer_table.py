@@ -18,7 +18,7 @@ from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.seeds import set_seed
 from tfmot_ops.core.pruning.wrappers import prune
 from tfmot_ops.core.quantization.qat import quantize
-from tfmot_ops.errors import UnsupportedModelError
+from tfmot_ops.errors import ScopeError, UnsupportedModelError
 from tfmot_ops.recipes.names import decode
 from tfmot_ops.system import files
 
@@ -134,7 +134,10 @@ def page() -> str:
         "",
         "| layer | quantised | how, or why not | pruned |",
         "|---|---|---|---|",
-        *(f"| `{each.name}` | {each.quantized} | {each.how} | {each.pruned} |" for each in map(row, layer_classes())),
+        *(
+            f"| `{each.name}` | {each.quantized} | {each.how} | {each.pruned} |"
+            for each in [row(cls) for cls in layer_classes()]
+        ),
     ]
     return "\n".join(lines) + "\n"
 
@@ -175,8 +178,12 @@ def _pruned(cls: type, model: keras.Model) -> str:
     named = Scope(include=(f"class:{cls.__name__}",))
     for word, scope in (("yes", Scope()), ("named", named)):
         recipe = Recipe(name="half", sparsity=Sparsity(ratio=0.5, scope=scope))
-        report = next(each for each in prune(model, recipe)[1] if each.path == _NAME)
-        if report.outcome is Outcome.PRUNED:
+        try:
+            # A layer that is opened is reported by the names of the layers within it.
+            reports = [each for each in prune(model, recipe)[1] if each.path != "before"]
+        except ScopeError:
+            continue  # it was opened, so that no layer has its class
+        if any(each.outcome is Outcome.PRUNED for each in reports):
             return word
     return "no"
 
