@@ -11,20 +11,22 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfmot_ops.core.keras.types import Layer, TensorLike
 
-def dense(layer: Any, kernel: Any, value: Any) -> Any:
+
+def dense(layer: Layer, kernel: TensorLike, value: TensorLike) -> Any:
     """Matrix product over the last axis: [..., C] with a kernel [C, units] gives [..., units]."""
     del layer
     return tf.tensordot(value, kernel, 1) if len(value.shape) > 2 else tf.matmul(value, kernel)  # noqa: PLR2004 - [N, C]
 
 
-def convolution(layer: Any, kernel: Any, value: Any) -> Any:
+def convolution(layer: Layer, kernel: TensorLike, value: TensorLike) -> Any:
     """A 1D or 2D convolution: [N, H, W, C] with a kernel [kh, kw, C, C'] gives [N, H', W', C']."""
     value, strides, dilations, padding = _over_two_axes(layer, value)
     return tf.nn.conv2d(value, kernel, strides, padding, dilations=dilations)
 
 
-def depthwise(layer: Any, kernel: Any, value: Any) -> Any:
+def depthwise(layer: Layer, kernel: TensorLike, value: TensorLike) -> Any:
     """A 1D or 2D depthwise convolution: [N, H, W, C] with a kernel [kh, kw, C, m] gives [N, H', W', C * m]."""
     value, strides, dilations, padding = _over_two_axes(layer, value)
     if len(layer.strides) == 1:
@@ -33,7 +35,7 @@ def depthwise(layer: Any, kernel: Any, value: Any) -> Any:
     return tf.nn.depthwise_conv2d(value, kernel, [1, *strides, 1], padding=padding, dilations=dilations)
 
 
-def transposed(layer: Any, kernel: Any, value: Any) -> Any:
+def transposed(layer: Layer, kernel: TensorLike, value: TensorLike) -> Any:
     """A 2D transposed convolution: [N, H, W, C] with a kernel [kh, kw, C', C] gives [N, H', W', C']."""
     # Keras computes the output's size in `call`, which reads `layer.kernel`: a copy of the layer holds this kernel.
     config = layer.get_config() | {"use_bias": False}
@@ -43,7 +45,7 @@ def transposed(layer: Any, kernel: Any, value: Any) -> Any:
     return twin.call(value)
 
 
-def _over_two_axes(layer: Any, value: Any) -> tuple[Any, list[int], list[int], str]:
+def _over_two_axes(layer: Layer, value: TensorLike) -> tuple[Any, list[int], list[int], str]:
     """(value, strides, dilations, padding) for a 2D operation; those of a 1D layer get a height of 1."""
     strides, dilations, padding = list(layer.strides), list(layer.dilation_rate), layer.padding.upper()
     if len(strides) > 1:

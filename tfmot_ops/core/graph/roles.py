@@ -12,11 +12,12 @@ from tfmot_ops.core.graph.operations import ACTIVATIONS, FUNCTIONS, LAYERS, TABL
 from tfmot_ops.core.graph.pointwise import Pointwise
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.types import Layer
 
 _L = keras.layers
 
 
-def spec_of(layer: Any) -> OpSpec:
+def spec_of(layer: Layer) -> OpSpec:
     """The table's row for a layer (the inner one, without wrappers); UNKNOWN for data_format="channels_first"."""
     layer = _computed(layer)
     symbol = getattr(layer, "symbol", None)
@@ -32,7 +33,7 @@ def spec_of(layer: Any) -> OpSpec:
     return LAYERS.get(type(layer)) or _spec_of_custom(layer)
 
 
-def _spec_of_custom(layer: Any) -> OpSpec:
+def _spec_of_custom(layer: Layer) -> OpSpec:
     """The row of a layer whose class has none: of a custom layer that could not be opened, as it is called twice."""
     if is_identity(layer):
         return LAYERS[_L.Identity]
@@ -44,45 +45,45 @@ def _spec_of_own(function: Any) -> OpSpec:
     return TABLE if callable(function) and is_elementwise(function) else UNKNOWN
 
 
-def _computes_only(layer: Any) -> bool:
+def _computes_only(layer: Layer) -> bool:
     """Whether a custom layer has no weights, does the same in training as in inference, and adds no losses."""
     return is_custom(layer) and not (layer.weights or _takes_training(layer) or layer.activity_regularizer)
 
 
-def role(layer: Any) -> Role:
+def role(layer: Layer) -> Role:
     """How a call of this layer (the inner one, without wrappers) takes part in an int8 graph."""
     return spec_of(layer).role
 
 
-def kernels(layer: Any) -> tuple[Kernel, ...]:
+def kernels(layer: Layer) -> tuple[Kernel, ...]:
     """The kernels of a layer, by its exact class: a subclass may use its weights differently, so it has none here."""
     return LAYERS.get(type(layer), UNKNOWN).kernels
 
 
-def float_reason(layer: Any) -> str:
+def float_reason(layer: Layer) -> str:
     """Why a layer of the role FLOAT stays in float: a limit of TFLite, or of this project."""
     return LAYERS.get(type(layer), UNKNOWN).why_float.format(describe(layer))
 
 
-def is_elu(layer: Any) -> bool:
+def is_elu(layer: Layer) -> bool:
     """Whether a layer computes ELU as TFLite's own operation does: x where x > 0, exp(x) - 1 elsewhere."""
     layer = _computed(layer)
     is_default = isinstance(layer, _L.ELU) and float(layer.alpha) == 1.0
     return is_default or activation_name(layer) == "elu" or _is_one_step(layer, "nn.elu")
 
 
-def _is_one_step(layer: Any, function: str) -> bool:
+def _is_one_step(layer: Layer, function: str) -> bool:
     return isinstance(layer, Pointwise) and [step["function"] for step in layer.steps] == [function]
 
 
-def describe(layer: Any) -> str:
+def describe(layer: Layer) -> str:
     """A layer's operation for a message: class or TensorFlow function, and activation (`Activation (elu)`)."""
     name = activation_name(layer)
     kind = getattr(layer, "symbol", None) or type(layer).__name__
     return f"{kind} ({name})" if name else str(kind)
 
 
-def activation_name(layer: Any) -> str | None:
+def activation_name(layer: Layer) -> str | None:
     """Name of the function that an activation layer computes; None for any other layer."""
     layer = _computed(layer)
     match layer:
@@ -98,13 +99,13 @@ def activation_name(layer: Any) -> str | None:
     return None
 
 
-def _computed(layer: Any) -> Any:
+def _computed(layer: Layer) -> Any:
     """The layer within `Activation(LeakyReLU())`, or the layer itself."""
     inner = layer.activation if type(layer) is _L.Activation else None
     return inner if isinstance(inner, _L.Layer) and not inner.weights else layer
 
 
-def is_affine(layer: Any) -> bool:
+def is_affine(layer: Layer) -> bool:
     """Whether the layer computes scale * x + offset per channel (last axis) in inference."""
     if isinstance(layer, Affine):
         return True
@@ -115,17 +116,17 @@ def is_affine(layer: Any) -> bool:
     return axis == -1 or (layer.input_spec is not None and axis == layer.input_spec.ndim - 1)
 
 
-def is_custom(layer: Any) -> bool:
+def is_custom(layer: Layer) -> bool:
     """Whether the layer's class comes from outside Keras, tfmot and this project."""
     packages = (private.LAYERS_PACKAGE, private.ENGINE_PACKAGE, "tfmot_ops.", "tensorflow_model_optimization.")
     return not type(layer).__module__.startswith(packages)
 
 
-def _takes_training(layer: Any) -> bool:
+def _takes_training(layer: Layer) -> bool:
     return bool(private.call_signature(layer).expects_training_arg)
 
 
-def is_identity(layer: Any) -> bool:
+def is_identity(layer: Layer) -> bool:
     """Whether a custom layer returns its input unchanged in inference, as a drop-path layer does."""
     if not is_custom(layer) or layer.weights or not _takes_training(layer):
         return False

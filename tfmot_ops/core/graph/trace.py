@@ -102,13 +102,13 @@ def _call_of(layer: Layer) -> Function:
     return lambda layer, *args, **kwargs: layer.call(*args, **kwargs)
 
 
-def _call_inner(layer: Layer, inputs: Any, training: Any = None) -> Any:
+def _call_inner(layer: Layer, inputs: KerasTensor, training: bool | None = None) -> Any:
     """What SpectralNormalization computes in inference: its inner layer, with the kernel as it is."""
     mode = {"training": training} if private.call_signature(layer.layer).expects_training_arg else {}
     return layer.layer(inputs, **mode)
 
 
-def _call_at_each_step(layer: Layer, inputs: Any, training: Any = None, mask: Any = None) -> Any:
+def _call_at_each_step(layer: Layer, inputs: object, training: bool | None = None, mask: object = None) -> Any:
     """What TimeDistributed computes: [N, T, ...] as [N * T, ...] through its inner layer, and back to [N, T, ...].
 
     Raises:

@@ -58,7 +58,7 @@ class _Exchanger:
         self._exchange = exchange
         self._before: list[tuple[Any, str, Any]] = []
 
-    def visit(self, holder: Any) -> None:
+    def visit(self, holder: object) -> None:
         """Exchange the weights in the attributes of a layer or module."""
         for name, value in list(vars(holder).items()):
             new = value if name.startswith(_KERAS_OWN) else self._exchanged(value)
@@ -72,7 +72,7 @@ class _Exchanger:
         for holder, name, value in self._before:
             object.__setattr__(holder, name, value)
 
-    def _exchanged(self, value: Any) -> Any:
+    def _exchanged(self, value: object) -> Any:
         """The value with its weights exchanged; the same object where it has none."""
         if isinstance(value, tf.Variable):
             return self._exchange(value) if Itself(private.plain_variable(value)) in self._own else value
@@ -87,5 +87,5 @@ class _Exchanger:
         return value
 
 
-def _differ(new: Iterable[Any], old: Iterable[Any]) -> bool:
+def _differ(new: Iterable[object], old: Iterable[object]) -> bool:
     return any(one is not other for one, other in zip(new, old, strict=True))
