@@ -23,6 +23,8 @@ TIMEOUT_S = 10.0
 
 #: The environment variable that turns oneDNN off.
 _SWITCH = "TF_ENABLE_ONEDNN_OPTS"
+#: Seconds that the trial may take; loading TensorFlow takes some five.
+_TRIAL_S = 120.0
 #: Gradient of a 1x1 convolution with stride 2 and 8 channels, the operation that ends the process on some CPUs.
 _STRIDED_TRAINING = """
 import tensorflow as tf
@@ -128,8 +130,16 @@ def _onednn() -> str:
 
     if os.environ.get(_SWITCH) == "0":
         return f"off, by {_SWITCH}=0"
-    tried = subprocess.run([sys.executable, "-c", _STRIDED_TRAINING], capture_output=True, check=False)
-    if tried.returncode >= 0:
+    command = [sys.executable, "-c", _STRIDED_TRAINING]
+    tried = subprocess.run(command, capture_output=True, check=False, text=True, timeout=_TRIAL_S)
+    if tried.returncode > 0:
+        raise StepFailedError(
+            "TensorFlow cannot train a convolution",
+            required="exit code 0",
+            received=(tried.stderr.strip().splitlines() or [f"exit code {tried.returncode}"])[-1],
+            remedy="see that `python -c 'import tensorflow'` works here",
+        )
+    if tried.returncode == 0:
         return "trains the strided 1x1 convolution that fails on some CPUs"
     name = signal.Signals(-tried.returncode).name
     return f"fails ({name}) in plain TensorFlow's strided 1x1 convolution; steps of tfmot-ops compute it another way"

@@ -94,12 +94,12 @@ class _Opener:
         try:
             # Two traces that differ show that the layer keeps state or draws random numbers; no graph can replace it.
             (opened, read), (other, _) = (self._trace(node, mode) for mode in modes)
-            same = _follows_training(opened, other)
+            same = _follows_training(opened, other) and (given or computes_the_same(node, opened, read))
         except Exception:  # noqa: BLE001 - the user's `call` does not take symbolic tensors: the layer stays whole
             return None
         if not (same and opened.nodes and _shapes(opened.outputs) == _shapes(node.outputs)):
             return None
-        if not self._has_weights(opened, layer) or not (given or computes_the_same(node, opened, read)):
+        if not self._has_weights(opened, layer):
             return None
         for call in opened.nodes:
             tell_training(call, given)
@@ -149,7 +149,12 @@ def is_closed(layer: Layer) -> bool:
     """Whether a layer contains a computation that normalisation looks for: in its `call`, function or inner layer."""
     if type(layer) is keras.layers.TimeDistributed:
         return type(layer.layer) is not keras.layers.Dense  # a rule makes it a Dense over the last axis
-    return is_custom(layer) or type(layer) in {keras.layers.Lambda, keras.layers.SpectralNormalization}
+    return is_custom(layer) or type(layer) is keras.layers.Lambda or is_normalized(layer)
+
+
+def is_normalized(layer: Layer) -> bool:
+    """Whether a layer normalises another one's kernel at each training step."""
+    return type(layer) is keras.layers.SpectralNormalization
 
 
 def _makes_mask(layer: Layer) -> bool:

@@ -30,6 +30,11 @@ class Tensor:
     producer: Node | None = None
 
     @property
+    def rank_allows_channels(self) -> bool:
+        """Whether the last axis can be one of channels: the first is the batch."""
+        return len(self.shape) > 1
+
+    @property
     def channels(self) -> int | None:
         """Size of the last axis, None when unknown or a scalar."""
         return self.shape[-1] if self.shape else None

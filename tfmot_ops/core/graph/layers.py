@@ -85,12 +85,24 @@ class Shift(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("tfmot_ops")
 class InverseRoot(keras.layers.Layer):
-    """y = 1 / sqrt(max(x, epsilon)), with Keras' epsilon of 1e-7, for inputs that are never negative."""
+    """y = 1 / sqrt(max(x, epsilon)), for inputs that are never negative.
+
+    Args:
+        epsilon: lower limit of the input; Keras' own is 1e-7.
+    """
+
+    def __init__(self, epsilon: float = 1e-7, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.epsilon = float(epsilon)
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {**super().get_config(), "epsilon": self.epsilon}
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Inputs of any shape to outputs of the same shape."""
         # Rounding to int8 may give 0, where 1 / sqrt(x) and its gradient are infinite.
-        return tf.math.rsqrt(tf.maximum(inputs, keras.backend.epsilon()))
+        return tf.math.rsqrt(tf.maximum(inputs, self.epsilon))
 
 
 @keras.saving.register_keras_serializable("tfmot_ops")

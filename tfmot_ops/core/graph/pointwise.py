@@ -48,10 +48,18 @@ FUNCTIONS_OF_ELEMENTS = frozenset(
         *("math.is_finite", "math.is_inf", "math.bessel_i0", "math.bessel_i0e", "math.bessel_i1", "math.bessel_i1e"),
     }
 )
+#: Comparisons, logic, and casts of their results.
+_TRUTH_VALUES = {
+    *("math.greater", "math.greater_equal", "math.less", "math.less_equal", "__operators__.eq", "__operators__.ne"),
+    *("math.equal", "math.not_equal", "math.logical_and", "math.logical_or", "math.logical_not", "math.logical_xor"),
+    *("cast", "identity", "stop_gradient"),
+}
 #: These are fused into the convolution before them, which a table could not be.
 _FUSED = {"nn.relu", "nn.relu6"}
 #: Largest magnitude of the inputs for which a function has to be finite, and its largest slope there, to count as tame.
 _FAR, _STEEP, _POINTS = 64.0, 16.0, 8193
+#: Arguments of a choice: condition, and two values.
+_CHOICE = 3
 
 
 @keras.saving.register_keras_serializable("tfmot_ops")
@@ -147,12 +155,17 @@ def fuse_pointwise(graph: Graph) -> Graph:
     readers = graph.readers()
     results = set(tensors(graph.outputs))
     constant = calls_of_weights(graph)
-    for place, node in enumerate(graph.nodes):
+    fused: dict[Node, Node] = {}
+    for node in graph.nodes:
         if node in constant or node not in clusters.sources or not node.output().is_float:
             continue
         is_read = any(clusters.source_of(reader) is not clusters.sources[node] for reader in readers[node.output()])
         if (is_read or node.output() in results) and clusters.needs_table(node):
-            graph.nodes[place] = clusters.fused(node)
+            fused[node] = clusters.fused(node)
+    # Only now, as several new layers may contain one call.
+    for call in fused.values():
+        call.output().producer = call
+    graph.nodes = [fused.get(node, node) for node in graph.nodes]
     return graph.without_dead_calls()
 
 
@@ -226,6 +239,9 @@ class _Clusters:
         they had 24 dB.
         """
         calls = self.calls(node)
+        # 0 and 1 need no table: the rules look for masks that are made of them.
+        if all(call.layer.symbol in _TRUTH_VALUES for call in calls):
+            return False
         needs = any(not _has_int8_form(call) for call in calls)
         inner_exponential = any(call.layer.symbol == "math.exp" for call in calls[:-1])
         if not (needs or inner_exponential):
@@ -236,9 +252,7 @@ class _Clusters:
     def fused(self, node: Node) -> Node:
         """One call that computes what a call and those before it compute from its source."""
         layer = Pointwise(self.steps(node), name=node.layer.name)
-        call = Node(layer, node.path, (self.sources[node],), {}, node.outputs, node.origin)
-        node.output().producer = call
-        return call
+        return Node(layer, node.path, (self.sources[node],), {}, node.outputs, node.origin)
 
     def steps(self, node: Node) -> list[dict[str, Any]]:
         """What a call and those before it compute from its source, as `Pointwise` takes it."""
@@ -256,6 +270,10 @@ def _is_of_elements(node: Node) -> bool:
     """Whether a call applies a function of single elements to tensors of one shape and to plain numbers."""
     if getattr(node.layer, "symbol", None) not in FUNCTIONS_OF_ELEMENTS or not isinstance(node.outputs, Tensor):
         return False
+    if node.layer.symbol in {"where", "compat.v1.where"} and len(node.args) + len(node.kwargs) < _CHOICE:
+        return False  # the indices of what is true
+    if {"x", "y"} & node.kwargs.keys():
+        return False  # operands by name; the functions below read them by position
     shape = node.output().shape
     if not node.inputs() or any(tensor.shape != shape for tensor in node.inputs()):
         return False

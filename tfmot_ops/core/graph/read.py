@@ -101,9 +101,9 @@ def _read_call(call: Any, prefix: str, bound: Bound, nodes: list[Node]) -> None:
 
 
 def name_training(call: Node) -> None:
-    """Turn a positional argument `training` of a call, and those around it, into keyword arguments."""
+    """Turn positional arguments of a call behind the first into keyword arguments, if `training` or `mask` is there."""
     names = private.call_signature(call.layer).arg_names[: len(call.args)]
-    if "training" in names:
+    if {"training", "mask"}.intersection(names[1:]):
         call.kwargs = dict(zip(names[1:], call.args[1:], strict=False)) | call.kwargs
         call.args = call.args[:1]
 

@@ -32,6 +32,10 @@ class Rewriter:
         #: The calls that depend on weights alone; they are kept as they are.
         self.of_weights: set[Node] = set()
 
+    def is_called_once(self, layer: Layer) -> bool:
+        """Whether a layer has one call in the old graph; each call of a shared one reads the same weights."""
+        return self._calls[layer] <= 1
+
     def keep(self, node: Node) -> Any:
         """Add a call unchanged; returns its outputs."""
         self.nodes.append(node)

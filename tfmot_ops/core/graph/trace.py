@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import tensorflow as tf
@@ -20,7 +21,13 @@ from tfmot_ops.core.keras.identity import Itself
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import KerasTensor
 from tfmot_ops.core.keras.types import Args, Function, Kwargs, Layer, Variable
-from tfmot_ops.core.keras.weights import exchanged, regularizers_of
+from tfmot_ops.core.keras.weights import (
+    attributes_within,
+    exchanged,
+    own_weights_of,
+    regularizers_of,
+    restore_attributes,
+)
 from tfmot_ops.errors import UnsupportedModelError
 
 
@@ -29,23 +36,37 @@ class LearnedTensors:
 
     def __init__(self) -> None:
         self._made: dict[Itself, LearnedTensor] = {}
+        self._names: set[str] = set()
 
-    def layer(self, weight: Variable, regularizer: object = None) -> LearnedTensor:
-        """The layer whose result has the weight's values; it is made at the first request for the weight."""
+    def layer(self, weight: Variable, regularizer: object = None, *, trainable: bool = True) -> LearnedTensor:
+        """The layer whose result has the weight's values; it is made at the first request for the weight.
+
+        Args:
+            weight: the weight.
+            regularizer: its regulariser.
+            trainable: False for a weight of a layer that is frozen.
+        """
         plain = private.plain_variable(weight)
         if Itself(plain) not in self._made:
-            name = weight.name.split(":")[0].rsplit("/", 1)[-1]
+            name = self._free_name(weight.name.split(":")[0].rsplit("/", 1)[-1])
             self._made[Itself(plain)] = layer = LearnedTensor(
                 plain.shape.as_list(),
                 plain.dtype.name,
                 regularizer,
                 getattr(plain, "constraint", None),
-                name="".join(c if c.isalnum() or c in "._-" else "_" for c in name),
-                trainable=bool(plain.trainable),
+                name=name,
+                trainable=bool(plain.trainable) and trainable,
             )
             layer.build([])
             layer.set_weights([plain.numpy()])
         return self._made[Itself(plain)]
+
+    def _free_name(self, name: str) -> str:
+        """The name with other characters than Keras allows replaced, and a number where another weight has it."""
+        plain = "learned_" + "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
+        free = next(one for one in (plain, *(f"{plain}_{n}" for n in count(1))) if one not in self._names)
+        self._names.add(free)
+        return free
 
     def has(self, weight: Variable) -> bool:
         """Whether a layer was made for the weight."""
@@ -77,19 +98,39 @@ def _recorded(layer: Layer, inputs: Any, args: Args, kwargs: Kwargs, learned: Le
     """A functional model from `inputs`, which are the symbolic tensors in `args` and `kwargs`, to the call's result."""
     anchor = next(leaf for leaf in tf.nest.flatten((args, kwargs)) if isinstance(leaf, KerasTensor))
     regularizers = regularizers_of(layer)
+    trained = {Itself(private.plain_variable(weight)) for weight in layer.trainable_weights}
+    tensors_of: dict[Itself, Any] = {}
 
     def tensor_of(weight: Variable) -> Any:
-        return learned.layer(weight, regularizers.get(Itself(private.plain_variable(weight))))(anchor)
+        plain = Itself(private.plain_variable(weight))
+        if plain not in tensors_of:
+            # One call for a weight that several attributes hold.
+            made = learned.layer(weight, regularizers.get(plain), trainable=plain in trained)
+            tensors_of[plain] = made(anchor)
+        return tensors_of[plain]
 
     logger = logging.getLogger("tensorflow")
     level = logger.level
     try:
         # Keras warns that a recorded function reads a weight; here the weight becomes a weight of the new model.
         logger.setLevel(logging.ERROR)
-        with _without_recorded_calls(layer), exchanged(layer, tensor_of):
-            return keras.Model(inputs, _call_of(layer)(layer, *args, **kwargs), name=layer.name)
+        with _without_recorded_calls(layer), exchanged(layer, tensor_of), tf.GradientTape() as tape:
+            made = keras.Model(inputs, _call_of(layer)(layer, *args, **kwargs), name=layer.name)
+        _refuse_values_read(layer, tape)
+        return made
     finally:
         logger.setLevel(level)
+
+
+def _refuse_values_read(layer: Layer, tape: tf.GradientTape) -> None:
+    """Refuse a call that reads a weight's value itself, as by `self.weights[0] * 2`: it would become a constant.
+
+    Raises:
+        ValueError: the call read a trained weight of the layer.
+    """
+    own = {Itself(private.plain_variable(weight)) for weight in own_weights_of(layer)}
+    if any(Itself(private.plain_variable(weight)) in own for weight in tape.watched_variables()):
+        raise ValueError(f"the call of {layer.name} reads the values of a weight")
 
 
 def _call_of(layer: Layer) -> Function:
@@ -129,7 +170,7 @@ def _without_recorded_calls(layer: Layer) -> Iterator[None]:
         ValueError: the layer adds losses or metrics of its own, which a graph cannot represent.
     """
     before = [(part, name, len(notes)) for part, name, notes in private.notes_of_calls(layer)]
-    attributes = [(part, dict(vars(part))) for part in private.layers_within(layer)]
+    attributes = attributes_within(layer)
     try:
         yield
         own = [name for part, name, count in before if part is layer and len(getattr(part, name)) > count]
@@ -139,10 +180,7 @@ def _without_recorded_calls(layer: Layer) -> Iterator[None]:
         for part, name, count in before:
             if len(getattr(part, name)) > count:
                 del getattr(part, name)[count:]
-        # A `call` may keep tensors in attributes (`self.scores = scores`), which would be symbolic ones now.
-        for part, values in attributes:
-            for name in [name for name in vars(part) if vars(part)[name] is not values.get(name)]:
-                object.__setattr__(part, name, values[name]) if name in values else object.__delattr__(part, name)
+        restore_attributes(attributes)
 
 
 def functional(model: keras.Model) -> keras.Model:

@@ -13,6 +13,8 @@ import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors
 from tfmot_ops.core.graph.run import infer, run_graph
+from tfmot_ops.core.keras.types import Layer
+from tfmot_ops.core.keras.weights import attributes_within, restore_attributes
 
 #: Sizes for axes of unknown size: the batch axis, and any other.
 _BATCH, _OTHER = 2, 8
@@ -31,16 +33,29 @@ def computes_the_same(call: Node, graph: Graph, read: list[Tensor]) -> bool:
     Returns:
         True also where the layer does not take the random values, as then nothing can be compared.
     """
+    if any(tensor.dtype == "string" for tensor in read):
+        return True
     values = dict(zip(read, _values(read), strict=True))
     args, kwargs = map_tensors((call.args, call.kwargs), values.get)
     kwargs = {name: value for name, value in kwargs.items() if name != "training"}
+    attributes, state = attributes_within(call.layer), [weight.numpy() for weight in call.layer.weights]
     try:
         expected = infer(call.layer, args, kwargs)
     except Exception:  # noqa: BLE001 - a user's layer may refuse values, such as an index that is too large
         return True
+    finally:
+        restore_attributes(attributes)
+        _restore(call.layer, state)
     found = run_graph(graph, list(values.values()), lambda node, args, kwargs: infer(node.layer, args, kwargs))
     pairs = zip(tf.nest.flatten(expected), tf.nest.flatten(found), strict=True)
     return all(_are_close(np.asarray(one), np.asarray(other)) for one, other in pairs)
+
+
+def _restore(layer: Layer, state: list[np.ndarray]) -> None:
+    """Give the weights of a layer their values back where its call has changed them."""
+    for weight, before in zip(layer.weights, state, strict=True):
+        if not np.array_equal(weight.numpy(), before):
+            weight.assign(before)
 
 
 def _values(read: list[Tensor]) -> list[Any]:

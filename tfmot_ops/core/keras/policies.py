@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import RLock
 from typing import Any
 
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
+
+#: Held in the context, as the policy is one for all threads.
+_CHANGING = RLock()
 
 
 @contextmanager
@@ -22,10 +26,11 @@ def new_layers_of(policy: Any = "float32") -> Iterator[None]:
     Args:
         policy: a dtype policy or its name.
     """
-    float_type = keras.backend.floatx()
-    try:
-        keras.backend.set_floatx("float32")
-        with private.policy_scope(policy):
-            yield
-    finally:
-        keras.backend.set_floatx(float_type)
+    with _CHANGING:
+        float_type = keras.backend.floatx()
+        try:
+            keras.backend.set_floatx("float32")
+            with private.policy_scope(policy):
+                yield
+        finally:
+            keras.backend.set_floatx(float_type)

@@ -38,6 +38,22 @@ def regularizers_of(layer: Layer) -> dict[Itself, Any]:
     return found
 
 
+def attributes_within(layer: Layer) -> list[tuple[Any, dict[str, Any]]]:
+    """(layer, its attributes now) of a layer and its built inner layers; see `restore_attributes`."""
+    return [(part, dict(vars(part))) for part in private.layers_within(layer) if part.built]
+
+
+def restore_attributes(before: list[tuple[Any, dict[str, Any]]]) -> None:
+    """Give layers the attributes back that they had.
+
+    A `call` may keep tensors in attributes (`self.scores = scores`), which are symbolic ones, or random values, after a
+    call of ours.
+    """
+    for part, values in before:
+        for name in [name for name in vars(part) if vars(part)[name] is not values.get(name)]:
+            object.__setattr__(part, name, values[name]) if name in values else object.__delattr__(part, name)
+
+
 @contextmanager
 def exchanged(layer: Layer, exchange: Callable[[Variable], Any]) -> Iterator[None]:
     """In this context, the layer's attributes hold `exchange(weight)` in place of each weight of its own.

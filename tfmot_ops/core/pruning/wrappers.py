@@ -11,7 +11,7 @@ import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 
 from tfmot_ops.contract import LayerReport, Outcome, Recipe, Schedule, Sparsity
-from tfmot_ops.core.graph.custom import is_closed, open_custom_layers
+from tfmot_ops.core.graph.custom import is_closed, is_normalized, open_custom_layers
 from tfmot_ops.core.graph.finite import require_finite_weights
 from tfmot_ops.core.graph.ir import is_graph_model, layer_paths
 from tfmot_ops.core.graph.read import read_graph
@@ -165,7 +165,7 @@ def prune(model: keras.Model, recipe: Recipe, end_step: int | None = None) -> tu
 
 def _with_open_blocks(model: keras.Model) -> keras.Model:
     """A copy in which custom layers with weights are replaced by what they compute; the model itself without any."""
-    blocks = [layer for _, layer in layer_paths(model) if is_closed(inner_layer(layer))]
+    blocks = [layer for _, layer in layer_paths(model) if is_closed(inner_layer(layer)) and not is_normalized(layer)]
     if is_graph_model(model) and not any(block.weights for block in blocks):
         return model
     # A product with a weight that is written by hand becomes a layer with a kernel, which can be pruned.

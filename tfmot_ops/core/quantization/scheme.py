@@ -171,7 +171,8 @@ class _Placer:
         # Under a mask Keras computes a layer by further operations (select), which TFLite has in float only.
         masked = isinstance(node.kwargs.get("mask"), Tensor)
         is_float = masked or node.origin in self.excluded or node in self.unrounded
-        kind = Role.FLOAT if is_float else role(node.layer)
+        is_table_of_two = spec_of(node.layer).table and len(node.inputs()) > 1
+        kind = Role.FLOAT if is_float or is_table_of_two else role(node.layer)
         # The range of a call with a constant in its output (tf.pad) must contain input and constant.
         return Role.SAME_SCALE if kind is Role.PASS and constants(node) else kind
 

@@ -80,6 +80,18 @@ def input_names(data: bytes) -> list[str]:
     return [names[graph.Inputs(place)] for place in range(graph.InputsLength())]
 
 
+def _by_name(x: Mapping[str, Any], names: list[str]) -> list[Any]:
+    missing = [name for name in names if name not in x]
+    if missing:
+        raise SamplesError(
+            f"no samples for the input {missing[0]!r}",
+            required=f"inputs {names}",
+            received=f"{list(x)}",
+            remedy="give one array for each input, by the names in the file's signature",
+        )
+    return [x[name] for name in names]
+
+
 def run_tflite(data: bytes, x: Inputs, batch_size: int) -> list[Array]:
     """Outputs [N, ...] of a TFLite file, float32, for inputs [N, ...]; see `core.predict`.
 
@@ -93,7 +105,7 @@ def run_tflite(data: bytes, x: Inputs, batch_size: int) -> list[Array]:
         SamplesError: the arrays do not fit the file's inputs.
         ExportError: the interpreter cannot run the file.
     """
-    inputs = arrays([x[name] for name in input_names(data)] if isinstance(x, Mapping) else x)
+    inputs = arrays(_by_name(x, input_names(data)) if isinstance(x, Mapping) else x)
     file = TFLiteRun(data, inputs, batch_size)
     starts = range(0, len(inputs[0]), batch_size)
     parts = [file([array[start : start + batch_size] for array in inputs]) for start in starts]

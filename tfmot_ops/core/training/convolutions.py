@@ -47,7 +47,7 @@ def _replacement(original: Any) -> Any:
         if not _is_affected(layer, kernel):
             return original(layer, inputs, kernel)
         every = tuple(slice(None, None, stride) for stride in layer.strides)
-        return tf.nn.convolution(inputs[(slice(None), *every)], kernel, padding="VALID")
+        return tf.nn.convolution(inputs[(..., *every, slice(None))], kernel, padding="VALID")
 
     return convolution_op
 

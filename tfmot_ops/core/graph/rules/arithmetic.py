@@ -103,8 +103,10 @@ def _constant(operand: object, out: Rewriter) -> _Constant | None:
     if not isinstance(operand, Tensor):
         return None if operand is None else _Constant(operand, trainable=False)
     layer = operand.producer.layer if operand.producer is not None else None
-    if not isinstance(layer, LearnedTensor) or out.reads[operand] != 1:
+    if not isinstance(layer, LearnedTensor) or out.reads[operand] != 1 or not out.is_called_once(layer):
         return None
+    if layer.regularizer is not None or layer.constraint is not None:
+        return None  # an Affine has neither
     return _Constant(out.graph.weights_of(layer)[0], layer.trainable)
 
 
@@ -123,6 +125,8 @@ def _operands(node: Node) -> tuple[Any, Any] | None:
 
 def _one_sided(node: Node, out: Rewriter, symbol: str) -> Any:
     tensor = node.inputs()[0]
+    if not tensor.rank_allows_channels:
+        return None
     if symbol == "math.negative" and tensor.is_float:
         return out.affine(node.path, tensor, -1.0, 0.0)
     rest = [*node.args[1:], *(value for name, value in node.kwargs.items() if name == "bias")]
@@ -134,8 +138,10 @@ def _one_sided(node: Node, out: Rewriter, symbol: str) -> Any:
 
 
 def _with_constant(node: Node, out: Rewriter, tensor: Tensor, constant: _Constant, *, reversed_: bool) -> Any:
-    values = channel_constant(constant.values, tensor) if tensor.is_float else None
-    if values is None or node.output().shape != tensor.shape:
+    takes = tensor.is_float and tensor.rank_allows_channels and node.output().shape == tensor.shape
+    values = channel_constant(constant.values, tensor) if takes else None
+    # One trained weight for all channels would become one for each.
+    if values is None or (constant.trainable and values.size != (tensor.channels or 1)):
         return None
     trainable = constant.trainable
 

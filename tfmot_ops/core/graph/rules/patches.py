@@ -13,6 +13,8 @@ from tfmot_ops.core.graph.rules.arithmetic import arguments_of, symbol_of
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import TFOpLambda
 
+#: Most values of a patch that a convolution copies; its kernel has the square of this number of weights.
+_MOST_RESULTS = 512
 _PATCHES = {"image.extract_patches", "compat.v1.image.extract_image_patches", "compat.v1.extract_image_patches"}
 
 
@@ -46,6 +48,8 @@ def _by_convolution(node: Node, out: Rewriter, tensor: Tensor, size: tuple[int, 
         return None  # Keras' layers refuse both together
     channels = tensor.channels or 0
     results = size[0] * size[1] * channels
+    if results > _MOST_RESULTS:
+        return None
     kernel = np.eye(results, dtype=np.float32).reshape(*size, channels, results)
     layer = keras.layers.Conv2D(results, size, use_bias=False, trainable=False, name=node.layer.name, **places)
     return out.call(layer, node.path, tensor, shape=node.output().shape, weights=[kernel])

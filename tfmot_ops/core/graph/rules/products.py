@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,6 +19,10 @@ from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Array
 
 _L = keras.layers
+_LOG = logging.getLogger(__name__)
+#: Functions that only move the elements of a weight, or leave it as it is.
+_MOVES = {"reshape", "expand_dims", "compat.v1.squeeze", "compat.v1.transpose", "linalg.matrix_transpose", "identity"}
+_MOVES |= {"cast", "convert_to_tensor", "__operators__.getitem"}
 #: Regularisers that do not depend on the weight's shape.
 _ELEMENTWISE = (type(None), keras.regularizers.L1, keras.regularizers.L2, keras.regularizers.L1L2)
 _MATRIX = 2
@@ -30,15 +35,23 @@ class Kernel(NamedTuple):
         values: the weight, in the shape in which the function reads it.
         trainable: whether training changes it.
         regularizer: its regulariser.
+        constraint: its constraint.
     """
 
     values: Array
     trainable: bool = False
     regularizer: Any = None
+    constraint: Any = None
+
+    @property
+    def may_be_reshaped(self) -> bool:
+        """Whether regulariser and constraint do not depend on the weight's shape."""
+        return isinstance(self.regularizer, _ELEMENTWISE) and self.constraint is None
 
     def arguments(self, name: str) -> dict[str, Any]:
         """Arguments of the constructor of a layer that gets the weight under the attribute `name`."""
-        return {"trainable": self.trainable, f"{name}_regularizer": self.regularizer}
+        rules = {f"{name}_regularizer": self.regularizer, f"{name}_constraint": self.constraint}
+        return {"trainable": self.trainable, **rules}
 
 
 def product(node: Node, out: Rewriter) -> Any:
@@ -50,10 +63,14 @@ def product(node: Node, out: Rewriter) -> Any:
     return None if given is None else make(node, out, given)
 
 
-def kernel_of(value: object, out: Rewriter) -> Kernel | None:
-    """The weight or constant that a function reads, also where it is computed from weights (`w / tf.norm(w)`).
+def kernel_of(value: object, out: Rewriter, *, computed: bool = False) -> Kernel | None:
+    """The weight or constant that a function reads, also reshaped or transposed.
 
-    A computed weight is replaced by its present values: training then goes on with these as the weight.
+    Args:
+        value: the function's argument.
+        out: the rewriter.
+        computed: whether a weight that is computed from trained weights (a standardised kernel) is replaced by its
+            present values, which are trained from then on. Not where it has zeros, as a masked kernel has.
 
     Returns:
         None for a tensor that depends on the model's inputs, and for a weight that other calls read too.
@@ -71,10 +88,17 @@ def kernel_of(value: object, out: Rewriter) -> Kernel | None:
         result = tf.constant(out.graph.weights_of(node.layer)[0]) if is_weight else node.layer(*args, **kwargs)
         values |= zip(tensors(node.outputs), tf.nest.flatten(result), strict=True)
     weights = [node.layer for node in chain if isinstance(node.layer, LearnedTensor)]
-    regularizer = weights[0].regularizer if len(weights) == 1 else None
-    if len(chain) > 1 and not isinstance(regularizer, _ELEMENTWISE):
+    is_moved = all(isinstance(node.layer, LearnedTensor) or symbol_of(node) in _MOVES for node in chain)
+    is_computed = any(weight.trainable for weight in weights) and not is_moved
+    if is_computed and not (computed and np.all(values[value])):
         return None
-    return Kernel(np.asarray(values[value]), any(weight.trainable for weight in weights), regularizer)
+    if is_computed:
+        _LOG.warning("%s: its kernel is computed from weights; from now on the computed kernel is trained", out.origin)
+    regularizer, constraint = (weights[0].regularizer, weights[0].constraint) if len(weights) == 1 else (None, None)
+    if len(chain) > 1 and not (isinstance(regularizer, _ELEMENTWISE) and constraint is None):
+        return None
+    trainable = any(weight.trainable for weight in weights)
+    return Kernel(np.asarray(values[value]), trainable, regularizer, constraint)
 
 
 def _chain_of_weights(value: Tensor, out: Rewriter) -> list[Node]:
@@ -89,7 +113,10 @@ def _chain_of_weights(value: Tensor, out: Rewriter) -> list[Node]:
         waiting += [] if isinstance(node.layer, LearnedTensor) else node.inputs()
     within = Counter(tensor for node in chain if not isinstance(node.layer, LearnedTensor) for tensor in node.inputs())
     within[value] += 1
-    alone = all(out.reads[tensor] == within[tensor] for node in chain for tensor in tensors(node.outputs))
+    shared = any(isinstance(node.layer, LearnedTensor) and not out.is_called_once(node.layer) for node in chain)
+    alone = not shared and all(
+        out.reads[tensor] == within[tensor] for node in chain for tensor in tensors(node.outputs)
+    )
     return [node for node in out.nodes if node in chain] if alone else []
 
 
@@ -103,6 +130,8 @@ def _dense(node: Node, out: Rewriter, tensor: object, kernel: Kernel | None) -> 
         return None
     layer = _L.Dense(units, use_bias=False, name=node.layer.name, **kernel.arguments("kernel"))
     image = len(tensor.shape) == 4  # noqa: PLR2004 - [N, H, W, C], which `dense_on_image` makes a convolution
+    if image and not kernel.may_be_reshaped:
+        return None
     if image:
         layer = _L.Conv2D(units, 1, use_bias=False, name=node.layer.name, **kernel.arguments("kernel"))
     values = kernel.values[None, None] if image else kernel.values
@@ -115,6 +144,8 @@ def _matmul(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
         return None
     kernel = kernel_of(given["b"], out)
     if kernel is not None and given.get("transpose_b") and kernel.values.ndim == _MATRIX:
+        if not kernel.may_be_reshaped:
+            return None
         kernel = kernel._replace(values=kernel.values.T)
     return _dense(node, out, given["a"], kernel)
 
@@ -194,7 +225,7 @@ def _form(out: Rewriter, given: dict[str, Any]) -> tuple[Tensor, Kernel, dict[st
     def first(*names: str) -> Any:
         return next((given[name] for name in names if given.get(name) is not None), None)
 
-    tensor, kernel = first("input", "value"), kernel_of(first("filters", "filter"), out)
+    tensor, kernel = first("input", "value"), kernel_of(first("filters", "filter"), out, computed=True)
     padding, layout = first("padding"), first("data_format")
     plain = isinstance(padding, str) and padding.upper() in {"SAME", "VALID"} and layout in {None, "NHWC", "NWC"}
     if not isinstance(tensor, Tensor) or kernel is None or not plain or not tensor.is_float:

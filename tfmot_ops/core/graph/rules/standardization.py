@@ -53,11 +53,16 @@ def normalization(node: Node, out: Rewriter) -> Any:
     if type(layer) is _L.UnitNormalization:
         return _unit_length(node, out, layer.axis)
     if symbol_of(node) == "math.l2_normalize":
-        return _unit_length(node, out, (arguments_of(node) or {}).get("axis"))
+        given = arguments_of(node) or {}
+        return _unit_length(node, out, given.get("axis"), float(given.get("epsilon", _LENGTH_EPSILON)))
     return None
 
 
-def _unit_length(node: Node, out: Rewriter, axis: Any) -> Tensor | None:
+#: TensorFlow's lower limit of the sum of squares, in `tf.math.l2_normalize`.
+_LENGTH_EPSILON = 1e-12
+
+
+def _unit_length(node: Node, out: Rewriter, axis: Any, epsilon: float = _LENGTH_EPSILON) -> Tensor | None:
     """Emit x / |x| over some axes of size n, as x / sqrt(mean(x * x)) / sqrt(n)."""
     (tensor,) = node.inputs()
     rank = len(tensor.shape)
@@ -68,9 +73,9 @@ def _unit_length(node: Node, out: Rewriter, axis: Any) -> Tensor | None:
     sizes = tuple(1 if one in axes else size for one, size in enumerate(tensor.shape))
     squared = out.call(_L.Multiply(name=f"{name}_squared"), f"{path}_squared", [tensor, tensor])
     mean = out.call(AxisMean(axes, name=f"{name}_mean"), f"{path}_mean", squared, shape=sizes)
-    inverse = out.call(InverseRoot(name=f"{name}_inverse"), f"{path}_inverse", mean)
-    scaled = out.call(_L.Multiply(name=f"{name}_scaled"), f"{path}_scaled", [tensor, inverse])
     size = math.prod(tensor.shape[one] or 1 for one in axes)
+    inverse = out.call(InverseRoot(epsilon / size, name=f"{name}_inverse"), f"{path}_inverse", mean)
+    scaled = out.call(_L.Multiply(name=f"{name}_scaled"), f"{path}_scaled", [tensor, inverse])
     return out.affine(node.path, scaled, 1.0 / math.sqrt(size), 0.0)
 
 
