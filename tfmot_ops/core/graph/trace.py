@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 import tensorflow as tf
@@ -64,7 +64,8 @@ class LearnedTensors:
     def _free_name(self, name: str) -> str:
         """The name with other characters than Keras allows replaced, and a number where another weight has it."""
         plain = "learned_" + "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
-        free = next(one for one in (plain, *(f"{plain}_{n}" for n in count(1))) if one not in self._names)
+        numbered = (f"{plain}_{number}" for number in count(1))
+        free = next(one for one in chain([plain], numbered) if one not in self._names)
         self._names.add(free)
         return free
 
