@@ -106,7 +106,7 @@ def test_the_global_policy_follows_the_float_type_afterwards() -> None:
 
 @pytest.mark.parametrize(
     ("policy", "restored"),
-    [("mixed_float16", True), ("mixed_float16", False), ("mixed_bfloat16", True), ("float64", False)],
+    [("mixed_float16", True), ("float64", False)],
 )
 def test_a_model_of_that_policy(policy: str, restored: bool) -> None:
     K.mixed_precision.set_global_policy(policy)
