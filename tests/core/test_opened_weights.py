@@ -144,13 +144,15 @@ def test_a_function_of_a_function_that_is_an_output_too() -> None:
         assert core.sqnr_db(one, other) > 30.0
 
 
-def test_a_mask_of_a_float_input_is_recognised() -> None:
-    scores, words = keras.Input((9, 9)), keras.Input((9,))
-    mask = tf.cast(tf.equal(words, 0.0), tf.float32)[:, None, :]
+@pytest.mark.parametrize("shape", [(9,), (1, 9)])
+def test_a_mask_of_a_float_input_is_recognised(shape: tuple[int, ...]) -> None:
+    scores, words = keras.Input((9, 9)), keras.Input(shape)
+    mask = tf.cast(tf.equal(words, 0.0), tf.float32)
+    mask = mask[:, None, :] if len(shape) == 1 else mask
     model = keras.Model([scores, words], tf.nn.softmax(L.Dense(9)(scores) + mask * -1e9))
     rng = np.random.default_rng(0)
-    x = [rng.normal(size=(32, 9, 9)).astype(np.float32), rng.integers(0, 3, (32, 9)).astype(np.float32)]
-    x[1][:, 0] = 1.0
+    x = [rng.normal(size=(32, 9, 9)).astype(np.float32), rng.integers(0, 3, (32, *shape)).astype(np.float32)]
+    x[1][..., 0] = 1.0
     file = core.export_tflite(core.quantize(model, QAT, x)[0], QAT)
     assert core.sqnr_db(model.predict(x, verbose=0), core.predict(file, x)) > 20.0
 

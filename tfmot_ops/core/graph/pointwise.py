@@ -54,6 +54,13 @@ _TRUTH_VALUES = {
     *("math.equal", "math.not_equal", "math.logical_and", "math.logical_or", "math.logical_not", "math.logical_xor"),
     *("cast", "identity", "stop_gradient"),
 }
+#: Functions between truth values and the large number that they are multiplied by.
+_OF_MASKS = {
+    *("math.subtract", "math.add", "__operators__.add", "math.multiply", "math.negative", "__operators__.getitem"),
+    *("reshape", "expand_dims", "compat.v1.transpose", "compat.v1.squeeze", "tile", "broadcast_to"),
+}
+#: A number that only masks are multiplied by.
+_LARGE = 1e3
 #: These are fused into the convolution before them, which a table could not be.
 _FUSED = {"nn.relu", "nn.relu6"}
 #: Largest magnitude of the inputs for which a function has to be finite, and its largest slope there, to count as tame.
@@ -157,7 +164,10 @@ def fuse_pointwise(graph: Graph) -> Graph:
     constant = calls_of_weights(graph)
     fused: dict[Node, Node] = {}
     for node in graph.nodes:
-        if node in constant or node not in clusters.sources or not node.output().is_float:
+        # The rules of normalisation look for masks, and for what they are made of.
+        if node in constant or _is_mask(node, clusters, readers):
+            continue
+        if node not in clusters.sources or not node.output().is_float:
             continue
         is_read = any(clusters.source_of(reader) is not clusters.sources[node] for reader in readers[node.output()])
         if (is_read or node.output() in results) and clusters.needs_table(node):
@@ -167,6 +177,24 @@ def fuse_pointwise(graph: Graph) -> Graph:
         call.output().producer = call
     graph.nodes = [fused.get(node, node) for node in graph.nodes]
     return graph.without_dead_calls()
+
+
+def _is_mask(node: Node, clusters: _Clusters, readers: Mapping[Tensor, list[Node]]) -> bool:
+    """Whether a call gives truth values as floats, which are multiplied by a large number, as in an attention mask."""
+    calls = clusters.calls(node) if node in clusters.sources else []
+    if not calls or any(call.layer.symbol not in _TRUTH_VALUES | _OF_MASKS for call in calls):
+        return False
+    if not any(call.layer.symbol in _TRUTH_VALUES for call in calls):
+        return False
+    waiting = [call for call in calls if call.layer.symbol in _OF_MASKS] + readers.get(node.output(), [])
+    while waiting:
+        reader = waiting.pop()
+        if getattr(reader.layer, "symbol", None) in _OF_MASKS:
+            leaves = tf.nest.flatten((reader.args, reader.kwargs))
+            if any(isinstance(leaf, int | float) and abs(leaf) >= _LARGE for leaf in leaves):
+                return True
+            waiting += [further for tensor in tensors(reader.outputs) for further in readers.get(tensor, [])]
+    return False
 
 
 def pointwise_of(function: Any, name: str) -> Pointwise | None:
@@ -239,9 +267,6 @@ class _Clusters:
         they had 24 dB.
         """
         calls = self.calls(node)
-        # 0 and 1 need no table: the rules look for masks that are made of them.
-        if all(call.layer.symbol in _TRUTH_VALUES for call in calls):
-            return False
         needs = any(not _has_int8_form(call) for call in calls)
         inner_exponential = any(call.layer.symbol == "math.exp" for call in calls[:-1])
         if not (needs or inner_exponential):
@@ -272,8 +297,8 @@ def _is_of_elements(node: Node) -> bool:
         return False
     if node.layer.symbol in {"where", "compat.v1.where"} and len(node.args) + len(node.kwargs) < _CHOICE:
         return False  # the indices of what is true
-    if {"x", "y"} & node.kwargs.keys():
-        return False  # operands by name; the functions below read them by position
+    if node.layer.symbol in {*_DIVISIONS, "math.pow"} and {"x", "y"} & node.kwargs.keys():
+        return False  # operands by name; `_may_diverge` reads them by position
     shape = node.output().shape
     if not node.inputs() or any(tensor.shape != shape for tensor in node.inputs()):
         return False
