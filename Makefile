@@ -48,7 +48,7 @@ helm: setup ## the Helm chart: lint, render, refusals, strict validation; instal
 	@$(BIN)/python -m pytest -q tests/helm
 
 places: setup ## steps in a real Docker engine and a real cluster, the image included (TFMOT_OPS_LAB= names scripts for both)
-	@TFMOT_OPS_PLACES=1 $(BIN)/python -m pytest tests/places
+	@TFMOT_OPS_PLACES=1 $(BIN)/python -m pytest $(or $(PLACES),tests/places)
 
 airflow-ends: $(ENDS:%=airflow-%) ## the operators under the lowest and the highest Airflow of pyproject.toml's range (-j2: both at once)
 
