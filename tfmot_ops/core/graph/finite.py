@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import layer_paths
+from tfmot_ops.core.graph.layers import LearnedTensor
 from tfmot_ops.core.graph.roles import is_custom
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Layer, Variable
@@ -50,7 +51,7 @@ def _count_not_finite(layer: Layer, weight: Variable) -> int:
     if dtype is None or not tf.as_dtype(dtype).is_floating:
         return 0
     values = value_of(weight)
-    may_be_infinite = is_custom(layer) and not getattr(weight, "trainable", True)
+    may_be_infinite = (is_custom(layer) or isinstance(layer, LearnedTensor)) and not getattr(weight, "trainable", True)
     good = ~np.isnan(values) if may_be_infinite else np.isfinite(values)
     return 0 if good.all() else int(good.size - np.count_nonzero(good))
 
