@@ -43,19 +43,21 @@ def run(strategy, with_statistics: bool):
         core.normalize(model)
         rows = core.layer_sqnr(stripped, quantized, file, X)
     assert file == core.export_tflite(quantized, RECIPE)
-    assert any(row.qat_to_tflite_db is not None for row in rows)
+    measured = [row.class_name for row in rows if row.qat_to_tflite_db is not None]
     ptq = core.export_tflite(stripped, PTQ, X)
-    return core.predict(quantized, X), core.predict(file, X), core.predict(ptq, X)
+    return measured, (core.predict(quantized, X), core.predict(file, X), core.predict(ptq, X))
 
 
 def main() -> None:
     devices, with_statistics = int(sys.argv[1]), sys.argv[2] == "bn"
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
-    expected = run(tf.distribute.get_strategy(), with_statistics)
+    layers, expected = run(tf.distribute.get_strategy(), with_statistics)
+    assert layers
     mirrored = tf.distribute.MirroredStrategy([f"CPU:{place}" for place in range(devices)])
     for name, strategy in {"mirrored": mirrored, "one_device": tf.distribute.OneDeviceStrategy("CPU:0")}.items():
-        found = run(strategy, with_statistics)
+        measured, found = run(strategy, with_statistics)
+        assert measured == layers, (measured, layers)
         both = zip(expected, found, strict=True)
         figures = {
             "strategy": name,

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from tfmot_ops import core
-from tfmot_ops.contract import Outcome, Recipe
+from tfmot_ops.contract import Outcome
 from tfmot_ops.core import keras
 from tfmot_ops.core.graph.elementwise import is_elementwise
 from tfmot_ops.core.graph.pointwise import Pointwise
@@ -21,14 +21,11 @@ from tfmot_ops.errors import UnsupportedModelError
 pytestmark = pytest.mark.slow
 
 L, K = keras.layers, keras.backend
+_QAT = core.recipes.decode("wi8_ai8")
 _IMAGES = np.random.default_rng(0).normal(size=(16, 8, 8, 4)).astype(np.float32)
 #: The 256 numbers that are the int8 values of a tensor with this range; each is a sample's element.
 _LOW, _HIGH = -3.0, 2.375
 _LEVELS = np.linspace(_LOW, _HIGH, 256, dtype=np.float32).reshape(16, 16)
-
-
-def _recipe(name: str = "wi8_ai8") -> Recipe:
-    return core.recipes.decode(name)
 
 
 @keras.saving.register_keras_serializable("test_tables")
@@ -151,8 +148,8 @@ def _sqnr(reference: Any, other: Any) -> float:
 
 def _check(model: keras.Model, x: Any, least: float = 25.0) -> tuple[keras.Model, bytes]:
     """Quantise and export; the file has no float operation, equals the QAT model, and both come close to the model."""
-    quantized, reports = core.quantize(model, _recipe(), x)
-    data = core.export_tflite(quantized, _recipe())
+    quantized, reports = core.quantize(model, _QAT, x)
+    data = core.export_tflite(quantized, _QAT)
     profile = core.profile_tflite(data)
     assert profile.float_ops == 0
     assert profile.requantize_ops == 0
@@ -166,9 +163,9 @@ def _check(model: keras.Model, x: Any, least: float = 25.0) -> tuple[keras.Model
 def test_activation(name: str) -> None:
     # The rules for leaky_relu and hard_sigmoid keep int8 operations of TFLite's own, which round more than once.
     model = _between(L.Conv2D(8, 1, activation=ACTIVATIONS[name]))
-    quantized, reports = core.quantize(model, _recipe(), _IMAGES)
+    quantized, reports = core.quantize(model, _QAT, _IMAGES)
     assert not [report.path for report in reports if report.outcome is Outcome.KEPT_FLOAT]
-    data = core.export_tflite(quantized, _recipe())
+    data = core.export_tflite(quantized, _QAT)
     assert core.profile_tflite(data).float_ops == 0
     assert _sqnr(core.predict(quantized, _IMAGES), core.predict(data, _IMAGES)) >= 60.0
     assert _sqnr(core.predict(model, _IMAGES), core.predict(data, _IMAGES)) >= 25.0
@@ -193,8 +190,8 @@ _JUMPS: dict[str, Callable[[Any], Any]] = {
 def test_each_int8_value_gives_the_result_of_the_model(name: str) -> None:
     inputs = keras.Input((16,))
     model = keras.Model(inputs, (_JUMPS | CALLS)[name](inputs))
-    quantized, reports = core.quantize(model, _recipe(), _LEVELS)
-    data = core.export_tflite(quantized, _recipe())
+    quantized, reports = core.quantize(model, _QAT, _LEVELS)
+    data = core.export_tflite(quantized, _QAT)
     assert core.profile_tflite(data).float_ops == 0
     ours, theirs = core.predict(quantized, _LEVELS), core.predict(data, _LEVELS)
     step = np.ptp(ours) / 255
@@ -256,14 +253,14 @@ def test_a_nested_model_that_is_called_twice() -> None:
 
 def test_a_logarithm_of_a_table_reads_it_unrounded() -> None:
     model = _between(lambda x: tf.math.log(tf.reduce_sum(tf.math.softplus(x), -1, keepdims=True) + 1e-5))
-    quantized, reports = core.quantize(model, _recipe(), _IMAGES)
+    quantized, reports = core.quantize(model, _QAT, _IMAGES)
     assert [report for report in reports if "diverges at 0" in report.reason]
-    data = core.export_tflite(quantized, _recipe())
+    data = core.export_tflite(quantized, _QAT)
     assert _sqnr(core.predict(quantized, _IMAGES), core.predict(data, _IMAGES)) >= 40.0
 
 
 def test_the_report_names_the_table() -> None:
-    _, reports = core.quantize(_between(L.Activation("selu", name="scaled")), _recipe(), _IMAGES)
+    _, reports = core.quantize(_between(L.Activation("selu", name="scaled")), _QAT, _IMAGES)
     (row,) = (row for row in reports if row.path == "scaled")
     assert (row.outcome, row.reason) == (Outcome.QUANTIZED, "output int8, computed by a table of 256 entries")
 
@@ -314,10 +311,8 @@ def test_a_function_that_is_not_finite_stays_in_float() -> None:
     # 0 is in every range, and the logarithm of 0 is infinite.
     x = np.abs(_LEVELS) + 1.0
     inputs = keras.Input((16,))
-    quantized, _ = core.quantize(
-        keras.Model(inputs, L.Activation(lambda x: tf.math.log(x) + 1.0)(inputs)), _recipe(), x
-    )
-    data = core.export_tflite(quantized, _recipe())
+    quantized, _ = core.quantize(keras.Model(inputs, L.Activation(lambda x: tf.math.log(x) + 1.0)(inputs)), _QAT, x)
+    data = core.export_tflite(quantized, _QAT)
     assert core.profile_tflite(data).float_ops > 0
     assert _sqnr(core.predict(quantized, x), core.predict(data, x)) >= 40.0
 
@@ -337,17 +332,17 @@ def test_a_saved_model_gives_the_same_file(tmp_path: Path, suffix: str) -> None:
     quantized, data = _check(model, _IMAGES)
     core.save_model(quantized, tmp_path / f"model{suffix}")
     loaded = core.load_model(tmp_path / f"model{suffix}")
-    assert core.export_tflite(loaded, _recipe()) == data
+    assert core.export_tflite(loaded, _QAT) == data
 
 
 def test_a_saved_model_does_not_need_the_function(tmp_path: Path) -> None:
     quantized, data = _check(_between(L.Activation(lambda x: tf.sin(x) * x)), _IMAGES)
     core.save_model(quantized, tmp_path / "model.keras")
-    assert core.export_tflite(core.load_model(tmp_path / "model.keras"), _recipe()) == data
+    assert core.export_tflite(core.load_model(tmp_path / "model.keras"), _QAT) == data
 
 
 def test_a_function_keeps_a_gradient_of_its_own() -> None:
-    quantized, _ = core.quantize(_between(L.Activation(_own_gradient, name="own")), _recipe(), _IMAGES)
+    quantized, _ = core.quantize(_between(L.Activation(_own_gradient, name="own")), _QAT, _IMAGES)
     layer = next(layer for layer in quantized.layers if layer.name.endswith("own"))
     assert isinstance(layer.layer, L.Activation)
     assert layer.layer.activation is _own_gradient
@@ -358,7 +353,7 @@ def test_normalised_models_keep_their_outputs_and_train(name: str) -> None:
     model = _between(CALLS[name])
     normal = core.normalize(model)
     np.testing.assert_allclose(normal(_IMAGES), model(_IMAGES), atol=1e-5)
-    quantized, _ = core.quantize(model, _recipe(), _IMAGES)
+    quantized, _ = core.quantize(model, _QAT, _IMAGES)
     quantized.compile("sgd", "mse")
     before = [weight.numpy() for weight in quantized.trainable_weights]
     quantized.fit(_IMAGES, np.ones((16, 6, 6, 2)), verbose=0)
@@ -370,7 +365,7 @@ def test_normalised_models_keep_their_outputs_and_train(name: str) -> None:
 @pytest.mark.parametrize("name", ["mish by hand", "softplus by hand", "K.relu with a threshold"])
 def test_ptq_comes_as_close_as_before(name: str) -> None:
     model = _between(CALLS[name])
-    data = core.export_tflite(model, _recipe("wi8_ai8_ptq"), _IMAGES)
+    data = core.export_tflite(model, core.recipes.decode("wi8_ai8_ptq"), _IMAGES)
     assert _sqnr(core.predict(model, _IMAGES), core.predict(data, _IMAGES)) >= 27.0
 
 

@@ -44,7 +44,7 @@ def open_custom_layers(graph: Graph) -> Graph:
 
 
 def _anchor(graph: Graph) -> None:
-    """Let each LearnedTensor read the first input of the graph: its values depend on no tensor."""
+    """Let each LearnedTensor read the first input of the graph, as Keras needs an input and the weight needs none."""
     for node in graph.nodes:
         if isinstance(node.layer, LearnedTensor):
             node.args = (graph.inputs()[0],)
@@ -130,7 +130,7 @@ class _Opener:
     def _has_weights(self, graph: Graph, layer: Layer) -> bool:
         """Whether the graph has every weight of a layer: in a layer of its own, or where a function reads it.
 
-        A weight that is missing was read while the `call` was recorded, as by `self.weights[0] * 2`, and became a
+        A missing weight is held outside of the layer's attributes, as by a plain Python object; it would become a
         constant.
         """
         leaves = tf.nest.flatten([(node.args, node.kwargs) for node in graph.nodes])
@@ -153,7 +153,7 @@ def is_closed(layer: Layer) -> bool:
 
 
 def is_normalized(layer: Layer) -> bool:
-    """Whether a layer normalises another one's kernel at each training step."""
+    """Whether a layer wraps another layer and normalises the kernel of that layer at each training step."""
     return type(layer) is keras.layers.SpectralNormalization
 
 

@@ -224,7 +224,7 @@ class LearnedTensor(keras.layers.Layer):
         super().build(input_shape)
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Any input to the weight [*sizes]; there is no batch axis."""
+        """Any input to the weight, of shape `sizes`; the result has no batch axis."""
         del inputs  # Keras' functional models need a layer to have an input
         return tf.identity(self.value)
 

@@ -8,7 +8,7 @@ from tfmot_ops.core.keras.private import QuantizeLayer
 
 
 def calls_of_weights(graph: Graph) -> set[Node]:
-    """The calls of LearnedTensors, and those that read only results of such calls, such as a gather from a table.
+    """The calls of LearnedTensors, and the calls that read only their results, such as a gather from a learned table.
 
     Args:
         graph: normalised or quantised. A quantiser of such a result is not among the calls, those that read it are.

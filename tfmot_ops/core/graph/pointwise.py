@@ -141,7 +141,7 @@ def _may_diverge(function: str, args: Sequence[object]) -> bool:
 
 
 def _number(argument: Any) -> float | None:
-    """The value of a constant argument, as it is in a graph or in a step; None for a tensor."""
+    """The value of a constant argument of a recorded call or of a step of a `Pointwise` layer; None for a tensor."""
     if isinstance(argument, Tensor):
         return None
     if isinstance(argument, dict):

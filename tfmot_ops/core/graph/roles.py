@@ -34,7 +34,7 @@ def spec_of(layer: Layer) -> OpSpec:
 
 
 def _spec_of_custom(layer: Layer) -> OpSpec:
-    """The row of a layer whose class has none: of a custom layer that could not be opened, as it is called twice."""
+    """The row of a layer whose class has no row: a custom layer whose `call` could not be recorded."""
     if is_identity(layer):
         return LAYERS[_L.Identity]
     return _spec_of_own(layer) if _computes_only(layer) else UNKNOWN

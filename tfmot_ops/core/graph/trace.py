@@ -62,7 +62,7 @@ class LearnedTensors:
         return self._made[Itself(plain)]
 
     def _free_name(self, name: str) -> str:
-        """The name with other characters than Keras allows replaced, and a number where another weight has it."""
+        """A name that Keras allows and no other weight has: other characters become `_`, and a number is added."""
         plain = "learned_" + "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
         numbered = (f"{plain}_{number}" for number in count(1))
         free = next(one for one in chain([plain], numbered) if one not in self._names)
@@ -165,7 +165,7 @@ def _call_at_each_step(layer: Layer, inputs: object, training: bool | None = Non
 
 @contextmanager
 def _without_recorded_calls(layer: Layer) -> Iterator[None]:
-    """Undo what calls in this context do to the layer and its inner layers: lists of losses, of calls, attributes.
+    """Afterwards the layer and its inner layers have the losses, recorded calls and attributes that they had before.
 
     Raises:
         ValueError: the layer adds losses or metrics of its own, which a graph cannot represent.

@@ -14,6 +14,7 @@ from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import QuantizeWrapperV2
 from tfmot_ops.core.keras.types import Config, Layer, Quantizer, TensorLike, Variable
 from tfmot_ops.core.quantization.folding import folded_factor
+from tfmot_ops.core.quantization.range_quantizers import QuantizerWithoutVariables
 
 #: Smallest limit of a channel whose weights are not all 0; see `_without_tiny_limits`.
 _SMALLEST_LIMIT = 1e-7
@@ -203,16 +204,11 @@ class RowsQuantizer(WeightQuantizer):
 
 
 @keras.saving.register_keras_serializable("tfmot_ops")
-class ConstantQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
+class ConstantQuantizer(QuantizerWithoutVariables):
     """int8 for a weight that is an operand of a matrix product: symmetric, as TFLite wants its kernels.
 
     The limits are computed from the weight at every step.
     """
-
-    def build(self, tensor_shape: tf.TensorShape, name: str, layer: Layer) -> dict[str, Any]:
-        """Nothing to create."""
-        del tensor_shape, name, layer
-        return {}
 
     @tf.autograph.experimental.do_not_convert
     def __call__(

@@ -67,8 +67,17 @@ class MaskedRangeQuantizer(RangeQuantizer):
         return tf.where(masked, lowest - self.MARGIN, scores)
 
 
+class QuantizerWithoutVariables(tfmot.quantization.keras.quantizers.Quantizer):
+    """A quantiser whose range follows from its arguments or from the values that it rounds."""
+
+    def build(self, tensor_shape: tf.TensorShape, name: str, layer: Layer) -> dict[str, Any]:
+        """No variables."""
+        del tensor_shape, name, layer
+        return {}
+
+
 @keras.saving.register_keras_serializable("tfmot_ops")
-class FixedRangeQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
+class FixedRangeQuantizer(QuantizerWithoutVariables):
     """int8 activations over the range that TFLite prescribes for an operation (sigmoid, softmax, tanh).
 
     Args:
@@ -79,11 +88,6 @@ class FixedRangeQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
     def __init__(self, low: float, high: float) -> None:
         self.low = low
         self.high = high
-
-    def build(self, tensor_shape: tf.TensorShape, name: str, layer: Layer) -> dict[str, Any]:
-        """Nothing to create."""
-        del tensor_shape, name, layer
-        return {}
 
     @tf.autograph.experimental.do_not_convert
     def __call__(

@@ -27,8 +27,8 @@ from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.private import QuantizeLayer
 from tfmot_ops.core.keras.types import Args, Array, Kwargs, Layer, TensorLike
 from tfmot_ops.core.keras.wrapped import inner_layer
-from tfmot_ops.core.quantization.quantizers import ConstantQuantizer, WeightQuantizer, round_within, symmetric_limits
-from tfmot_ops.core.quantization.range_quantizers import FixedRangeQuantizer
+from tfmot_ops.core.quantization.quantizers import WeightQuantizer, round_within, symmetric_limits
+from tfmot_ops.core.quantization.range_quantizers import QuantizerWithoutVariables
 from tfmot_ops.core.quantization.ranges import Ranges, tied_ranges, without_tie
 from tfmot_ops.core.quantization.scales import smallest_limits
 from tfmot_ops.core.quantization.scheme import output_quantizer
@@ -302,8 +302,7 @@ class _Emitter:
             low, high = without_tie(*self.ranges[node.layer])
             return tf.quantization.fake_quant_with_min_max_args(value, low, high, num_bits=8)
         quantizer = output_quantizer(node.layer)
-        without_variables = isinstance(quantizer, FixedRangeQuantizer | ConstantQuantizer)
-        return quantizer(value, False, {}) if without_variables else value
+        return quantizer(value, False, {}) if isinstance(quantizer, QuantizerWithoutVariables) else value
 
 
 def _along_outputs(kernel: Kernel, value: np.ndarray, scale: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from tfmot_ops.core.graph.rewrite import Rewriter
 
 
 def cast_to_own_type(node: Node, out: Rewriter) -> Any:
-    """The operand of a `tf.cast` to its own type: TFLite would compute the cast in float."""
+    """`tf.cast` of a tensor to the type that the tensor has -> the tensor; TFLite would compute the cast in float."""
     del out
     if getattr(node.layer, "symbol", None) != "cast":
         return None

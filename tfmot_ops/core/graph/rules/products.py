@@ -102,7 +102,7 @@ def kernel_of(value: object, out: Rewriter, *, computed: bool = False) -> Kernel
 
 
 def _chain_of_weights(value: Tensor, out: Rewriter) -> list[Node]:
-    """The calls that compute a tensor from weights alone, in order; empty where another call reads a result."""
+    """The calls that compute a tensor from weights alone, in order; empty if other calls read their results too."""
     chain: dict[Node, None] = {}
     waiting = [value]
     while waiting:
