@@ -330,6 +330,8 @@ def _has_int8_form(node: Node) -> bool:
     symbol = node.layer.symbol
     if symbol in _DIVISIONS:
         return len(node.args) > 1 and not tensors(node.args[1])
+    if symbol == "cast" and [tensor.dtype for tensor in node.inputs()] == [node.output().dtype]:
+        return True  # a rule of normalisation leaves it out
     constants = [leaf for leaf in tf.nest.flatten((node.args[1:], node.kwargs)) if leaf is not None]
     return symbol in _INT8 or (symbol in _INT8_BY_DEFAULT and not constants)
 
