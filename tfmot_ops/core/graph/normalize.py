@@ -6,21 +6,23 @@ layer and no separable convolution, so that few rules are enough to place the qu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tfmot_ops.core.graph.custom import open_custom_layers
 from tfmot_ops.core.graph.ir import Graph, Tensor, map_tensors
 from tfmot_ops.core.graph.operations import Role
 from tfmot_ops.core.graph.pointwise import fuse_pointwise
 from tfmot_ops.core.graph.precision import in_float32
-from tfmot_ops.core.graph.rewrite import rewrite
+from tfmot_ops.core.graph.rewrite import Rule, rewrite
 from tfmot_ops.core.graph.roles import activation_name, role
 from tfmot_ops.core.graph.rules import RULES
 from tfmot_ops.core.keras.policies import new_layers_of
 
 
 @new_layers_of("float32")
-def normalize_graph(graph: Graph) -> Graph:
+def normalize_graph(graph: Graph, rules: Sequence[Rule] = RULES) -> Graph:
     """Go over to float32, open the custom layers, fuse functions of single elements, apply all rules, merge twins."""
-    return _merge_twins(rewrite(fuse_pointwise(open_custom_layers(in_float32(graph))), RULES))
+    return _merge_twins(rewrite(fuse_pointwise(open_custom_layers(in_float32(graph))), rules))
 
 
 def _merge_twins(graph: Graph) -> Graph:

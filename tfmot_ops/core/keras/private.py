@@ -70,7 +70,7 @@ from tf_keras.src.layers.core import tf_op_layer
 
 # The layer that the functional API creates for a TensorFlow function (upstream: `keras.Operation` of Keras 3), and
 # classes that a saved model may name, see above (upstream: none).
-from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
+from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda, TFOpLambda
 from tf_keras.src.layers.preprocessing.index_lookup import IndexLookup
 from tf_keras.src.layers.rnn.cell_wrappers import _RNNCellWrapper as RNNCellWrapper
 from tf_keras.src.mixed_precision.loss_scale_optimizer import LossScaleOptimizer, LossScaleOptimizerV3

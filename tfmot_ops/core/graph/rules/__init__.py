@@ -16,6 +16,7 @@ from tfmot_ops.core.graph.rules.merges import average, merge_of_many, sum_functi
 from tfmot_ops.core.graph.rules.padding import pad_below_all
 from tfmot_ops.core.graph.rules.patches import patches
 from tfmot_ops.core.graph.rules.products import einsum, product
+from tfmot_ops.core.graph.rules.recurrent import recurrent
 from tfmot_ops.core.graph.rules.standardization import normalization, preprocessing
 
 #: In order of precedence: the first rule that does not return None replaces the call.
@@ -46,3 +47,6 @@ RULES = (
     normalization,
     average,
 )
+
+#: The same for QAT. PTQ and float files leave recurrent layers to the converter, which unrolls or fuses them itself.
+QAT_RULES = (recurrent, *RULES)

@@ -1,0 +1,246 @@
+"""Recurrent layers, step by step: LSTM, GRU and SimpleRNN over a known number of steps, and Bidirectional around them.
+
+The converter leaves a recurrent layer of a QAT model in float. Step by step it consists of Dense layers, sums, products
+and activations, which all are int8. All steps share their layers, so each weight and each range exists once. The
+product of the inputs with the kernel is computed for all steps at once.
+
+Equations: as tf_keras computes them (`tf_keras.layers.LSTMCell`, `GRUCell`, `SimpleRNNCell`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfmot_ops.core.graph.ir import Node, Tensor, tensors
+from tfmot_ops.core.graph.rewrite import Rewriter
+from tfmot_ops.core.graph.rules.activations import emit_activation
+from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.private import SlicingOpLambda, TFOpLambda
+from tfmot_ops.core.keras.types import Array, Function, Layer
+
+_L = keras.layers
+#: More steps stay a loop in float: each step is some ten operations of the file, and of each training step.
+MOST_STEPS = 128
+#: [N, T, C]
+_RANK = 3
+
+
+def recurrent(node: Node, out: Rewriter) -> Any:
+    """LSTM, GRU or SimpleRNN -> its steps; Bidirectional -> the steps of both directions, merged."""
+    if type(node.layer) is _L.Bidirectional:
+        return _bidirectional(node, out)
+    cell = _CELLS.get(type(node.layer))
+    given = _given(node)
+    if cell is None or given is None or not _is_supported(node.layer):
+        return None
+    sequence, states = given
+    steps = _Steps(node, out, node.layer, node.path)
+    results, last = steps.run(cell, sequence, states)
+    value = steps.stacked(results) if node.layer.return_sequences else results[-1]
+    return [value, *last] if node.layer.return_state else value
+
+
+def _is_supported(layer: Layer) -> bool:
+    plain = not (layer.stateful or layer.time_major or layer.activity_regularizer)
+    own = [layer.kernel_constraint, layer.recurrent_constraint, layer.bias_constraint]
+    return plain and not any(own) and not layer.recurrent_dropout
+
+
+def _given(node: Node) -> tuple[Tensor, list[Tensor]] | None:
+    """(sequence [N, T, C], initial states [N, units]) of a call; None for a call with a mask or an unknown T."""
+    first = node.args[0] if node.args else None
+    parts = list(first) if isinstance(first, list | tuple) else [first]
+    parts += tf.nest.flatten(node.kwargs.get("initial_state") or [])
+    others = {name: value for name, value in node.kwargs.items() if name not in {"training", "initial_state"}}
+    has_others = len(node.args) > 1 or any(value is not None for value in others.values())
+    if has_others or not all(isinstance(part, Tensor) and part.is_float for part in parts):
+        return None
+    sequence, *states = parts
+    steps = sequence.shape[1] if len(sequence.shape) == _RANK else None
+    return (sequence, states) if steps and steps <= MOST_STEPS and sequence.channels else None
+
+
+def _bidirectional(node: Node, out: Rewriter) -> Any:
+    layer, given = node.layer, _given(node)
+    inner = [layer.forward_layer, layer.backward_layer]
+    cells = [_CELLS.get(type(each)) for each in inner]
+    plain = not layer.return_state and layer.merge_mode in {*_MERGES, "concat"}
+    if given is None or given[1] or None in cells or not plain or not all(map(_is_supported, inner)):
+        return None
+    found = []
+    for each, cell in zip(inner, cells, strict=True):
+        steps = _Steps(node, out, each, f"{node.path}_{each.name}")
+        results, _ = steps.run(cell or _simple, given[0], [])
+        # The second layer goes backwards; its results are put in the order of the first one's.
+        results = results[::-1] if each is layer.backward_layer else results
+        found.append(steps.stacked(results) if each.return_sequences else results[-1 if each is inner[0] else 0])
+    if layer.merge_mode == "concat":
+        shape = (*found[0].shape[:-1], sum(part.channels or 0 for part in found))
+        return out.call(_L.Concatenate(name=layer.name), node.path, found, shape=shape)
+    merged = _MERGES[layer.merge_mode](name=layer.name)
+    return out.call(merged, node.path, found)
+
+
+#: Merge mode of Bidirectional -> the layer that merges.
+_MERGES = {"sum": _L.Add, "mul": _L.Multiply}
+
+
+class _Steps:
+    """Emits the steps of one recurrent layer; all steps share one layer for each role."""
+
+    def __init__(self, node: Node, out: Rewriter, layer: Layer, path: str) -> None:
+        self.node = node
+        self.out = out
+        self.layer = layer
+        self.path = path
+        self.units = int(layer.units)
+        held = {weight.name.split(":")[0].rsplit("/", 1)[-1]: weight for weight in layer.cell.weights}
+        values = dict(zip(held, layer.cell.get_weights(), strict=True))
+        self.kernel, self.recurrent_kernel = values["kernel"], values["recurrent_kernel"]
+        self.bias: Array | None = values.get("bias")
+
+    def run(
+        self, cell: Callable[[_Steps, Tensor, list[Tensor]], list[Tensor]], sequence: Tensor, states: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """(result of each step, in the order in which they are computed; the states after the last step)."""
+        if self.layer.dropout:
+            # Keras draws one mask for all steps.
+            drop = _L.Dropout(self.layer.dropout, noise_shape=(None, 1, sequence.channels), name=f"{self.name}_dropout")
+            sequence = self.out.call(drop, f"{self.path}_dropout", sequence)
+        biases = None if self.bias is None else np.atleast_2d(self.bias)[0]
+        inputs = self.dense("", self.kernel, biases, sequence)
+        count = int(sequence.shape[1] or 0)
+        states = states or [self.zeros(inputs)] * (2 if cell is _lstm else 1)
+        results = []
+        for step in reversed(range(count)) if self.layer.go_backwards else range(count):
+            states = cell(self, self.part(inputs, (slice(None), step), f"step_{step}"), states)
+            results.append(states[0])
+        return results, states
+
+    @property
+    def name(self) -> str:
+        """The user's name of the layer."""
+        return str(self.layer.name)
+
+    def dense(self, role: str, kernel: Array, bias: Array | None, tensor: Tensor) -> Tensor:
+        """Emit a Dense with a kernel [channels, units], one for all calls of a role; "" is the input kernel's."""
+        of = self.layer
+        regularizer = of.recurrent_regularizer if role else of.kernel_regularizer
+        make = lambda name: _L.Dense(  # noqa: E731 - used once, below
+            kernel.shape[1],
+            use_bias=bias is not None,
+            kernel_regularizer=regularizer,
+            bias_regularizer=of.bias_regularizer if bias is not None else None,
+            name=name,
+            trainable=of.trainable,
+        )
+        weights = [kernel] if bias is None else [kernel, bias]
+        return self.call(role, make, tensor, (*tensor.shape[:-1], kernel.shape[1]), weights)
+
+    def call(
+        self, role: str, make: Function, inputs: Any, shape: tuple[int | None, ...], weights: list[Array] | None = None
+    ) -> Tensor:
+        """Emit a call of the layer of a role, made by `make(name)` at its first call."""
+        suffix = f"_{role}" if role else ""
+        layer = self.out.once(self.layer, role or "input", lambda: make(f"{self.name}{suffix}"))
+        return self.out.call(layer, f"{self.path}{suffix}", inputs, shape=shape, weights=weights)
+
+    def merge(self, kind: Function, role: str, *parts: Tensor) -> Tensor:
+        """Emit a sum, difference or product of two tensors of one shape."""
+        return self.call(role, lambda name: kind(name=name), list(parts), parts[0].shape)
+
+    def activate(self, tensor: Tensor, role: str, *, recurrent: bool = False) -> Tensor:
+        """Emit the layer's activation, or the one of its gates."""
+        function = self.layer.recurrent_activation if recurrent else self.layer.activation
+        stand_in = Node(self.out.once(self.layer, f"of_{role}", lambda: _L.Layer(name=role)), self.path, (), {}, tensor)
+        return emit_activation(stand_in, self.out, tensor, function, f"{self.path}_{role}")
+
+    def part(self, tensor: Tensor, key: tuple[Any, ...], role: str) -> Tensor:
+        """Emit `tensor[key]`; an integer in the key drops its axis."""
+        shape = []
+        for place, size in enumerate(tensor.shape):
+            one = key[place] if place < len(key) else slice(None)
+            if isinstance(one, slice):
+                shape.append(size if size is None else len(range(*one.indices(size))))
+        layer = SlicingOpLambda(tf.__operators__.getitem, name=f"{self.name}_{role}")
+        # Keras records a slice as a dict, which a file can hold.
+        recorded = tuple({"start": s.start, "stop": s.stop, "step": s.step} if isinstance(s, slice) else s for s in key)
+        return self._function(layer, role, (tensor, recorded), {}, tuple(shape))
+
+    def gate(self, tensor: Tensor, first: int, last: int, role: str) -> Tensor:
+        """Emit the channels first * units to last * units of a tensor [N, channels]."""
+        return self.part(tensor, (slice(None), slice(first * self.units, last * self.units)), role)
+
+    def zeros(self, inputs: Tensor) -> Tensor:
+        """The state [N, units] before the first step."""
+        first = self.part(inputs, (slice(None), 0, slice(0, self.units)), "before")
+        return self._function(TFOpLambda(tf.zeros_like, name=f"{self.name}_zeros"), "zeros", (first,), {}, first.shape)
+
+    def stacked(self, results: list[Tensor]) -> Tensor:
+        """Emit the results [N, units] of all steps as [N, T, units]."""
+        batch, units = results[0].shape
+        layer = TFOpLambda(tf.stack, name=f"{self.name}_sequence")
+        return self._function(layer, "sequence", (results,), {"axis": 1}, (batch, len(results), units))
+
+    def _function(
+        self, layer: Layer, role: str, args: tuple[Any, ...], kwargs: dict[str, Any], shape: tuple[int | None, ...]
+    ) -> Tensor:
+        result = self.out.call(layer, f"{self.path}_{role}", tensors(args)[0], shape=shape)
+        if result.producer is not None:
+            result.producer.args, result.producer.kwargs = args, kwargs
+        return result
+
+
+def _lstm(steps: _Steps, inputs: Tensor, states: list[Tensor]) -> list[Tensor]:
+    """One step: inputs [N, 4 units] (kernel and bias applied), states h and c [N, units]; gates in order i, f, c, o."""
+    hidden, carry = states
+    summed = steps.merge(_L.Add, "sum", inputs, steps.dense("recurrent", steps.recurrent_kernel, None, hidden))
+    both = steps.activate(steps.gate(summed, 0, 2, "input_and_forget"), "gates", recurrent=True)
+    candidate = steps.activate(steps.gate(summed, 2, 3, "candidate_sum"), "candidate")
+    result = steps.activate(steps.gate(summed, 3, 4, "output_sum"), "output", recurrent=True)
+    kept = steps.merge(_L.Multiply, "kept", steps.gate(both, 1, 2, "forget"), carry)
+    added = steps.merge(_L.Multiply, "added", steps.gate(both, 0, 1, "input_gate"), candidate)
+    carry = steps.merge(_L.Add, "carry", kept, added)
+    return [steps.merge(_L.Multiply, "hidden", result, steps.activate(carry, "carry_activation")), carry]
+
+
+def _gru(steps: _Steps, inputs: Tensor, states: list[Tensor]) -> list[Tensor]:
+    """One step: inputs [N, 3 units] (kernel and bias applied), state h [N, units]; gates in the order z, r, h."""
+    (hidden,) = states
+    kernel, split = steps.recurrent_kernel, 2 * steps.units
+    if steps.layer.reset_after:
+        bias = None if steps.bias is None else steps.bias[1]
+        recurrent = steps.dense("recurrent", kernel, bias, hidden)
+        gates = steps.gate(recurrent, 0, 2, "recurrent_gates")
+    else:
+        gates = steps.dense("recurrent", kernel[:, :split], None, hidden)
+    summed = steps.merge(_L.Add, "sum", steps.gate(inputs, 0, 2, "input_gates"), gates)
+    both = steps.activate(summed, "gates", recurrent=True)
+    update, reset = steps.gate(both, 0, 1, "update"), steps.gate(both, 1, 2, "reset")
+    if steps.layer.reset_after:
+        past = steps.merge(_L.Multiply, "past", reset, steps.gate(recurrent, 2, 3, "recurrent_candidate"))
+    else:
+        past = steps.dense("past", kernel[:, split:], None, steps.merge(_L.Multiply, "reset_hidden", reset, hidden))
+    candidate_sum = steps.merge(_L.Add, "candidate_sum", steps.gate(inputs, 2, 3, "input_candidate"), past)
+    candidate = steps.activate(candidate_sum, "candidate")
+    # The sum of z * h and (1 - z) * candidate, with one product.
+    change = steps.merge(_L.Subtract, "change", hidden, candidate)
+    return [steps.merge(_L.Add, "hidden", candidate, steps.merge(_L.Multiply, "kept", update, change))]
+
+
+def _simple(steps: _Steps, inputs: Tensor, states: list[Tensor]) -> list[Tensor]:
+    """One step: inputs [N, units] (kernel and bias applied), state h [N, units]."""
+    recurrent = steps.dense("recurrent", steps.recurrent_kernel, None, states[0])
+    return [steps.activate(steps.merge(_L.Add, "sum", inputs, recurrent), "hidden")]
+
+
+#: Layer class -> what one step of it computes, from (inputs of the step, states) to the new states.
+_CELLS: dict[type, Callable[[_Steps, Tensor, list[Tensor]], list[Tensor]]] = {
+    _L.LSTM: _lstm,
+    _L.GRU: _gru,
+    _L.SimpleRNN: _simple,
+}
