@@ -73,7 +73,7 @@ class Kernel:
     """A weight of a layer that can be pruned and rounded to int8.
 
     Attributes:
-        attribute: name of the layer's attribute that holds the kernel.
+        attribute: name of the layer's attribute that holds the kernel; with dots for an attribute of an attribute.
         pruned_by_default: whether a recipe without a scope prunes the kernel. Depthwise kernels are pruned only where
             a scope names them: with 9 weights per channel, zeros cost more accuracy than they save in size.
         per_channel: whether each output channel has its own scale; False for FULLY_CONNECTED, where the converter
@@ -163,6 +163,13 @@ def _fixed(tflite: str, low: float, high: float) -> OpSpec:
     return OpSpec(Role.FIXED_RANGE, (tflite,), fixed_range=(low, high))
 
 
+_RECURRENT = OpSpec(
+    Role.FLOAT,
+    kernels=tuple(Kernel(f"cell.{name}", per_channel=False) for name in ("kernel", "recurrent_kernel")),
+    why_float="{} stays in float: only known numbers of up to 128 steps, without stateful, recurrent_dropout, constraints "
+    "and cells of your own, are written as int8 steps",
+)
+
 _SUM, _PRODUCT = Arithmetic.SUM, Arithmetic.PRODUCT
 
 LAYERS: dict[type, OpSpec] = {
@@ -202,6 +209,12 @@ LAYERS: dict[type, OpSpec] = {
     _L.Conv1DTranspose: OpSpec(Role.FLOAT, kernels=(_TRANSPOSED,), becomes_int8=True),
     _L.Conv3D: OpSpec(Role.FLOAT, kernels=(Kernel(),), why_float=_FLOAT_ONLY),
     _L.Conv3DTranspose: OpSpec(Role.FLOAT, why_float=_FLOAT_ONLY),
+    # Normalisation writes them as single steps, for QAT.
+    _L.LSTM: _RECURRENT,
+    _L.GRU: _RECURRENT,
+    _L.SimpleRNN: _RECURRENT,
+    _L.RNN: OpSpec(Role.FLOAT, why_float=_RECURRENT.why_float),
+    _L.Bidirectional: OpSpec(Role.FLOAT, why_float=_RECURRENT.why_float),
     Affine: OpSpec(Role.AFFINE, ("DEPTHWISE_CONV_2D", "RESHAPE"), fuses=_RELU),
     # Pools.
     _L.MaxPooling1D: _pass("MAX_POOL_2D", "RESHAPE"),

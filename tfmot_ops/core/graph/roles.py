@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import tensorflow as tf
@@ -57,7 +58,24 @@ def role(layer: Layer) -> Role:
 
 def kernels(layer: Layer) -> tuple[Kernel, ...]:
     """The kernels of a layer, by its exact class: a subclass may use its weights differently, so it has none here."""
+    if type(layer) is _L.Bidirectional:
+        sides = ("forward_layer", "backward_layer")
+        return tuple(
+            replace(kernel, attribute=f"{side}.{kernel.attribute}")
+            for side in sides
+            for kernel in kernels(getattr(layer, side))
+        )
+    if type(layer) is _L.RNN and type(layer.cell) in {_L.LSTMCell, _L.GRUCell, _L.SimpleRNNCell}:
+        return LAYERS[_L.LSTM].kernels
     return LAYERS.get(type(layer), UNKNOWN).kernels
+
+
+def kernel_of(layer: Layer, attribute: str) -> Any:
+    """The variable that a layer's attribute holds, as `Kernel.attribute` names it; None in a layer not built yet."""
+    value: Any = layer
+    for name in attribute.split("."):
+        value = getattr(value, name, None)
+    return value
 
 
 def float_reason(layer: Layer) -> str:

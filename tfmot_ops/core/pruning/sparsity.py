@@ -10,7 +10,7 @@ import numpy as np
 from tfmot_ops.contract import Recipe
 from tfmot_ops.core.graph.ir import Node, layer_paths
 from tfmot_ops.core.graph.operations import Kernel
-from tfmot_ops.core.graph.roles import kernels
+from tfmot_ops.core.graph.roles import kernel_of, kernels
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Layer
@@ -85,7 +85,7 @@ def _inner_paths(model: keras.Model) -> Iterator[tuple[str, Any]]:
 
 def _pattern_fits(layer: Layer, kernel: Kernel, recipe: Recipe) -> bool:
     """Whether a kernel can take the recipe's sparsity pattern; so can a kernel that is not built yet."""
-    value = getattr(layer, kernel.attribute, None)
+    value = kernel_of(layer, kernel.attribute)
     return recipe.sparsity is not None and (value is None or recipe.sparsity.fits(tuple(map(int, value.shape))))
 
 
@@ -107,7 +107,7 @@ def _value(layer: Layer, inner: Layer, attribute: str) -> np.ndarray:
         if name == attribute:
             value = value_of(variable)
             return value * value_of(extra["mask"]) if "mask" in extra else value
-    return value_of(getattr(inner, attribute))
+    return value_of(kernel_of(inner, attribute))
 
 
 def _quantized_names(layer: Layer) -> tuple[str, ...]:

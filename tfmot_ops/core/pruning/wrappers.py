@@ -17,7 +17,7 @@ from tfmot_ops.core.graph.ir import is_graph_model, layer_paths
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import copy_layer, rebuild, without_random_values
 from tfmot_ops.core.graph.rewrite import rewrite
-from tfmot_ops.core.graph.roles import kernels
+from tfmot_ops.core.graph.roles import kernel_of, kernels
 from tfmot_ops.core.graph.rules.products import einsum, product
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.compiling import compile_like
@@ -79,7 +79,7 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
         self, layer: Layer, *args: object, kernel_names: tuple[str, ...] | None = None, **kwargs: object
     ) -> None:
         if kernel_names is not None:
-            layer.get_prunable_weights = lambda: [getattr(layer, name) for name in kernel_names]
+            layer.get_prunable_weights = lambda: [kernel_of(layer, name) for name in kernel_names]
         # Also the policy: the wrapper casts the inputs that the inner layer computes with.
         super().__init__(layer, *args, **{"dtype": layer.dtype_policy, **kwargs})
         self.kernel_names = kernel_names

@@ -254,7 +254,7 @@ class _Placer:
     def _why_float(self, node: Node) -> str:
         if node.origin in self.excluded:
             return "excluded by the recipe's scope"
-        if isinstance(node.kwargs.get("mask"), Tensor):
+        if isinstance(node.kwargs.get("mask"), Tensor) and not kernels(node.layer):
             return "uses a mask, which TFLite computes in float only"
         if node in self.unrounded:
             return "a function that diverges at 0 (log, division) reads its result, which int8 could round to 0"

@@ -107,6 +107,7 @@ def fit(
         # The process may have been killed after the epoch was saved and before it was reported.
         on_epoch(done, epochs, {name: values[-1] for name, values in history.items()})
     if done < epochs and not (best_epoch and best_epoch.is_over):
+        _create_variables(model, y)
         failures: list[Exception] = []
         with strides_as_slices(), _own_errors(failures), extended_train_step(model, additions, failures):
             model.fit(
@@ -129,6 +130,23 @@ def fit(
     if best_epoch:
         best_epoch.put_back(len(next(iter(history.values()), [])))
     return history
+
+
+def _create_variables(model: keras.Model, y: Any) -> None:
+    """Create the variables of the optimizer, the loss and the metrics, which Keras creates in the first training step.
+
+    TensorFlow traces a function that creates variables twice: for a deep QAT model that takes as long as some epochs.
+    """
+    outputs = getattr(model, "output", None)
+    if outputs is None or not isinstance(model.optimizer, keras.optimizers.Optimizer):
+        return  # a subclassed model has no symbolic outputs, a legacy optimizer creates its variables itself
+    targets = tf.nest.map_structure(lambda column: tf.convert_to_tensor(column[:1]), y)
+    with model.distribute_strategy.scope():
+        model.optimizer.build(model.trainable_variables)
+        if not model.compiled_loss.built:
+            model.compiled_loss.build(outputs)
+        if not model.compiled_metrics.built:
+            model.compiled_metrics.build(outputs, targets)
 
 
 def _reported(model: keras.Model, x: Any, y: Any, validation: tuple[Any, Any] | None) -> list[str]:

@@ -10,6 +10,7 @@ Equations: as tf_keras computes them (`tf_keras.layers.LSTMCell`, `GRUCell`, `Si
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,99 +28,132 @@ _L = keras.layers
 MOST_STEPS = 128
 #: [N, T, C]
 _RANK = 3
+_LAYERS = {_L.RNN, _L.LSTM, _L.GRU, _L.SimpleRNN}
+#: Merge mode of Bidirectional -> the layer that merges.
+_MERGES = {"sum": _L.Add, "mul": _L.Multiply}
 
 
 def recurrent(node: Node, out: Rewriter) -> Any:
     """LSTM, GRU or SimpleRNN -> its steps; Bidirectional -> the steps of both directions, merged."""
     if type(node.layer) is _L.Bidirectional:
         return _bidirectional(node, out)
-    cell = _CELLS.get(type(node.layer))
-    given = _given(node)
-    if cell is None or given is None or not _is_supported(node.layer):
+    given = _Given.of(node)
+    if given is None or not _is_supported(node.layer, given):
         return None
-    sequence, states = given
-    steps = _Steps(node, out, node.layer, node.path)
-    results, last = steps.run(cell, sequence, states)
+    steps = _Steps(out, node.layer, node.path, "", given)
+    results, last = steps.run()
     value = steps.stacked(results) if node.layer.return_sequences else results[-1]
     return [value, *last] if node.layer.return_state else value
 
 
-def _is_supported(layer: Layer) -> bool:
-    plain = not (layer.stateful or layer.time_major or layer.activity_regularizer)
-    own = [layer.kernel_constraint, layer.recurrent_constraint, layer.bias_constraint]
-    return plain and not any(own) and not layer.recurrent_dropout
-
-
-def _given(node: Node) -> tuple[Tensor, list[Tensor]] | None:
-    """(sequence [N, T, C], initial states [N, units]) of a call; None for a call with a mask or an unknown T."""
-    first = node.args[0] if node.args else None
-    parts = list(first) if isinstance(first, list | tuple) else [first]
-    parts += tf.nest.flatten(node.kwargs.get("initial_state") or [])
-    others = {name: value for name, value in node.kwargs.items() if name not in {"training", "initial_state"}}
-    has_others = len(node.args) > 1 or any(value is not None for value in others.values())
-    if has_others or not all(isinstance(part, Tensor) and part.is_float for part in parts):
-        return None
-    sequence, *states = parts
-    steps = sequence.shape[1] if len(sequence.shape) == _RANK else None
-    return (sequence, states) if steps and steps <= MOST_STEPS and sequence.channels else None
-
-
 def _bidirectional(node: Node, out: Rewriter) -> Any:
-    layer, given = node.layer, _given(node)
-    inner = [layer.forward_layer, layer.backward_layer]
-    cells = [_CELLS.get(type(each)) for each in inner]
-    plain = not layer.return_state and layer.merge_mode in {*_MERGES, "concat"}
-    if given is None or given[1] or None in cells or not plain or not all(map(_is_supported, inner)):
+    layer, given = node.layer, _Given.of(node)
+    sides = {"forward_layer": layer.forward_layer, "backward_layer": layer.backward_layer}
+    if given is None or given.states or layer.return_state or layer.merge_mode not in {*_MERGES, "concat"}:
+        return None
+    if not all(_is_supported(side, given) for side in sides.values()):
         return None
     found = []
-    for each, cell in zip(inner, cells, strict=True):
-        steps = _Steps(node, out, each, f"{node.path}_{each.name}")
-        results, _ = steps.run(cell or _simple, given[0], [])
+    for attribute, side in sides.items():
+        steps = _Steps(out, side, f"{node.path}_{side.name}", f"{attribute}.", given)
+        results, _ = steps.run()
         # The second layer goes backwards; its results are put in the order of the first one's.
-        results = results[::-1] if each is layer.backward_layer else results
-        found.append(steps.stacked(results) if each.return_sequences else results[-1 if each is inner[0] else 0])
+        in_order = results if side is layer.forward_layer else results[::-1]
+        found.append(steps.stacked(in_order) if side.return_sequences else results[-1])
     if layer.merge_mode == "concat":
         shape = (*found[0].shape[:-1], sum(part.channels or 0 for part in found))
         return out.call(_L.Concatenate(name=layer.name), node.path, found, shape=shape)
-    merged = _MERGES[layer.merge_mode](name=layer.name)
-    return out.call(merged, node.path, found)
+    return out.call(_MERGES[layer.merge_mode](name=layer.name), node.path, found)
 
 
-#: Merge mode of Bidirectional -> the layer that merges.
-_MERGES = {"sum": _L.Add, "mul": _L.Multiply}
+@dataclass(frozen=True)
+class _Given:
+    """What a recurrent layer is called with.
+
+    Attributes:
+        sequence: the inputs [N, T, C].
+        states: the states [N, units] before the first step; none stands for zeros.
+        mask: [N, T], which steps are real ones; None where all are.
+    """
+
+    sequence: Tensor
+    states: list[Tensor]
+    mask: Tensor | None
+
+    @classmethod
+    def of(cls, node: Node) -> _Given | None:
+        """The arguments of a call; None for more than `MOST_STEPS` steps, an unknown number, or other arguments."""
+        first = node.args[0] if len(node.args) == 1 else None
+        parts = list(first) if isinstance(first, list | tuple) else [first]
+        parts += tf.nest.flatten(node.kwargs.get("initial_state") or [])
+        mask = node.kwargs.get("mask")
+        others = {name: node.kwargs[name] for name in node.kwargs.keys() - {"training", "initial_state", "mask"}}
+        if any(value is not None for value in others.values()) or not (mask is None or isinstance(mask, Tensor)):
+            return None
+        if not all(isinstance(part, Tensor) and part.is_float for part in parts):
+            return None
+        sequence, *states = parts
+        count = sequence.shape[1] if len(sequence.shape) == _RANK else None
+        return cls(sequence, states, mask) if count and count <= MOST_STEPS and sequence.channels else None
+
+
+def _is_supported(layer: Layer, given: _Given) -> bool:
+    if type(layer) not in _LAYERS or type(layer.cell) not in _CELLS:
+        return False
+    # Under a mask, Keras gives zeros for the steps before the first real one, also where a state is given.
+    if given.mask is not None and (given.states or (layer.zero_output_for_mask and not layer.return_sequences)):
+        return False
+    cell = layer.cell
+    own = [cell.kernel_constraint, cell.recurrent_constraint, cell.bias_constraint, layer.activity_regularizer]
+    return not (layer.stateful or layer.time_major or cell.recurrent_dropout or any(own))
 
 
 class _Steps:
     """Emits the steps of one recurrent layer; all steps share one layer for each role."""
 
-    def __init__(self, node: Node, out: Rewriter, layer: Layer, path: str) -> None:
-        self.node = node
+    def __init__(self, out: Rewriter, layer: Layer, path: str, prefix: str, given: _Given) -> None:
         self.out = out
         self.layer = layer
+        self.cell = layer.cell
         self.path = path
-        self.units = int(layer.units)
-        held = {weight.name.split(":")[0].rsplit("/", 1)[-1]: weight for weight in layer.cell.weights}
-        values = dict(zip(held, layer.cell.get_weights(), strict=True))
+        #: Where the user's layer holds this one: "forward_layer." in Bidirectional.
+        self.prefix = prefix
+        self.given = given
+        self.units = int(self.cell.units)
+        held = [weight.name.split(":")[0].rsplit("/", 1)[-1] for weight in self.cell.weights]
+        values = dict(zip(held, self.cell.get_weights(), strict=True))
         self.kernel, self.recurrent_kernel = values["kernel"], values["recurrent_kernel"]
         self.bias: Array | None = values.get("bias")
 
-    def run(
-        self, cell: Callable[[_Steps, Tensor, list[Tensor]], list[Tensor]], sequence: Tensor, states: list[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """(result of each step, in the order in which they are computed; the states after the last step)."""
-        if self.layer.dropout:
+    def run(self) -> tuple[list[Tensor], list[Tensor]]:
+        """(result [N, units] of each step, in the order in which they are computed; the states after the last)."""
+        sequence, step_of = self.given.sequence, _CELLS[type(self.cell)]
+        if self.cell.dropout:
             # Keras draws one mask for all steps.
-            drop = _L.Dropout(self.layer.dropout, noise_shape=(None, 1, sequence.channels), name=f"{self.name}_dropout")
+            drop = _L.Dropout(self.cell.dropout, noise_shape=(None, 1, sequence.channels), name=f"{self.name}_dropout")
             sequence = self.out.call(drop, f"{self.path}_dropout", sequence)
-        biases = None if self.bias is None else np.atleast_2d(self.bias)[0]
-        inputs = self.dense("", self.kernel, biases, sequence)
+        bias = None if self.bias is None else np.atleast_2d(self.bias)[0]
+        inputs = self.dense("", self.kernel, bias, sequence)
         count = int(sequence.shape[1] or 0)
-        states = states or [self.zeros(inputs)] * (2 if cell is _lstm else 1)
+        zeros = self.zeros(inputs)
+        states = self.given.states or [zeros] * (2 if step_of is _lstm else 1)
         results = []
         for step in reversed(range(count)) if self.layer.go_backwards else range(count):
-            states = cell(self, self.part(inputs, (slice(None), step), f"step_{step}"), states)
-            results.append(states[0])
+            new = step_of(self, self.part(inputs, (slice(None), step), f"step_{step}"), states)
+            result = new[0]
+            if self.given.mask is not None:
+                is_real = self.part(self.given.mask, (slice(None), slice(step, step + 1)), f"mask_{step}")
+                roles = ("hidden_state", "carry_state")
+                new = [self.choice(role, is_real, *pair) for role, *pair in zip(roles, new, states, strict=False)]
+                result = self.choice("result", is_real, result, zeros) if self.layer.zero_output_for_mask else new[0]
+            states = new
+            results.append(result)
         return results, states
+
+    def choice(self, role: str, condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+        """Emit `tf.where`: `yes` [N, units] where the condition [N, 1] is true, `no` [N, units] elsewhere."""
+        layer = self.out.once(self.layer, role, lambda: TFOpLambda(tf.where, name=f"{self.name}_{role}"))
+        return self._function(layer, role, (condition, yes, no), {}, yes)
 
     @property
     def name(self) -> str:
@@ -128,7 +162,7 @@ class _Steps:
 
     def dense(self, role: str, kernel: Array, bias: Array | None, tensor: Tensor) -> Tensor:
         """Emit a Dense with a kernel [channels, units], one for all calls of a role; "" is the input kernel's."""
-        of = self.layer
+        of = self.cell
         regularizer = of.recurrent_regularizer if role else of.kernel_regularizer
         make = lambda name: _L.Dense(  # noqa: E731 - used once, below
             kernel.shape[1],
@@ -136,18 +170,26 @@ class _Steps:
             kernel_regularizer=regularizer,
             bias_regularizer=of.bias_regularizer if bias is not None else None,
             name=name,
-            trainable=of.trainable,
+            trainable=self.layer.trainable,
         )
         weights = [kernel] if bias is None else [kernel, bias]
-        return self.call(role, make, tensor, (*tensor.shape[:-1], kernel.shape[1]), weights)
+        source = f"{self.prefix}cell.{'recurrent_kernel' if role else 'kernel'}"
+        return self.call(role, make, tensor, (*tensor.shape[:-1], kernel.shape[1]), weights, source)
 
     def call(
-        self, role: str, make: Function, inputs: Any, shape: tuple[int | None, ...], weights: list[Array] | None = None
+        self,
+        role: str,
+        make: Function,
+        inputs: Any,
+        shape: tuple[int | None, ...],
+        weights: list[Array] | None = None,
+        source_kernel: str = "",
     ) -> Tensor:
         """Emit a call of the layer of a role, made by `make(name)` at its first call."""
         suffix = f"_{role}" if role else ""
         layer = self.out.once(self.layer, role or "input", lambda: make(f"{self.name}{suffix}"))
-        return self.out.call(layer, f"{self.path}{suffix}", inputs, shape=shape, weights=weights)
+        path = f"{self.path}{suffix}"
+        return self.out.call(layer, path, inputs, shape=shape, weights=weights, source_kernel=source_kernel)
 
     def merge(self, kind: Function, role: str, *parts: Tensor) -> Tensor:
         """Emit a sum, difference or product of two tensors of one shape."""
@@ -155,7 +197,7 @@ class _Steps:
 
     def activate(self, tensor: Tensor, role: str, *, recurrent: bool = False) -> Tensor:
         """Emit the layer's activation, or the one of its gates."""
-        function = self.layer.recurrent_activation if recurrent else self.layer.activation
+        function = self.cell.recurrent_activation if recurrent else self.cell.activation
         stand_in = Node(self.out.once(self.layer, f"of_{role}", lambda: _L.Layer(name=role)), self.path, (), {}, tensor)
         return emit_activation(stand_in, self.out, tensor, function, f"{self.path}_{role}")
 
@@ -169,7 +211,7 @@ class _Steps:
         layer = SlicingOpLambda(tf.__operators__.getitem, name=f"{self.name}_{role}")
         # Keras records a slice as a dict, which a file can hold.
         recorded = tuple({"start": s.start, "stop": s.stop, "step": s.step} if isinstance(s, slice) else s for s in key)
-        return self._function(layer, role, (tensor, recorded), {}, tuple(shape))
+        return self._function(layer, role, (tensor, recorded), {}, tensor, tuple(shape))
 
     def gate(self, tensor: Tensor, first: int, last: int, role: str) -> Tensor:
         """Emit the channels first * units to last * units of a tensor [N, channels]."""
@@ -178,18 +220,25 @@ class _Steps:
     def zeros(self, inputs: Tensor) -> Tensor:
         """The state [N, units] before the first step."""
         first = self.part(inputs, (slice(None), 0, slice(0, self.units)), "before")
-        return self._function(TFOpLambda(tf.zeros_like, name=f"{self.name}_zeros"), "zeros", (first,), {}, first.shape)
+        return self._function(TFOpLambda(tf.zeros_like, name=f"{self.name}_zeros"), "zeros", (first,), {}, first)
 
     def stacked(self, results: list[Tensor]) -> Tensor:
         """Emit the results [N, units] of all steps as [N, T, units]."""
         batch, units = results[0].shape
         layer = TFOpLambda(tf.stack, name=f"{self.name}_sequence")
-        return self._function(layer, "sequence", (results,), {"axis": 1}, (batch, len(results), units))
+        return self._function(layer, "sequence", (results,), {"axis": 1}, results[0], (batch, len(results), units))
 
     def _function(
-        self, layer: Layer, role: str, args: tuple[Any, ...], kwargs: dict[str, Any], shape: tuple[int | None, ...]
+        self,
+        layer: Layer,
+        role: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        like: Tensor,
+        shape: tuple[int | None, ...] | None = None,
     ) -> Tensor:
-        result = self.out.call(layer, f"{self.path}_{role}", tensors(args)[0], shape=shape)
+        """Emit a call of a TensorFlow function; its result has the type of the tensor `like`, and by default its shape."""
+        result = self.out.call(layer, f"{self.path}_{role}", like, shape=like.shape if shape is None else shape)
         if result.producer is not None:
             result.producer.args, result.producer.kwargs = args, kwargs
         return result
@@ -212,7 +261,7 @@ def _gru(steps: _Steps, inputs: Tensor, states: list[Tensor]) -> list[Tensor]:
     """One step: inputs [N, 3 units] (kernel and bias applied), state h [N, units]; gates in the order z, r, h."""
     (hidden,) = states
     kernel, split = steps.recurrent_kernel, 2 * steps.units
-    if steps.layer.reset_after:
+    if steps.cell.reset_after:
         bias = None if steps.bias is None else steps.bias[1]
         recurrent = steps.dense("recurrent", kernel, bias, hidden)
         gates = steps.gate(recurrent, 0, 2, "recurrent_gates")
@@ -221,7 +270,7 @@ def _gru(steps: _Steps, inputs: Tensor, states: list[Tensor]) -> list[Tensor]:
     summed = steps.merge(_L.Add, "sum", steps.gate(inputs, 0, 2, "input_gates"), gates)
     both = steps.activate(summed, "gates", recurrent=True)
     update, reset = steps.gate(both, 0, 1, "update"), steps.gate(both, 1, 2, "reset")
-    if steps.layer.reset_after:
+    if steps.cell.reset_after:
         past = steps.merge(_L.Multiply, "past", reset, steps.gate(recurrent, 2, 3, "recurrent_candidate"))
     else:
         past = steps.dense("past", kernel[:, split:], None, steps.merge(_L.Multiply, "reset_hidden", reset, hidden))
@@ -238,9 +287,9 @@ def _simple(steps: _Steps, inputs: Tensor, states: list[Tensor]) -> list[Tensor]
     return [steps.activate(steps.merge(_L.Add, "sum", inputs, recurrent), "hidden")]
 
 
-#: Layer class -> what one step of it computes, from (inputs of the step, states) to the new states.
+#: Class of the cell -> what one step of it computes, from (inputs of the step, states) to the new states.
 _CELLS: dict[type, Callable[[_Steps, Tensor, list[Tensor]], list[Tensor]]] = {
-    _L.LSTM: _lstm,
-    _L.GRU: _gru,
-    _L.SimpleRNN: _simple,
+    _L.LSTMCell: _lstm,
+    _L.GRUCell: _gru,
+    _L.SimpleRNNCell: _simple,
 }
