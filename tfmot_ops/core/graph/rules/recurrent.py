@@ -49,7 +49,7 @@ def recurrent(node: Node, out: Rewriter) -> Any:
 def _bidirectional(node: Node, out: Rewriter) -> Any:
     layer, given = node.layer, _Given.of(node)
     sides = {"forward_layer": layer.forward_layer, "backward_layer": layer.backward_layer}
-    if given is None or given.states or layer.return_state or layer.merge_mode not in {*_MERGES, "concat"}:
+    if given is None or given.states or layer.return_state or layer.merge_mode not in {*_MERGES, "ave", "concat"}:
         return None
     if not all(_is_supported(side, given) for side in sides.values()):
         return None
@@ -63,6 +63,9 @@ def _bidirectional(node: Node, out: Rewriter) -> Any:
     if layer.merge_mode == "concat":
         shape = (*found[0].shape[:-1], sum(part.channels or 0 for part in found))
         return out.call(_L.Concatenate(name=layer.name), node.path, found, shape=shape)
+    if layer.merge_mode == "ave":
+        total = out.call(_L.Add(name=f"{layer.name}_sum"), f"{node.path}_sum", found)
+        return out.affine(node.path, total, 0.5, 0.0)
     return out.call(_MERGES[layer.merge_mode](name=layer.name), node.path, found)
 
 
