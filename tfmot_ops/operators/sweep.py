@@ -19,7 +19,8 @@ from tfmot_ops.runners import (
     choose_runner,
     look_up,
 )
-from tfmot_ops.sweep.plan.cells import DEFAULT_RECIPES, Weight, machine_bytes, shards
+from tfmot_ops.sweep.plan.cells import DEFAULT_RECIPES, Weight, shards
+from tfmot_ops.system.memory import machine_bytes
 from tfmot_ops.system import environment
 
 if TYPE_CHECKING:
