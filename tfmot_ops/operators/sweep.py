@@ -20,8 +20,8 @@ from tfmot_ops.runners import (
     look_up,
 )
 from tfmot_ops.sweep.plan.cells import DEFAULT_RECIPES, Weight, shards
-from tfmot_ops.system.memory import machine_bytes
 from tfmot_ops.system import environment
+from tfmot_ops.system.memory import machine_bytes
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

@@ -52,7 +52,7 @@ def require_regular(path: str | Path) -> None:
     Raises:
         OSError: there is nothing at this path, or a pipe, a socket, a device or a folder.
     """
-    _require_regular(os.stat(path).st_mode, path)
+    _require_regular(Path(path).stat().st_mode, path)
 
 
 def _require_regular(mode: int, path: str | Path) -> None:

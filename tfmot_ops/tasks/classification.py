@@ -97,7 +97,7 @@ class Classification(Task):
         missing = int(seen[-1]) + 1 - len(seen)
         if class_names or not missing:
             return None
-        # The first missing labels are below the number of labels and of those that are shown, however large one label is.
+        # Among so many numbers from 0 the first missing labels are found, however large the largest label is.
         first = np.setdiff1d(np.arange(len(seen) + _LABELS_SHOWN), seen)[: min(missing, _LABELS_SHOWN)]
         required = f"labels 0 to {len(seen) - 1} for {len(seen)} classes, without gaps"
         return required, f"labels from {seen[0]} to {seen[-1]}, without {_listed(first, missing)}"

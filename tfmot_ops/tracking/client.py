@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 # MLflow's own switches, set before its import: no progress bars, no telemetry, no line for each run on
 # stdout, no warning about environment variables at each model. What the user has set wins.
@@ -112,16 +112,17 @@ def _check_uri(uri: str) -> None:
     dialect = scheme.partition("+")[0]
     plugins = {entry.name for entry in entry_points(group="mlflow.tracking_store")}
     if dialect == "sqlite":
-        usable = rest.startswith("/") and rest != "/" and "?" not in rest
+        # Parts of MLflow decode the path, others do not, and each would have its own file.
+        usable = rest.startswith("/") and rest != "/" and "?" not in rest and unquote(rest) == rest
     else:
         usable = bool(host) and dialect in {"http", "https", *_DATABASES, *plugins}
     if not usable:
         raise SpecError(
             "tracking: the URI names no MLflow that can be used",
             required=f"http(s)://<host>, {', '.join(f'{kind}://<host>/<name>' for kind in _DATABASES)}, or "
-            "sqlite:///<path>, whose path has no question mark",
+            "sqlite:///<path>, whose path has no question mark and no code such as %20",
             received=repr(uri),
-            remedy="correct the tracking URI; without one, --output names the folder of a SQLite store",
+            remedy="correct the tracking URI; without one, the store is in the folder --output: rename it",
         )
 
 

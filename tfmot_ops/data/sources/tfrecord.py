@@ -47,7 +47,7 @@ FORM = "tfrecord:<glob>"
 _SIDECAR = "features.json"
 #: Largest JSON file, in bytes.
 _MOST_SIDECAR_BYTES = 2**20
-#: Most axes and values of one sample of a feature: a record holds less than 2 GB, which is a message's limit in protobuf.
+#: Most axes and values of one sample of a feature: protobuf's messages, and so records, have less than 2 GB.
 _MOST_AXES, _MOST_VALUES = 8, 2**31 - 1
 #: Field of an Example's feature that holds numbers or bytes of a type.
 _LISTS = {"float32": "float_list", "int64": "int64_list", "string": "bytes_list"}
