@@ -164,6 +164,8 @@ def _unsafe_data(data: h5py.Dataset) -> Iterator[str]:
 
 def _check_saved_model(path: Path) -> int:
     meta_graphs = tf.__internal__.saved_model.parse_saved_model(str(path)).meta_graphs
+    if not meta_graphs:
+        raise ValueError("saved_model.pb holds no graph")
     if len(meta_graphs) != 1 or not meta_graphs[0].HasField("object_graph_def"):
         _refuse(path, "a graph of TensorFlow 1, which runs while it is loaded,", "saved_model.pb")
     for part, what in unsafe_parts(meta_graphs[0]):
