@@ -20,6 +20,7 @@ from tfmot_ops import core
 from tfmot_ops.cli.execute import read_spec
 from tfmot_ops.contract import Artifact
 from tfmot_ops.data import load_dataset
+from tfmot_ops.models import build_model
 from tfmot_ops.recipes.files import read_recipe, read_training
 from tfmot_ops.runners import check_places
 from tfmot_ops.store import fetch, put
@@ -51,6 +52,7 @@ def _option(name: str, value: str, _: Path) -> dict[str, Any]:
 
 READERS: dict[str, Callable[[Any, Path], Any]] = {
     "model": lambda path, _: core.load_model(path),
+    "fitting model": lambda path, _: build_model(str(path), (4, 4, 1), 3, seed=0),
     "data": lambda name, _: load_dataset(name, seed=0),
     "recipe": lambda path, _: read_recipe(path),
     "plan": lambda path, _: read_training(path),

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
+from tensorflow.core.framework import types_pb2
+from tensorflow.core.protobuf import saved_model_pb2
 from untrusted import changed_h5, changed_keras, small_model
 
 from tfmot_ops import core
@@ -162,7 +164,29 @@ def _endless_weights(file: Any) -> None:
     file.create_dataset("model_weights/more", shape=(10**12,), chunks=(2**20,), dtype="f4")
 
 
+def _much_room(folder: Path) -> Path:
+    """A small model whose layer has 16 * 10^12 values for one sample."""
+    layers = core.keras.layers
+    parts = [layers.Input((4, 4, 1)), layers.UpSampling2D(10**6), layers.GlobalAveragePooling2D(), layers.Dense(3)]
+    core.save_model(core.keras.Sequential(parts), folder / "model.h5")
+    return folder / "model.h5"
+
+
+def _one_value(folder: Path) -> None:
+    """A graph with a constant of 10^12 values, of which the file holds one."""
+    model = saved_model_pb2.SavedModel()
+    graph = model.meta_graphs.add()
+    graph.object_graph_def.SetInParent()
+    tensor = graph.graph_def.node.add(name="c", op="Const").attr["value"].tensor
+    tensor.dtype = types_pb2.DT_FLOAT
+    tensor.tensor_shape.dim.add(size=10**12)
+    tensor.float_val.append(1.0)
+    (folder / "saved_model.pb").write_bytes(model.SerializeToString())
+
+
 MODELS = {
+    "constant of 10^12 values": Bad("model", 3, "constants of", _saved_model(_one_value)),
+    "output of 10^13 values": Bad("fitting model", 3, "output is too large", _much_room),
     "empty .h5": Bad("model", 4, "cannot be loaded", file_of("model.h5", b"")),
     "empty .keras": Bad("model", 4, "cannot be loaded", file_of("model.keras", b"")),
     "text as .h5": Bad("model", 4, "signature not found", file_of("model.h5", "hello" * 100)),

@@ -16,7 +16,7 @@ from tf_keras.protobuf import saved_metadata_pb2
 from tfmot_ops.core.keras.private import saved_model_names as constants
 from tfmot_ops.core.saving.safe_calls import calls_of_constants, check_calls
 from tfmot_ops.core.saving.safe_configs import unsafe_names
-from tfmot_ops.core.saving.safe_graphs import unsafe_parts
+from tfmot_ops.core.saving.safe_graphs import constant_bytes, unsafe_parts
 from tfmot_ops.errors import UnsafeModelError
 from tfmot_ops.system import files
 from tfmot_ops.system.memory import archive_problem, expands_too_far
@@ -168,12 +168,16 @@ def _check_saved_model(path: Path) -> int:
         raise ValueError("saved_model.pb holds no graph")
     if len(meta_graphs) != 1 or not meta_graphs[0].HasField("object_graph_def"):
         _refuse(path, "a graph of TensorFlow 1, which runs while it is loaded,", "saved_model.pb")
+    stored = sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
+    problem = expands_too_far(stored, constant_bytes(meta_graphs[0]))
+    if problem is not None:
+        _refuse(path, f"constants of {problem},", "the graph")
     for part, what in unsafe_parts(meta_graphs[0]):
         _refuse(path, what, f"{part} of the graph")
     for source, identifier, metadata in _metadata(path, meta_graphs[0]):
         is_layer = identifier != constants.METRIC_IDENTIFIER
         _check_config(path, source, metadata, graph_stands_in=is_layer)
-    return sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
+    return stored
 
 
 def _metadata(path: Path, meta_graph: tf.compat.v1.MetaGraphDef) -> Iterator[tuple[str, str, str]]:
