@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import struct
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,10 @@ from tfmot_ops.errors import (
     ExportError,
     SamplesError,
 )
+from tfmot_ops.system.memory import machine_bytes
 
+#: Share of the memory that one tensor of a file may take.
+_SHARE_OF_MEMORY = 0.25
 #: An entry of the interpreter's `get_tensor_details()`: name, index, shape, dtype, scale and zero point of a tensor.
 Detail = dict[str, Any]
 #: One array [N, ...]; or one for each input, in the model's order or by the inputs' names.
@@ -64,7 +68,17 @@ def read_file(data: bytes) -> Any:
     Raises:
         ArtifactError: the bytes are no TFLite file, or a part of it lies outside of it.
     """
-    make_interpreter(data, xnnpack=False)
+    interpreter = make_interpreter(data, xnnpack=False)
+    most = int(machine_bytes() * _SHARE_OF_MEMORY)
+    for detail in interpreter.get_tensor_details():
+        size = math.prod(int(size) for size in detail["shape"])
+        if size > most:
+            raise ArtifactError(
+                "the TFLite file describes a tensor that is too large",
+                required=f"at most {most:,} values in a tensor, a quarter of this machine's memory",
+                received=f"{size:,} values in tensor {detail['name']}",
+                remedy="copy the file again, or export the model again",
+            )
     return schema.Model.GetRootAs(data, 0)
 
 
