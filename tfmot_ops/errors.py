@@ -95,7 +95,7 @@ class ArtifactError(StepFailedError):
 
 
 class UnsafeModelError(ArtifactError):
-    """A model file whose loading could run code, or reach other files; the same file is refused again."""
+    """A model file that could run code, reach other files, or take far more memory than it has bytes."""
 
     exit_code = 3
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import uuid
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +19,10 @@ from tfmot_ops.contract import Artifact, ArtifactFormat
 from tfmot_ops.errors import ArtifactError
 from tfmot_ops.system import files
 
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+#: What fsspec's file systems raise where they cannot read or write: ImportError where the package of the scheme is not
+#: installed, NotImplementedError where a scheme only reads, TypeError and IndexError for URIs that say too little.
+UNUSABLE = (OSError, ValueError, ImportError, NotImplementedError, TypeError, LookupError)
 #: File name ending of each format; the next reader (Keras, the converter, a browser) goes by it.
 SUFFIXES = {
     ArtifactFormat.KERAS_H5: ".h5",
@@ -59,6 +64,25 @@ class Store(Protocol):
         Raises:
             ArtifactError: it is missing, unreadable, or not the one that was recorded.
         """
+
+
+def _located(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a URI, and the path in it. A path of this machine may have any name, such as `a::b` or `~a`.
+
+    Raises:
+        ValueError: the URI has a scheme but no place, or leads through several file systems.
+    """
+    scheme, colon, rest = uri.partition(":")
+    if not colon or scheme not in fsspec.available_protocols():
+        if rest.startswith("//") and _SCHEME.fullmatch(scheme):
+            raise ValueError(f"no file system has the scheme {scheme}")
+        return fsspec.filesystem("file"), str(Path(uri).absolute())
+    if scheme in {"file", "local"}:
+        return fsspec.filesystem("file"), str(Path(rest.removeprefix("//")).absolute())
+    if "::" in uri or not rest.startswith("//") or rest == "//":
+        raise ValueError(f"the scheme {scheme} without one place after it, as in {scheme}://<place>")
+    filesystem, path = fsspec.core.url_to_fs(uri)
+    return filesystem, path
 
 
 def describe(path: Path, uri: str, artifact_format: ArtifactFormat) -> Artifact:
@@ -107,10 +131,10 @@ def fetch(artifact: Artifact, folder: Path) -> Path:
         raise unreadable(artifact, ValueError("the URI ends in no file name"))
     target = folder / name
     try:
-        filesystem, source = fsspec.core.url_to_fs(artifact.uri)
+        filesystem, source = _located(artifact.uri)
         filesystem.get_file(source, str(target))
-    except (OSError, ValueError, ImportError) as error:
-        # ValueError: no such protocol; ImportError: the protocol's own package is not installed.
+        files.require_regular(target)
+    except UNUSABLE as error:
         raise unreadable(artifact, error) from error
     return verify(target, artifact)
 
@@ -142,10 +166,10 @@ def put(path: Path, output_uri: str, name: str, artifact_format: ArtifactFormat)
     """
     file_name = name + SUFFIXES[artifact_format]
     try:
-        filesystem, folder = fsspec.core.url_to_fs(output_uri)
+        filesystem, folder = _located(output_uri)
         target = f"{folder.rstrip('/')}/{file_name}"
         _upload(path, filesystem, target, f".{uuid.uuid4().hex}")
-    except (OSError, ValueError, ImportError) as error:
+    except UNUSABLE as error:
         raise ArtifactError(
             f"cannot write {file_name} to {output_uri}",
             required="a folder that this machine can write",
@@ -161,8 +185,8 @@ def check_output(output_uri: str) -> None:
     Raises:
         StepFailedError: no file can be written there. Other places are not tried: that takes a connection.
     """
-    with contextlib.suppress(ValueError, ImportError):  # no such protocol: `put` says so
-        filesystem, folder = fsspec.core.url_to_fs(output_uri)
+    with contextlib.suppress(*UNUSABLE):  # `put` says what is wrong
+        filesystem, folder = _located(output_uri)
         if "file" in _protocols(filesystem):
             files.check_writable(Path(folder))
 
@@ -226,7 +250,7 @@ class KeptFile:
 
     def fetch(self, path: Path) -> bool:
         """Copy the kept file to the local `path`; False if there is none."""
-        filesystem, source = fsspec.core.url_to_fs(self.uri)
+        filesystem, source = _located(self.uri)
         if not filesystem.exists(source):
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -235,13 +259,13 @@ class KeptFile:
 
     def keep(self, path: Path) -> None:
         """Replace the kept file by the local file at `path`, atomically."""
-        filesystem, target = fsspec.core.url_to_fs(self.uri)
+        filesystem, target = _located(self.uri)
         # The same temporary name each time, so that killed attempts do not leave several truncated files.
         _upload(path, filesystem, target, ".part")
 
     def remove(self) -> None:
         """Delete it if it is there."""
-        filesystem, target = fsspec.core.url_to_fs(self.uri)
+        filesystem, target = _located(self.uri)
         if "file" in _protocols(filesystem):
             files.remove_leftovers(Path(target))
         if filesystem.exists(target):

@@ -96,6 +96,17 @@ def test_run_names_the_server_without_the_secret(tmp_path, kind):
     assert SECRET not in done.stdout + done.stderr + result
 
 
+def test_a_failing_command_leaves_no_secret_behind(tmp_path):
+    (tmp_path / "tmp").mkdir()
+    arguments = ["--model", "resnet8", "--dataset", "digits", "--recipe", "wi8_ai8", "--output", "out"]
+    places = {"TMPDIR": str(tmp_path / "tmp"), "XDG_CACHE_HOME": str(tmp_path / "cache"), "HOME": str(tmp_path)}
+    done = command(tmp_path, "optimize", *arguments, TFMOT_OPS_TRACKING_URI=URIS["query"], **places)
+    assert done.returncode == 4, done.stderr
+    assert SECRET not in done.stdout + done.stderr
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [str(path) for path in left if SECRET.encode() in path.read_bytes()] == []
+
+
 def test_optimize_doctor_and_sweep_print_no_secret(tmp_path):
     uri = URIS["password"]
     optimize = ["optimize", "--model", "resnet8", "--dataset", "digits", "--recipe", "wi8_ai8", "--tracking-uri", uri]

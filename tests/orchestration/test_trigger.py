@@ -43,6 +43,11 @@ REFUSED = {
     "a mapped interpreter": "required: one of 'next'",
     "an image": "required: one of 'next'",
     "a mapped image": "required: one of 'next'",
+    "a recipe outside": "does not let a DAG run name this place: recipe",
+    "a model outside": "does not let a DAG run name this place: model",
+    "a data set outside": "does not let a DAG run name this place: dataset",
+    "an output outside": "does not let a DAG run name this place: output_uri",
+    "a server": "does not let a DAG run choose an MLflow server",
     **{f"file {name}": "recipe file" for name in FILES},
 }
 

@@ -25,6 +25,8 @@ from tfmot_ops.system.uri_secrets import hide
 if TYPE_CHECKING:
     from tfmot_ops.tracking import StepRun
 
+#: Largest spec, in bytes: one of a close_run step with the figures of a thousand tasks has 1 MB.
+_MOST_SPEC_BYTES = 16 * 2**20
 #: Prefix of each progress line, so that a reader of the log can filter for it.
 PREFIX = "tfmot-ops: "
 
@@ -82,21 +84,21 @@ def read_spec(source: str | Path) -> StepSpec:
     """
     try:
         return StepSpec.model_validate_json(_spec_text(str(source)))
-    except OSError as error:
+    except ValidationError as error:
+        raise refusal(Path(source).name, error, "`tfmot-ops schema spec` prints the whole form") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
         raise SpecError(
             f"the spec {source} cannot be read",
             required="a JSON file",
-            received=error.strerror or str(error),
+            received=getattr(error, "strerror", None) or str(error),
             remedy="check the path, or give env:NAME to read the spec from a variable",
         ) from error
-    except ValidationError as error:
-        raise refusal(Path(source).name, error, "`tfmot-ops schema spec` prints the whole form") from error
 
 
 def _spec_text(source: str) -> bytes:
     scheme, _, name = source.partition(":")
     if scheme != "env":
-        return Path(source).read_bytes()
+        return files.read_limited(source, _MOST_SPEC_BYTES)
     if name not in os.environ:
         raise SpecError(
             f"the spec {source} cannot be read",

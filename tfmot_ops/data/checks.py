@@ -26,14 +26,14 @@ def check_inputs(name: str, part: str, x: Any) -> None:
         x: one column [N, ...], or columns by name.
     """
     columns = x if isinstance(x, Mapping) else {"": x}
-    lengths = {key: len(column) for key, column in columns.items()}
-    if len(set(lengths.values())) > 1:
-        _refuse(name, part, "as many samples of each input", ", ".join(f"{k}: {n}" for k, n in lengths.items()))
     for key, column in columns.items():
         problem = _input_problem(column)
         if problem:
             of = f" in input {key}" if key else ""
             _refuse(name, part, problem[0], problem[1] + of)
+    lengths = {key: len(column) for key, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        _refuse(name, part, "as many samples of each input", ", ".join(f"{k}: {n}" for k, n in lengths.items()))
 
 
 def _input_problem(column: Any) -> tuple[str, str] | None:

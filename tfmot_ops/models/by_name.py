@@ -6,10 +6,13 @@ outputs are those that the task trains and measures.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
+
+import tensorflow as tf
 
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.seeds import set_seed
@@ -17,6 +20,7 @@ from tfmot_ops.core.keras.types import Model
 from tfmot_ops.errors import SpecError, UnsupportedModelError
 from tfmot_ops.models.applications import build_application
 from tfmot_ops.models.builtin import BUILT_IN, BuiltIn, Head
+from tfmot_ops.system.memory import machine_bytes
 from tfmot_ops.tasks.classification import Classification
 from tfmot_ops.tasks.task import Facts, Task
 
@@ -26,6 +30,8 @@ _FORM_DESCRIPTIONS = {
     "<path>": "a saved model: .h5, .keras or a SavedModel folder",
 }
 _SAVED_SUFFIXES = (".h5", ".keras")
+#: Share of the memory that the output of a layer for one sample may take.
+_SHARE_OF_MEMORY = 0.25
 
 
 def build_model(name: str, input_shape: tuple[int, int, int], num_classes: int, seed: int) -> keras.Model:
@@ -161,6 +167,7 @@ def _load(path: str, task: Task, facts: Facts) -> keras.Model:
 def _check_fit(name: str, model: Model, task: Task, facts: Facts) -> None:
     """Refuse a model whose inputs are not the data set's, or whose outputs are not the task's."""
     if isinstance(model, keras.Model) and _takes_inputs(model, facts) and task.fits(_output_shapes(model), facts):
+        _check_memory(name, model)
         return
     shape = facts.input_shape
     inputs = (
@@ -173,6 +180,26 @@ def _check_fit(name: str, model: Model, task: Task, facts: Facts) -> None:
         f"and outputs {_tensors(model, 'output')}",
         remedy="use the data set it was made for, name another task, or change its first or last layer",
     )
+
+
+def _check_memory(name: str, model: keras.Model) -> None:
+    """Refuse a model with a layer whose output for a single sample takes a large part of this machine's memory."""
+    shapes = {layer.name: _sizes(layer) for layer in model.layers}
+    layer, size = max(shapes.items(), key=lambda item: item[1], default=("", 0))
+    most = int(machine_bytes() * _SHARE_OF_MEMORY)
+    if size > most:
+        raise UnsupportedModelError(
+            f"model {name} has a layer whose output is too large",
+            required=f"at most {most:,} bytes for one sample, a quarter of this machine's memory",
+            received=f"{size:,} bytes for one sample of layer {layer}",
+            remedy="make that layer smaller, or use a machine with more memory",
+        )
+
+
+def _sizes(layer: Any) -> int:
+    """Bytes of the largest output of a layer for one sample, as float32; an unknown size counts as 1."""
+    shapes = [tensor.shape[1:] for node in layer.inbound_nodes for tensor in tf.nest.flatten(node.outputs)]
+    return max((4 * math.prod(size or 1 for size in shape) for shape in shapes), default=0)
 
 
 def _takes_inputs(model: keras.Model, facts: Facts) -> bool:

@@ -23,6 +23,7 @@ from tfmot_ops.runners import (
     ResumableRunner,
     Runner,
     RunningStep,
+    check_places,
     choose_runner,
     look_up,
 )
@@ -98,7 +99,12 @@ class StepOperator(BaseOperator):
         self.options = options
         self.inputs = inputs
         self.runner = runner
-        self._written_runner = runner
+        self._written = {
+            "runner": runner,
+            "options": options,
+            "output_uri": output_uri,
+            "tracking_uri": tracking_uri,
+        }
         self.tracking_uri = tracking_uri
         self.experiment = experiment
         self.parent_run = parent_run
@@ -175,7 +181,7 @@ class StepOperator(BaseOperator):
 
     def _choose_runner(self, context: Context) -> Runner:
         parameter = context["params"].get("runner")
-        if self.runner is None or self.runner == self._written_runner:
+        if self.runner is None or self.runner == self._written["runner"]:
             return choose_runner(self.runner, parameter)
         # The value comes from a template, so the user who triggered the DAG run may have written it.
         if isinstance(self.runner, str):
@@ -207,6 +213,7 @@ class StepOperator(BaseOperator):
             SpecError: a field is invalid; the message names the field.
         """
         self._refuse_literals()
+        check_places({name: getattr(self, name) for name in self._written}, self._written)
         document = {
             "step_id": self.task_id,
             "inputs": {name: artifact_of(name, value) for name, value in self._inputs().items()},

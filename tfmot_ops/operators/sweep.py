@@ -19,8 +19,9 @@ from tfmot_ops.runners import (
     choose_runner,
     look_up,
 )
-from tfmot_ops.sweep.plan.cells import DEFAULT_RECIPES, Weight, machine_bytes, shards
+from tfmot_ops.sweep.plan.cells import DEFAULT_RECIPES, Weight, shards
 from tfmot_ops.system import environment
+from tfmot_ops.system.memory import machine_bytes
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

@@ -17,11 +17,14 @@ from pydantic import ValidationError
 from tfmot_ops.contract import Document, Recipe, TrainingPlan
 from tfmot_ops.contract.refusal import kind_of, refusal
 from tfmot_ops.errors import RecipeError
+from tfmot_ops.system import files
 
 _Document = TypeVar("_Document", bound=Document)
 
 #: File name endings that mean "a recipe file" rather than the name of a preset.
 RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
+#: Remedy for a document of another form.
+_FORM = "`tfmot-ops schema {}` prints the whole form"
 #: Largest recipe file, in bytes. YAML is parsed at about 250 kB a second.
 _MOST_BYTES = 128 * 1024
 #: Largest nesting depth of a YAML recipe, and largest number of references to anchors: ten lines of nested references
@@ -61,7 +64,7 @@ def read_recipe(path: str | Path) -> Recipe:
         RecipeError: the file is missing, is not YAML or JSON, or is not a valid recipe; the message names the field
             and the type of its value, but not the value.
     """
-    return _validated(Path(path), _document(Path(path), "recipe"), Recipe, "recipe")
+    return _validated(Path(path), read_mapping(Path(path), "recipe", _FORM.format("recipe")), Recipe, "recipe")
 
 
 def read_training(path: str | Path) -> TrainingPlan | None:
@@ -75,13 +78,23 @@ def read_training(path: str | Path) -> TrainingPlan | None:
     Raises:
         RecipeError: as for `read_recipe`.
     """
-    document = _document(Path(path), "training plan")
+    document = read_mapping(Path(path), "training plan", _FORM.format("training"))
     if "name" in document:
         return _validated(Path(path), document, Recipe, "recipe").training
     return _validated(Path(path), document, TrainingPlan, "training")
 
 
-def _document(path: Path, what: str) -> dict[str, Any]:
+def read_mapping(path: Path, what: str, remedy: str) -> dict[str, Any]:
+    """The content of a YAML or JSON file whose outermost value is a mapping.
+
+    Args:
+        path: of the file.
+        what: name of such a file in messages: `recipe`.
+        remedy: what to do where the file holds something else.
+
+    Raises:
+        RecipeError: the file cannot be read or parsed, is too large or too deep, or is no mapping.
+    """
     if not is_recipe_file(path):
         raise RecipeError(
             f"{what} file {path}",
@@ -95,7 +108,7 @@ def _document(path: Path, what: str) -> dict[str, Any]:
             f"{what} file {path}",
             required=f"a mapping with the fields of a {what}",
             received=kind_of(document),
-            remedy=f"`tfmot-ops schema {what.split(maxsplit=1)[0]}` prints the whole form",
+            remedy=remedy,
         )
     return document
 
@@ -104,21 +117,13 @@ def _validated(path: Path, document: dict[str, Any], kind: type[_Document], sche
     try:
         return kind.model_validate(document)
     except ValidationError as error:
-        remedy = f"`tfmot-ops schema {schema}` prints the whole form"
         # From None, as Airflow logs causes too, and this one holds the values.
-        raise refusal(f"{schema} file {path}", error, remedy, RecipeError, fields=_fields(kind)) from None
+        raise refusal(f"{schema} file {path}", error, _FORM.format(schema), RecipeError, fields=_fields(kind)) from None
 
 
 def _read(path: Path, what: str) -> bytes:
     try:
-        if path.exists() and not path.is_file():  # a pipe has no end
-            received = "no regular file"
-        else:
-            with path.open("rb") as file:
-                text = file.read(_MOST_BYTES + 1)
-            if len(text) <= _MOST_BYTES:
-                return text
-            received = "a larger one"
+        return files.read_limited(path, _MOST_BYTES)
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL
         received = getattr(error, "strerror", None) or type(error).__name__
     raise RecipeError(

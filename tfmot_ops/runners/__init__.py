@@ -1,5 +1,6 @@
 """Runners: run a step in a process, a container or a pod. Importing this loads no TensorFlow, MLflow or provider."""
 
+from tfmot_ops.runners.allowed_paths import check_places
 from tfmot_ops.runners.base import (
     FakeRunner,
     Log,
@@ -32,6 +33,7 @@ __all__ = [
     "ResumableRunner",
     "Runner",
     "RunningStep",
+    "check_places",
     "choose_runner",
     "fake_result",
     "judge",

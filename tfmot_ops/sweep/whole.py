@@ -13,11 +13,12 @@ from pathlib import Path
 from tfmot_ops.contract import CompatResult, Recipe, Status, SweepResult
 from tfmot_ops.errors import SpecError
 from tfmot_ops.sweep.judge.expected import Expected, costs, judge, read_expected
-from tfmot_ops.sweep.plan.cells import MEMORY_SHARE, machine_bytes
+from tfmot_ops.sweep.plan.cells import MEMORY_SHARE
 from tfmot_ops.sweep.run.error_classes import is_lasting
 from tfmot_ops.sweep.run.limits import Limits
 from tfmot_ops.sweep.run.matrix import Cell, Matrix, Watcher
 from tfmot_ops.system import files
+from tfmot_ops.system.memory import machine_bytes
 
 #: Metric with a cell's seed; only results of the same seed are compared.
 _SEED = "seed"

@@ -49,6 +49,12 @@ ALLOWED_RUNNERS: Final = Variable(
     "Names the runners that a DAG run may choose besides the deployment's, with commas between them.",
     "the deployment's runner alone; any runner where TFMOT_OPS_RUNNER is not set either",
 )
+ALLOWED_PATHS: Final = Variable(
+    "TFMOT_OPS_ALLOWED_PATHS",
+    "Names the folders and URI prefixes that a DAG run's parameters may name for models, data sets, recipes, training "
+    "plans and outputs, with commas between them.",
+    "/data, object stores and MLflow",
+)
 FORECAST_PYTHONS: Final = Variable(
     "TFMOT_OPS_FORECAST_PYTHONS",
     "Maps each name that the parameter `next_python` of the DAG compat_forecast may have to an interpreter, as a JSON "

@@ -10,10 +10,12 @@ import os
 import re
 import shutil
 import sqlite3
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from tfmot_ops.errors import StepFailedError, TfmotOpsError
 from tfmot_ops.system import processes
@@ -26,6 +28,51 @@ _LOCK_POLL_S = 0.1
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES})
 _SQLITE_CODES = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN})
 _PART = re.compile(r"\.(?P<place>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)-[0-9a-f]{8}\.part(\.\w+)?$")
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a file to read its bytes, at once and only if it has an end.
+
+    Raises:
+        OSError: the file cannot be read, or is a pipe, a socket, a device or a folder.
+    """
+    # Without O_NONBLOCK, opening a pipe waits for somebody who writes to it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _require_regular(os.fstat(descriptor).st_mode, path)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def require_regular(path: str | Path) -> None:
+    """Refuse a path before a library opens it, see `open_regular`.
+
+    Raises:
+        OSError: there is nothing at this path, or a pipe, a socket, a device or a folder.
+    """
+    _require_regular(Path(path).stat().st_mode, path)
+
+
+def _require_regular(mode: int, path: str | Path) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "a pipe, a socket or a device instead of a file", str(path))
+
+
+def read_limited(path: str | Path, most: int) -> bytes:
+    """The bytes of a file of at most `most` bytes.
+
+    Raises:
+        OSError: the file is larger (EFBIG), or cannot be read, see `open_regular`.
+    """
+    with open_regular(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"more than {most:,} bytes", str(path))
+    return data
 
 
 @contextlib.contextmanager

@@ -20,6 +20,8 @@ from tfmot_ops.tasks.task import Facts, Task, adam, pooled
 _SPARSE_LOSS = "sparse_categorical_crossentropy"
 #: Of a model with at least so many classes, the share of labels among the five largest outputs is measured too.
 _CLASSES_FOR_TOP_5 = 6
+#: Largest label: a model has an output for each class, and no TFLite file holds the kernel of more.
+_LARGEST_LABEL = 2**24
 #: Missing labels that a refusal names.
 _LABELS_SHOWN = 5
 
@@ -81,9 +83,7 @@ class Classification(Task):
             return "labels [N], one integer per sample", f"shape {list(y.shape)}{hint}"
         if not np.issubdtype(y.dtype, np.integer):
             return "integer labels (no one-hot vectors, no text)", f"dtype {y.dtype}"
-        if len(y) and y[:].min() < 0:
-            return "labels from 0", f"a label of {y[:].min()}"
-        return None
+        return labels_problem(y[:])
 
     def problem_together(self, y: Array, y_test: Array | None, class_names: tuple[str, ...]) -> tuple[str, str] | None:
         """At least two classes, no test label above the training labels, and without names no gap in the labels."""
@@ -92,11 +92,15 @@ class Classification(Task):
             return f"at least {self.fewest_outputs} classes", f"only label {seen[0]}"
         if y_test is not None and y_test.max() > seen[-1]:
             return f"test labels up to {seen[-1]}, the training set's largest", f"a label of {y_test.max()}"
-        missing = np.setdiff1d(np.arange(seen[-1] + 1), seen)
-        if class_names or not len(missing):
+        if class_names and seen[-1] >= len(class_names):
+            return f"labels 0 to {len(class_names) - 1} for {len(class_names)} named classes", f"a label of {seen[-1]}"
+        missing = int(seen[-1]) + 1 - len(seen)
+        if class_names or not missing:
             return None
+        # Among so many numbers from 0 the first missing labels are found, however large the largest label is.
+        first = np.setdiff1d(np.arange(len(seen) + _LABELS_SHOWN), seen)[: min(missing, _LABELS_SHOWN)]
         required = f"labels 0 to {len(seen) - 1} for {len(seen)} classes, without gaps"
-        return required, f"labels from {seen[0]} to {seen[-1]}, without {_listed(missing)}"
+        return required, f"labels from {seen[0]} to {seen[-1]}, without {_listed(first, missing)}"
 
     def canonical(self, y: Array) -> Array:
         """Labels as int64 [N]."""
@@ -169,10 +173,19 @@ def classifier(x: TensorLike, num_classes: int) -> Any:
     return keras.layers.Dense(num_classes, activation="softmax", name="scores")(pooled(x))
 
 
-def _listed(labels: Array) -> str:
-    """The first labels, and how many more there are."""
-    shown = ", ".join(map(str, labels[:_LABELS_SHOWN]))
-    more = len(labels) - _LABELS_SHOWN
+def labels_problem(y: Array) -> tuple[str, str] | None:
+    """What is wrong with integers that are to be labels, as (required, received); None if nothing is."""
+    if len(y) and y.min() < 0:
+        return "labels from 0", f"a label of {y.min()}"
+    if len(y) and y.max() > _LARGEST_LABEL:
+        return f"labels from 0 to {_LARGEST_LABEL}, one number per class", f"a label of {y.max()}"
+    return None
+
+
+def _listed(first: Array, count: int) -> str:
+    """The first of some labels, and how many more there are."""
+    shown = ", ".join(map(str, first))
+    more = count - len(first)
     return f"{shown} and {more} more" if more > 0 else shown
 
 

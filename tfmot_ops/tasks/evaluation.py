@@ -82,11 +82,25 @@ def evaluate(
     while True:
         part = _prepared(chosen, inputs, targets, outputs)
         _require_targets(chosen, part)
+        _require_rows(inputs, outputs)
         scores.add(inputs, part if part is None else chosen.canonical(part), outputs)
         following = next(batches, None)
         if following is None:
             return scores.metrics()
         inputs, targets, outputs = following
+
+
+def _require_rows(inputs: Any, outputs: Any) -> None:
+    """Refuse outputs that are not one row per sample, as those of a file that moves the batch into another axis."""
+    samples = len(tf.nest.flatten(inputs)[0])
+    shapes = [list(np.shape(output)) for output in tf.nest.flatten(outputs)]
+    if any(shape[:1] != [samples] for shape in shapes):
+        raise SamplesError(
+            "the outputs do not fit the samples",
+            required=f"one row per sample: outputs of shape [{samples}, ...]",
+            received=f"outputs of shape {', '.join(map(str, shapes))}",
+            remedy="measure a model that keeps the batch on the first axis of each output",
+        )
 
 
 def _batches(model_or_bytes: keras.Model | bytes, x: Any, y: Any, batch_size: int) -> Iterator[tuple[Any, Any, Any]]:

@@ -14,6 +14,7 @@ from tfmot_ops.core.keras.types import Array, TensorLike
 from tfmot_ops.core.measure.predictions import classes_of
 from tfmot_ops.core.training.train_step import Outputs
 from tfmot_ops.tasks import classifier_loss
+from tfmot_ops.tasks.classification import labels_problem
 from tfmot_ops.tasks.counts import ConfusionCounts
 from tfmot_ops.tasks.task import Facts, Task, adam, single
 
@@ -66,9 +67,8 @@ class Segmentation(Task):
             return "labels [N, H, W], one integer per pixel", f"shape {list(y.shape)}"
         if not np.issubdtype(y.dtype, np.integer):
             return "integer labels", f"dtype {y.dtype}"
-        if len(y) and y[:1].min() < 0:
-            return "labels from 0", f"a label of {y[:1].min()}"
-        return None
+        # Masks that are read from files are checked when they are read.
+        return labels_problem(y[:1] if hasattr(y, "then") else y)
 
     def canonical(self, y: Array) -> Array:
         """Labels as int64 [N, H, W]; masks that are read from files stay unread."""

@@ -9,7 +9,9 @@ import shutil
 import uuid
 import warnings
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 # MLflow's own switches, set before its import: no progress bars, no telemetry, no line for each run on
 # stdout, no warning about environment variables at each model. What the user has set wins.
@@ -23,15 +25,18 @@ for _name, _value in {
 
 import mlflow  # noqa: E402 - only after its switches
 from mlflow.exceptions import MlflowException  # noqa: E402
+from sqlalchemy.exc import ArgumentError  # noqa: E402
 
 from tfmot_ops import store as files  # noqa: E402
 from tfmot_ops.contract import Artifact, ArtifactFormat  # noqa: E402
-from tfmot_ops.errors import ArtifactError, StepFailedError  # noqa: E402
+from tfmot_ops.errors import ArtifactError, SpecError, StepFailedError  # noqa: E402
 from tfmot_ops.system.uri_secrets import hide  # noqa: E402
 from tfmot_ops.tracking import sqlite_store  # noqa: E402
 from tfmot_ops.tracking.artifacts import put_file  # noqa: E402
 from tfmot_ops.tracking.owner import end_runs_left_behind  # noqa: E402
 
+#: Databases that MLflow keeps its records in, beside SQLite.
+_DATABASES = ("postgresql", "mysql", "mssql")
 #: URI schemes that only MLflow can read.
 MLFLOW_SCHEMES = ("runs:/", "models:/", "mlflow-artifacts:/")
 
@@ -71,8 +76,10 @@ def connect(uri: str, experiment: str) -> tuple[mlflow.MlflowClient, str]:
     A SQLite file is created when missing; its artifacts go to `mlflow-artifacts` beside it.
 
     Raises:
+        SpecError: the URI is none of a server, a database or a SQLite file.
         StepFailedError: the server or file cannot be used; a server may come back, so a retry may help.
     """
+    _check_uri(uri)
     try:
         with quiet(), sqlite_store.locked(uri):
             if uri.startswith(sqlite_store.SCHEME):
@@ -85,13 +92,38 @@ def connect(uri: str, experiment: str) -> tuple[mlflow.MlflowClient, str]:
             mlflow.set_experiment(experiment_id=experiment_id)
             end_runs_left_behind(client)
             return client, experiment_id
-    except (MlflowException, OSError) as error:
+    except (MlflowException, OSError, ImportError, ArgumentError) as error:
+        # ImportError: the package that speaks to a kind of database is not installed.
         raise StepFailedError(
             f"tracking: cannot use {uri}",
             required="an MLflow server that answers, or sqlite:///<path> in a folder that can be written",
             received=hide(f"{type(error).__name__}: {error}", uri),
             remedy="start the server, or correct tracking.uri",
         ) from error
+
+
+def _check_uri(uri: str) -> None:
+    """Refuse what MLflow would take for a folder of the working directory, or for a service that is not there."""
+    scheme, _, rest = uri.partition("://")
+    try:
+        host = urlsplit(uri).netloc
+    except ValueError:  # such as a bracket without its pair
+        host = ""
+    dialect = scheme.partition("+")[0]
+    plugins = {entry.name for entry in entry_points(group="mlflow.tracking_store")}
+    if dialect == "sqlite":
+        # Parts of MLflow decode the path, others do not, and each would have its own file.
+        usable = rest.startswith("/") and rest != "/" and "?" not in rest and unquote(rest) == rest
+    else:
+        usable = bool(host) and dialect in {"http", "https", *_DATABASES, *plugins}
+    if not usable:
+        raise SpecError(
+            "tracking: the URI names no MLflow that can be used",
+            required=f"http(s)://<host>, {', '.join(f'{kind}://<host>/<name>' for kind in _DATABASES)}, or "
+            "sqlite:///<path>, whose path has no question mark and no code such as %20",
+            received=repr(uri),
+            remedy="correct the tracking URI; without one, the store is in the folder --output: rename it",
+        )
 
 
 def _experiment_id(client: mlflow.MlflowClient, uri: str, name: str) -> str:

@@ -23,6 +23,8 @@ from tfmot_ops.tracking.client import MLFLOW_SCHEMES, download, quiet
 _KERAS_REQUIREMENTS = ("tensorflow", "tf-keras", "tensorflow-model-optimization")
 _TFLITE_REQUIREMENTS = ("ai-edge-litert", "numpy")
 
+#: File in which `mlflow.tensorflow` pickles what is registered with Keras.
+_PICKLE = "global_custom_objects.cloudpickle"
 _SHA256_TAG = "tfmot_ops.sha256"
 
 
@@ -36,12 +38,14 @@ class _KerasFlavor:
 
     @staticmethod
     def save_model(*, validate_serving_input: bool, **arguments: Any) -> None:
-        """Save as `mlflow.tensorflow` does."""
+        """Save as `mlflow.tensorflow` does, but without a pickle, which would run code where it is loaded."""
         del validate_serving_input  # `Model.log` passes all its arguments on
         with quiet():
             import mlflow.tensorflow
 
             mlflow.tensorflow.save_model(**arguments)
+        # The classes that are registered with Keras; `load_logged_model` finds them in the installed packages.
+        (Path(arguments["path"]) / "data" / _PICKLE).unlink(missing_ok=True)
 
 
 def log_keras_model(

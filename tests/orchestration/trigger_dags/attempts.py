@@ -12,8 +12,9 @@ from pathlib import Path
 
 from airflow.sdk import DAG, Param
 
-from tfmot_ops.operators import CompatSweepOperator, OpenRunOperator, PruneOperator
+from tfmot_ops.operators import CompatSweepOperator, OpenRunOperator, PruneOperator, TrainOperator
 from tfmot_ops.runners import ALLOWED_RUNNERS_VARIABLE, IMAGES_VARIABLE, PYTHONS_VARIABLE, RUNNER_VARIABLE
+from tfmot_ops.system import environment
 
 SHARD = {"architectures": ["MobileNet"], "recipe": "wi8_ai8"}
 GIVEN = "{{ params.given }}"
@@ -50,6 +51,10 @@ DAGS = {
         options={"recipe": GIVEN, "dataset": "digits"},
         inputs={"model": {"uri": "none", "sha256": "0" * 64, "size_bytes": 1, "format": "keras_h5"}},
     ),
+    "model": made("model", TrainOperator, options={"model": GIVEN, "dataset": "digits"}),
+    "dataset": made("dataset", TrainOperator, options={"model": "resnet8", "dataset": GIVEN}),
+    "output": made("output", OpenRunOperator, output_uri=GIVEN),
+    "server": made("server", OpenRunOperator, tracking_uri=GIVEN),
     "uri": made("uri", OpenRunOperator, tracking_uri="{{ var.value.mlflow }}"),
     "mapped_uri": made("mapped_uri", OpenRunOperator, tracking_uri="{{ var.value.mlflow }}", options=[{"name": "a"}]),
 }
@@ -77,7 +82,12 @@ def attempts(folder, program):
         "a mapped secret URI": ("mapped_uri", {}, {}),
     }
     for path in sorted(Path(folder, "files").iterdir()):
-        found[f"file {path.name}"] = ("recipe", {"given": str(path)}, {})
+        found[f"file {path.name}"] = ("recipe", {"given": str(path)}, {environment.ALLOWED_PATHS.name: folder})
+        found["a recipe outside"] = ("recipe", {"given": str(path)}, {})
+    found["a model outside"] = ("model", {"given": "/etc/model.h5"}, {})
+    found["a data set outside"] = ("dataset", {"given": "images:/data?labels=/etc/passwd"}, {})
+    found["an output outside"] = ("output", {"given": "/etc"}, {})
+    found["a server"] = ("server", {"given": "http://127.0.0.1:1"}, {})
     return found
 
 

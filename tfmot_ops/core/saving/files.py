@@ -29,8 +29,9 @@ from tfmot_ops.core.quantization.quantizers import (
 )
 from tfmot_ops.core.quantization.range_quantizers import FixedRangeQuantizer, MaskedRangeQuantizer, RangeQuantizer
 from tfmot_ops.core.saving.keras_three import read_keras_three
+from tfmot_ops.core.saving.model_size import weights_within
 from tfmot_ops.core.saving.own_layers import ENTRY_POINT_GROUP, own_layers
-from tfmot_ops.core.saving.safe_files import check_model_file
+from tfmot_ops.core.saving.safe_files import check_model_file, check_sizes
 from tfmot_ops.errors import ArtifactError, TfmotOpsError, UnsupportedModelError
 from tfmot_ops.system import files
 
@@ -110,6 +111,13 @@ def save_model(model: keras.Model, path: str | Path) -> None:
 
 
 def _load(path: str, *, safe_mode: bool) -> Any:
+    model = _loaded(path, safe_mode=safe_mode)
+    if not isinstance(model, keras.Model):  # Keras returns whatever object a `.keras` file describes
+        raise TypeError(f"the file describes no model, but an object of type {type(model).__name__}")
+    return model
+
+
+def _loaded(path: str, *, safe_mode: bool) -> Any:
     try:
         return keras.models.load_model(path, safe_mode=safe_mode)
     except AttributeError:
@@ -158,20 +166,29 @@ def load_model(path: str | Path, allow_unsafe: bool = False) -> keras.Model:
             received=f"no file or folder {path}",
             remedy="check the path",
         )
-    read = read_keras_three(Path(path))
-    if read is not None:
-        return read
     try:
+        check_sizes(Path(path))
+        read = read_keras_three(Path(path))
+        if read is not None:
+            return read
         # Keras reads its argument `safe_mode` for `.keras` only; SafeModeScope covers the other formats.
         with SafeModeScope(not allow_unsafe), custom_objects(), without_random_values(), without_traces():
-            if not allow_unsafe:
-                check_model_file(path)
-            return _load(str(path), safe_mode=not allow_unsafe)
+            if allow_unsafe:
+                return _load(str(path), safe_mode=False)
+            with weights_within(str(path), check_model_file(path)):
+                return _load(str(path), safe_mode=True)
     except TfmotOpsError:
         raise
     except Exception as error:  # a damaged file makes Keras raise an error of any class
         is_unknown = any(text in str(error) for text in _UNKNOWN_CLASS)
-        raise (UnsupportedModelError if is_unknown else ArtifactError)(
+        if not is_unknown:
+            raise ArtifactError(
+                "the model cannot be loaded",
+                required="a whole .h5 or .keras file, or SavedModel folder, that tf_keras saved",
+                received=f"{path}: {type(error).__name__}: {error}",
+                remedy="copy the file again, or build the model from its code and save it again",
+            ) from error
+        raise UnsupportedModelError(
             "the model cannot be loaded",
             required="a tf_keras model; its custom layers registered with register_keras_serializable",
             received=f"{path}: {type(error).__name__}: {error}",

@@ -22,6 +22,7 @@ import numpy as np
 
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Config
+from tfmot_ops.core.saving.model_size import weights_within
 from tfmot_ops.core.saving.safe_files import check_weights
 from tfmot_ops.errors import UnsupportedModelError
 
@@ -95,17 +96,17 @@ def _version(path: Path) -> str:
 def _read(path: Path) -> keras.Model:
     if path.suffix != ".keras":
         with h5py.File(path, "r") as file:
-            check_weights(path, path.name, file)
-            model = _built(json.loads(file.attrs["model_config"]))
+            with weights_within(str(path), check_weights(path, path.name, file, path.stat().st_size)):
+                model = _built(json.loads(file.attrs["model_config"]))
             for layer in model.layers:
                 group = file["model_weights"][layer.name]
                 layer.set_weights([np.asarray(group[name]) for name in group.attrs["weight_names"]])
         return model
     with zipfile.ZipFile(path) as archive:
-        config, weights = json.loads(archive.read("config.json")), io.BytesIO(archive.read("model.weights.h5"))
-    with h5py.File(weights, "r") as file:
-        check_weights(path, "model.weights.h5", file)
-        model = _built(config)
+        config, weights = json.loads(archive.read("config.json")), archive.read("model.weights.h5")
+    with h5py.File(io.BytesIO(weights), "r") as file:
+        with weights_within(str(path), check_weights(path, "model.weights.h5", file, len(weights))):
+            model = _built(config)
         seen: Counter[str] = Counter()
         # Weights are stored under the classes' names in snake case, numbered in the order of the config.
         for item in config["config"]["layers"]:

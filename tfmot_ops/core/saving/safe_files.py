@@ -14,9 +14,12 @@ import tensorflow as tf
 from tf_keras.protobuf import saved_metadata_pb2
 
 from tfmot_ops.core.keras.private import saved_model_names as constants
+from tfmot_ops.core.saving.safe_calls import calls_of_constants, check_calls
 from tfmot_ops.core.saving.safe_configs import unsafe_names
-from tfmot_ops.core.saving.safe_graphs import unsafe_parts
+from tfmot_ops.core.saving.safe_graphs import constant_bytes, unsafe_parts
 from tfmot_ops.errors import UnsafeModelError
+from tfmot_ops.system import files
+from tfmot_ops.system.memory import archive_problem, expands_too_far
 
 _REGISTER = (
     "if it is code of your own, name it under the entry-point group tfmot_ops.layers of an installed package, for the "
@@ -28,11 +31,37 @@ _TRUST = (
 )
 
 
-def check_model_file(path: str | Path) -> None:
+def check_sizes(path: Path) -> None:
+    """Refuse a path whose reading may never end, and an archive that expands to far more bytes than it has.
+
+    Args:
+        path: `.h5` or `.keras` file, or SavedModel folder.
+
+    Raises:
+        UnsafeModelError: the archive expands too far.
+        OSError: the path, or one in the folder, is a pipe, a socket or a device.
+    """
+    if path.is_dir():
+        for each in path.rglob("*"):
+            if not each.is_dir():
+                files.require_regular(each)
+        return
+    files.require_regular(path)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            problem = archive_problem(archive, path.stat().st_size)
+        if problem is not None:
+            _refuse(path, problem, "the list of members")
+
+
+def check_model_file(path: str | Path) -> int:
     """Check a model file before it is loaded; no part of it is built or run.
 
     Args:
         path: `.h5` or `.keras` file, or SavedModel folder.
+
+    Returns:
+        Bytes of the weights in the file.
 
     Raises:
         UnsafeModelError: loading the file or running the model could do something other than compute tensors.
@@ -42,14 +71,13 @@ def check_model_file(path: str | Path) -> None:
     path = Path(path)
     # The same order of tests by which Keras determines the format.
     if path.name.endswith(".keras") and zipfile.is_zipfile(path):
-        _check_keras(path)
-    elif path.is_dir():
-        _check_saved_model(path)
-    else:
-        with h5py.File(path, "r") as file:
-            for name in ("model_config", "training_config"):
-                _check_config(path, name, file.attrs.get(name))
-            check_weights(path, path.name, file)
+        return _check_keras(path)
+    if path.is_dir():
+        return _check_saved_model(path)
+    with h5py.File(path, "r") as file:
+        for name in ("model_config", "training_config"):
+            _check_config(path, name, file.attrs.get(name))
+        return check_weights(path, path.name, file, path.stat().st_size)
 
 
 def _refuse(path: Path, what: str, where: str, *, remedy: str = _TRUST) -> NoReturn:
@@ -65,26 +93,42 @@ def _refuse(path: Path, what: str, where: str, *, remedy: str = _TRUST) -> NoRet
 def _check_config(path: Path, source: str, text: str | bytes | None, *, graph_stands_in: bool = False) -> None:
     if text is None:
         return
-    for finding in unsafe_names(json.loads(text), graph_stands_in=graph_stands_in):
+    config = json.loads(text)
+    for finding in unsafe_names(config, graph_stands_in=graph_stands_in):
         _refuse(path, finding.what, f"{source} ({finding.where or 'the model itself'})", remedy=_REGISTER)
+    for layer in calls_of_constants(config):
+        _refuse(path, f"a call of layer {layer!r} on constants, which is computed while the file is loaded,", source)
+    check_calls(config)
 
 
-def _check_keras(path: Path) -> None:
+def _check_keras(path: Path) -> int:
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
             if name.startswith("/") or ".." in PurePosixPath(name.replace("\\", "/")).parts:
                 _refuse(path, f"the name {name!r}, which leads out of the archive,", "the list of members")
         _check_config(path, "config.json", archive.read("config.json"))
         weights = "model.weights.h5"
-        if weights in archive.namelist():
-            # Read to memory: h5py seeks, and seeking in a compressed archive member rereads it from its start.
-            with h5py.File(io.BytesIO(archive.read(weights)), "r") as file:
-                check_weights(path, weights, file)
+        if weights not in archive.namelist():
+            return 0
+        # Read to memory: h5py seeks, and seeking in a compressed archive member rereads it from its start.
+        data = archive.read(weights)
+    with h5py.File(io.BytesIO(data), "r") as file:
+        return check_weights(path, weights, file, len(data))
 
 
-def check_weights(path: Path, source: str, file: h5py.Group) -> None:
-    """Refuse weights outside the file: HDF5 can link to data in any other file."""
-    groups, seen = [file["/"]], set()
+def check_weights(path: Path, source: str, file: h5py.Group, stored: int) -> int:
+    """Refuse weights outside the file, as HDF5 can link to data in any other file, and weights that expand too far.
+
+    Args:
+        path: the model file, for messages.
+        source: the part of it that holds the weights, for messages.
+        file: the open weights.
+        stored: bytes of that part.
+
+    Returns:
+        Bytes of all weights, as they are read.
+    """
+    groups, seen, size = [file["/"]], set(), 0
     while groups:
         group = groups.pop()
         for name in group:
@@ -98,9 +142,15 @@ def check_weights(path: Path, source: str, file: h5py.Group) -> None:
             if isinstance(item, h5py.Dataset):
                 for what in _unsafe_data(item):
                     _refuse(path, what, where)
+                size += item.nbytes
+                # HDF5 stores nothing of a dataset that was not written, whatever its shape.
+                problem = expands_too_far(stored, size)
+                if problem is not None:
+                    _refuse(path, problem, where)
             elif isinstance(item, h5py.Group) and (address := h5py.h5o.get_info(item.id).addr) not in seen:
                 seen.add(address)
                 groups.append(item)
+    return int(size)
 
 
 def _unsafe_data(data: h5py.Dataset) -> Iterator[str]:
@@ -112,15 +162,22 @@ def _unsafe_data(data: h5py.Dataset) -> Iterator[str]:
         yield "objects instead of numbers"
 
 
-def _check_saved_model(path: Path) -> None:
+def _check_saved_model(path: Path) -> int:
     meta_graphs = tf.__internal__.saved_model.parse_saved_model(str(path)).meta_graphs
+    if not meta_graphs:
+        raise ValueError("saved_model.pb holds no graph")
     if len(meta_graphs) != 1 or not meta_graphs[0].HasField("object_graph_def"):
         _refuse(path, "a graph of TensorFlow 1, which runs while it is loaded,", "saved_model.pb")
+    stored = sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
+    problem = expands_too_far(stored, constant_bytes(meta_graphs[0]))
+    if problem is not None:
+        _refuse(path, f"constants of {problem},", "the graph")
     for part, what in unsafe_parts(meta_graphs[0]):
         _refuse(path, what, f"{part} of the graph")
     for source, identifier, metadata in _metadata(path, meta_graphs[0]):
         is_layer = identifier != constants.METRIC_IDENTIFIER
         _check_config(path, source, metadata, graph_stands_in=is_layer)
+    return stored
 
 
 def _metadata(path: Path, meta_graph: tf.compat.v1.MetaGraphDef) -> Iterator[tuple[str, str, str]]:

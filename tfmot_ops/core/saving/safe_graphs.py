@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from functools import cache
 
@@ -27,6 +28,8 @@ _NOT_IN_MEMORY = {
 #: Harmless operations of groups that are not listed: `data_flow` also has queues and readers, `logging` summaries.
 _OTHERS = {"Assert", "DynamicPartition", "DynamicStitch", "ParallelDynamicStitch", "Print", "PrintV2", "Timestamp"}
 _PREFIXES_OF_OTHERS = ("Stack", "TensorArray")
+#: Types of tensors (`DataType`) whose values have no fixed size, or that say no type.
+_WITHOUT_SIZE = {0, tf.string.as_datatype_enum, tf.resource.as_datatype_enum, tf.variant.as_datatype_enum}
 #: Operations of the functions with which a SavedModel saves and restores its own variables.
 _SAVER = {"MergeV2Checkpoints", "RestoreV2", "SaveV2", "ShardedFilename"}
 
@@ -137,6 +140,18 @@ def unsafe_parts(meta_graph: tf.compat.v1.MetaGraphDef) -> Iterator[tuple[str, s
             unsafe = None if saver and node.op in _SAVER else unsafe_operation(node, names)
             if unsafe:
                 yield f"function {name}", f"{unsafe} (node {node.name})"
+
+
+def constant_bytes(meta_graph: tf.compat.v1.MetaGraphDef) -> int:
+    """Bytes of all constants of a SavedModel once they are read: a file may hold one value for a whole tensor."""
+    functions = meta_graph.graph_def.library.function
+    nodes = [*meta_graph.graph_def.node, *(node for function in functions for node in function.node_def)]
+    tensors = [node.attr["value"].tensor for node in nodes if node.op == "Const"]
+    return sum(
+        math.prod(max(0, axis.size) for axis in tensor.tensor_shape.dim) * tf.as_dtype(tensor.dtype).size
+        for tensor in tensors
+        if tensor.dtype not in _WITHOUT_SIZE
+    )
 
 
 def _called(meta_graph: tf.compat.v1.MetaGraphDef, names: set[str]) -> Iterator[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import struct
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,10 @@ from tfmot_ops.errors import (
     ExportError,
     SamplesError,
 )
+from tfmot_ops.system.memory import machine_bytes
 
+#: Share of the memory that one tensor of a file may take.
+_SHARE_OF_MEMORY = 0.25
 #: An entry of the interpreter's `get_tensor_details()`: name, index, shape, dtype, scale and zero point of a tensor.
 Detail = dict[str, Any]
 #: One array [N, ...]; or one for each input, in the model's order or by the inputs' names.
@@ -54,6 +60,49 @@ def make_interpreter(data: bytes, threads: int = 1, *, xnnpack: bool = True, kee
         ) from error
 
 
+def read_file(data: bytes) -> Any:
+    """The flatbuffer of a TFLite file (`schema.Model`), once TFLite has verified that all offsets lie within the file.
+
+    Python's reader of flatbuffers verifies nothing: from a damaged file it reads wrong places, or never ends.
+
+    Raises:
+        ArtifactError: the bytes are no TFLite file, or a part of it lies outside of it.
+    """
+    interpreter = make_interpreter(data, xnnpack=False)
+    most = int(machine_bytes() * _SHARE_OF_MEMORY)
+    for detail in interpreter.get_tensor_details():
+        size = math.prod(int(size) for size in detail["shape"])
+        if size > most:
+            raise ArtifactError(
+                "the TFLite file describes a tensor that is too large",
+                required=f"at most {most:,} values in a tensor, a quarter of this machine's memory",
+                received=f"{size:,} values in tensor {detail['name']}",
+                remedy="copy the file again, or export the model again",
+            )
+    return schema.Model.GetRootAs(data, 0)
+
+
+@contextlib.contextmanager
+def damage_named(data: bytes) -> Iterator[None]:
+    """Turns what Python's reader raises for a file whose numbers do not fit together into an ArtifactError.
+
+    Args:
+        data: the file's bytes.
+
+    Raises:
+        ArtifactError: a number in the file, such as an index of a tensor, is out of range.
+    """
+    try:
+        yield
+    except (LookupError, ValueError, TypeError, AttributeError, OverflowError, MemoryError, struct.error) as error:
+        raise ArtifactError(
+            "the TFLite file is damaged",
+            required="a TFLite flatbuffer whose tensors, operations and buffers fit together",
+            received=f"{len(data)} bytes: {type(error).__name__}: {error}",
+            remedy="copy the file again, or export the model again",
+        ) from error
+
+
 def arrays(x: Inputs) -> list[Array]:
     """The inputs as a list of arrays, one for each input of the file; those of a dict in its order."""
     given = list(x.values()) if isinstance(x, Mapping) else x
@@ -66,7 +115,7 @@ def input_names(data: bytes) -> list[str]:
     Raises:
         SamplesError: the file has no signature.
     """
-    model = schema.Model.GetRootAs(data, 0)
+    model = read_file(data)
     graph = model.Subgraphs(0)
     if not model.SignatureDefsLength():
         raise SamplesError(
@@ -75,9 +124,10 @@ def input_names(data: bytes) -> list[str]:
             received="inputs by name",
             remedy="give a list of arrays, in the order of the file's inputs",
         )
-    entries = [model.SignatureDefs(0).Inputs(place) for place in range(model.SignatureDefs(0).InputsLength())]
-    names = {entry.TensorIndex(): entry.Name().decode() for entry in entries}
-    return [names[graph.Inputs(place)] for place in range(graph.InputsLength())]
+    with damage_named(data):
+        entries = [model.SignatureDefs(0).Inputs(place) for place in range(model.SignatureDefs(0).InputsLength())]
+        names = {entry.TensorIndex(): entry.Name().decode() for entry in entries}
+        return [names[graph.Inputs(place)] for place in range(graph.InputsLength())]
 
 
 def _by_name(x: Mapping[str, Any], names: list[str]) -> list[Any]:
@@ -142,8 +192,17 @@ class TFLiteRun:
             _allocate(make_interpreter(data))
 
     def __call__(self, batch: list[Array]) -> list[Array]:
-        """Outputs [n, ...] for one batch of inputs [n, ...]."""
-        batch = self._fitted(batch)
+        """Outputs [n, ...] for one batch of inputs [n, ...].
+
+        Raises:
+            ExportError: an operation fails.
+        """
+        try:
+            return self._outputs(self._fitted(batch))
+        except (RuntimeError, ValueError) as error:
+            raise _cannot_run(error) from error
+
+    def _outputs(self, batch: list[Array]) -> list[Array]:
         interpreter = getattr(self._local, "interpreter", None)
         if interpreter is None:
             interpreter = self._local.interpreter = make_interpreter(self._data)
@@ -205,13 +264,17 @@ def _allocate(interpreter: Interpreter) -> None:
     try:
         interpreter.allocate_tensors()
     except RuntimeError as error:
-        raise ExportError(
-            "the TFLite interpreter cannot run the file",
-            required="operations with types, shapes and scales that the interpreter takes",
-            received=str(error),
-            remedy="look for NaN and infinity in the weights and in the calibration samples, and for the layer that "
-            "the operation named above computes",
-        ) from error
+        raise _cannot_run(error) from error
+
+
+def _cannot_run(error: Exception) -> ExportError:
+    return ExportError(
+        "the TFLite interpreter cannot run the file",
+        required="operations with types, shapes and scales that the interpreter takes",
+        received=str(error),
+        remedy="look for NaN and infinity in the weights and in the calibration samples, and for the layer that "
+        "the operation named above computes",
+    )
 
 
 def _resize(interpreter: Interpreter, batch: list[Array]) -> None:

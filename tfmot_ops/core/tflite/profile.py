@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
-from tfmot_ops.core.tflite.interpreter import make_interpreter
+from tfmot_ops.core.tflite.interpreter import damage_named, make_interpreter, read_file
 from tfmot_ops.errors import ArtifactError
 
 _OP_NAMES: dict[int, str] = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
@@ -107,14 +107,18 @@ def weight_zeros(data: bytes) -> dict[str, tuple[int, int]]:
 
 def _read(data: bytes) -> tuple[_Tally, _Graph]:
     """(counts over all subgraphs of a file, main graph)."""
-    if len(data) < 8 or not schema.Model.ModelBufferHasIdentifier(data, 0):  # noqa: PLR2004 - offset and identifier
+    if data[4:8] != b"TFL3":
         raise ArtifactError(
             "the TFLite file cannot be read",
             required="a flatbuffer with the identifier TFL3",
             received=f"{len(data)} bytes that start with {data[:8]!r}",
             remedy="export the model again",
         )
-    model = schema.Model.GetRootAs(data, 0)
+    with damage_named(data):
+        return _walked(data, read_file(data))
+
+
+def _walked(data: bytes, model: Any) -> tuple[_Tally, _Graph]:
     graphs = [_Graph(data, model, index) for index in range(model.SubgraphsLength())]
     tally = _Tally()
     if graphs[0].has_open_macs():

@@ -26,10 +26,12 @@ from tfmot_ops.data.sources.folders import Labelled, check_classes_left, list_cl
 from tfmot_ops.data.sources.front_end import FLOOR, LOWEST_HZ, FrontEnd
 from tfmot_ops.data.sources.query import Query
 from tfmot_ops.data.sources.source import Reader, Source
-from tfmot_ops.data.sources.wav import WAV, problem_of_header, read_wav
+from tfmot_ops.data.sources.wav import HIGHEST_RATE, WAV, problem_of_header, read_wav
 
 FORM = "audio:<folder>"
 OPTIONS = ("rate", "seconds", "front", "mels", "window_ms", "hop_ms", "coefficients", "skip")
+#: Most samples of a clip, and of its frames together, which overlap: 128 MB. Most bands.
+_MOST_SAMPLES, _MOST_MELS = 2**25, 1024
 #: Bytes of features that are kept in memory; those of 80,000 clips of a second, as the defaults make them.
 KEPT_BYTES = 512 * 1024 * 1024
 
@@ -57,19 +59,23 @@ def read_audio(text: str) -> Source:
 
 
 def _front_end(query: Query) -> FrontEnd:
-    rate = query.integer("rate", 16000)
+    rate = query.integer("rate", 16000, most=HIGHEST_RATE)
     samples = round(query.number("seconds", 1.0) * rate)
     kind = query.choice("front", ("logmel", "mfcc", "none"), "logmel")
     window = round(query.number("window_ms", 30.0) * rate / 1000.0)
     hop = round(query.number("hop_ms", 20.0) * rate / 1000.0)
-    mels = query.integer("mels", 40)
+    mels = query.integer("mels", 40, most=_MOST_MELS)
     coefficients = query.integer("coefficients", 10)
     if samples < 1:
         query.refuse("seconds", f"at least one sample at {rate} Hz")
+    if samples > _MOST_SAMPLES:
+        query.refuse("seconds", f"at most {_MOST_SAMPLES:,} samples in a clip")
     if kind != "none" and not 1 < window <= samples:
         query.refuse("window_ms", f"a frame of at least 2 samples at {rate} Hz, no longer than the clip ({samples})")
     if hop < 1:
         query.refuse("hop_ms", f"at least one sample at {rate} Hz")
+    if kind != "none" and (samples // hop + mels) * window > _MOST_SAMPLES:
+        query.refuse("window_ms", f"at most {_MOST_SAMPLES:,} samples in all frames of a clip")
     if kind == "mfcc" and coefficients > mels:
         query.refuse("coefficients", f"at most mels={mels}")
     end = FrontEnd(rate, samples, kind, mels, window, hop, coefficients)

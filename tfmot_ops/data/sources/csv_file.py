@@ -17,6 +17,7 @@ from them: give `test`, a file of the same columns, or leave `step` out.
 from __future__ import annotations
 
 import csv
+import io
 import math
 from array import array
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,7 @@ from tfmot_ops.data.sources.query import Query
 from tfmot_ops.data.sources.source import Reader, Source
 from tfmot_ops.data.sources.targets import Targets, targets_of
 from tfmot_ops.errors import SpecError
+from tfmot_ops.system import files
 
 FORM = "csv:<path>?target=<column>"
 OPTIONS = ("target", "features", "window", "step", "group", "test", "classes", "weight")
@@ -134,7 +136,7 @@ def _unreadable(path: Path, received: str) -> SpecError:
 def _opened(path: Path) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
     """The names of the columns of a file, and its rows."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with io.TextIOWrapper(files.open_regular(path), encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(file)
             yield [name.strip() for name in next(rows, [])], rows
     except (OSError, UnicodeDecodeError, csv.Error) as error:

@@ -23,6 +23,7 @@ counted.
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from tfmot_ops.data.sources.query import Query
 from tfmot_ops.data.sources.source import Reader, Source
 from tfmot_ops.data.sources.targets import targets_of
 from tfmot_ops.errors import SpecError
+from tfmot_ops.system import files
 
 FORM = "images:<folder>"
 OPTIONS = ("size", "channels", "labels", "masks", "values", "classes", "skip")
@@ -104,7 +106,7 @@ def _with_labels(query: Query, folder: Path, table: Path) -> Source:
 def _table(path: Path) -> list[tuple[str, str]]:
     """The rows (file, label) of a CSV file."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with io.TextIOWrapper(files.open_regular(path), encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             columns = list(reader.fieldnames or [])
             rows = [((row.get("file") or "").strip(), (row.get("label") or "").strip()) for row in reader]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from pydantic import JsonValue
 from tfmot_ops.data.columns import Lazy
 from tfmot_ops.data.sources.checked_images import CHECKED_FILES, check_images
 from tfmot_ops.data.sources.folders import Kind, without_broken
-from tfmot_ops.data.sources.pictures import IMAGES, has_markers, problem_of
+from tfmot_ops.data.sources.pictures import IMAGES, MOST_BYTES, check_size, has_markers, problem_of
 from tfmot_ops.data.sources.query import Query
 from tfmot_ops.data.sources.source import Source
 from tfmot_ops.errors import SpecError
+from tfmot_ops.system import files
 
 MASKS = Kind("masks", (".png", ".bmp"), "a PNG or BMP file of one channel or a palette, whose values are the classes")
 #: Modes of Pillow with one number per pixel.
@@ -46,7 +48,9 @@ class MaskDecoder:
 
         height, width = self.size
         try:
-            with Image.open(path) as image:
+            data = files.read_limited(path, MOST_BYTES)
+            check_size(data, str(path))
+            with Image.open(io.BytesIO(data)) as image:
                 mode = image.mode
                 pixels = np.asarray(image.resize((width, height), Image.Resampling.NEAREST)).astype(np.int64)
         except (OSError, SyntaxError, ValueError) as error:

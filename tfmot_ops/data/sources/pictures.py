@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from tfmot_ops.data.sources.folders import Kind
+from tfmot_ops.data.sources.query import MOST_PIXELS
 from tfmot_ops.errors import SpecError
+from tfmot_ops.system import files
 
 IMAGES = Kind("images", (".png", ".jpg", ".jpeg", ".bmp"), "a PNG, JPEG or BMP image")
 _PNG, _JPEG, _BMP = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM"
+#: Largest image file, in bytes: all pixels of the largest image, uncompressed, with 16 bits and transparency.
+MOST_BYTES = 8 * MOST_PIXELS + 2**20
 #: Bytes at the end of a file in which its end marker is looked for; what cameras append seldom is longer.
 _TAIL = 1024
 #: Weights of red, green and blue in a grey value, ITU-R BT.601, as libjpeg and libpng have them.
@@ -51,7 +58,7 @@ class Decoder:
             SpecError: the file is broken.
         """
         try:
-            data = path.read_bytes()
+            data = files.read_limited(path, MOST_BYTES)
         except OSError as error:
             raise broken(str(path), error) from error
         return self.decode(data, str(path))
@@ -60,6 +67,7 @@ class Decoder:
         """The image [H, W, C] of a file's bytes; `name` says where they come from."""
         import tensorflow as tf
 
+        check_size(data, name)
         try:
             # The decoder of BMP converts no colours.
             channels = 0 if data.startswith(_BMP) else self.channels
@@ -90,11 +98,45 @@ def decoder_for(first: Path, size: tuple[int, int] | None, channels: int) -> Dec
     if size is not None and channels:
         return Decoder(size, channels)
     try:
-        shape = tf.io.decode_image(first.read_bytes(), expand_animations=False).shape
+        data = files.read_limited(first, MOST_BYTES)
+        check_size(data, str(first))
+        shape = tf.io.decode_image(data, expand_animations=False).shape
     except (OSError, tf.errors.InvalidArgumentError) as error:
         raise broken(str(first), error) from error
     # The second and the fourth channel are transparency.
     return Decoder(size or (int(shape[0]), int(shape[1])), channels or (1 if shape[2] in (1, 2) else 3))
+
+
+def check_size(data: bytes, name: str) -> None:
+    """Refuse an image of too many pixels by its header, before it is decoded: a small file may hold many equal ones.
+
+    Args:
+        data: the file's bytes.
+        name: says where they come from.
+
+    Raises:
+        SpecError: the image has more pixels than any model takes.
+    """
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            width, height = Image.open(io.BytesIO(data)).size
+    except Image.DecompressionBombError:
+        pixels = "more pixels"
+    except (OSError, SyntaxError, ValueError, struct.error, OverflowError):
+        return  # no image: the decoder says so
+    else:
+        if width * height <= MOST_PIXELS:
+            return
+        pixels = f"{height} by {width} pixels"
+    raise SpecError(
+        f"{name} is too large",
+        required=f"an image of at most {MOST_PIXELS:,} pixels",
+        received=pixels,
+        remedy="make it smaller, or remove the file",
+    )
 
 
 def broken(name: str, error: Exception) -> SpecError:

@@ -11,6 +11,9 @@ from tfmot_ops.errors import SpecError
 #: Begin of the options: a question mark of a glob (`part-?.tfrecord`) is not followed by a word and an equals sign.
 _BEGIN = re.compile(r"\?(?=[a-z_]+=)")
 
+#: Pixels of the largest image that is read: 8192 by 8192.
+MOST_PIXELS = 2**26
+
 
 class Query:
     """A location and its options. A value holds no `&`; paths in it are relative to the working folder, as all are.
@@ -72,14 +75,16 @@ class Query:
             self.refuse(key, "one of " + ", ".join(words))
         return value
 
-    def integer(self, key: str, default: int, least: int = 1) -> int:
-        """An option that is a whole number of at least `least`."""
+    def integer(self, key: str, default: int, least: int = 1, most: int | None = None) -> int:
+        """An option that is a whole number of at least `least`, and of at most `most`."""
         value = self._values.get(key)
         if value is None:
             return default
         number = _whole(value)
         if number is None or number < least:
             self.refuse(key, f"a whole number of at least {least}")
+        if most is not None and number > most:
+            self.refuse(key, f"a whole number of at most {most}")
         return number
 
     def number(self, key: str, default: float, most: float | None = None) -> float:
@@ -104,6 +109,8 @@ class Query:
         height, width = numbers[0], numbers[-1]
         if len(numbers) > 2 or not height or not width:  # noqa: PLR2004 - height and width
             self.refuse(key, "pixels, at least 1: one number for height and width, or HxW")
+        if height * width > MOST_PIXELS:
+            self.refuse(key, f"an image of at most {MOST_PIXELS:,} pixels")
         return height, width
 
     def refuse(self, key: str, required: str) -> NoReturn:

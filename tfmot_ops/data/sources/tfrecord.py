@@ -23,6 +23,7 @@ with their checksums. `test` gives a test set.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from glob import glob
@@ -40,9 +41,14 @@ from tfmot_ops.data.sources.query import Query
 from tfmot_ops.data.sources.record_files import Records, broken, check_contents, index_records, read_record
 from tfmot_ops.data.sources.source import Reader, Samples, Source
 from tfmot_ops.errors import SpecError
+from tfmot_ops.system import files
 
 FORM = "tfrecord:<glob>"
 _SIDECAR = "features.json"
+#: Largest JSON file, in bytes.
+_MOST_SIDECAR_BYTES = 2**20
+#: Most axes and values of one sample of a feature: protobuf's messages, and so records, have less than 2 GB.
+_MOST_AXES, _MOST_VALUES = 8, 2**31 - 1
 #: Field of an Example's feature that holds numbers or bytes of a type.
 _LISTS = {"float32": "float_list", "int64": "int64_list", "string": "bytes_list"}
 
@@ -62,6 +68,8 @@ class Feature(BaseModel):
     def _can_be_read(self) -> Feature:
         if any(size < 1 for size in self.shape):
             raise ValueError("a shape of sizes of at least 1")
+        if len(self.shape) > _MOST_AXES or math.prod(self.shape) > _MOST_VALUES:
+            raise ValueError(f"a shape of at most {_MOST_AXES} axes and {_MOST_VALUES:,} values")
         if self.encoding is None and self.dtype not in _LISTS:
             raise ValueError("without an encoding, the dtype float32, int64 or string")
         if self.encoding == "raw" and self.dtype == "string":
@@ -153,7 +161,7 @@ def _indexed(paths: Sequence[Path]) -> Records:
 def _sidecar(path: Path) -> Sidecar:
     remedy = "describe the features: shape, dtype, role, and encoding for bytes; ?features= names another file"
     try:
-        return Sidecar.model_validate_json(path.read_text(encoding="utf-8"))
+        return Sidecar.model_validate_json(files.read_limited(path, _MOST_SIDECAR_BYTES))
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(
             f"{path} cannot be read",

@@ -14,9 +14,12 @@ import numpy.typing as npt
 
 from tfmot_ops.data.sources.folders import Kind
 from tfmot_ops.errors import SpecError
+from tfmot_ops.system import files
 
 WAV = Kind("WAV files", (".wav",), "a WAV file of PCM with 8, 16, 24 or 32 bits, or of floats with 32 or 64 bits")
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
+#: Highest rate in Hz; the filter between two rates without a common factor is as long as the higher one.
+HIGHEST_RATE = 768_000
 #: Size in a header whose writer could not know it, such as a pipe's: the samples go to the end of the file.
 _UNKNOWN = 0xFFFFFFFF
 Wave = npt.NDArray[np.float32]
@@ -51,7 +54,7 @@ def read_header(path: Path) -> Header:
         OSError: the file cannot be read.
     """
     length = path.stat().st_size
-    with path.open("rb") as file:
+    with files.open_regular(path) as file:
         riff = file.read(12)
         if riff[:4] != b"RIFF" or riff[8:] != b"WAVE":
             raise ValueError("no RIFF WAVE header")
@@ -61,7 +64,7 @@ def read_header(path: Path) -> Header:
             if name == b"data":
                 return _header(form, file, size, length)
             if name == b"fmt ":
-                form = file.read(size)
+                form = file.read(min(size, length))
             else:
                 file.seek(size, 1)
             file.seek(size % 2, 1)  # chunks begin at even offsets
@@ -78,7 +81,7 @@ def _header(form: bytes, file: BinaryIO, size: int, length: int) -> Header:
         code = int.from_bytes(form[24:26], "little")
     if (code, bits) not in {(_PCM, 8), (_PCM, 16), (_PCM, 24), (_PCM, 32), (_FLOAT, 32), (_FLOAT, 64)}:
         raise ValueError(f"format {code} of {bits} bits")
-    if channels == 0 or rate == 0:
+    if channels == 0 or not 1 <= rate <= HIGHEST_RATE:
         raise ValueError(f"{channels} channels at {rate} Hz")
     if size == _UNKNOWN:
         size = length - begin

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from tfmot_ops.contract import CompatResult, Judgement, Stage, Status
 from tfmot_ops.contract.document import Document
+from tfmot_ops.contract.refusal import refusal
+from tfmot_ops.recipes.files import read_mapping
 from tfmot_ops.sweep.plan.cells import Cost
 from tfmot_ops.system import files
 
@@ -52,12 +53,22 @@ class Expectation(Document):
 
 
 Expected = dict[str, Expectation]
+_ENTRIES: TypeAdapter[Expected] = TypeAdapter(Expected)
 
 
 def read_expected(path: Path = PATH) -> Expected:
-    """Read expected.yaml: architecture -> its expected results."""
-    document: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {} if path.exists() else {}
-    return {name: Expectation.model_validate(entry) for name, entry in document.items()}
+    """Read expected.yaml: architecture -> its expected results; empty without a file.
+
+    Raises:
+        SpecError: the file cannot be read, or holds something else.
+    """
+    if not path.exists():
+        return {}
+    remedy = "write the file again with `tfmot-ops sweep --accept`"
+    try:
+        return _ENTRIES.validate_python(read_mapping(path, "expected results", remedy))
+    except ValidationError as error:
+        raise refusal(str(path), error, remedy) from error
 
 
 def write_expected(expected: Expected, path: Path = PATH) -> None:

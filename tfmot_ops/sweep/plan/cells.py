@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
-from pathlib import Path
 
 DEFAULT_RECIPES = ("wi8_ai8", "sparse50_wi8_ai8")
 #: Share of a machine's or container's memory that cells may use together; the rest is for the process that runs them.
@@ -68,17 +66,6 @@ def weight(cost: Cost) -> Weight:
     """The smallest class with enough memory for a cell of this cost; the largest class if none has enough."""
     fitting = (kind for kind in Weight if cost.memory_bytes <= MEMORY_SHARE * kind.memory_gib * _GIB)
     return next(fitting, Weight.HEAVY)
-
-
-def machine_bytes() -> float:
-    """Memory of this machine, or the memory limit of its container, in bytes."""
-    total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            return min(total, float(Path(path).read_text(encoding="ascii")))
-        except (OSError, ValueError):  # no such file, or the text `max` (no limit)
-            continue
-    return total
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,107 @@
+"""Checks the calls between the layers in a saved model's config before Keras makes them.
+
+Keras calls the layers of a functional model in rounds, each round those whose inputs exist, until no call is left. A
+call that waits for itself, or for a call that the config does not have, would keep it in that loop for ever. And a
+call on constants alone is computed at once, on as many numbers as the constants say.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from tfmot_ops.core.keras.types import Config
+from tfmot_ops.core.saving.safe_names import is_known_layer
+
+#: What stands in a call in place of a layer's name where the input is a constant.
+_CONSTANT = "_CONSTANT_VALUE"
+#: Length of a reference to a layer's result (layer, call, result), and of one with the call's further arguments.
+_LENGTHS = (3, 4)
+
+
+def calls_of_constants(config: object) -> Iterator[str]:
+    """Names of the layers that a functional model calls without the result of another layer.
+
+    Keras saves no such call: it records a call only for the results of other layers among its arguments.
+
+    Args:
+        config: the config, as `json.loads` returns it.
+    """
+    for model in _functional_models(config):
+        for layer in model["layers"]:
+            for call in _calls(layer):
+                if not any(True for _ in _references(call)):
+                    yield _name(layer)
+
+
+def check_calls(config: object) -> None:
+    """Refuse a config in which a call waits for one that is never made.
+
+    Args:
+        config: the config, as `json.loads` returns it.
+
+    Raises:
+        ValueError: names a layer that is never called.
+    """
+    for model in _functional_models(config):
+        waiting = [(layer, list(_calls(layer))) for layer in model["layers"]]
+        inputs = {_name(layer) for layer in model["layers"] if layer.get("class_name") == "InputLayer"}
+        made: Counter[str] = Counter({_name(layer): _first_call(layer) for layer in model["layers"]})
+        while waiting:
+            before = sum(made.values())
+            for layer, calls in waiting:
+                while calls and all(name in inputs or made[name] > call for name, call in _references(calls[0])):
+                    made[_name(layer)] += 1
+                    calls.pop(0)
+            waiting = [(layer, calls) for layer, calls in waiting if calls]
+            if waiting and sum(made.values()) == before:
+                raise ValueError(f"the layer {_name(waiting[0][0])!r} waits for a result that no layer gives")
+
+
+def _functional_models(config: object) -> Iterator[dict[str, Any]]:
+    """The configs of functional models, of those within others too."""
+    todo = [config]
+    while todo:
+        part = todo.pop()
+        if isinstance(part, dict):
+            layers = part.get("layers")
+            if "input_layers" in part and isinstance(layers, list) and all(isinstance(each, dict) for each in layers):
+                yield part
+            todo += part.values()
+        elif isinstance(part, list):
+            todo += part
+
+
+def _name(layer: Config) -> str:
+    return str(layer.get("name"))
+
+
+def _calls(layer: Config) -> list[Any]:
+    calls = layer.get("inbound_nodes")
+    return calls if isinstance(calls, list) else []
+
+
+def _first_call(layer: Config) -> int:
+    """Number of the first call in references: 1 for an inner model, whose call 0 is that of its own input.
+
+    For a class of somebody else, which may be a model, a reference to the call after the last one is accepted too.
+    """
+    inner = layer.get("config")
+    is_model = isinstance(inner, dict) and "layers" in inner
+    return int(is_model or not is_known_layer(str(layer.get("class_name"))))
+
+
+def _references(call: object) -> Iterator[tuple[str, int]]:
+    """(layer's name, number of its call) of each result that a call reads."""
+    todo = [call]
+    while todo:
+        part = todo.pop()
+        if isinstance(part, dict):
+            todo += part.values()
+        elif isinstance(part, list) and len(part) in _LENGTHS and isinstance(part[0], str):
+            if part[0] != _CONSTANT and isinstance(part[1], int):
+                yield part[0], part[1]
+            todo += part[3:]
+        elif isinstance(part, list):
+            todo += part
