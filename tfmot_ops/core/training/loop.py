@@ -59,7 +59,8 @@ def fit(
         seed: seeds the order of the samples and the layers' random numbers (dropout).
         callbacks: Keras callbacks. A checkpoint contains state that they keep in the model (the pruning step), but not
             state in the callback object (EarlyStopping).
-        on_epoch: called after each epoch; a continued training first calls it for the last epoch before the kill.
+        on_epoch: called after each epoch; a continued training first calls it for all epochs before the kill, as the
+            process may have been killed before they were recorded.
         checkpoint: the file in which the state is saved after each epoch, and from which it is restored; None saves
             nothing.
         data_digest: digest of the samples, by which a checkpoint belongs to a training; None computes it from arrays;
@@ -103,9 +104,7 @@ def fit(
     if best_epoch:
         best_epoch.require_metric(_reported(model, x, y, validation))
     done, history = keeper.resume() if keeper else (0, {})
-    if done and on_epoch:
-        # The process may have been killed after the epoch was saved and before it was reported.
-        on_epoch(done, epochs, {name: values[-1] for name, values in history.items()})
+    _report_again(on_epoch, done, epochs, history)
     if done < epochs and not (best_epoch and best_epoch.is_over):
         failures: list[Exception] = []
         with strides_as_slices(), _own_errors(failures), extended_train_step(model, additions, failures):
@@ -129,6 +128,13 @@ def fit(
     if best_epoch:
         best_epoch.put_back(len(next(iter(history.values()), [])))
     return history
+
+
+def _report_again(on_epoch: OnEpoch | None, done: int, epochs: int, history: History) -> None:
+    """Report the epochs before a kill."""
+    if on_epoch is not None:
+        for epoch in range(done):
+            on_epoch(epoch + 1, epochs, {name: values[epoch] for name, values in history.items()})
 
 
 def _reported(model: keras.Model, x: Any, y: Any, validation: tuple[Any, Any] | None) -> list[str]:
