@@ -184,8 +184,9 @@ def register_tflite(
     """
     import mlflow.pyfunc
 
-    known = client.search_model_versions(f"name = '{options.name}'")
-    made = [v.version for v in known if v.run_id == run_id and v.tags.get(_SHA256_TAG) == sha256]
+    # By run, not by name, as a name may hold the quotes of the filter.
+    known = client.search_model_versions(f"run_id = '{run_id}'")
+    made = [v.version for v in known if v.name == options.name and v.tags.get(_SHA256_TAG) == sha256]
     if not made:
         signature = _tflite_signature(tflite)
         info = Model.log(

@@ -88,6 +88,7 @@ def patiently(call: Callable[[], _Result], what: str, uri: str | None, answer_s:
     """
     if uri is None or not uri.startswith(("http://", "https://")):
         return call()
+    first_failure: float | None = None
     while True:
         began = time.monotonic()
         try:
@@ -96,7 +97,9 @@ def patiently(call: Callable[[], _Result], what: str, uri: str | None, answer_s:
         except (MlflowException, requests.RequestException) as error:
             if not may_pass(error):
                 raise
-            _wait(error, began, what, uri)
+            # Not the outage alone: a request within `call` that succeeds ends it, while `call` fails again and again.
+            first_failure = began if first_failure is None else first_failure
+            _wait(error, first_failure, what, uri)
         else:
             _outage.since, _outage.is_given_up = None, False
             return result
@@ -133,9 +136,10 @@ def _patient_method(method: Callable[..., Any], name: str, uri: str, answer_s: f
 def _wait(error: Exception, began: float, what: str, uri: str) -> None:
     """Wait before the next try, or raise the error if there is to be none."""
     total = environment.tracking_wait_s()
+    since = began if _outage.since is None else min(began, _outage.since)
     if not _outage.brief:
-        _outage.since = began if _outage.since is None else _outage.since
-    left = 0.0 if _outage.brief or _outage.since is None else _outage.since + total - time.monotonic()
+        _outage.since = since
+    left = 0.0 if _outage.brief else since + total - time.monotonic()
     if left <= 0.0:
         _outage.is_given_up = _outage.is_given_up or not _outage.brief
         raise StepFailedError(

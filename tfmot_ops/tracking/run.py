@@ -209,6 +209,8 @@ class StepRun:
             return  # the parent stays open for the steps to come
         failed = result.status is not Status.OK or bool(getattr(options, "failed", ()))
         failed = failed or any(result.metrics.get(name) for name in _WORSE)
+        if isinstance(options, CloseRunOptions):
+            failed = failed or closing.has_failed_mapped_step(self._client, self.run_id, options)
         if result.error is not None:
             self._client.set_tag(self.run_id, closing.NOTE, f"```\n{hide(result.error.message)}\n```")
         elif self._taken_up and closing.NOTE in self._client.get_run(self.run_id).data.tags:
