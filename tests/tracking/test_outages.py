@@ -123,7 +123,7 @@ def _epochs(uri: str, run_id: str) -> list[int]:
     return [each.step for each in mlflow.MlflowClient(tracking_uri=uri).get_metric_history(run_id, "epoch.loss")]
 
 
-@pytest.mark.parametrize("fault", ["500", "503", "429", "hang", "away"])
+@pytest.mark.parametrize("fault", ["500", "429", "hang", "away"])
 def test_a_fault_in_the_middle_ends_the_step_in_time_and_a_retry_records_all(fault, server, tmp_path):
     said: list[str] = []
     spec = _spec(server.uri, fault)
@@ -201,7 +201,7 @@ def test_a_deleted_experiment_is_named_with_the_way_to_restore_it(server):
     assert f"restore --experiment-id {experiment}" in refusal.value.remedy
 
 
-@pytest.mark.parametrize("path", ["runs/log-batch", "mlflow-artifacts", "logged-models", "runs/update"])
+@pytest.mark.parametrize("path", ["mlflow-artifacts", "runs/update"])
 def test_no_training_is_lost_for_a_record_that_cannot_be_written(path, server, tmp_path, capsys):
     options = TrainOptions(model="resnet8", dataset="digits", limit=50, epochs=2)
     spec = _spec(server.uri, f"train {path}", options)
