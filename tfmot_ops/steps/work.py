@@ -154,10 +154,13 @@ class ModelWork(Work[ModelOptions]):
         return [column[:count] for column in columns] if isinstance(columns, list) else columns[:count]
 
     def load_model(self) -> Any:
-        """The input `model`."""
+        """The input `model`, whose weights are all finite."""
         from tfmot_ops import core
+        from tfmot_ops.core.graph.finite import require_finite_weights
 
-        return core.load_model(self.path("model"))
+        model = core.load_model(self.path("model"))
+        require_finite_weights(model)
+        return model
 
     def put_model(self, model: Model) -> None:
         """Save the output `model`, and record its compile configuration as a parameter."""
