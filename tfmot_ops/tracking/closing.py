@@ -63,9 +63,11 @@ def end_what_was_killed(client: mlflow.MlflowClient, run_id: str) -> None:
 def has_failed_mapped_step(client: mlflow.MlflowClient, run_id: str, options: CloseRunOptions) -> bool:
     """Whether a step of a mapped task failed: Airflow hands on the results of the others only, without a gap."""
     experiment = client.get_run(run_id).info.experiment_id
-    ended = f"tags.`{PARENT_TAG}` = '{run_id}' and attributes.status IN ('FAILED', 'KILLED')"
-    names = [step_of(run) for run in client.search_runs([experiment], ended)]
     mapped = {name.partition("[")[0] for name in options.steps if name.endswith("]")}
+    if not mapped:
+        return False
+    unfinished = f"tags.`{PARENT_TAG}` = '{run_id}' and attributes.status != 'FINISHED'"
+    names = [step_of(run) for run in client.search_runs([experiment], unfinished)]
     return any(name.endswith("]") and name.partition("[")[0] in mapped for name in names)
 
 
