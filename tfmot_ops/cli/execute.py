@@ -52,6 +52,11 @@ class ProgressReporter:
         if self._run is not None:
             self._run.epoch(stage, epoch, epochs, metrics)
 
+    def restored(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """See `tfmot_ops.steps.Progress`; no line is printed, as the earlier attempt printed one."""
+        if self._run is not None:
+            self._run.restored(epoch, metrics)
+
     def model(self, model: Any, example: Any) -> None:
         """See `tfmot_ops.steps.Progress`."""
         if self._run is not None:

@@ -51,6 +51,9 @@ class Progress(Protocol):
     def epoch(self, stage: str, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
         """Called when epoch number `epoch` (from 1) of `epochs` has ended with these metrics."""
 
+    def restored(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Called for an epoch of an earlier attempt, which may not have been recorded."""
+
     def model(self, model: Model, example: object) -> None:
         """Called with the tf_keras model that the step made; `example` is a batch of its input, [samples, ...]."""
 

@@ -111,6 +111,10 @@ class StepRun:
         del stage, epochs
         self._epochs.add(epoch, metrics)
 
+    def restored(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Log the metrics of an epoch of an earlier attempt, unless the run has them."""
+        self._epochs.add(epoch, metrics)
+
     def model(self, model: Any, example: Any) -> None:
         """Log the model the step made; `finish` gives it the step's metrics."""
         tags = {**self._labels, STEP_TAG: self._spec.step_id, KIND_TAG: self._spec.options.kind}

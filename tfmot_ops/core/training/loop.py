@@ -36,6 +36,7 @@ def fit(
     seed: int,
     callbacks: Iterable[keras.callbacks.Callback] = (),
     on_epoch: OnEpoch | None = None,
+    on_restored: OnEpoch | None = None,
     checkpoint: Checkpoint | None = None,
     data_digest: str | None = None,
     weights: Any = None,
@@ -59,8 +60,8 @@ def fit(
         seed: seeds the order of the samples and the layers' random numbers (dropout).
         callbacks: Keras callbacks. A checkpoint contains state that they keep in the model (the pruning step), but not
             state in the callback object (EarlyStopping).
-        on_epoch: called after each epoch; a continued training first calls it for all epochs before the kill, as the
-            process may have been killed before they were recorded.
+        on_epoch: called after each epoch; a continued training first calls it for the last epoch before the kill.
+        on_restored: called for the other epochs before the kill, which the killed process may not have recorded.
         checkpoint: the file in which the state is saved after each epoch, and from which it is restored; None saves
             nothing.
         data_digest: digest of the samples, by which a checkpoint belongs to a training; None computes it from arrays;
@@ -104,7 +105,7 @@ def fit(
     if best_epoch:
         best_epoch.require_metric(_reported(model, x, y, validation))
     done, history = keeper.resume() if keeper else (0, {})
-    _report_again(on_epoch, done, epochs, history)
+    _report_again(on_epoch, on_restored, done, epochs, history)
     if done < epochs and not (best_epoch and best_epoch.is_over):
         failures: list[Exception] = []
         with strides_as_slices(), _own_errors(failures), extended_train_step(model, additions, failures):
@@ -130,11 +131,14 @@ def fit(
     return history
 
 
-def _report_again(on_epoch: OnEpoch | None, done: int, epochs: int, history: History) -> None:
+def _report_again(
+    on_epoch: OnEpoch | None, on_restored: OnEpoch | None, done: int, epochs: int, history: History
+) -> None:
     """Report the epochs before a kill."""
-    if on_epoch is not None:
-        for epoch in range(done):
-            on_epoch(epoch + 1, epochs, {name: values[epoch] for name, values in history.items()})
+    for epoch in range(1, done + 1):
+        report = on_epoch if epoch == done else on_restored
+        if report is not None:
+            report(epoch, epochs, {name: values[epoch - 1] for name, values in history.items()})
 
 
 def _reported(model: keras.Model, x: Any, y: Any, validation: tuple[Any, Any] | None) -> list[str]:
