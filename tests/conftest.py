@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
+
+from tfmot_ops.system.scratch import temporary_files_in_scratch
 
 GOLDEN = Path(__file__).parent / "golden"
 
 # What collection imports stays, TensorFlow's 344,000 objects among it: to look at them for garbage again and again
 # is a third of what the tests of the core cost.
 gc.disable()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give TensorFlow's generated files a folder that the next run removes: tests that are killed leave them behind."""
+    # The folders of `tmp_path` stay where they can be looked at after a failure.
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    stack = contextlib.ExitStack()
+    stack.enter_context(temporary_files_in_scratch())
+    config.add_cleanup(stack.close)
 
 
 def pytest_collection_finish() -> None:

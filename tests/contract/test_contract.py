@@ -181,3 +181,20 @@ def test_a_metric_is_finite(value):
 def test_documents_cannot_be_changed():
     with pytest.raises(ValidationError, match="frozen"):
         RECIPE.name = "other"
+
+
+@pytest.mark.parametrize("name", ["", "  ", ".", "..", "team/net", "a:b", "two\nlines", "n" * 257])
+def test_a_name_that_the_registry_refuses_is_refused(name):
+    with pytest.raises(ValidationError):
+        RegisterOptions(name=name)
+
+
+@pytest.mark.parametrize("alias", ["", "latest", "Latest", "v1", "V22", "to prod", "a.b", "a/b", "a" * 256])
+def test_an_alias_that_the_registry_refuses_is_refused(alias):
+    with pytest.raises(ValidationError):
+        RegisterOptions(name="net", alias=alias)
+
+
+@pytest.mark.parametrize("name", ["O'Brien", 'the "best"', "größe", "net v1", "..."])
+def test_other_names_are_taken(name):
+    assert RegisterOptions(name=name, alias="to-prod_2").name == name

@@ -1,7 +1,10 @@
 """The operators under Airflow's own `dag.test()`; only the place where steps run is a fake."""
 
+from types import SimpleNamespace
+
 import pytest
 from airflow.sdk import DAG, XComArg
+from airflow.sdk.exceptions import AirflowFailException
 
 from tfmot_ops.contract import StepResult
 from tfmot_ops.errors import RecipeError, SpecError
@@ -11,9 +14,11 @@ from tfmot_ops.operators import (
     FineTuneOperator,
     OpenRunOperator,
     QuantizeOperator,
+    RegisterOperator,
     StepOperator,
     TrainOperator,
 )
+from tfmot_ops.runners import FakeRunner
 
 pytestmark = pytest.mark.airflow
 
@@ -113,11 +118,17 @@ def test_a_recipe_file_travels_in_the_spec(fake_runs):
 
 def test_mapped_tasks_have_their_own_key_and_link(fake_runs):
     run = fake_runs["mapped"]
-    assert sorted(spec["tracking"]["key"]["map_index"] for spec in run["specs"]) == ["0", "1"]
-    assert run["labels"] == {"train[0]": "resnet8", "train[1]": "mobilenet_like"}
+    assert sorted(spec["tracking"]["key"]["map_index"] for spec in specs(run, "train")) == ["0", "1"]
+    assert run["labels"] == {"train[0]": "resnet8", "train[1]": "mobilenet_like", "close_run[-1]": None}
     for index in (0, 1):
         run_id = run["xcoms"][f"train[{index}].return_value"]["tracking_run_id"]
         assert run["xcoms"][f"train[{index}].tfmot_ops_mlflow_run"] == f"http://127.0.0.1:5000/#/runs/{run_id}"
+
+
+def test_close_run_is_given_the_figures_of_each_mapped_task(fake_runs):
+    (spec,) = specs(fake_runs["mapped"], "close_run")
+    assert sorted(spec["options"]["steps"]) == ["train[0]", "train[1]"]
+    assert spec["options"]["failed"] == []
 
 
 def test_wrong_params_are_refused_before_anything_runs(fake_runs):
@@ -159,6 +170,47 @@ def test_close_run_takes_the_headline_of_the_last_step_that_has_one():
         "headline": rmse,
     }
     assert CloseRunOperator(task_id="close_run", steps={"list": {"metrics": {}}})._options({})["headline"] is None
+
+
+def test_close_run_names_each_result_of_a_mapped_task():
+    results = [{"metrics": {"accuracy": 0.5}}, None, {"metrics": {"accuracy": 0.7}}]
+    options = CloseRunOperator(task_id="close_run", steps={"train": results, "none": []})._options({})
+    assert options["steps"] == {"train[0]": {"accuracy": 0.5}, "train[2]": {"accuracy": 0.7}}
+    assert options["failed"] == ["train[1]", "none"]
+
+
+def rendered(operator, field, value, **more):
+    """What a template of the operator may have rendered to, in place of what the operator was written with."""
+    task = operator(task_id="one", tracking_uri="sqlite:///a.db", **more)
+    setattr(task, field, value)
+    return task
+
+
+TRAIN = {"options": {"model": "resnet8", "dataset": "digits"}}
+RENDERED = {
+    "experiment": (TrainOperator, 2024, TRAIN),
+    "tracking_uri": (TrainOperator, 5, TRAIN),
+    "output_uri": (TrainOperator, ["a"], TRAIN),
+    "seed": (TrainOperator, "2.5", TRAIN),
+    "device": (TrainOperator, 1, TRAIN),
+    "options": (TrainOperator, "{", TRAIN),
+    "options of a list": (TrainOperator, [1], TRAIN),
+    "inputs": (OpenRunOperator, "{", {}),
+    "inputs of a number": (OpenRunOperator, 3, {}),
+    "steps": (CloseRunOperator, "{", {}),
+    "steps of a number": (CloseRunOperator, 3, {}),
+    "steps with metrics that are none": (CloseRunOperator, {"train": {"metrics": 3}}, {}),
+    "measured": (RegisterOperator, "{", {"inputs": {"tflite": {}}, "options": {"name": "a"}}),
+}
+
+
+@pytest.mark.parametrize("name", RENDERED)
+def test_what_a_template_rendered_to_is_refused_and_not_retried(name):
+    operator, value, more = RENDERED[name]
+    task = rendered(operator, name.partition(" ")[0], value, runner=FakeRunner(), **more)
+    names = {"dag_id": "d", "run_id": "r", "task_id": "one", "map_index": -1}
+    with pytest.raises(AirflowFailException, match="task one"):
+        task.execute({"ti": SimpleNamespace(**names), "params": {}})
 
 
 MODEL = {"model": "{{ ti.xcom_pull(task_ids='train') }}"}

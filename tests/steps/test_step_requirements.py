@@ -73,6 +73,8 @@ def _step(
 OUT_OF_ORDER = {
     "fine_tune without prune": ("fine_tune", "float", SPARSE, "put a prune step before fine_tune"),
     "fine_tune after strip": ("fine_tune", "stripped", SPARSE, "put a prune step before fine_tune"),
+    "fine_tune with another recipe": ("fine_tune", "wrapped", "sparse80_wi8_ai8", "before fine_tune"),
+    "prune with another recipe": ("prune", "wrapped", "sparse80_wi8_ai8", "before prune"),
     "strip without prune": ("strip", "float", SPARSE, "prune, fine_tune and strip"),
     "quantize without prune": ("quantize", "float", SPARSE, "prune, fine_tune and strip"),
     "ptq without prune": ("quantize", "float", "sparse50_wi8_ai8_ptq", "prune, fine_tune and strip"),
@@ -104,6 +106,25 @@ def test_a_quantised_model_is_refused_by_train(models, tmp_path):
     assert result.error is not None
     assert result.error.exit_code == 2
     assert "quantised already" in result.error.message
+
+
+@pytest.mark.parametrize("kind", ["train", "prune", "fine_tune", "strip", "quantize", "evaluate"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused_by_every_step_with_the_layer(kind, value, models, tmp_path):
+    model = core.load_model(Path(models["stripped"].uri))
+    kernel, bias = model.get_layer("conv").get_weights()
+    bias[3] = value  # the network's outputs may be finite all the same: -inf before a relu is 0
+    model.get_layer("conv").set_weights([kernel, -bias])
+    core.save_model(model, tmp_path / "model.h5")
+    saved = describe(tmp_path / "model.h5", str(tmp_path / "model.h5"), ArtifactFormat.KERAS_H5)
+    inputs = {} if kind == "train" else {"model": saved, "tflite": saved}
+    options = {"model": saved.uri} if kind == "train" else {"recipe": "wi8_ai8"}
+    document = {"step_id": kind, "inputs": inputs, "output_uri": str(tmp_path / "out")}
+    result = execute(StepSpec.model_validate({**document, "options": {"kind": kind, **options, **DATA}}), print)
+    assert result.error is not None
+    assert (result.error.type, result.error.exit_code) == ("NotFiniteError", 4)
+    assert "layer 'conv': the weight 'conv/bias:0' is not finite" in result.error.message
+    assert not any((tmp_path / "out").rglob("*")), "something was written"
 
 
 IN_ORDER = {

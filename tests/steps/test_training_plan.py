@@ -36,6 +36,9 @@ class Quiet:
     def message(self, text: str) -> None:
         self.said.append(text)
 
+    def restored(self, *_: Any) -> None:
+        pass
+
     def epoch(self, *_: Any) -> None:
         """Called after each epoch."""
 

@@ -14,7 +14,9 @@ import pytest
 from tracking.kill_store import OLD_SCHEMA, RUN, make_old
 
 from tfmot_ops.errors import StepFailedError
-from tfmot_ops.tracking.client import connect
+from tfmot_ops.system import files
+from tfmot_ops.tracking.artifacts import put_json
+from tfmot_ops.tracking.client import connect, download
 
 pytestmark = pytest.mark.slow
 
@@ -101,3 +103,15 @@ def test_a_journal_of_a_deleted_store_does_not_harm_the_new_one(tmp_path):
     (tmp_path / "mlflow.db-journal").write_bytes(os.urandom(4096))
     connect(f"sqlite:///{path}", "mine")
     assert mlflow.MlflowClient(tracking_uri=f"sqlite:///{path}").get_experiment_by_name("mine") is not None
+
+
+@pytest.mark.parametrize("name", ["a%20b", "a?b"])
+def test_a_folder_of_any_name_holds_its_store(name, tmp_path):
+    folder = tmp_path / name
+    uri = files.sqlite_uri(folder / "mlflow.db")
+    client, experiment = connect(uri, "mine")
+    run = client.create_run(experiment).info.run_id
+    put_json(client, run, {}, "a.json")
+    assert download(f"runs:/{run}/a.json", tmp_path / name / "copy", uri).read_text() == "{}"
+    assert sorted(each.name for each in folder.iterdir()) == ["copy", "mlflow-artifacts", "mlflow.db"]
+    assert list(tmp_path.iterdir()) == [folder]

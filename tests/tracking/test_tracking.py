@@ -223,3 +223,19 @@ def test_keras_is_tf_keras():
     import tf_keras  # here, as a TensorFlow that is loaded before the core gives MLflow Keras 3
 
     assert keras.Model is tf_keras.Model
+
+
+@pytest.mark.parametrize(("second", "status"), [(Status.OK, "FINISHED"), (Status.FAILED, "FAILED")])
+def test_the_parent_of_a_mapped_task_fails_with_any_of_its_steps(uri, tmp_path, second, status):
+    opening = _spec(uri, OpenRunOptions(), key={})
+    parent = StepRun(opening)
+    parent.finish(_result(opening), tmp_path)
+    for index, ended in enumerate((Status.OK, second)):
+        step = _spec(uri, ListOptions(), parent.run_id, KEY | {"map_index": str(index)})
+        StepRun(step).finish(_result(step, status=ended), tmp_path)
+    # Airflow hands on the results of the steps that succeeded only.
+    closing = _spec(uri, CloseRunOptions(steps={"list[0]": {"names": 3.0}}), parent.run_id)
+    StepRun(closing).finish(_result(closing), tmp_path)
+    run = mlflow.MlflowClient(tracking_uri=uri).get_run(parent.run_id)
+    assert run.info.status == status
+    assert ("list[1]" in run.data.tags["mlflow.note.content"]) == (second is Status.FAILED)

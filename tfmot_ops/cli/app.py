@@ -183,7 +183,7 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
     if no_tracking:
         tracking_uri = None
     elif tracking_uri is None:
-        tracking_uri = f"sqlite:///{output.resolve() / 'mlflow.db'}"
+        tracking_uri = files.sqlite_uri(output.resolve() / "mlflow.db")
     own = {name: value for name, value in (("task", task), ("metric", metric)) if value is not None}
     requested = {"train": epochs, "fine_tune": fine_tune_epochs, "prune": fine_tune_epochs, "quantize": qat_epochs}
     chain = Chain(

@@ -54,6 +54,11 @@ class ProgressReporter:
         if self._run is not None:
             self._run.epoch(stage, epoch, epochs, metrics)
 
+    def restored(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """See `tfmot_ops.steps.Progress`; no line is printed, as the earlier attempt printed one."""
+        if self._run is not None:
+            self._run.restored(epoch, metrics)
+
     def model(self, model: Any, example: Any) -> None:
         """See `tfmot_ops.steps.Progress`."""
         if self._run is not None:
@@ -133,10 +138,10 @@ def execute(spec: StepSpec, say: Callable[[str], None] = say, *, stays: bool = F
         workdir = Path(folder)
         try:
             with signals_first():
-                run = _open_run(spec, stays)
+                run = _open_run(spec, stays, say)
                 result = _run(spec, run, workdir, say)
         except Exception as error:  # noqa: BLE001 - whatever a step dies of is its answer
-            error = files.disk_failure(error, workdir) or error
+            error = files.disk_failure(error, workdir) or _refusal_of_mlflow(error, spec) or error
             _print_error(error, spec)
             result = steps.failed(spec, error, time.perf_counter() - started)
             if run is not None:
@@ -152,12 +157,21 @@ def execute(spec: StepSpec, say: Callable[[str], None] = say, *, stays: bool = F
     return result
 
 
-def _open_run(spec: StepSpec, stays: bool) -> StepRun | None:
+def _open_run(spec: StepSpec, stays: bool, say: Callable[[str], None]) -> StepRun | None:
     if spec.tracking is None:
         return None
     from tfmot_ops.tracking import StepRun
 
-    return StepRun(spec, stays=stays)
+    return StepRun(spec, stays=stays, say=say)
+
+
+def _refusal_of_mlflow(error: Exception, spec: StepSpec) -> TfmotOpsError | None:
+    """The error for the user if MLflow refused a request of the step; None for any other error."""
+    if spec.tracking is None:
+        return None
+    from tfmot_ops.tracking import refusal_of_mlflow
+
+    return refusal_of_mlflow(error, spec.tracking.uri)
 
 
 def _run(spec: StepSpec, run: StepRun | None, workdir: Path, say: Callable[[str], None]) -> StepResult:
@@ -170,12 +184,15 @@ def _run(spec: StepSpec, run: StepRun | None, workdir: Path, say: Callable[[str]
     store: Store = run.store if run is not None else FsspecStore(str(spec.output_uri))
     local = _with_local_model(spec, workdir)
     _bring_earlier_sweeps(spec, workdir, say)
-    result = steps.run_step(local, store, workdir, ProgressReporter(say, run))
-    if local is not spec and spec.options.named_model:
-        # The result belongs to the spec as received, not to its copy with a local path as model.
-        requested = {**result.parameters, "model": hide(spec.options.named_model)}
-        result = result.model_copy(update={"spec_sha256": spec.sha256(), "parameters": requested})
-    return run.finish(result, workdir) if run is not None else result
+
+    def record(result: StepResult) -> StepResult:
+        if local is not spec and spec.options.named_model:
+            # The result belongs to the spec as received, not to its copy with a local path as model.
+            requested = {**result.parameters, "model": hide(spec.options.named_model)}
+            result = result.model_copy(update={"spec_sha256": spec.sha256(), "parameters": requested})
+        return run.finish(result, workdir) if run is not None else result
+
+    return steps.run_step(local, store, workdir, ProgressReporter(say, run), record)
 
 
 def _with_local_model(spec: StepSpec, workdir: Path) -> StepSpec:

@@ -99,16 +99,18 @@ def attempt(of: str, output: Path, tracking: tuple[str, str] | None, fresh: bool
         elif fresh:
             _forget(output, folder)
         else:
-            new = _taken_up(new, tracking)
+            new = _taken_up(new, tracking, say)
         yield new
 
 
-def _taken_up(new: Attempt, tracking: tuple[str, str] | None) -> Attempt:
+def _taken_up(new: Attempt, tracking: tuple[str, str] | None, say: Say) -> Attempt:
     if tracking is None:
         new.results = _kept_results(new.folder)
         return new
     from tfmot_ops.tracking.chain import find_unfinished
+    from tfmot_ops.tracking.patience import tell_waits_to
 
+    tell_waits_to(say)
     found = find_unfinished(*tracking, new.identity)
     if found is None:
         return new

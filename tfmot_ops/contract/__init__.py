@@ -53,6 +53,7 @@ from tfmot_ops.contract.result import (
     Status,
     StepError,
     StepResult,
+    mapped_step,
 )
 from tfmot_ops.contract.scope import Scope
 from tfmot_ops.contract.spec import (
@@ -120,4 +121,5 @@ __all__ = [
     "TrainingOptions",
     "TrainingPlan",
     "Weights",
+    "mapped_step",
 ]

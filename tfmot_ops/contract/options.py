@@ -5,10 +5,11 @@ A new kind is one class here, in the union `Options`, and one function in `steps
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, field_validator
 
 from tfmot_ops.contract.document import Document, later
 from tfmot_ops.contract.headline import Headline
@@ -16,6 +17,8 @@ from tfmot_ops.contract.recipe import Recipe
 from tfmot_ops.contract.training import TrainingPlan
 
 RecipeRef = Recipe | str
+#: Longest name of a registered model, in characters.
+_LONGEST_REGISTERED = 256
 
 
 class Recorded(StrEnum):
@@ -214,6 +217,8 @@ class RegisterOptions(StepOptions):
     """Register the TFLite file in the model registry if every gate holds; input `tflite`.
 
     Attributes:
+        name: of the registered model; MLflow takes any text without `/` and `:` that is no relative path.
+        alias: of the version: letters, digits, `_` and `-`; MLflow keeps `latest` and `v1`, `v2`, ... for itself.
         gates: metric name -> lowest value with which the file is registered.
     """
 
@@ -221,10 +226,24 @@ class RegisterOptions(StepOptions):
     recorded = Recorded.VERSION
 
     kind: Literal["register"] = "register"
-    name: str = Field(min_length=1)
-    alias: str = "candidate"
+    name: str = Field(min_length=1, max_length=_LONGEST_REGISTERED, pattern=r"^[^/:\x00-\x1f]*$")
+    alias: str = Field(default="candidate", max_length=_LONGEST_REGISTERED - 1, pattern=r"^[\w-]+$")
     metrics: dict[str, float] = Field(default_factory=dict)
     gates: dict[str, float] = Field(default_factory=dict)
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, name: str) -> str:
+        if name.strip() in {"", ".", ".."}:
+            raise ValueError("a name with a letter or a digit")
+        return name
+
+    @field_validator("alias")
+    @classmethod
+    def _is_free(cls, alias: str) -> str:
+        if alias.lower() == "latest" or re.fullmatch(r"[vV]\d+", alias):
+            raise ValueError("an alias that MLflow does not keep for itself, as it does `latest`, `v1`, `v2`, ...")
+        return alias
 
 
 class ListOptions(StepOptions):

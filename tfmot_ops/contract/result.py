@@ -39,6 +39,11 @@ class Status(StrEnum):
     FAILED = "failed"
 
 
+def mapped_step(name: str, index: int) -> str:
+    """Name of one step of a mapped task, by its map index: `train[0]`."""
+    return f"{name}[{index}]"
+
+
 class StepError(Document):
     """Why a step failed: type and message of the exception, and the exit code of its class (see `errors`)."""
 

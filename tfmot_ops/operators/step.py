@@ -10,12 +10,12 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundExceptio
 from airflow.sdk.log import mask_secret
 from pydantic import ValidationError
 
-from tfmot_ops.contract import Options, StepSpec, Tracking
+from tfmot_ops.contract import Options, StepOptions, StepSpec
 from tfmot_ops.contract.refusal import quoted, refusal
 from tfmot_ops.errors import SpecError, UnsupportedModelError
 from tfmot_ops.operators.links import DEFAULT_UI, MlflowRunLink, run_url
 from tfmot_ops.operators.literals import refuse_inputs, refuse_options
-from tfmot_ops.operators.results import artifact_of, run_id_of
+from tfmot_ops.operators.results import artifact_of, mapping_of, results_by_step, run_id_of
 from tfmot_ops.recipes.files import is_recipe_file, read_recipe, read_training
 from tfmot_ops.runners import (
     OPTIONS_VARIABLE,
@@ -195,7 +195,7 @@ class StepOperator(BaseOperator):
 
     def _inputs(self) -> Mapping[str, Any]:
         """The step's inputs; a subclass may gather them from other arguments."""
-        return self.inputs or {}
+        return mapping_of(self.task_id, "inputs", self.inputs)
 
     def _judge(self, answer: dict[str, Any], context: Context) -> None:
         """Called with the result of a step that succeeded; a subclass may raise an exception to fail the task."""
@@ -232,8 +232,8 @@ class StepOperator(BaseOperator):
     def _options(self, context: Context) -> dict[str, Any]:
         """The options as plain data; the path of a file with a recipe or a training plan is replaced by its content."""
         del context  # only CloseRunOperator uses it
-        given = self.options or {}
-        options = dict(given) if isinstance(given, Mapping) else given.model_dump(mode="json")
+        given = self.options.model_dump(mode="json") if isinstance(self.options, StepOptions) else self.options
+        options = dict(mapping_of(self.task_id, "options", given))
         options.setdefault("kind", self.kind)
         if options["kind"] == "compat" and options.get("python") is not None:
             options["python"] = look_up(PYTHONS_VARIABLE, options["python"])
@@ -248,19 +248,20 @@ class StepOperator(BaseOperator):
     def _resolved_tracking_uri(self) -> str:
         return next(filter(None, (self.tracking_uri, *environment.tracking_uris())), "")
 
-    def _tracking(self, context: Context) -> Tracking | None:
+    def _tracking(self, context: Context) -> dict[str, Any] | None:
+        """The spec's field `tracking`, as plain data, so that it is checked with the other fields."""
         uri = self._resolved_tracking_uri()
         if not uri:
             return None
         ti = context["ti"]
         key = {"dag_id": ti.dag_id, "run_id": ti.run_id, "task_id": ti.task_id, "map_index": ti.map_index}
-        return Tracking(
-            uri=uri,
-            experiment=self.experiment,
-            parent_run_id=run_id_of(self.parent_run),
+        return {
+            "uri": uri,
+            "experiment": self.experiment,
+            "parent_run_id": run_id_of(self.parent_run),
             # A retry has the same key, so it continues its MLflow run.
-            key={name: str(value) for name, value in key.items()},
-        )
+            "key": {name: str(value) for name, value in key.items()},
+        }
 
     def _mlflow_ui(self) -> str:
         if self.mlflow_conn_id:
@@ -356,14 +357,16 @@ class RegisterOperator(StepOperator):
         self.measured = measured
 
     def _options(self, context: Context) -> dict[str, Any]:
-        return {"metrics": (self.measured or {}).get("metrics", {}), **super()._options(context)}
+        measured = mapping_of(self.task_id, "measured", self.measured)
+        return {"metrics": measured.get("metrics", {}), **super()._options(context)}
 
 
 class CloseRunOperator(StepOperator):
     """Logs the steps' metrics on the parent run and ends it; use it as a teardown, so that it runs after a failure.
 
     Args:
-        steps: step name -> its result (`train.output`). A step without a result counts as failed.
+        steps: step name -> its result (`train.output`), or the results of a mapped task, which get the names
+            `train[0]`, `train[1]`, ... A step without a result counts as failed.
         **kwargs: as for StepOperator.
     """
 
@@ -375,8 +378,8 @@ class CloseRunOperator(StepOperator):
         self.steps = steps
 
     def _options(self, context: Context) -> dict[str, Any]:
-        steps = self.steps or {}
-        ended = {name: result["metrics"] for name, result in steps.items() if isinstance(result, Mapping)}
+        steps = results_by_step(self.task_id, self.steps)
+        ended = {name: result.get("metrics", {}) for name, result in steps.items() if isinstance(result, Mapping)}
         failed = [name for name in steps if name not in ended]
         headlines = [result.get("headline") for result in steps.values() if isinstance(result, Mapping)]
         headline = next(filter(None, reversed(headlines)), None)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
-from tfmot_ops.contract import Tracking
 from tfmot_ops.errors import SpecError
+from tfmot_ops.operators.results import mapping_of
 from tfmot_ops.operators.step import StepOperator
 from tfmot_ops.runners import (
     IMAGES_VARIABLE,
@@ -124,7 +124,7 @@ class PlanSweepOperator(BaseOperator):
                 "architectures": list(shard.architectures),
                 "recipe": shard.recipe,
                 "label": shard.label,
-                **(self.options or {}),
+                **mapping_of(self.task_id, "options", self.options),
             }
             for shard in shards(names, self.recipes, costs(read_expected()))
             if self.weight in (None, shard.weight)
@@ -202,13 +202,13 @@ class SummarizeSweepOperator(StepOperator):
             options["architectures"] = sorted({*_listed(self.catalogue), *read_expected()})
         return options
 
-    def _tracking(self, context: Context) -> Tracking | None:
+    def _tracking(self, context: Context) -> dict[str, Any] | None:
         tracking = super()._tracking(context)
         if tracking is None:
             return None
         # The sweep's id begins with this time: it is the same in each attempt, and ids sort by time.
         moment = context["dag_run"].run_after.isoformat()
-        return tracking.model_copy(update={"key": {**tracking.key, "run_after": moment}})
+        return {**tracking, "key": {**tracking["key"], "run_after": moment}}
 
     def _judge(self, answer: dict[str, Any], context: Context) -> None:
         judgement = answer["parameters"]["judgement"]

@@ -11,7 +11,7 @@ latency, so that the figures of all steps are comparable.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tfmot_ops.contract import Status, StepError, StepOptions, StepResult, StepSpec, TrainingOptions
@@ -85,7 +85,13 @@ def _check_name(name: str, kind: str, value: str, known: Iterable[str]) -> None:
         )
 
 
-def run_step(spec: StepSpec, store: Store, workdir: Path, progress: Progress) -> StepResult:
+def run_step(
+    spec: StepSpec,
+    store: Store,
+    workdir: Path,
+    progress: Progress,
+    record: Callable[[StepResult], StepResult] = lambda result: result,
+) -> StepResult:
     """Run one step in this process.
 
     The Keras session is cleared and every seed is set first, so a step gives the same numbers whether
@@ -96,6 +102,8 @@ def run_step(spec: StepSpec, store: Store, workdir: Path, progress: Progress) ->
         store: where inputs are read and outputs are written.
         workdir: local folder for temporary files.
         progress: receives messages, epochs and models while the step runs.
+        record: records the result and returns it, possibly with additions; the training's checkpoint is deleted after
+            that, as a retry needs it if the result cannot be recorded or the process is killed.
 
     Returns:
         The result with status `ok`.
@@ -120,10 +128,7 @@ def run_step(spec: StepSpec, store: Store, workdir: Path, progress: Progress) ->
     if isinstance(work, ModelWork):
         # Also a metric, as the summary of a chain shows metrics only.
         work.measure({"duration_s": duration_s})
-        if work.checkpoint is not None:
-            # Not earlier: if the process is killed before this line, a retry continues from the checkpoint.
-            work.checkpoint.remove()
-    return StepResult(
+    result = StepResult(
         step_id=spec.step_id,
         kind=spec.options.kind,
         spec_sha256=spec.sha256(),
@@ -136,6 +141,10 @@ def run_step(spec: StepSpec, store: Store, workdir: Path, progress: Progress) ->
         versions=installed(),
         duration_s=duration_s,
     )
+    result = record(result)
+    if isinstance(work, ModelWork) and work.checkpoint is not None:
+        work.checkpoint.remove()
+    return result
 
 
 def _check_device() -> None:

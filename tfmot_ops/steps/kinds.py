@@ -35,6 +35,7 @@ from tfmot_ops.steps.requirements import (
     require_pruned_layers,
     require_pruning_wrappers,
     require_stripped,
+    require_wrappers_of,
 )
 from tfmot_ops.steps.training import Rate, targets_for, train
 from tfmot_ops.steps.work import ModelOptions, ModelWork, Work
@@ -51,6 +52,7 @@ _DRAWN = "drawn from the data; the model may have seen it"
 
 def _train(work: ModelWork[TrainOptions]) -> None:
     from tfmot_ops import core, models
+    from tfmot_ops.core.graph.finite import require_finite_weights
     from tfmot_ops.core.keras.compiling import is_compiled
     from tfmot_ops.core.training.optimizers import planned_optimizer
 
@@ -58,6 +60,7 @@ def _train(work: ModelWork[TrainOptions]) -> None:
     work.say(f"the task is {data.task.name}: {data.task_reason}")
     model = models.build(options.model, data.task, data.facts, work.spec.seed)
     comes_trained = models.comes_trained(options.model)
+    require_finite_weights(model)
     require_float("train", model)
     work.parameters["model"] = options.model
     work.say(f"{options.model}: {model.count_params()} weights, {data.train_samples} samples")
@@ -103,6 +106,7 @@ def _prune(work: ModelWork[PruneOptions]) -> None:
 
     model, recipe = work.load_model(), work.recipe
     require_float("prune", model)
+    require_wrappers_of("prune", model, recipe)
     if recipe.sparsity is None:
         _pass_through(work)
     else:

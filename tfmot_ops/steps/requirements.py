@@ -7,6 +7,9 @@ from typing import Any
 from tfmot_ops.contract import LayerReport, Outcome, Recipe
 from tfmot_ops.errors import SparsityLostError, SpecError
 
+#: Difference between two fractions of zeros that are meant to be equal.
+_TOLERANCE = 1e-3
+
 
 def is_being_pruned(model: Any) -> bool:
     """Whether a layer of the model has a pruning wrapper."""
@@ -17,8 +20,9 @@ def require_pruning_wrappers(step: str, model: Any, recipe: Recipe) -> None:
     """Refuse a model without pruning wrappers when the recipe prunes: the prune step was left out.
 
     Raises:
-        SpecError: no layer of the model is wrapped.
+        SpecError: no layer of the model is wrapped, or the wrappers are those of a recipe with fewer zeros.
     """
+    require_wrappers_of(step, model, recipe)
     if recipe.sparsity is not None and not is_being_pruned(model):
         raise SpecError(
             f"{step}: recipe {recipe.name} prunes, but nothing in the model is being pruned",
@@ -26,6 +30,28 @@ def require_pruning_wrappers(step: str, model: Any, recipe: Recipe) -> None:
             received=f"model {model.name} without pruning wrappers",
             remedy=f"put a prune step before {step}, or use a recipe without sparsity",
         )
+
+
+def require_wrappers_of(step: str, model: Any, recipe: Recipe) -> None:
+    """Refuse pruning wrappers whose schedules end at fewer zeros than the recipe requires; a training cannot mend it.
+
+    Raises:
+        SpecError: a wrapper is of another recipe.
+    """
+    from tfmot_ops.core.graph.ir import layer_paths
+
+    if recipe.sparsity is None:
+        return
+    for path, layer in layer_paths(model):
+        schedule = getattr(layer, "pruning_schedule", None)
+        target = getattr(schedule, "final_sparsity", getattr(schedule, "target_sparsity", None))
+        if target is not None and target < recipe.sparsity.ratio - _TOLERANCE:
+            raise SpecError(
+                f"{step}: the model is being pruned by another recipe than {recipe.name}",
+                required=f"pruning wrappers that end at {recipe.sparsity.ratio:.3g} zeros",
+                received=f"a wrapper that ends at {target:.3g} zeros, {path}",
+                remedy=f"put strip, and prune with the recipe {recipe.name}, before {step}, or take the first recipe",
+            )
 
 
 def require_float(step: str, model: Any) -> None:

@@ -109,6 +109,7 @@ def train(
             seed=work.spec.seed,
             callbacks=callbacks,
             on_epoch=lambda epoch, of, metrics: work.progress.epoch(work.spec.options.kind, epoch, of, metrics),
+            on_restored=lambda epoch, _, metrics: work.progress.restored(epoch, metrics),
             checkpoint=checkpoint.open(),
             data_digest=data.digest,
             weights=sample_weights(plan, data, len(model.outputs)),

@@ -51,6 +51,9 @@ class Progress(Protocol):
     def epoch(self, stage: str, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
         """Called when epoch number `epoch` (from 1) of `epochs` has ended with these metrics."""
 
+    def restored(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Called for an epoch of an earlier attempt, which may not have been recorded."""
+
     def model(self, model: Model, example: object) -> None:
         """Called with the tf_keras model that the step made; `example` is a batch of its input, [samples, ...]."""
 
@@ -154,10 +157,13 @@ class ModelWork(Work[ModelOptions]):
         return [column[:count] for column in columns] if isinstance(columns, list) else columns[:count]
 
     def load_model(self) -> Any:
-        """The input `model`."""
+        """The input `model`, whose weights are all finite."""
         from tfmot_ops import core
+        from tfmot_ops.core.graph.finite import require_finite_weights
 
-        return core.load_model(self.path("model"))
+        model = core.load_model(self.path("model"))
+        require_finite_weights(model)
+        return model
 
     def put_model(self, model: Model) -> None:
         """Save the output `model`, and record its compile configuration as a parameter."""

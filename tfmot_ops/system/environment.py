@@ -6,6 +6,7 @@ MLflow, and never reads, stand where it sets them.
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from dataclasses import dataclass
@@ -81,6 +82,11 @@ MLFLOW_UI: Final = Variable(
     "Gives the address of MLflow in a browser, for links to runs.",
     "the tracking URI, where that is http or https",
 )
+TRACKING_WAIT: Final = Variable(
+    "TFMOT_OPS_TRACKING_WAIT",
+    "Limits the seconds that a step waits for an MLflow server that does not answer.",
+    "120",
+)
 SWEEP_WEBHOOK: Final = Variable(
     "TFMOT_OPS_SWEEP_WEBHOOK",
     "Gives the address that the DAG compat_sweep posts regressions to, as JSON.",
@@ -144,6 +150,15 @@ def tracking_uris() -> list[str]:
 def runner() -> str:
     """Name of the deployment's runner."""
     return RUNNER.get() or "local"
+
+
+def tracking_wait_s() -> float:
+    """Seconds that a step waits for an MLflow server that does not answer; the default where the value is no number."""
+    try:
+        seconds = float(TRACKING_WAIT.get() or TRACKING_WAIT.default)
+    except ValueError:
+        seconds = math.nan
+    return seconds if 0.0 <= seconds < math.inf else float(TRACKING_WAIT.default)
 
 
 def hides_all_gpus() -> bool:

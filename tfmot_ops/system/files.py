@@ -116,6 +116,11 @@ def copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, part)
 
 
+def sqlite_uri(path: Path) -> str:
+    """The URI of a SQLite database; `%` and `?` in the path are escaped, as they have a meaning in a URI."""
+    return "sqlite:///" + str(path).replace("%", "%25").replace("?", "%3F")
+
+
 def remove(path: Path) -> None:
     """Delete a file or a folder, if there is one."""
     if path.is_dir() and not path.is_symlink():

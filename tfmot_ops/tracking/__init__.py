@@ -4,7 +4,7 @@ A pipeline is an MLflow parent run, and each step is a child run. A key (dag, ru
 across its retries: a retry with the same key continues the existing run instead of creating another.
 """
 
-from tfmot_ops.tracking.client import MlflowStore, fetch_artifact
+from tfmot_ops.tracking.client import MlflowStore, fetch_artifact, refusal_of_mlflow
 from tfmot_ops.tracking.models import fetch_model, is_model_uri, load_logged_model
 from tfmot_ops.tracking.run import StepRun
 from tfmot_ops.tracking.sweep_runs import earlier_sweeps, record_sweep
@@ -18,4 +18,5 @@ __all__ = [
     "is_model_uri",
     "load_logged_model",
     "record_sweep",
+    "refusal_of_mlflow",
 ]

@@ -10,6 +10,7 @@ from tfmot_ops.contract import Status, StepResult
 from tfmot_ops.errors import StepFailedError
 from tfmot_ops.tracking.children import KEY_TAG, KIND_TAG, children_of
 from tfmot_ops.tracking.client import connect
+from tfmot_ops.tracking.patience import PatientClient, briefly
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,10 @@ def end_as_killed(uri: str, run_id: str) -> None:
     """End the parent run of an interrupted command with the status KILLED.
 
     Raises:
-        MlflowException: MLflow cannot be used.
+        StepFailedError, MlflowException: MLflow cannot be used.
     """
-    mlflow.MlflowClient(tracking_uri=uri).set_terminated(run_id, "KILLED")
+    with briefly():
+        PatientClient(tracking_uri=uri).set_terminated(run_id, "KILLED")
 
 
 def _results(client: mlflow.MlflowClient, parent: str) -> dict[str, StepResult]:

@@ -11,7 +11,7 @@ import mlflow
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from tfmot_ops.contract import StepResult
+from tfmot_ops.contract import StepResult, mapped_step
 from tfmot_ops.tracking.client import download
 
 KEY_TAG = "tfmot_ops.key"
@@ -43,13 +43,20 @@ class Child:
 
     @property
     def step(self) -> str:
-        """Name of the step."""
-        return str(self.run.data.tags.get(STEP_TAG, self.run.info.run_name))
+        """Name of the step, see `step_of`."""
+        return step_of(self.run)
 
     @property
     def kind(self) -> str:
         """Kind of the step."""
         return str(self.run.data.tags.get(KIND_TAG, ""))
+
+
+def step_of(run: Run) -> str:
+    """Name of the step of a run, with the map index of a mapped task."""
+    tags = run.data.tags
+    name, index = str(tags.get(STEP_TAG, run.info.run_name)), tags.get(f"{KEY_TAG}.map_index", "-1")
+    return mapped_step(name, int(index)) if index.isdecimal() else name
 
 
 def children_of(client: mlflow.MlflowClient, parent: str) -> list[Child]:

@@ -24,6 +24,7 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 import mlflow  # noqa: E402 - only after its switches
+from mlflow.entities import LifecycleStage  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from sqlalchemy.exc import ArgumentError  # noqa: E402
 
@@ -34,6 +35,7 @@ from tfmot_ops.system.uri_secrets import hide  # noqa: E402
 from tfmot_ops.tracking import sqlite_store  # noqa: E402
 from tfmot_ops.tracking.artifacts import put_file  # noqa: E402
 from tfmot_ops.tracking.owner import end_runs_left_behind  # noqa: E402
+from tfmot_ops.tracking.patience import ARTIFACT_S, PatientClient, patiently  # noqa: E402
 
 #: Databases that MLflow keeps its records in, beside SQLite.
 _DATABASES = ("postgresql", "mysql", "mssql")
@@ -86,10 +88,10 @@ def connect(uri: str, experiment: str) -> tuple[mlflow.MlflowClient, str]:
                 # Otherwise MLflow creates a folder `mlruns` in the working directory; it has no public switch for that.
                 os.environ[_ARTIFACT_ROOT] = sqlite_store.artifact_root(uri)
             mlflow.set_tracking_uri(uri)
-            client = mlflow.MlflowClient(tracking_uri=uri)
+            client = PatientClient(tracking_uri=uri)
             experiment_id = _experiment_id(client, uri, experiment)
             # MLflow logs a model into the current experiment, not into the experiment of its run.
-            mlflow.set_experiment(experiment_id=experiment_id)
+            patiently(lambda: mlflow.set_experiment(experiment_id=experiment_id), "set experiment", uri)
             end_runs_left_behind(client)
             return client, experiment_id
     except (MlflowException, OSError, ImportError, ArgumentError) as error:
@@ -112,17 +114,18 @@ def _check_uri(uri: str) -> None:
     dialect = scheme.partition("+")[0]
     plugins = {entry.name for entry in entry_points(group="mlflow.tracking_store")}
     if dialect == "sqlite":
-        # Parts of MLflow decode the path, others do not, and each would have its own file.
-        usable = rest.startswith("/") and rest != "/" and "?" not in rest and unquote(rest) == rest
+        # Of other codes, such as %20, parts of MLflow decode the path and others do not: each would have its own file.
+        plain = rest.replace("%25", "").replace("%3F", "")
+        usable = rest.startswith("/") and rest != "/" and "?" not in plain and unquote(plain) == plain
     else:
         usable = bool(host) and dialect in {"http", "https", *_DATABASES, *plugins}
     if not usable:
         raise SpecError(
             "tracking: the URI names no MLflow that can be used",
             required=f"http(s)://<host>, {', '.join(f'{kind}://<host>/<name>' for kind in _DATABASES)}, or "
-            "sqlite:///<path>, whose path has no question mark and no code such as %20",
+            "sqlite:///<path>, in which %25 stands for a percent sign and %3F for a question mark",
             received=repr(uri),
-            remedy="correct the tracking URI; without one, the store is in the folder --output: rename it",
+            remedy="correct the tracking URI, or leave it out: then the store is in the folder --output",
         )
 
 
@@ -139,12 +142,31 @@ def _experiment_id(client: mlflow.MlflowClient, uri: str, name: str) -> str:
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
+    if found.lifecycle_stage == LifecycleStage.DELETED:
+        raise StepFailedError(
+            f"tracking: the experiment {name} is deleted",
+            required="an experiment that is active, or a name that MLflow does not know yet",
+            received=f"experiment {found.experiment_id}, deleted, at {hide(uri)}",
+            remedy=f"restore it (`mlflow experiments restore --experiment-id {found.experiment_id}`), or name another",
+        )
     for tag, kind in _EXPERIMENT_KIND.items():
         if tag not in found.tags:
             # A user who may only add runs to an experiment must not fail for the page that it opens on.
             with contextlib.suppress(MlflowException):
                 client.set_experiment_tag(found.experiment_id, tag, kind)
     return str(found.experiment_id)
+
+
+def refusal_of_mlflow(error: BaseException, uri: str) -> StepFailedError | None:
+    """The error for the user if MLflow refused a request, or its store cannot be used; None for any other error."""
+    if not isinstance(error, MlflowException):
+        return None
+    return StepFailedError(
+        f"tracking: MLflow at {hide(uri)} refused a request",
+        required="an experiment, a run and artifacts that this step may write",
+        received=hide(f"{type(error).__name__}: {error}", uri),
+        remedy="look for the run and the experiment in MLflow, and for the rights of the user in tracking.uri",
+    )
 
 
 def download(uri: str, folder: Path, tracking_uri: str) -> Path:
@@ -154,7 +176,13 @@ def download(uri: str, folder: Path, tracking_uri: str) -> Path:
         MlflowException, OSError: the URI cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=tracking_uri))
+
+    def fetch() -> str:
+        return str(
+            mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=tracking_uri)
+        )
+
+    return Path(patiently(fetch, "download artifacts", tracking_uri, ARTIFACT_S))
 
 
 class MlflowStore:
@@ -222,4 +250,4 @@ def fetch_artifact(artifact: Artifact, folder: Path, tracking_uri: str) -> Path:
     Raises:
         ArtifactError: the artifact is missing, unreadable, or differs from the recorded sha256.
     """
-    return MlflowStore(mlflow.MlflowClient(tracking_uri=tracking_uri), "").fetch(artifact, folder)
+    return MlflowStore(PatientClient(tracking_uri=tracking_uri), "").fetch(artifact, folder)

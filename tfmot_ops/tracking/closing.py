@@ -10,7 +10,7 @@ from mlflow.entities import RunStatus
 
 from tfmot_ops.contract import ACCURACY, CloseRunOptions, Headline, Status, StepResult
 from tfmot_ops.tracking import pictures
-from tfmot_ops.tracking.children import PARENT_TAG, Child, children_of
+from tfmot_ops.tracking.children import PARENT_TAG, Child, children_of, step_of
 from tfmot_ops.tracking.datasets import TRAINING, dataset_of, log_dataset
 from tfmot_ops.tracking.description import StepRow, artifact_address, describe
 from tfmot_ops.tracking.labels import tags_of
@@ -58,6 +58,17 @@ def end_what_was_killed(client: mlflow.MlflowClient, run_id: str) -> None:
     running = f"tags.`{PARENT_TAG}` = '{run_id}' and attributes.status = 'RUNNING'"
     for run in client.search_runs([experiment], running):
         client.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.KILLED))
+
+
+def has_failed_mapped_step(client: mlflow.MlflowClient, run_id: str, options: CloseRunOptions) -> bool:
+    """Whether a step of a mapped task failed: Airflow hands on the results of the others only, without a gap."""
+    experiment = client.get_run(run_id).info.experiment_id
+    mapped = {name.partition("[")[0] for name in options.steps if name.endswith("]")}
+    if not mapped:
+        return False
+    unfinished = f"tags.`{PARENT_TAG}` = '{run_id}' and attributes.status != 'FINISHED'"
+    names = [step_of(run) for run in client.search_runs([experiment], unfinished)]
+    return any(name.endswith("]") and name.partition("[")[0] in mapped for name in names)
 
 
 def _headline(results: Sequence[StepResult]) -> Headline | None:

@@ -18,6 +18,7 @@ from tfmot_ops.errors import ArtifactError
 from tfmot_ops.system.versions import version
 from tfmot_ops.tracking.children import PARENT_TAG
 from tfmot_ops.tracking.client import MLFLOW_SCHEMES, download, quiet
+from tfmot_ops.tracking.patience import ARTIFACT_S, patiently
 
 # Given explicitly: to infer the requirements, MLflow would load the model in a second process for half a minute.
 _KERAS_REQUIREMENTS = ("tensorflow", "tf-keras", "tensorflow-model-optimization")
@@ -64,22 +65,27 @@ def log_keras_model(
     Returns:
         Id of the logged model.
     """
-    _forget(client, run_id)
-    info = Model.log(
-        artifact_path=None,
-        name=re.sub(r"""[/:.%"'`]""", "_", name),
-        flavor=_KerasFlavor,
-        validate_serving_input=False,
-        run_id=run_id,
-        model=model,
-        signature=infer_signature(example, model.predict_on_batch(example)),
-        input_example=example,
-        pip_requirements=_pinned(_KERAS_REQUIREMENTS),
-        # HDF5, as Keras' default format loses the variables of quantisers.
-        keras_model_kwargs={"save_format": "h5"},
-        tags=dict(tags),
-    )
-    return str(info.model_id)
+    signature = infer_signature(example, model.predict_on_batch(example))
+
+    def log() -> str:
+        _forget(client, run_id)
+        info = Model.log(
+            artifact_path=None,
+            name=re.sub(r"""[/:.%"'`]""", "_", name),
+            flavor=_KerasFlavor,
+            validate_serving_input=False,
+            run_id=run_id,
+            model=model,
+            signature=signature,
+            input_example=example,
+            pip_requirements=_pinned(_KERAS_REQUIREMENTS),
+            # HDF5, as Keras' default format loses the variables of quantisers.
+            keras_model_kwargs={"save_format": "h5"},
+            tags=dict(tags),
+        )
+        return str(info.model_id)
+
+    return patiently(log, "log model", client.tracking_uri, ARTIFACT_S)
 
 
 def tell_file(client: mlflow.MlflowClient, model_id: str, sha256: str) -> None:
@@ -182,8 +188,9 @@ def register_tflite(
     """
     import mlflow.pyfunc
 
-    known = client.search_model_versions(f"name = '{options.name}'")
-    made = [v.version for v in known if v.run_id == run_id and v.tags.get(_SHA256_TAG) == sha256]
+    # By run, not by name, as a name may hold the quotes of the filter.
+    known = client.search_model_versions(f"run_id = '{run_id}'")
+    made = [v.version for v in known if v.name == options.name and v.tags.get(_SHA256_TAG) == sha256]
     if not made:
         signature = _tflite_signature(tflite)
         info = Model.log(

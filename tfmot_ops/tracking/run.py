@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,12 +27,14 @@ from tfmot_ops.tracking.artifacts import put_json
 from tfmot_ops.tracking.children import KEY_TAG, KIND_TAG, PARENT_TAG, RESULT, STEP_TAG
 from tfmot_ops.tracking.client import MlflowStore, connect
 from tfmot_ops.tracking.datasets import EVALUATION, TRAINING, dataset_of, log_dataset
+from tfmot_ops.tracking.epochs import EpochLog
 from tfmot_ops.tracking.labels import named_by, run_name, spec_tags, tags_of
 from tfmot_ops.tracking.models import log_keras_model, model_of_file, register_tflite, tell_file
 from tfmot_ops.tracking.owner import owner_tag
+from tfmot_ops.tracking.patience import briefly, tell_waits_to
 from tfmot_ops.tracking.pictures import put_pictures
 from tfmot_ops.tracking.sweep_runs import log_sweep
-from tfmot_ops.tracking.writing import Measured, log_epoch, log_metrics, log_params, log_tags
+from tfmot_ops.tracking.writing import Measured, log_metrics, log_params, log_tags
 
 _LAYER_TABLE = "layers.json"
 # Metrics of summarize and forecast that count regressions; above 0 they fail the run.
@@ -47,13 +49,14 @@ class StepRun:
     Args:
         spec: the step; `spec.tracking` must be given.
         stays: whether this process runs the whole chain; a parent run that it opens is then ended if the process dies.
+        say: called with each message on an MLflow server that does not answer.
 
     Raises:
         SpecError: `spec` has no tracking.
         StepFailedError: MLflow cannot be reached.
     """
 
-    def __init__(self, spec: StepSpec, *, stays: bool = False) -> None:
+    def __init__(self, spec: StepSpec, *, stays: bool = False, say: Callable[[str], None] = lambda _: None) -> None:
         if spec.tracking is None:
             raise SpecError(
                 "tracking: the spec names no MLflow",
@@ -62,14 +65,17 @@ class StepRun:
                 remedy="add tracking to the spec",
             )
         self._spec = spec
+        self._say = say
         self._taken_up = False
         self._model_id: str | None = None
         self._labels: dict[str, str] = {}
         # The process of a step `open_run` ends long before the run that it opens.
         self._recorded = spec.options.recorded
         self._owner = owner_tag() if stays or self._recorded is not Recorded.OPENING else {}
+        tell_waits_to(say)
         self._client, experiment_id = connect(spec.tracking.uri, spec.tracking.experiment)
         self.run_id = self._take_up(spec, spec.tracking, experiment_id)
+        self._epochs = EpochLog(self._client, self.run_id, say, taken_up=self._taken_up)
         self.store = MlflowStore(self._client, self.run_id, spec.output_uri)
         if self._recorded is Recorded.OPENING:
             log_params(self._client, self.run_id, cast("OpenRunOptions", spec.options).parameters)
@@ -103,11 +109,11 @@ class StepRun:
     def epoch(self, stage: str, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
         """Log the metrics of an epoch at once, as `epoch.<name>`, so that a chart grows while the step works."""
         del stage, epochs
-        if self._taken_up and metrics:
-            known = self._client.get_metric_history(self.run_id, f"epoch.{next(iter(metrics))}")
-            if epoch in {each.step for each in known}:
-                return  # logged by an earlier attempt that was killed before it saved the epoch's checkpoint
-        log_epoch(self._client, self.run_id, {f"epoch.{name}": value for name, value in metrics.items()}, epoch)
+        self._epochs.add(epoch, metrics)
+
+    def restored(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Log the metrics of an epoch of an earlier attempt, unless the run has them."""
+        self._epochs.add(epoch, metrics)
 
     def model(self, model: Any, example: Any) -> None:
         """Log the model the step made; `finish` gives it the step's metrics."""
@@ -129,6 +135,7 @@ class StepRun:
         """
         result = result.model_copy(update={"tracking_run_id": self.run_id})
         ended_well = result.status is Status.OK
+        self._epochs.send()
         match self._recorded:
             case Recorded.CLOSING:
                 closing.end_what_was_killed(self._client, self.run_id)
@@ -147,7 +154,8 @@ class StepRun:
     def kill(self) -> None:
         """End the run as KILLED after a signal; a parent run is left to the process that opened it."""
         if not self._recorded.is_on_the_parent:
-            self._client.set_terminated(self.run_id, "KILLED")
+            with briefly():
+                self._client.set_terminated(self.run_id, "KILLED")
 
     def _registered(self, result: StepResult, workdir: Path) -> StepResult:
         """The result with the version that its file has in the model registry."""
@@ -205,6 +213,8 @@ class StepRun:
             return  # the parent stays open for the steps to come
         failed = result.status is not Status.OK or bool(getattr(options, "failed", ()))
         failed = failed or any(result.metrics.get(name) for name in _WORSE)
+        if isinstance(options, CloseRunOptions):
+            failed = failed or closing.has_failed_mapped_step(self._client, self.run_id, options)
         if result.error is not None:
             self._client.set_tag(self.run_id, closing.NOTE, f"```\n{hide(result.error.message)}\n```")
         elif self._taken_up and closing.NOTE in self._client.get_run(self.run_id).data.tags:

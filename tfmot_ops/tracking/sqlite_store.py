@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import mlflow
 from alembic.script import ScriptDirectory
@@ -30,8 +31,12 @@ _LOCK_WAIT_S = 60.0
 
 
 def path_of(uri: str) -> Path:
-    """The file of a store's URI."""
-    return Path(uri.removeprefix(SCHEME).split("?", 1)[0]).resolve()
+    """The file of a store's URI, whose path may hold escaped characters (`%25`)."""
+    return Path(unquote(_written_path(uri))).resolve()
+
+
+def _written_path(uri: str) -> str:
+    return uri.removeprefix(SCHEME).split("?", 1)[0]
 
 
 def artifact_root(uri: str) -> str:
@@ -54,9 +59,22 @@ def locked(uri: str) -> Iterator[None]:
         yield
         return
     path = path_of(uri)
-    with files.lock(path.with_name(path.name + ".lock"), wait=True):
+    with files.lock(path.with_name(path.name + ".lock"), wait=True), _no_folder_of_escaped_name(uri):
         _make_whole(path, artifact_root(uri))
         yield
+
+
+@contextlib.contextmanager
+def _no_folder_of_escaped_name(uri: str) -> Iterator[None]:
+    """Remove the empty folders that MLflow 3.17 makes for a URI whose escaped characters it does not read."""
+    folder = Path(_written_path(uri)).resolve().parent
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        yield
+    finally:
+        for each in missing if folder != path_of(uri).parent else ():
+            with contextlib.suppress(OSError):
+                each.rmdir()
 
 
 def _make_whole(path: Path, root: str) -> None:
@@ -93,7 +111,7 @@ def _migrate(path: Path, root: str) -> None:
 
     event.listen(Engine, "connect", _without_syncs)
     try:
-        SqlAlchemyStore(f"{SCHEME}{path}", root).engine.dispose()
+        SqlAlchemyStore(files.sqlite_uri(path), root).engine.dispose()
     finally:
         event.remove(Engine, "connect", _without_syncs)
 

@@ -23,6 +23,7 @@ from tfmot_ops.system.uri_secrets import address, hide
 from tfmot_ops.tracking.artifacts import put_file, put_json
 from tfmot_ops.tracking.client import connect, download
 from tfmot_ops.tracking.owner import owner_tag
+from tfmot_ops.tracking.patience import briefly
 
 _KIND, _ID = "tfmot_ops.kind", "tfmot_ops.sweep_id"
 _CELL = "tfmot_ops.cell"
@@ -82,7 +83,8 @@ def _impatient() -> Iterator[None]:
     ours = {name: value for name, value in _PATIENCE.items() if name not in os.environ}
     os.environ.update(ours)
     try:
-        yield
+        with briefly():
+            yield
     finally:
         for name in ours:
             os.environ.pop(name, None)

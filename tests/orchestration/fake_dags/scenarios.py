@@ -81,9 +81,10 @@ unsupported = chain("unsupported")
 wrong_spec = chain("wrong_spec", batch_size="{{ 0 }}")
 recipe_file = chain("recipe_file", recipe=str(Path(__file__).with_name("recipe.yaml")))
 with DAG("mapped", schedule=None) as mapped:
-    TrainOperator.partial(
+    trained = TrainOperator.partial(
         task_id="train", runner=RUNNERS["mapped"], map_index_template="{{ task.options['model'] }}"
     ).expand(options=[{"model": model, **DATASET} for model in ("resnet8", "mobilenet_like")])
+    CloseRunOperator(task_id="close_run", runner=RUNNERS["mapped"], steps={"train": trained.output}, parent_run="x")
 
 
 def record(dag, conf=None):

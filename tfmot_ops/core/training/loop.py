@@ -36,6 +36,7 @@ def fit(
     seed: int,
     callbacks: Iterable[keras.callbacks.Callback] = (),
     on_epoch: OnEpoch | None = None,
+    on_restored: OnEpoch | None = None,
     checkpoint: Checkpoint | None = None,
     data_digest: str | None = None,
     weights: Any = None,
@@ -60,6 +61,7 @@ def fit(
         callbacks: Keras callbacks. A checkpoint contains state that they keep in the model (the pruning step), but not
             state in the callback object (EarlyStopping).
         on_epoch: called after each epoch; a continued training first calls it for the last epoch before the kill.
+        on_restored: called for the other epochs before the kill, which the killed process may not have recorded.
         checkpoint: the file in which the state is saved after each epoch, and from which it is restored; None saves
             nothing.
         data_digest: digest of the samples, by which a checkpoint belongs to a training; None computes it from arrays;
@@ -103,9 +105,7 @@ def fit(
     if best_epoch:
         best_epoch.require_metric(_reported(model, x, y, validation))
     done, history = keeper.resume() if keeper else (0, {})
-    if done and on_epoch:
-        # The process may have been killed after the epoch was saved and before it was reported.
-        on_epoch(done, epochs, {name: values[-1] for name, values in history.items()})
+    _report_again(on_epoch, on_restored, done, epochs, history)
     if done < epochs and not (best_epoch and best_epoch.is_over):
         _create_variables(model, y)
         failures: list[Exception] = []
@@ -147,6 +147,16 @@ def _create_variables(model: keras.Model, y: Any) -> None:
             model.compiled_loss.build(outputs)
         if not model.compiled_metrics.built:
             model.compiled_metrics.build(outputs, targets)
+
+
+def _report_again(
+    on_epoch: OnEpoch | None, on_restored: OnEpoch | None, done: int, epochs: int, history: History
+) -> None:
+    """Report the epochs before a kill."""
+    for epoch in range(1, done + 1):
+        report = on_epoch if epoch == done else on_restored
+        if report is not None:
+            report(epoch, epochs, {name: values[epoch - 1] for name, values in history.items()})
 
 
 def _reported(model: keras.Model, x: Any, y: Any, validation: tuple[Any, Any] | None) -> list[str]:

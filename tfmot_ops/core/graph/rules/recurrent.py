@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfmot_ops.core.graph.ir import Node, Tensor, tensors
+from tfmot_ops.core.graph.ir import Node, Tensor
 from tfmot_ops.core.graph.rewrite import Rewriter
 from tfmot_ops.core.graph.rules.activations import emit_activation
 from tfmot_ops.core.keras.pinned import keras
@@ -93,9 +93,10 @@ class _Given:
         others = {name: node.kwargs[name] for name in node.kwargs.keys() - {"training", "initial_state", "mask"}}
         if any(value is not None for value in others.values()) or not (mask is None or isinstance(mask, Tensor)):
             return None
-        if not all(isinstance(part, Tensor) and part.is_float for part in parts):
+        found = [part for part in parts if isinstance(part, Tensor) and part.is_float]
+        if not found or len(found) < len(parts):
             return None
-        sequence, *states = parts
+        sequence, *states = found
         count = sequence.shape[1] if len(sequence.shape) == _RANK else None
         return cls(sequence, states, mask) if count and count <= MOST_STEPS and sequence.channels else None
 
@@ -177,7 +178,7 @@ class _Steps:
         )
         weights = [kernel] if bias is None else [kernel, bias]
         source = f"{self.prefix}cell.{'recurrent_kernel' if role else 'kernel'}"
-        return self.call(role, make, tensor, (*tensor.shape[:-1], kernel.shape[1]), weights, source)
+        return self.call(role, make, tensor, (*tensor.shape[:-1], kernel.shape[1]), weights=weights, source_kernel=source)
 
     def call(
         self,
@@ -185,6 +186,7 @@ class _Steps:
         make: Function,
         inputs: Any,
         shape: tuple[int | None, ...],
+        *,
         weights: list[Array] | None = None,
         source_kernel: str = "",
     ) -> Tensor:
