@@ -340,7 +340,7 @@ class QuantizedLayer(QuantizeWrapperV2):
     def call(self, inputs: TensorLike, training: bool | TensorLike | None = None, **kwargs: object) -> Any:
         """Call the layer with rounded weights, then restore its variables.
 
-        Only a user's own layer or activation may need AutoGraph (`if` on a tensor). Without it, tracing takes half as long.
+        AutoGraph is left out but for a user's own layer or activation: then tracing takes half as long.
 
         Without restoring, saving as SavedModel fails: it traces the inner layer separately, where rounded tensors of
         another trace cannot be used.

@@ -157,7 +157,7 @@ class _Steps:
     def choice(self, role: str, condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
         """Emit `tf.where`: `yes` [N, units] where the condition [N, 1] is true, `no` [N, units] elsewhere."""
         layer = self.out.once(self.layer, role, lambda: TFOpLambda(tf.where, name=f"{self.name}_{role}"))
-        return self._function(layer, role, (condition, yes, no), {}, yes)
+        return self._function(layer, role, (condition, yes, no), like=yes)
 
     @property
     def name(self) -> str:
@@ -178,7 +178,8 @@ class _Steps:
         )
         weights = [kernel] if bias is None else [kernel, bias]
         source = f"{self.prefix}cell.{'recurrent_kernel' if role else 'kernel'}"
-        return self.call(role, make, tensor, (*tensor.shape[:-1], kernel.shape[1]), weights=weights, source_kernel=source)
+        shape = (*tensor.shape[:-1], kernel.shape[1])
+        return self.call(role, make, tensor, shape, weights=weights, source_kernel=source)
 
     def call(
         self,
@@ -216,7 +217,7 @@ class _Steps:
         layer = SlicingOpLambda(tf.__operators__.getitem, name=f"{self.name}_{role}")
         # Keras records a slice as a dict, which a file can hold.
         recorded = tuple({"start": s.start, "stop": s.stop, "step": s.step} if isinstance(s, slice) else s for s in key)
-        return self._function(layer, role, (tensor, recorded), {}, tensor, tuple(shape))
+        return self._function(layer, role, (tensor, recorded), like=tensor, shape=tuple(shape))
 
     def gate(self, tensor: Tensor, first: int, last: int, role: str) -> Tensor:
         """Emit the channels first * units to last * units of a tensor [N, channels]."""
@@ -225,27 +226,27 @@ class _Steps:
     def zeros(self, inputs: Tensor) -> Tensor:
         """The state [N, units] before the first step."""
         first = self.part(inputs, (slice(None), 0, slice(0, self.units)), "before")
-        return self._function(TFOpLambda(tf.zeros_like, name=f"{self.name}_zeros"), "zeros", (first,), {}, first)
+        return self._function(TFOpLambda(tf.zeros_like, name=f"{self.name}_zeros"), "zeros", (first,), like=first)
 
     def stacked(self, results: list[Tensor]) -> Tensor:
         """Emit the results [N, units] of all steps as [N, T, units]."""
         batch, units = results[0].shape
         layer = TFOpLambda(tf.stack, name=f"{self.name}_sequence")
-        return self._function(layer, "sequence", (results,), {"axis": 1}, results[0], (batch, len(results), units))
+        return self._function(layer, "sequence", (results, 1), like=results[0], shape=(batch, len(results), units))
 
     def _function(
         self,
         layer: Layer,
         role: str,
         args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        *,
         like: Tensor,
         shape: tuple[int | None, ...] | None = None,
     ) -> Tensor:
-        """Emit a call of a TensorFlow function; its result has the type of the tensor `like`, and by default its shape."""
+        """Emit a call of a TensorFlow function; its result has the type of `like`, and by default its shape."""
         result = self.out.call(layer, f"{self.path}_{role}", like, shape=like.shape if shape is None else shape)
         if result.producer is not None:
-            result.producer.args, result.producer.kwargs = args, kwargs
+            result.producer.args = args
         return result
 
 
