@@ -1,4 +1,7 @@
-"""Train, prune, fine-tune, strip, quantise and evaluate one model; triggered by hand or through the API."""
+"""Train, prune, fine-tune, strip, quantise and evaluate one model; triggered by hand or through the API.
+
+With the parameter `register`, the file is then put into MLflow's model registry if the rules of `policy_file` hold.
+"""
 
 from datetime import timedelta
 
@@ -12,6 +15,7 @@ from tfmot_ops.operators import (
     OpenRunOperator,
     PruneOperator,
     QuantizeOperator,
+    RegisterOperator,
     StripOperator,
     TrainOperator,
 )
@@ -89,6 +93,19 @@ PARAMS = {
     "limit": Param(None, type=["null", "integer"], minimum=50, description="Maximum number of training samples."),
     "batch_size": Param(64, type="integer", minimum=1, maximum=4096),
     "seed": Param(0, type="integer", minimum=0, maximum=2**31 - 1),
+    "register": Param(
+        None,
+        type=["null", "string"],
+        pattern=r"^[^/:]+$",
+        description="Name of the registered model that the file becomes a version of. Empty: it is not registered.",
+    ),
+    "policy_file": Param(
+        None,
+        type=["null", "string"],
+        pattern=r"\.(yaml|yml|json)$",
+        description="Rules that have to hold for the registration: path of a file on the workers.",
+    ),
+    "promote": Param(False, type="boolean", description="Whether the new version becomes the champion at once."),
     "runner": Param(
         None,
         type=["null", "string"],
@@ -170,10 +187,22 @@ with DAG(
         options={**RECIPE, **DATA},
         parent_run=open_run.output,
     )
+    register = RegisterOperator(
+        task_id="register",
+        inputs={"tflite": quantize.output},
+        options={
+            "name": "{{ params.register }}",
+            "policy": "{{ params.policy_file }}",
+            "promote": "{{ params.promote }}",
+        },
+        measured=evaluate.output,
+        parent_run=open_run.output,
+    )
     close_run = CloseRunOperator(
         task_id="close_run",
         steps={step.task_id: step.output for step in (train, prune, fine_tune, strip, quantize, evaluate)},
         parent_run=open_run.output,
     )
+    register >> close_run
     # A teardown runs whatever happened before it, and does not decide the state of the DAG run: the steps do.
     close_run.as_teardown(setups=open_run)

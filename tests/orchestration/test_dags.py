@@ -65,6 +65,8 @@ def test_the_chain(parsed):
     assert upstream["strip"] == ["fine_tune", "open_run"]
     assert upstream["quantize"] == ["open_run", "strip"]
     assert upstream["evaluate"] == ["open_run", "quantize", "strip"]
+    assert upstream["register"] == ["evaluate", "open_run", "quantize"]
+    assert "register" in upstream["close_run"]
 
 
 def test_the_form_offers_enums_and_ranges(parsed):

@@ -98,11 +98,16 @@ def test_a_detector_of_a_package_by_command_and_as_a_dag(bench, run_python, pack
     answer = json.loads(run_python(["-m", "tfmot_ops.cli", "optimize", *options], {**os.environ, "PYTHONPATH": path}))
     by_command = {result["step_id"]: result for result in answer["results"]}
 
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("rules: [{metric: box_box_iou, at_least: 0.4, max_drop: 0.05, better: true}]", encoding="utf-8")
     params, file = given | {"training_file": str(plan)}, tmp_path / "answer.json"
+    params |= {"register": "squares", "policy_file": str(policy), "promote": True}
     environment = bench.environment() | {"PYTHONPATH": path}
     run_python(["-m", "tools.demo.dag", "optimize_model", json.dumps(params), str(file)], environment)
     dag = json.loads(file.read_text(encoding="utf-8"))
     assert dag["state"] == "success", dag["reasons"]
+
+    assert dag["results"]["register"]["parameters"]["registered_version"] == "1"
 
     evaluated = by_command["evaluate"]
     assert evaluated["headline"] == {"name": "box_box_iou", "higher_is_better": True, "is_share": False}

@@ -70,7 +70,11 @@ def attempted(home):
     """Attempt -> (states and tries of its tasks, its log)."""
     bench = Workbench(home=home / "bench", dags=FOLDER)
     bench.prepare(lambda _: None)
-    clean = {name: value for name, value in bench.environment().items() if not name.startswith("TFMOT_OPS_RUNNER")}
+    clean = {
+        name: value
+        for name, value in bench.environment().items()
+        if not name.startswith(("TFMOT_OPS_RUNNER", "TFMOT_OPS_ALLOWED"))
+    }
     clean |= {"AIRFLOW_VAR_MLFLOW": f"http://svc:{SECRET}@127.0.0.1:1", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     done = subprocess.run(
         [sys.executable, str(FOLDER / "attempts.py"), str(home)],

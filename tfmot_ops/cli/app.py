@@ -13,6 +13,7 @@ import typer
 from pydantic import ValidationError
 
 from tfmot_ops import __version__
+from tfmot_ops.cli import registry_commands
 from tfmot_ops.cli.execute import say_on_stderr
 from tfmot_ops.cli.schemas import SCHEMAS, DocumentName
 from tfmot_ops.contract import (
@@ -33,6 +34,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 ok, 1 a bug, 2 the request is wrong, 3 the model is not supported, 4 the step failed.",
 )
+
+app.add_typer(registry_commands.app, name="registry")
 
 _TRACKING = [variable.name for variable in environment.TRACKING_VARIABLES]
 #: Commands that make temporary files. If one is killed, the next start of any of them removes its files.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from tfmot_ops.contract import StepResult, StepSpec
+from tfmot_ops.contract import RegisterOptions, StepResult, StepSpec
 from tfmot_ops.contract.refusal import refusal
 from tfmot_ops.errors import SpecError, TfmotOpsError
 from tfmot_ops.system import files
@@ -182,13 +182,15 @@ def _run(spec: StepSpec, run: StepRun | None, workdir: Path, say: Callable[[str]
         check_output(spec.output_uri)
     # StepSpec validates that output_uri or tracking is given.
     store: Store = run.store if run is not None else FsspecStore(str(spec.output_uri))
-    local = _with_local_model(spec, workdir)
+    local = _with_champion(_with_local_model(spec, workdir))
     _bring_earlier_sweeps(spec, workdir, say)
 
     def record(result: StepResult) -> StepResult:
-        if local is not spec and spec.options.named_model:
-            # The result belongs to the spec as received, not to its copy with a local path as model.
-            requested = {**result.parameters, "model": hide(spec.options.named_model)}
+        if local is not spec:
+            # The result belongs to the spec as received, not to its copy with a local path or the champion's metrics.
+            requested = dict(result.parameters)
+            if spec.options.named_model:
+                requested["model"] = hide(spec.options.named_model)
             result = result.model_copy(update={"spec_sha256": spec.sha256(), "parameters": requested})
         return run.finish(result, workdir) if run is not None else result
 
@@ -213,6 +215,18 @@ def _with_local_model(spec: StepSpec, workdir: Path) -> StepSpec:
         )
     path = fetch_model(model, workdir / "logged", spec.tracking.uri)
     return spec.model_copy(update={"options": spec.options.with_model(str(path))})
+
+
+def _with_champion(spec: StepSpec) -> StepSpec:
+    """Put the champion's metrics into the spec of a step whose rules compare with the champion."""
+    options = spec.options
+    if spec.tracking is None or not (isinstance(options, RegisterOptions) and options.compares_with_champion):
+        return spec
+    from tfmot_ops.tracking import champion_of
+
+    found = champion_of(spec.tracking.uri, options.name, options.champion_alias)
+    compared = {"champion_version": found[0], "champion": found[1]} if found else {}
+    return spec.model_copy(update={"options": options.model_copy(update=compared)})
 
 
 def _bring_earlier_sweeps(spec: StepSpec, workdir: Path, say: Callable[[str], None]) -> None:

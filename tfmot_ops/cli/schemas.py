@@ -9,6 +9,7 @@ from tfmot_ops.contract import (
     CompatResult,
     Document,
     LayerReport,
+    Policy,
     Recipe,
     StepResult,
     StepSpec,
@@ -17,7 +18,7 @@ from tfmot_ops.contract import (
 )
 
 #: Names that `tfmot-ops schema` takes.
-DocumentName = Literal["spec", "result", "recipe", "artifact", "layer", "compat", "sweep", "training"]
+DocumentName = Literal["spec", "result", "recipe", "artifact", "layer", "compat", "sweep", "training", "policy"]
 #: Name -> class of the document.
 SCHEMAS: dict[DocumentName, type[Document]] = {
     "spec": StepSpec,
@@ -28,4 +29,5 @@ SCHEMAS: dict[DocumentName, type[Document]] = {
     "compat": CompatResult,
     "sweep": SweepResult,
     "training": TrainingPlan,
+    "policy": Policy,
 }

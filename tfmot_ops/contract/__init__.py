@@ -11,6 +11,7 @@ from tfmot_ops.contract.document import (
     ArtifactFormat,
     Document,
 )
+from tfmot_ops.contract.gates import Policy, Rule, broken_rules
 from tfmot_ops.contract.headline import ACCURACY, Headline
 from tfmot_ops.contract.options import (
     CloseRunOptions,
@@ -97,6 +98,7 @@ __all__ = [
     "OpenRunOptions",
     "Options",
     "Outcome",
+    "Policy",
     "PruneOptions",
     "Quantization",
     "QuantizeOptions",
@@ -104,6 +106,7 @@ __all__ = [
     "RecipeRef",
     "Recorded",
     "RegisterOptions",
+    "Rule",
     "Schedule",
     "Scope",
     "Sparsity",
@@ -121,5 +124,6 @@ __all__ = [
     "TrainingOptions",
     "TrainingPlan",
     "Weights",
+    "broken_rules",
     "mapped_step",
 ]

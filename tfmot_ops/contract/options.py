@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, JsonValue, field_validator
 
 from tfmot_ops.contract.document import Document, later
+from tfmot_ops.contract.gates import Policy, Rule, rules_of
 from tfmot_ops.contract.headline import Headline
 from tfmot_ops.contract.recipe import Recipe
 from tfmot_ops.contract.training import TrainingPlan
@@ -219,7 +220,14 @@ class RegisterOptions(StepOptions):
     Attributes:
         name: of the registered model; MLflow takes any text without `/` and `:` that is no relative path.
         alias: of the version: letters, digits, `_` and `-`; MLflow keeps `latest` and `v1`, `v2`, ... for itself.
+        metrics: of the file, from the step `evaluate`.
         gates: metric name -> lowest value with which the file is registered.
+        policy: further rules that have to hold.
+        headline: gives the direction of the task's metric; from the step `evaluate`.
+        champion_alias: alias of the version with which rules compare.
+        champion, champion_version: metrics and number of that version; filled in from the registry before the step
+            runs. None where there is no champion.
+        promote: whether the registered version gets the alias of the champion at once.
     """
 
     requires = ("tflite",)
@@ -230,6 +238,22 @@ class RegisterOptions(StepOptions):
     alias: str = Field(default="candidate", max_length=_LONGEST_REGISTERED - 1, pattern=r"^[\w-]+$")
     metrics: dict[str, float] = Field(default_factory=dict)
     gates: dict[str, float] = Field(default_factory=dict)
+    policy: Policy | None = later()
+    headline: Headline | None = later()
+    champion_alias: str = later("champion", max_length=_LONGEST_REGISTERED - 1, pattern=r"^[\w-]+$")
+    champion: dict[str, float] | None = later()
+    champion_version: str | None = later()
+    promote: bool = later(False)
+
+    @property
+    def rules(self) -> list[Rule]:
+        """All rules: the gates, and those of the policy."""
+        return rules_of(self.gates, self.policy.rules if self.policy else ())
+
+    @property
+    def compares_with_champion(self) -> bool:
+        """Whether a rule compares with the champion."""
+        return any(rule.needs_champion for rule in self.rules)
 
     @field_validator("name")
     @classmethod
@@ -238,7 +262,7 @@ class RegisterOptions(StepOptions):
             raise ValueError("a name with a letter or a digit")
         return name
 
-    @field_validator("alias")
+    @field_validator("alias", "champion_alias")
     @classmethod
     def _is_free(cls, alias: str) -> str:
         if alias.lower() == "latest" or re.fullmatch(r"[vV]\d+", alias):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseOperator, Connection
-from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
+from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException, AirflowSkipException
 from airflow.sdk.log import mask_secret
 from pydantic import ValidationError
 
@@ -16,7 +16,7 @@ from tfmot_ops.errors import SpecError, UnsupportedModelError
 from tfmot_ops.operators.links import DEFAULT_UI, MlflowRunLink, run_url
 from tfmot_ops.operators.literals import refuse_inputs, refuse_options
 from tfmot_ops.operators.results import artifact_of, mapping_of, results_by_step, run_id_of
-from tfmot_ops.recipes.files import is_recipe_file, read_recipe, read_training
+from tfmot_ops.recipes.files import is_recipe_file, read_policy, read_recipe, read_training
 from tfmot_ops.runners import (
     OPTIONS_VARIABLE,
     PYTHONS_VARIABLE,
@@ -243,6 +243,9 @@ class StepOperator(BaseOperator):
         training = options.get("training")
         if isinstance(training, str) and is_recipe_file(training):
             options["training"] = read_training(training)
+        policy = options.get("policy")
+        if isinstance(policy, str):
+            options["policy"] = read_policy(policy)
         return options
 
     def _resolved_tracking_uri(self) -> str:
@@ -344,9 +347,12 @@ class EvaluateOperator(StepOperator):
 class RegisterOperator(StepOperator):
     """Puts a TFLite file into MLflow's model registry, as `alias` of `name`, if every gate holds. Input `tflite`.
 
+    The task is skipped where the option `name` is a template that gives nothing.
+
     Args:
         measured: the result with the metrics that the gates check (`evaluate.output`).
-        **kwargs: as for StepOperator. Options: `name`, `alias`, and `gates`, metric -> lowest allowed value.
+        **kwargs: as for StepOperator. Options: `name`, `alias`, `gates` (metric -> lowest allowed value), `policy` (the
+            path of a YAML or JSON file with rules, see `tfmot-ops schema policy`), and `promote`.
     """
 
     kind = "register"
@@ -356,9 +362,16 @@ class RegisterOperator(StepOperator):
         super().__init__(**kwargs)
         self.measured = measured
 
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Register the file; skipped if the option `name` is a template that gives nothing."""
+        if isinstance(self.options, Mapping) and self.options.get("name") in {None, ""}:
+            raise AirflowSkipException("no name of a registered model is given, so nothing is registered")
+        return super().execute(context)
+
     def _options(self, context: Context) -> dict[str, Any]:
         measured = mapping_of(self.task_id, "measured", self.measured)
-        return {"metrics": measured.get("metrics", {}), **super()._options(context)}
+        known = {"metrics": measured.get("metrics", {}), "headline": measured.get("headline")}
+        return {**known, **super()._options(context)}
 
 
 class CloseRunOperator(StepOperator):

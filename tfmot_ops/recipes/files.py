@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from tfmot_ops.contract import Document, Recipe, TrainingPlan
+from tfmot_ops.contract import Document, Policy, Recipe, TrainingPlan
 from tfmot_ops.contract.refusal import kind_of, refusal
 from tfmot_ops.errors import RecipeError
 from tfmot_ops.system import files
@@ -82,6 +82,15 @@ def read_training(path: str | Path) -> TrainingPlan | None:
     if "name" in document:
         return _validated(Path(path), document, Recipe, "recipe").training
     return _validated(Path(path), document, TrainingPlan, "training")
+
+
+def read_policy(path: str | Path) -> Policy:
+    """Read the rules for a registration from a YAML or JSON file.
+
+    Raises:
+        RecipeError: as for `read_recipe`.
+    """
+    return _validated(Path(path), read_mapping(Path(path), "policy", _FORM.format("policy")), Policy, "policy")
 
 
 def read_mapping(path: Path, what: str, remedy: str) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def _check_option(name: str, value: object) -> None:
     """Refuse an option that names a path which the deployment does not allow."""
     if isinstance(value, Mapping) and name == "parameters":
         for key, member in value.items():
-            if key in {"recipe_file", "training_file"}:
+            if key in {"recipe_file", "training_file", "policy_file"}:
                 _check_option("recipe", member)
     if not isinstance(value, str):
         return
@@ -110,7 +110,7 @@ def _check_option(name: str, value: object) -> None:
     if name == "dataset":
         for path in _paths_of(value):
             check_path(name, path)
-    if name in {"recipe", "training"} and is_recipe_file(value):
+    if name in {"recipe", "training", "policy"} and is_recipe_file(value):
         check_path(name, value)
 
 

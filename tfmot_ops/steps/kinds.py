@@ -18,6 +18,7 @@ from tfmot_ops.contract import (
     RegisterOptions,
     StripOptions,
     TrainOptions,
+    broken_rules,
 )
 from tfmot_ops.errors import SpecError, StepFailedError
 from tfmot_ops.steps import compat as sweep
@@ -204,17 +205,16 @@ def _evaluate(work: ModelWork[EvaluateOptions]) -> None:
 
 
 def _register(work: Work[RegisterOptions]) -> None:
-    """Check the gates only; `tracking.run` registers the file once this step has succeeded."""
+    """Judge the rules only; `tracking.run` registers the file once this step has succeeded."""
     options = work.options
-    for name, lowest_allowed in options.gates.items():
-        value = options.metrics.get(name)
-        if value is None or value < lowest_allowed:
-            raise StepFailedError(
-                f"{options.name} not registered: {name} is below its gate",
-                required=f"{name} of at least {lowest_allowed}",
-                received="no such metric" if value is None else str(value),
-                remedy="train longer, use a milder recipe, or lower the gate",
-            )
+    problems = broken_rules(options.rules, options.metrics, options.champion, options.headline)
+    if problems:
+        raise StepFailedError(
+            f"{options.name} not registered: {len(problems)} of its gates failed",
+            required="every rule of gates and policy to hold",
+            received="; ".join(problems),
+            remedy="train longer, use a milder recipe, or change the rule",
+        )
     work.measure(options.metrics)
 
 

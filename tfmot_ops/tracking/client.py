@@ -81,6 +81,27 @@ def connect(uri: str, experiment: str) -> tuple[mlflow.MlflowClient, str]:
         SpecError: the URI is none of a server, a database or a SQLite file.
         StepFailedError: the server or file cannot be used; a server may come back, so a retry may help.
     """
+    with _open(uri) as client:
+        experiment_id = _experiment_id(client, uri, experiment)
+        # MLflow logs a model into the current experiment, not into the experiment of its run.
+        patiently(lambda: mlflow.set_experiment(experiment_id=experiment_id), "set experiment", uri)
+        end_runs_left_behind(client)
+        return client, experiment_id
+
+
+def registry_of(uri: str) -> mlflow.MlflowClient:
+    """A client for the model registry at `uri`.
+
+    Raises:
+        SpecError, StepFailedError: as for `connect`.
+    """
+    with _open(uri) as client:
+        return client
+
+
+@contextlib.contextmanager
+def _open(uri: str) -> Iterator[mlflow.MlflowClient]:
+    """In this context, a SQLite store is there and locked, and what MLflow raises becomes an error for the user."""
     _check_uri(uri)
     try:
         with quiet(), sqlite_store.locked(uri):
@@ -88,12 +109,7 @@ def connect(uri: str, experiment: str) -> tuple[mlflow.MlflowClient, str]:
                 # Otherwise MLflow creates a folder `mlruns` in the working directory; it has no public switch for that.
                 os.environ[_ARTIFACT_ROOT] = sqlite_store.artifact_root(uri)
             mlflow.set_tracking_uri(uri)
-            client = PatientClient(tracking_uri=uri)
-            experiment_id = _experiment_id(client, uri, experiment)
-            # MLflow logs a model into the current experiment, not into the experiment of its run.
-            patiently(lambda: mlflow.set_experiment(experiment_id=experiment_id), "set experiment", uri)
-            end_runs_left_behind(client)
-            return client, experiment_id
+            yield PatientClient(tracking_uri=uri)
     except (MlflowException, OSError, ImportError, ArgumentError) as error:
         # ImportError: the package that speaks to a kind of database is not installed.
         raise StepFailedError(

@@ -192,7 +192,7 @@ def register_tflite(
     known = client.search_model_versions(f"run_id = '{run_id}'")
     made = [v.version for v in known if v.name == options.name and v.tags.get(_SHA256_TAG) == sha256]
     if not made:
-        signature = _tflite_signature(tflite)
+        signature, example = _tflite_signature(tflite)
         info = Model.log(
             artifact_path=None,
             name="tflite",
@@ -202,7 +202,7 @@ def register_tflite(
             artifacts={"tflite": str(tflite)},
             pip_requirements=_pinned(_TFLITE_REQUIREMENTS),
             signature=signature,
-            input_example=np.zeros((1, *signature.inputs.inputs[0].shape[1:]), np.float32),
+            input_example=example,
             registered_model_name=options.name,
         )
         made = [info.registered_model_version]
@@ -212,14 +212,23 @@ def register_tflite(
 
 
 def _tflite_signature(tflite: Path) -> Any:
+    """(MLflow's signature, an input example) of a file: by name for several inputs or outputs."""
     from ai_edge_litert.interpreter import Interpreter
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    interpreter = Interpreter(model_path=str(tflite), num_threads=1)
+    run = Interpreter(model_path=str(tflite), num_threads=1).get_signature_runner()
 
-    def schema(details: list[dict[str, Any]]) -> Schema:
-        # The pyfunc's inputs and outputs are real values; the batch axis is variable.
-        return Schema([TensorSpec(np.dtype(np.float32), (-1, *map(int, tensor["shape"][1:]))) for tensor in details])
+    def spec(name: str | None, tensor: dict[str, Any]) -> TensorSpec:
+        # Quantised values are real ones outside; whole numbers that are none, such as words, stay whole.
+        quantized = bool(tensor["quantization"][0])
+        kind = np.dtype(np.float32 if quantized else tensor["dtype"])
+        return TensorSpec(kind, (-1, *map(int, tensor["shape"][1:])), name)
 
-    return ModelSignature(schema(interpreter.get_input_details()), schema(interpreter.get_output_details()))
+    def schema(details: dict[str, dict[str, Any]]) -> Schema:
+        named = len(details) > 1
+        return Schema([spec(name if named else None, tensor) for name, tensor in details.items()])
+
+    signature = ModelSignature(schema(run.get_input_details()), schema(run.get_output_details()))
+    zeros = {each.name: np.zeros((1, *each.shape[1:]), each.type) for each in signature.inputs.inputs}
+    return signature, zeros.get(None, zeros)

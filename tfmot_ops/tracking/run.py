@@ -29,10 +29,12 @@ from tfmot_ops.tracking.client import MlflowStore, connect
 from tfmot_ops.tracking.datasets import EVALUATION, TRAINING, dataset_of, log_dataset
 from tfmot_ops.tracking.epochs import EpochLog
 from tfmot_ops.tracking.labels import named_by, run_name, spec_tags, tags_of
+from tfmot_ops.tracking.model_card import put_card
 from tfmot_ops.tracking.models import log_keras_model, model_of_file, register_tflite, tell_file
 from tfmot_ops.tracking.owner import owner_tag
 from tfmot_ops.tracking.patience import briefly, tell_waits_to
 from tfmot_ops.tracking.pictures import put_pictures
+from tfmot_ops.tracking.registry import promote
 from tfmot_ops.tracking.sweep_runs import log_sweep
 from tfmot_ops.tracking.writing import Measured, log_metrics, log_params, log_tags
 
@@ -163,7 +165,15 @@ class StepRun:
         tflite = self.store.fetch(artifact, workdir / "register")
         options = cast("RegisterOptions", self._spec.options)
         version = register_tflite(self._client, self.run_id, tflite, artifact.sha256, options)
-        return result.model_copy(update={"parameters": {**result.parameters, "registered_version": version}})
+        parent = self._spec.tracking.parent_run_id if self._spec.tracking else None
+        put_card(self._client, self.run_id, version, options, tflite=artifact, parent=parent)
+        parameters = {**result.parameters, "registered_version": version}
+        if options.promote:
+            # The champion that the rules compared with, if they did.
+            expected = options.champion_version if options.compares_with_champion else ""
+            done = promote(self._client, options.name, version, to=options.champion_alias, expected=expected)
+            parameters["replaced_version"] = done.replaced
+        return result.model_copy(update={"parameters": parameters})
 
     def _record(self, result: StepResult, workdir: Path) -> None:
         """Record all of a result; the artifact that holds it comes last, as it tells a next start that all is there."""

@@ -18,29 +18,33 @@ class TFLiteModel(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Read the file that was logged as the artifact `tflite`."""
-        self._interpreter = Interpreter(model_path=context.artifacts["tflite"], num_threads=1)
+        self._path = context.artifacts["tflite"]
 
     # Without annotations, from which MLflow would infer a signature instead of the logged one.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-        """Run the file sample by sample.
+        """Run the file sample by sample, each from a clean state.
 
         Args:
-            context: of MLflow; unused, the file is read once.
-            model_input: real values, [samples, ...].
+            context: of MLflow; unused.
+            model_input: real values: an array [samples, ...], or for several inputs a dict, name -> array.
             params: unused.
 
         Returns:
-            Real values, [samples, classes].
+            Real values: an array [samples, ...], or for several outputs a dict, name -> array.
         """
         del context, params
-        source, target = self._interpreter.get_input_details()[0], self._interpreter.get_output_details()[0]
-        self._interpreter.allocate_tensors()
+        interpreter = Interpreter(model_path=self._path, num_threads=1)
+        run = interpreter.get_signature_runner()
+        sources, targets = run.get_input_details(), run.get_output_details()
+        given = model_input if isinstance(model_input, dict) else {next(iter(sources)): model_input}
+        columns = {name: np.asarray(given[name]) for name in sources}
         rows = []
-        for sample in np.asarray(model_input):
-            self._interpreter.set_tensor(source["index"], _quantize(sample[np.newaxis], source))
-            self._interpreter.invoke()
-            rows.append(_dequantize(self._interpreter.get_tensor(target["index"]), target))
-        return np.concatenate(rows)
+        for index in range(len(next(iter(columns.values())))):
+            interpreter.reset_all_variables()
+            results = run(**{name: _quantize(columns[name][index : index + 1], sources[name]) for name in sources})
+            rows.append({name: _dequantize(results[name], targets[name]) for name in targets})
+        merged = {name: np.concatenate([row[name] for row in rows]) for name in targets}
+        return merged if len(merged) > 1 else next(iter(merged.values()))
 
 
 def _quantize(values: Any, tensor: dict[str, Any]) -> Any:

