@@ -22,6 +22,9 @@ _TEMPLATE_MARKS = ("{{", "{%", "{#")
 _NESTED = 2
 _REMEDY = "correct the operator's arguments"
 
+#: Options that may be the path of a file with the document.
+_FILES = ("training", "policy")
+
 
 def refuse_options(task_id: str, kind: str | None, options: object) -> None:
     """Refuse literal options that the step would refuse; templates and results of other tasks are passed over.
@@ -38,7 +41,7 @@ def refuse_options(task_id: str, kind: str | None, options: object) -> None:
     if not isinstance(options, Mapping | None) or _is_open(options or {}, within=False):
         return
     given = {"kind": kind, **(options or {})}
-    later = {name for name, value in given.items() if _is_open(value) or (name == "training" and _is_file(value))}
+    later = {name for name, value in given.items() if _is_open(value) or (name in _FILES and _is_file(value))}
     if "kind" in later or given["kind"] is None:
         return
     try:

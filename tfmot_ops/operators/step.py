@@ -31,7 +31,7 @@ from tfmot_ops.system import environment
 from tfmot_ops.system.uri_secrets import address, secrets_of
 
 if TYPE_CHECKING:
-    from airflow.sdk import BaseOperatorLink, Context
+    from airflow.sdk import BaseOperatorLink, Context, XComArg
 
 #: Fields of a StepResult that the XCom leaves out: tables, which the MLflow run holds.
 _NOT_IN_XCOM = {"layers", "versions"}
@@ -358,7 +358,7 @@ class RegisterOperator(StepOperator):
     kind = "register"
     template_fields: Sequence[str] = (*StepOperator.template_fields, "measured")
 
-    def __init__(self, *, measured: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(self, *, measured: Mapping[str, Any] | XComArg | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.measured = measured
 
