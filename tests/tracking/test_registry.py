@@ -230,3 +230,4 @@ def test_the_commands(uri: str, versions: list[Any]) -> None:
     refused = command("register", "net", "--run", versions[0].tracking_run_id)
     assert refused.returncode == 2
     assert "has no file to register" in refused.stderr
+    assert command("register", "net", "--run", "0" * 32).returncode == 2

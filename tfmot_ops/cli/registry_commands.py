@@ -32,7 +32,9 @@ _Json = Annotated[bool, typer.Option("--json", help="The answer as JSON on stdou
 @app.command()
 def register(  # noqa: PLR0917 - typer reads the options from the signature, nobody calls it
     name: _Name,
-    run: Annotated[str, typer.Option(help="Id of the parent run of a chain, as `optimize` prints it.")],
+    run: Annotated[
+        str, typer.Option(help="MLflow run of a chain, or of one of its steps (`tracking_run_id` in `--json`).")
+    ],
     tracking_uri: _TrackingUri,
     policy: Annotated[
         Path | None,
@@ -54,7 +56,7 @@ def register(  # noqa: PLR0917 - typer reads the options from the signature, nob
     from tfmot_ops.tracking import registry_of
 
     rules = read_policy(policy) if policy is not None else None
-    spec = _spec(registry_of(tracking_uri), run, Tracking(uri=tracking_uri, parent_run_id=run))
+    spec = _spec(registry_of(tracking_uri), run, tracking_uri)
     options = {"name": name, "alias": alias, "policy": rules, "promote": promote}
     spec = spec.model_copy(update={"options": RegisterOptions(**{**spec.options.model_dump(), **options})})
     result = execute.execute(spec, execute.say_on_stderr)
@@ -69,14 +71,20 @@ def register(  # noqa: PLR0917 - typer reads the options from the signature, nob
         raise typer.Exit(result.error.exit_code)
 
 
-def _spec(client: mlflow.MlflowClient, run: str, tracking: Tracking) -> StepSpec:
+def _spec(client: mlflow.MlflowClient, run: str, tracking_uri: str) -> StepSpec:
     """The spec that registers the file of a chain with the metrics of its step `evaluate`.
+
+    Args:
+        client: of the tracking server.
+        run: id of the chain's run, or of the run of one of its steps.
+        tracking_uri: of the tracking server.
 
     Raises:
         SpecError: there is no such run, or its chain made and measured no file.
     """
-    from tfmot_ops.tracking import children_of
+    from tfmot_ops.tracking import children_of, parent_of
 
+    run = parent_of(client, run)
     results = [child.result for child in children_of(client, run) if child.result is not None]
     ended_well = {result.kind: result for result in results if result.status is Status.OK}
     made, measured = ended_well.get("quantize"), ended_well.get("evaluate")
@@ -85,14 +93,14 @@ def _spec(client: mlflow.MlflowClient, run: str, tracking: Tracking) -> StepSpec
             f"run {run} has no file to register",
             required="the parent run of a chain whose steps quantize and evaluate ended well",
             received=", ".join(f"{result.step_id} {result.status}" for result in results) or "a run without steps",
-            remedy="take the id of the run that `tfmot-ops optimize` or the DAG opened, as MLflow's page shows it",
+            remedy="take the run that `tfmot-ops optimize` or the DAG opened; MLflow's page shows its id",
         )
     experiment = client.get_experiment(client.get_run(run).info.experiment_id).name
     options: dict[str, Any] = {"name": "to be named", "metrics": measured.metrics, "headline": measured.headline}
     return StepSpec(
         step_id="register",
         inputs={"tflite": made.outputs["tflite"]},
-        tracking=tracking.model_copy(update={"experiment": experiment}),
+        tracking=Tracking(uri=tracking_uri, experiment=experiment, parent_run_id=run),
         options=RegisterOptions(**options),
     )
 

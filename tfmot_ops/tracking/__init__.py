@@ -4,7 +4,7 @@ A pipeline is an MLflow parent run, and each step is a child run. A key (dag, ru
 across its retries: a retry with the same key continues the existing run instead of creating another.
 """
 
-from tfmot_ops.tracking.children import children_of
+from tfmot_ops.tracking.children import children_of, parent_of
 from tfmot_ops.tracking.client import MlflowStore, fetch_artifact, refusal_of_mlflow, registry_of
 from tfmot_ops.tracking.models import fetch_model, is_model_uri, load_logged_model
 from tfmot_ops.tracking.registry import CHAMPION, champion_of, promote, rollback
@@ -22,6 +22,7 @@ __all__ = [
     "fetch_model",
     "is_model_uri",
     "load_logged_model",
+    "parent_of",
     "promote",
     "record_sweep",
     "refusal_of_mlflow",

@@ -12,6 +12,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from tfmot_ops.contract import StepResult, mapped_step
+from tfmot_ops.errors import SpecError
 from tfmot_ops.tracking.client import download
 
 KEY_TAG = "tfmot_ops.key"
@@ -57,6 +58,25 @@ def step_of(run: Run) -> str:
     tags = run.data.tags
     name, index = str(tags.get(STEP_TAG, run.info.run_name)), tags.get(f"{KEY_TAG}.map_index", "-1")
     return mapped_step(name, int(index)) if index.isdecimal() else name
+
+
+def parent_of(client: mlflow.MlflowClient, run_id: str) -> str:
+    """Id of the parent run of a step's run; the id itself for a run without a parent.
+
+    Raises:
+        SpecError: there is no such run.
+    """
+    try:
+        return str(client.get_run(run_id).data.tags.get(PARENT_TAG, run_id))
+    except MlflowException as error:
+        if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            raise
+        raise SpecError(
+            f"there is no run {run_id}",
+            required="the id of an MLflow run on this tracking server",
+            received=run_id,
+            remedy="copy the id from the run's page in MLflow",
+        ) from error
 
 
 def children_of(client: mlflow.MlflowClient, parent: str) -> list[Child]:
