@@ -1,6 +1,7 @@
 """Airflow operators; they load no TensorFlow and no MLflow."""
 
 from tfmot_ops.operators.links import MlflowRunLink
+from tfmot_ops.operators.register import RegisterOperator
 from tfmot_ops.operators.step import (
     CloseRunOperator,
     EvaluateOperator,
@@ -8,7 +9,6 @@ from tfmot_ops.operators.step import (
     OpenRunOperator,
     PruneOperator,
     QuantizeOperator,
-    RegisterOperator,
     StepOperator,
     StripOperator,
     TrainOperator,

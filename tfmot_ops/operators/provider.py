@@ -23,7 +23,7 @@ def get_provider_info() -> dict[str, Any]:
         "operators": [
             {
                 "integration-name": "tfmot_ops",
-                "python-modules": ["tfmot_ops.operators.step", "tfmot_ops.operators.sweep"],
+                "python-modules": [f"tfmot_ops.operators.{name}" for name in ("step", "register", "sweep")],
             }
         ],
         "extra-links": ["tfmot_ops.operators.links.MlflowRunLink"],

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseOperator, Connection
-from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
 from airflow.sdk.log import mask_secret
 from pydantic import ValidationError
 
@@ -31,7 +31,7 @@ from tfmot_ops.system import environment
 from tfmot_ops.system.uri_secrets import address, secrets_of
 
 if TYPE_CHECKING:
-    from airflow.sdk import BaseOperatorLink, Context, XComArg
+    from airflow.sdk import BaseOperatorLink, Context
 
 #: Fields of a StepResult that the XCom leaves out: tables, which the MLflow run holds.
 _NOT_IN_XCOM = {"layers", "versions"}
@@ -342,36 +342,6 @@ class EvaluateOperator(StepOperator):
     """
 
     kind = "evaluate"
-
-
-class RegisterOperator(StepOperator):
-    """Puts a TFLite file into MLflow's model registry, as `alias` of `name`, if every gate holds. Input `tflite`.
-
-    The task is skipped where the option `name` is a template that gives nothing.
-
-    Args:
-        measured: the result with the metrics that the gates check (`evaluate.output`).
-        **kwargs: as for StepOperator. Options: `name`, `alias`, `gates` (metric -> lowest allowed value), `policy` (the
-            path of a YAML or JSON file with rules, see `tfmot-ops schema policy`), and `promote`.
-    """
-
-    kind = "register"
-    template_fields: Sequence[str] = (*StepOperator.template_fields, "measured")
-
-    def __init__(self, *, measured: Mapping[str, Any] | XComArg | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.measured = measured
-
-    def execute(self, context: Context) -> dict[str, Any]:
-        """Register the file; skipped if the option `name` is a template that gives nothing."""
-        if isinstance(self.options, Mapping) and self.options.get("name") in {None, ""}:
-            raise AirflowSkipException("no name of a registered model is given, so nothing is registered")
-        return super().execute(context)
-
-    def _options(self, context: Context) -> dict[str, Any]:
-        measured = mapping_of(self.task_id, "measured", self.measured)
-        known = {"metrics": measured.get("metrics", {}), "headline": measured.get("headline")}
-        return {**known, **super()._options(context)}
 
 
 class CloseRunOperator(StepOperator):
