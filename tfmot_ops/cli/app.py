@@ -212,8 +212,10 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
         typer.echo(json.dumps({"results": results, "tflite": str(tflite) if tflite else None}, indent=2))
     else:
         print_summary(chain.results, tracking_uri, experiment, tflite)
-    if last.error is not None:
-        raise typer.Exit(last.error.exit_code)
+    # A chain that ended well, but whose MLflow run could not be ended, has made its file and fails all the same.
+    failed = last.error or (chain.closed.error if chain.closed is not None else None)
+    if failed is not None:
+        raise typer.Exit(failed.exit_code)
 
 
 @app.command("list")

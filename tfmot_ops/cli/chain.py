@@ -55,6 +55,7 @@ class Chain:
         seed: random seed of every step.
         fresh: run all steps, including those that an earlier call of the same command finished.
         results: results of the steps that ran, in order.
+        closed: result of the step that ends the MLflow run of the chain.
     """
 
     model: str
@@ -69,6 +70,7 @@ class Chain:
     seed: int = 0
     fresh: bool = False
     results: list[StepResult] = field(default_factory=list)
+    closed: StepResult | None = None
     _key: str = "unknown until it runs"
     _parent: str | None = None
 
@@ -105,7 +107,7 @@ class Chain:
                 attempt.interrupted(self._parent)
                 raise
             self._close(say)
-            if last.status is Status.OK:
+            if last.status is Status.OK and self.closed is not None and self.closed.status is Status.OK:
                 attempt.ended_well()
         return last
 
@@ -221,7 +223,7 @@ class Chain:
         # A step that did not run counts as failed: the chain did less than was requested.
         failed = [name for name in CHAIN if name not in ended_well]
         headline = next((r.headline for r in reversed(self.results) if r.headline is not None), None)
-        self._step("close_run", {"steps": ended_well, "failed": failed, "headline": headline}, say)
+        self.closed = self._step("close_run", {"steps": ended_well, "failed": failed, "headline": headline}, say)
 
 
 def _output(made: dict[str, dict[str, Artifact]], source: str, what: str) -> Artifact:

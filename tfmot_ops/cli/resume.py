@@ -82,16 +82,18 @@ def attempt(of: str, output: Path, tracking: tuple[str, str] | None, fresh: bool
         say: called with each message.
 
     Raises:
-        StepFailedError: another process runs the same command without tracking: both would write the same files.
+        StepFailedError: nothing is recorded, and another process works in the same output folder, where the files of
+            its steps have the same names.
     """
     folder = output / f".{of[:16]}.finished"
     new = Attempt(of, f"{of}-{uuid.uuid4().hex[:8]}", tracking[0] if tracking else None, folder)
-    with files.lock(output / f".{of[:16]}.lock") as alone:
+    lock = output / (".optimize.lock" if tracking is None else f".{of[:16]}.lock")
+    with files.lock(lock) as alone:
         if not alone and tracking is None:
             raise StepFailedError(
-                "the same command runs already",
-                required="one process at a time for the same arguments and output folder",
-                received=f"another process that holds {output / f'.{of[:16]}.lock'}",
+                "another command works in this output folder",
+                required="one command without tracking at a time for an output folder",
+                received=f"another process that holds {lock}",
                 remedy="wait until it ends, stop it, or give another --output",
             )
         if not alone:
