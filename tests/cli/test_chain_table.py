@@ -31,7 +31,9 @@ def quantized(layers: list[Any], recipe: Recipe) -> StepResult:
 def test_layers_that_stayed_in_float_are_named_with_the_reason():
     layers = [L.GRU(4, return_sequences=True, recurrent_dropout=0.1, name=name) for name in ("first", "second")]
     (note,) = summary_notes([quantized(layers, core.recipes.decode("wi8_ai8"))])
-    assert note.startswith("stayed in float: first (GRU), second (GRU): GRU stays in float: only known numbers of")
+    assert note.startswith(
+        "stayed in float: first (GRU), second (GRU): GRU stays in float: int8 needs a known number of"
+    )
 
 
 def test_a_chain_that_measured_nothing_names_no_metric():

@@ -43,7 +43,7 @@ class Block(L.Layer):
 
 
 def _model() -> Any:
-    """Nested models, a custom layer, a bidirectional LSTM, functions and casts; float32 results."""
+    """Nested models, a custom layer, a recurrent layer that stays float, functions and casts; float32 results."""
     backbone_in = K.Input((8, 8, 3))
     h = L.Conv2D(4, 3, use_bias=False, padding="same", name="conv")(backbone_in)
     h = Block(name="block")(L.ReLU(6.0)(L.BatchNormalization()(h)))
@@ -51,7 +51,7 @@ def _model() -> Any:
     inputs = K.Input((8, 8, 3), name="image")
     h = tf.cast(backbone(inputs), K.mixed_precision.global_policy().compute_dtype) * 0.5
     h = L.Dense(6, activation=L.LeakyReLU(), name="dense")(L.GlobalAveragePooling2D()(h))
-    h = L.Bidirectional(L.LSTM(3), name="lstm")(L.Reshape((2, 3))(h))
+    h = L.Bidirectional(L.LSTM(3, recurrent_dropout=0.1), name="lstm")(L.Reshape((2, 3))(h))
     model = K.Model(inputs, tf.cast(L.Dense(3, name="scores")(h), tf.float32))
     model.compile("adam", "mse")
     return model

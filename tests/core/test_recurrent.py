@@ -88,7 +88,7 @@ def test_what_has_no_int8_steps_is_named(make: Callable[[], tuple[Any, Any]]) ->
     _, reports = core.quantize(keras.Model(inputs, L.Dense(2)(layer(inputs))), QAT)
     (row,) = [row for row in reports if row.outcome == "kept_float"]
     assert row.class_name == type(layer).__name__
-    assert "known numbers of up to 128 steps" in row.reason
+    assert "int8 needs a known number of steps, at most 128" in row.reason
 
 
 def test_a_trained_model_is_as_good_in_int8_and_its_steps_are_compared() -> None:
@@ -110,6 +110,37 @@ def test_a_trained_model_is_as_good_in_int8_and_its_steps_are_compared() -> None
     assert {"lstm", "lstm_recurrent", "lstm_carry", "lstm_hidden", "scores"} <= rows.keys()
     assert rows["lstm_hidden"].float_to_qat_db > 10.0
     assert rows["lstm_hidden"].qat_to_tflite_db > 30.0
+
+
+def test_a_kernel_that_is_written_in_two_parts_is_as_sparse_as_a_whole() -> None:
+    inputs = keras.Input((4, 6))
+    layer = L.GRU(4, reset_after=False)
+    model = keras.Model(inputs, L.Dense(2)(layer(inputs)))
+    kernel, recurrent, bias = layer.get_weights()
+    recurrent[:, :8] *= 10.0  # pruning takes most zeros from the last third
+    layer.set_weights([kernel, recurrent, bias])
+    sparse = core.strip(core.prune(model, SPARSE)[0])
+    core.assert_sparsity(sparse, SPARSE)
+    quantized, _ = core.quantize(sparse, SPARSE, SERIES[:, :4])
+    assert core.profile_tflite(core.export_tflite(quantized, SPARSE)).float_ops == 0
+
+
+@pytest.mark.parametrize("kind", ["a dict for a list", "one target of two", "a dict for one output"])
+def test_targets_that_keras_takes_are_trained(kind: str) -> None:
+    inputs = keras.Input((3,))
+    outputs = [L.Dense(2, name="a")(inputs), L.Dense(1, name="b")(inputs)]
+    targets = {"a": np.ones((8, 2), np.float32), "b": np.ones((8, 1), np.float32)}
+    loss: Any = {"a": "mse", "b": "mse"}
+    if kind == "one target of two":
+        outputs, loss = {"a": outputs[0], "b": outputs[1]}, {"a": "mse"}
+        del targets["b"]
+    if kind == "a dict for one output":
+        outputs, loss = outputs[1], "mse"
+        del targets["a"]
+    model = keras.Model(inputs, outputs)
+    model.compile("adam", loss)
+    history = fit(model, np.ones((8, 3), np.float32), targets, None, epochs=2, batch_size=4, seed=0)
+    assert history["loss"][1] < history["loss"][0]
 
 
 def test_a_training_step_is_traced_once() -> None:

@@ -279,7 +279,7 @@ def test_layer_as_the_activation_of_another(make: Callable[[], Any]) -> None:
 def test_a_limit_of_tflite_is_told_from_one_of_ours() -> None:
     assert roles.float_reason(L.Conv3D(4, 3)) == "TFLite computes Conv3D in float only"
     assert roles.float_reason(L.MaxPooling3D()) == "TFLite has no operation for MaxPooling3D"
-    assert roles.float_reason(L.LSTM(4)).startswith("LSTM stays in float: only known numbers of up to 128 steps")
+    assert roles.float_reason(L.LSTM(4)).startswith("LSTM stays in float: int8 needs a known number of steps")
 
 
 def test_every_row_is_checked() -> None:

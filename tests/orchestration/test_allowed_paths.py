@@ -76,6 +76,17 @@ def test_the_deployment_names_its_own(monkeypatch, tmp_path):
             check(model=place)
 
 
+def test_what_a_pattern_matches_is_checked(monkeypatch, tmp_path):
+    monkeypatch.setenv(environment.ALLOWED_PATHS.name, str(tmp_path))
+    (tmp_path / "part-1.tfrecord").touch()
+    (tmp_path / "link").symlink_to("/etc")
+    check(dataset=f"tfrecord:{tmp_path}/part-?.tfrecord")
+    check(dataset=f"tfrecord:{tmp_path}/part-*.tfrecord?features={tmp_path}/features.json")
+    for pattern in ("?*/../../etc/passw[d=]", "li*/passwd", "*/passwd"):
+        with pytest.raises(SpecError, match="name this place: dataset"):
+            check(dataset=f"tfrecord:{tmp_path}/{pattern}")
+
+
 @pytest.mark.parametrize("written", ["/srv/model.h5", "/srv/{{ ds }}/model.h5", "{{ var.value.model }}", None])
 def test_what_the_author_wrote_may_be_anywhere(written):
     check(written, model="/srv/2026-01-01/model.h5", output_uri="/srv", tracking_uri="http://elsewhere")

@@ -66,7 +66,7 @@ def register(uri: str, file: Path, metrics: dict[str, float], **options: Any) ->
         step_id="register",
         inputs={"tflite": artifact},
         tracking=Tracking(uri=uri),
-        options=RegisterOptions(name="net", metrics=metrics, **options),
+        options=RegisterOptions(**{"name": "net", "metrics": metrics, **options}),
     )
     return execute(spec, lambda _: None)
 
@@ -76,7 +76,7 @@ BETTER = Policy(rules=(Rule(metric="accuracy", better=True), Rule(metric="size_b
 
 @pytest.fixture(scope="module")
 def versions(uri: str, file: Path) -> list[Any]:
-    """The results of three registrations; the first version is the champion, and the third is refused."""
+    """The results of three registrations; the first version becomes the champion, and the third is refused."""
     return [
         register(uri, file, {"accuracy": 0.8, "size_bytes": 9e3}, policy=BETTER, promote=True),
         register(uri, file, {"accuracy": 0.9, "size_bytes": 9e3}, policy=BETTER),
@@ -117,17 +117,36 @@ def test_promotion_and_rollback(uri: str) -> None:
     client = registry_of(uri)
     done = promote(client, "net", "candidate")
     assert (done.version, done.replaced) == ("2", "1")
+    assert promote(client, "net", "02").replaced == "2"  # already the champion: nothing changes
     assert version_of(client, "net", "champion") == "2"
     with pytest.raises(StepFailedError, match="promoted by another process"):
         promote(client, "net", "2", expected="1")
     assert rollback(client, "net").version == "1"
     with pytest.raises(StepFailedError, match="nothing to roll back to"):
         rollback(client, "net")
-    for name, version in (("net", "9"), ("net", "blue"), ("another", "1")):
+    promote(client, "net", "2")
+    promote(client, "net", "1")
+    assert rollback(client, "net").version == "2"
+    assert rollback(client, "net").version == "1"
+    with pytest.raises(StepFailedError, match="nothing to roll back to"):
+        rollback(client, "net")
+    for name, version in (("net", "9"), ("net", "\u00b2"), ("net", "blue"), ("another", "1")):
         with pytest.raises(StepFailedError, match=f"no version {version}"):
             promote(client, name, version)
+    client.create_registered_model("tfmot_ops-promotion-of-net", tags={"tfmot_ops.owner": "another"})
+    with pytest.raises(StepFailedError, match="another process promotes a version"):
+        promote(client, "net", "2")
+    client.delete_registered_model("tfmot_ops-promotion-of-net")
     # No lock is left.
     assert [model.name for model in client.search_registered_models()] == ["net"]
+
+
+def test_a_better_version_replaces_the_champion_that_it_was_compared_with(uri: str, file: Path) -> None:
+    options = {"name": "chain", "policy": Policy(rules=(Rule(metric="accuracy", better=True),)), "promote": True}
+    results = [register(uri, file, {"accuracy": value}, **options) for value in (0.5, 0.6, 0.6)]
+    assert [result.status for result in results] == [Status.OK, Status.OK, Status.FAILED]
+    assert results[1].parameters["replaced_version"] == "1"
+    assert "better than the champion's 0.6, received 0.6" in results[2].error.message
 
 
 PROMOTER = """
@@ -231,3 +250,5 @@ def test_the_commands(uri: str, versions: list[Any]) -> None:
     assert refused.returncode == 2
     assert "has no file to register" in refused.stderr
     assert command("register", "net", "--run", "0" * 32).returncode == 2
+    for wrong in (["a/b"], ["net", "--alias", "v1"], ["net", "--alias", "champion"]):
+        assert command("register", *wrong, "--run", "0" * 32).returncode == 2, wrong

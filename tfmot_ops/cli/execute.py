@@ -182,7 +182,7 @@ def _run(spec: StepSpec, run: StepRun | None, workdir: Path, say: Callable[[str]
         check_output(spec.output_uri)
     # StepSpec validates that output_uri or tracking is given.
     store: Store = run.store if run is not None else FsspecStore(str(spec.output_uri))
-    local = _with_champion(_with_local_model(spec, workdir))
+    local = _with_champion(_with_local_model(spec, workdir), run)
     _bring_earlier_sweeps(spec, workdir, say)
 
     def record(result: StepResult) -> StepResult:
@@ -217,16 +217,13 @@ def _with_local_model(spec: StepSpec, workdir: Path) -> StepSpec:
     return spec.model_copy(update={"options": spec.options.with_model(str(path))})
 
 
-def _with_champion(spec: StepSpec) -> StepSpec:
+def _with_champion(spec: StepSpec, run: StepRun | None) -> StepSpec:
     """Put the champion's metrics into the spec of a step whose rules compare with the champion."""
     options = spec.options
-    if spec.tracking is None or not (isinstance(options, RegisterOptions) and options.compares_with_champion):
+    if run is None or not (isinstance(options, RegisterOptions) and options.compares_with_champion):
         return spec
-    from tfmot_ops.tracking import champion_of
-
-    found = champion_of(spec.tracking.uri, options.name, options.champion_alias)
-    compared = {"champion_version": found[0], "champion": found[1]} if found else {}
-    return spec.model_copy(update={"options": options.model_copy(update=compared)})
+    metrics = run.metrics_of_champion(options)
+    return spec.model_copy(update={"options": options.model_copy(update={"champion": metrics})})
 
 
 def _bring_earlier_sweeps(spec: StepSpec, workdir: Path, say: Callable[[str], None]) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from tfmot_ops.contract import RegisterOptions, Status, StepSpec, Tracking
+from tfmot_ops.contract.refusal import refusal
 from tfmot_ops.errors import SpecError
 from tfmot_ops.system import environment
 
@@ -56,8 +61,13 @@ def register(  # noqa: PLR0917 - typer reads the options from the signature, nob
     from tfmot_ops.tracking import registry_of
 
     rules = read_policy(policy) if policy is not None else None
-    spec = _spec(registry_of(tracking_uri), run, tracking_uri)
     options = {"name": name, "alias": alias, "policy": rules, "promote": promote}
+    try:
+        RegisterOptions(**options)
+    except ValidationError as error:
+        raise refusal("arguments", error, "`tfmot-ops registry register --help` lists what each takes") from error
+    with _refusals_told(tracking_uri):
+        spec = _spec(registry_of(tracking_uri), run, tracking_uri)
     spec = spec.model_copy(update={"options": RegisterOptions(**{**spec.options.model_dump(), **options})})
     result = execute.execute(spec, execute.say_on_stderr)
     if as_json:
@@ -86,20 +96,21 @@ def _spec(client: mlflow.MlflowClient, run: str, tracking_uri: str) -> StepSpec:
 
     run = parent_of(client, run)
     results = [child.result for child in children_of(client, run) if child.result is not None]
-    ended_well = {result.kind: result for result in results if result.status is Status.OK}
-    made, measured = ended_well.get("quantize"), ended_well.get("evaluate")
-    if made is None or measured is None or "tflite" not in made.outputs:
+    ended_well = [result for result in results if result.status is Status.OK]
+    made = [result for result in ended_well if result.kind == "quantize" and "tflite" in result.outputs]
+    measured = [result for result in ended_well if result.kind == "evaluate"]
+    if len(made) != 1 or len(measured) != 1:
         raise SpecError(
             f"run {run} has no file to register",
-            required="the parent run of a chain whose steps quantize and evaluate ended well",
+            required="the run of a chain with one step quantize and one step evaluate that ended well",
             received=", ".join(f"{result.step_id} {result.status}" for result in results) or "a run without steps",
             remedy="take the run that `tfmot-ops optimize` or the DAG opened; MLflow's page shows its id",
         )
     experiment = client.get_experiment(client.get_run(run).info.experiment_id).name
-    options: dict[str, Any] = {"name": "to be named", "metrics": measured.metrics, "headline": measured.headline}
+    options: dict[str, Any] = {"name": "to be named", "metrics": measured[0].metrics, "headline": measured[0].headline}
     return StepSpec(
         step_id="register",
-        inputs={"tflite": made.outputs["tflite"]},
+        inputs={"tflite": made[0].outputs["tflite"]},
         tracking=Tracking(uri=tracking_uri, experiment=experiment, parent_run_id=run),
         options=RegisterOptions(**options),
     )
@@ -116,7 +127,9 @@ def promote(
     from tfmot_ops.tracking import promote as make_champion
     from tfmot_ops.tracking import registry_of
 
-    _tell(make_champion(registry_of(tracking_uri), name, version), as_json)
+    with _refusals_told(tracking_uri):
+        done = make_champion(registry_of(tracking_uri), name, version)
+    _tell(done, as_json)
 
 
 @app.command()
@@ -125,12 +138,26 @@ def rollback(name: _Name, tracking_uri: _TrackingUri, as_json: _Json = False) ->
     from tfmot_ops.tracking import registry_of
     from tfmot_ops.tracking import rollback as go_back
 
-    _tell(go_back(registry_of(tracking_uri), name), as_json)
+    with _refusals_told(tracking_uri):
+        done = go_back(registry_of(tracking_uri), name)
+    _tell(done, as_json)
+
+
+@contextlib.contextmanager
+def _refusals_told(uri: str) -> Iterator[None]:
+    """Turn a refusal by MLflow into an error for the user."""
+    from tfmot_ops.tracking import refusal_of_mlflow
+
+    try:
+        yield
+    except Exception as error:
+        known = refusal_of_mlflow(error, uri)
+        if known is None:
+            raise
+        raise known from error
 
 
 def _tell(promotion: Any, as_json: bool) -> None:
-    import json
-
     if as_json:
         typer.echo(json.dumps(asdict(promotion)))
     else:

@@ -60,6 +60,7 @@ from tfmot_ops.contract.scope import Scope
 from tfmot_ops.contract.spec import (
     BUILTIN_DATASETS,
     BUILTIN_MODELS,
+    DATASET_OPTIONS,
     REQUIRE_GPU,
     TRACKING_VARIABLES,
     Device,
@@ -72,6 +73,7 @@ __all__ = [
     "ACCURACY",
     "BUILTIN_DATASETS",
     "BUILTIN_MODELS",
+    "DATASET_OPTIONS",
     "PRESET_RECIPES",
     "REQUIRE_GPU",
     "SCHEMA_VERSION",

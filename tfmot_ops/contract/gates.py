@@ -116,7 +116,7 @@ class _Judgement:
             return []
         reference = self.metrics.get(name)
         if reference is None:
-            return [f"max_drop, max_ratio: required the metric {name} to compare with, received no such metric"]
+            return [f"required the metric {name} to compare with, received no such metric"]
         found = []
         drop = self._worse(reference, value)
         if rule.max_drop is not None and not drop <= rule.max_drop:

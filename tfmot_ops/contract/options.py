@@ -9,7 +9,7 @@ import re
 from enum import StrEnum
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, JsonValue, field_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from tfmot_ops.contract.document import Document, later
 from tfmot_ops.contract.gates import Policy, Rule, rules_of
@@ -225,8 +225,8 @@ class RegisterOptions(StepOptions):
         policy: further rules that have to hold.
         headline: gives the direction of the task's metric; from the step `evaluate`.
         champion_alias: alias of the version with which rules compare.
-        champion, champion_version: metrics and number of that version; filled in from the registry before the step
-            runs. None where there is no champion.
+        champion: metrics of that version; filled in from the registry before the step runs. None where there is no
+            champion.
         promote: whether the registered version gets the alias of the champion at once.
     """
 
@@ -242,8 +242,13 @@ class RegisterOptions(StepOptions):
     headline: Headline | None = later()
     champion_alias: str = later("champion", max_length=_LONGEST_REGISTERED - 1, pattern=r"^[\w-]+$")
     champion: dict[str, float] | None = later()
-    champion_version: str | None = later()
     promote: bool = later(False)
+
+    @model_validator(mode="after")
+    def _has_two_aliases(self) -> Self:
+        if self.alias == self.champion_alias:
+            raise ValueError(f"another alias than {self.champion_alias}, which `promote` gives")
+        return self
 
     @property
     def rules(self) -> list[Rule]:

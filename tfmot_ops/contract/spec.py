@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from enum import StrEnum
 from typing import Literal
 
@@ -15,6 +16,9 @@ from tfmot_ops.system import environment
 #: Names of the built-in small models, which `tfmot_ops.models` builds.
 BUILTIN_MODELS = ("resnet8", "mobilenet_like", "ds_cnn", "unet", "conv1d", "lstm", "mlp", "autoencoder")
 #: Names of the built-in data sets, which `tfmot_ops.data` loads; it also loads `npz:<path>` and `images:<folder>`.
+#: Begin of the options of a data set: a question mark of a pattern (`part-?.tfrecord`) is not followed by a word and an
+#: equals sign.
+DATASET_OPTIONS = re.compile(r"\?(?=[a-z_]+=)")
 BUILTIN_DATASETS = ("digits", "fashion_mnist")
 
 

@@ -34,7 +34,7 @@ class RegisterOperator(StepOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Register the file; skipped if the option `name` is a template that gives nothing."""
-        if isinstance(self.options, Mapping) and self.options.get("name") in {None, ""}:
+        if isinstance(self.options, Mapping) and self.options.get("name") in (None, ""):
             raise AirflowSkipException("no name of a registered model is given, so nothing is registered")
         return super().execute(context)
 

@@ -64,6 +64,9 @@ class StepOperator(BaseOperator):
 
     #: Kind of the step; a subclass sets it, and StepOperator itself takes it from `options["kind"]`.
     kind: ClassVar[str | None] = None
+    #: Whether a subclass makes options or inputs of other arguments: then the literal ones cannot be checked alone.
+    gathers_options: ClassVar[bool] = False
+    gathers_inputs: ClassVar[bool] = False
 
     template_fields: Sequence[str] = (
         "options",
@@ -125,9 +128,9 @@ class StepOperator(BaseOperator):
         Raises:
             SpecError: an option is unknown or wrong, or a required option or input is missing.
         """
-        if self._options.__module__ == __name__:
+        if not self.gathers_options:
             refuse_options(self.task_id, self.kind, self.options)
-        if self._inputs.__module__ == __name__:
+        if not self.gathers_inputs:
             refuse_inputs(self.task_id, self.kind, self.inputs)
 
     def _do_render_template_fields(self, parent: Any, *arguments: Any, **keywords: Any) -> None:
@@ -245,7 +248,7 @@ class StepOperator(BaseOperator):
             options["training"] = read_training(training)
         policy = options.get("policy")
         if isinstance(policy, str):
-            options["policy"] = read_policy(policy)
+            options["policy"] = read_policy(policy) if policy else None
         return options
 
     def _resolved_tracking_uri(self) -> str:

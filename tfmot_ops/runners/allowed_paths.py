@@ -6,11 +6,13 @@ server. What the DAG's author wrote in the DAG's file is not checked here, nor w
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tfmot_ops.contract import DATASET_OPTIONS
 from tfmot_ops.contract.refusal import quoted
 from tfmot_ops.errors import SpecError
 from tfmot_ops.recipes.files import is_recipe_file
@@ -120,10 +122,10 @@ def _paths_of(dataset: str) -> Iterator[str]:
         if not _NAME.match(dataset):
             yield dataset
         return
-    location, _, options = rest.partition("?")
-    # A pattern may have a question mark, too; then what follows it is no option, and the whole is one path.
-    yield location if "=" in options else rest
-    for option in options.split("&"):
+    # A pattern may have a question mark, too: the sources find their options by the same expression.
+    begin = DATASET_OPTIONS.search(rest)
+    yield rest[: begin.start()] if begin else rest
+    for option in rest[begin.end() :].split("&") if begin else ():
         key, _, value = option.partition("=")
         if key in _PATH_OPTIONS:
             yield value
@@ -138,6 +140,9 @@ def _is_within(path: str, place: str) -> bool:
     local = path.removeprefix("file://")
     if not local.startswith("/"):
         return False
-    # A link in the folder may lead out of it; a folder that is itself a link is the deployment's choice.
-    real = Path(local).resolve().is_relative_to(Path(place).resolve())
-    return PurePosixPath(local).is_relative_to(place) and real
+    if not PurePosixPath(local).is_relative_to(place):
+        return False
+    # A link in the folder may lead out of it, also one that a pattern matches; a folder that is itself a link is the
+    # deployment's choice.
+    real = [Path(local), *map(Path, glob.iglob(local))]  # noqa: PTH207 - as the sources read a pattern
+    return all(path.resolve().is_relative_to(Path(place).resolve()) for path in real)

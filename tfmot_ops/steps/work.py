@@ -247,7 +247,9 @@ class ModelWork(Work[ModelOptions]):
                 zeros += profile.sparsity[name] * profile.weight_sizes[name]
                 size += profile.weight_sizes[name]
                 lowest_sparsity = min(lowest_sparsity, profile.sparsity[name])
-        return {"sparsity": zeros / size, "least_layer_sparsity": lowest_sparsity} if size else {}
+        if not size:  # kernels that several calls share, as a recurrent layer's steps do, have no layer's name
+            return {"sparsity": profile.weight_sparsity}
+        return {"sparsity": zeros / size, "least_layer_sparsity": lowest_sparsity}
 
 
 class BatchProgress:

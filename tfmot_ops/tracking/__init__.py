@@ -7,7 +7,7 @@ across its retries: a retry with the same key continues the existing run instead
 from tfmot_ops.tracking.children import children_of, parent_of
 from tfmot_ops.tracking.client import MlflowStore, fetch_artifact, refusal_of_mlflow, registry_of
 from tfmot_ops.tracking.models import fetch_model, is_model_uri, load_logged_model
-from tfmot_ops.tracking.registry import CHAMPION, champion_of, promote, rollback
+from tfmot_ops.tracking.registry import CHAMPION, promote, rollback
 from tfmot_ops.tracking.run import StepRun
 from tfmot_ops.tracking.sweep_runs import earlier_sweeps, record_sweep
 
@@ -15,7 +15,6 @@ __all__ = [
     "CHAMPION",
     "MlflowStore",
     "StepRun",
-    "champion_of",
     "children_of",
     "earlier_sweeps",
     "fetch_artifact",

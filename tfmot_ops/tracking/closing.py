@@ -10,7 +10,7 @@ from mlflow.entities import RunStatus
 
 from tfmot_ops.contract import ACCURACY, CloseRunOptions, Headline, Status, StepResult
 from tfmot_ops.tracking import pictures
-from tfmot_ops.tracking.children import PARENT_TAG, Child, children_of, step_of
+from tfmot_ops.tracking.children import KIND_TAG, PARENT_TAG, Child, children_of, step_of
 from tfmot_ops.tracking.datasets import TRAINING, dataset_of, log_dataset
 from tfmot_ops.tracking.description import StepRow, artifact_address, describe
 from tfmot_ops.tracking.labels import tags_of
@@ -69,6 +69,13 @@ def has_failed_mapped_step(client: mlflow.MlflowClient, run_id: str, options: Cl
     unfinished = f"tags.`{PARENT_TAG}` = '{run_id}' and attributes.status != 'FINISHED'"
     names = [step_of(run) for run in client.search_runs([experiment], unfinished)]
     return any(name.endswith("]") and name.partition("[")[0] in mapped for name in names)
+
+
+def has_failed_registration(client: mlflow.MlflowClient, run_id: str) -> bool:
+    """Whether a file of the chain was refused by the rules for the registry; that step is none of the chain's."""
+    experiment = client.get_run(run_id).info.experiment_id
+    refused = f"tags.`{PARENT_TAG}` = '{run_id}' and tags.`{KIND_TAG}` = 'register' and attributes.status = 'FAILED'"
+    return bool(client.search_runs([experiment], refused, max_results=1))
 
 
 def _headline(results: Sequence[StepResult]) -> Headline | None:

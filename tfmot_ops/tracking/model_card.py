@@ -34,13 +34,16 @@ _FIGURES = {
     "arena_bytes": ("memory for tensors (TFLite's arena)", "bytes"),
     "latency_ms": ("latency, one thread of the machine that measured", "ms"),
 }
+#: Characters of a version's description that every database of MLflow takes.
+_LONGEST = 5000
 _RUN = """```python
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 interpreter = Interpreter("{file}")
 signature = interpreter.get_signature_runner()
-print(signature.get_input_details())  # names, shapes, types, and the scale of each input
+details = signature.get_input_details()  # name -> shape, type, scale and zero point
+print(signature(**{{name: np.zeros(each["shape"], each["dtype"]) for name, each in details.items()}}))
 ```
 
 `mlflow.pyfunc.load_model("models:/{name}/{version}").predict(x)` takes and gives real values."""
@@ -70,7 +73,7 @@ def put_card(
     results = [child.result for child in children if child.result is not None]
     labels = client.get_run(parent or run_id).data.tags
     text = card(labels, results, version, options, tflite)
-    client.update_model_version(options.name, version, text)
+    client.update_model_version(options.name, version, _shortened(text))
     tags = {tag: labels[tag] for tag in (MODEL, DATASET, TASK, RECIPE) if tag in labels}
     tags |= {_DIGEST_TAG: digest} if (digest := _parameter(results, "dataset_digest")) else {}
     tags |= {_PARENT_TAG: parent} if parent else {}
@@ -81,6 +84,14 @@ def put_card(
             path = Path(folder) / name
             path.write_text(content, encoding="utf-8")
             put_file(client, run_id, path)
+
+
+def _shortened(text: str) -> str:
+    """The card, cut at the end of a line where MLflow's database takes no more."""
+    if len(text) <= _LONGEST:
+        return text
+    rest = "\n\nThe whole card is `model_card.md` among the artifacts of the source run."
+    return text[: _LONGEST - len(rest)].rpartition("\n")[0] + rest
 
 
 def card(

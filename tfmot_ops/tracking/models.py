@@ -223,12 +223,15 @@ def _tflite_signature(tflite: Path) -> Any:
         # Quantised values are real ones outside; whole numbers that are none, such as words, stay whole.
         quantized = bool(tensor["quantization"][0])
         kind = np.dtype(np.float32 if quantized else tensor["dtype"])
-        return TensorSpec(kind, (-1, *map(int, tensor["shape"][1:])), name)
+        return TensorSpec(kind, (-1, *map(int, tensor["shape_signature"][1:])), name)
 
     def schema(details: dict[str, dict[str, Any]]) -> Schema:
         named = len(details) > 1
         return Schema([spec(name if named else None, tensor) for name, tensor in details.items()])
 
     signature = ModelSignature(schema(run.get_input_details()), schema(run.get_output_details()))
-    zeros = {each.name: np.zeros((1, *each.shape[1:]), each.type) for each in signature.inputs.inputs}
+    zeros = {
+        each.name: np.zeros((1, *(max(1, size) for size in each.shape[1:])), each.type)
+        for each in signature.inputs.inputs
+    }
     return signature, zeros.get(None, zeros)

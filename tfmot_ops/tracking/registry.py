@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import mlflow
 from mlflow.exceptions import MlflowException
 
 from tfmot_ops.errors import StepFailedError
-from tfmot_ops.tracking.client import quiet, registry_of
+from tfmot_ops.tracking.client import quiet
 
 CHAMPION = "champion"
 #: Tag of a version: the version that it replaced as champion.
@@ -23,9 +24,12 @@ _REPLACED_TAG = "tfmot_ops.replaced"
 #: MLflow refuses two registered models of one name, in one transaction of its database. So a registered model with
 #: this prefix is a lock that works between computers. It is there for the time of a promotion, about a second.
 _LOCK = "tfmot_ops-promotion-of-"
-#: Seconds after which the lock of a process that was killed is taken over.
-_STALE_S = 60.0
+_OWNER_TAG = "tfmot_ops.owner"
+#: Seconds after which a lock is taken over, as its process was probably killed: longer than a step waits for MLflow.
+_STALE_S = 600.0
 _LONGEST_NAME = 256
+#: What MLflow answers for a model, version or alias that is not there.
+_UNKNOWN = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})
 
 
 @dataclass(frozen=True)
@@ -43,24 +47,33 @@ class Promotion:
     replaced: str | None
 
 
-@quiet()
-def champion_of(uri: str, name: str, alias: str = CHAMPION) -> tuple[str, dict[str, float]] | None:
-    """(number of the champion's version, the metrics with which it was registered); None if there is no champion.
+@dataclass(frozen=True)
+class Champion:
+    """The champion of a registered model.
 
-    Args:
-        uri: of the tracking server.
-        name: of the registered model.
-        alias: that marks the champion.
+    Attributes:
+        version: its number.
+        run_id: run of the step that registered it.
+        metrics: with which it was registered.
+    """
+
+    version: str
+    run_id: str
+    metrics: dict[str, float]
+
+
+@quiet()
+def champion_of(client: mlflow.MlflowClient, name: str, alias: str = CHAMPION) -> Champion | None:
+    """The champion of a registered model; None if there is none.
 
     Raises:
-        StepFailedError: MLflow cannot be used.
+        MlflowException: MLflow cannot be asked.
     """
-    client = registry_of(uri)
     version = version_of(client, name, alias)
     if version is None:
         return None
-    run_id = client.get_model_version(name, version).run_id
-    return version, dict(client.get_run(run_id).data.metrics) if run_id else {}
+    run_id = str(client.get_model_version(name, version).run_id or "")
+    return Champion(version, run_id, dict(client.get_run(run_id).data.metrics) if run_id else {})
 
 
 def version_of(client: mlflow.MlflowClient, name: str, alias: str) -> str | None:
@@ -68,8 +81,7 @@ def version_of(client: mlflow.MlflowClient, name: str, alias: str) -> str | None
     try:
         return str(client.get_model_version_by_alias(name, alias).version)
     except MlflowException as error:
-        # MLflow answers INVALID_PARAMETER_VALUE for an alias that no version has.
-        if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+        if error.error_code in _UNKNOWN:
             return None
         raise
 
@@ -94,10 +106,9 @@ def promote(
     Raises:
         StepFailedError: there is no such version, or another process promotes or has promoted a version meanwhile.
     """
-    number = version if version.isdigit() else version_of(client, name, version)
-    _require_version(client, name, version, number)
+    number = _number_of(client, name, version)
     before = version_of(client, name, to) if expected == "" else expected
-    with _locked(client, name):
+    with _locked(client, name) as check_lock:
         present = version_of(client, name, to)
         if present != before:
             raise StepFailedError(
@@ -107,12 +118,10 @@ def promote(
                 remedy="compare with the new champion: run the gate again",
             )
         if present != number:
-            if present is None:
-                client.delete_model_version_tag(name, str(number), _REPLACED_TAG)
-            else:
-                client.set_model_version_tag(name, str(number), _REPLACED_TAG, present)
-            client.set_registered_model_alias(name, to, str(number))
-    return Promotion(name, str(number), present)
+            _remember(client, name, number, present)
+            check_lock()
+            client.set_registered_model_alias(name, to, number)
+    return Promotion(name, number, present)
 
 
 @quiet()
@@ -122,19 +131,22 @@ def rollback(client: mlflow.MlflowClient, name: str, *, alias: str = CHAMPION) -
     Raises:
         StepFailedError: there is no champion, or it replaced none, or the version that it replaced was deleted.
     """
-    with _locked(client, name):
+    with _locked(client, name) as check_lock:
         present = version_of(client, name, alias)
         tags = {} if present is None else client.get_model_version(name, present).tags
         before = tags.get(_REPLACED_TAG)
-        if before is None:
+        if present is None or before is None:
             raise StepFailedError(
                 f"{name}: nothing to roll back to",
                 required=f"a version with the alias {alias} that replaced another one",
                 received=_words(present),
                 remedy="promote a version by its number",
             )
-        _require_version(client, name, before, before)
+        before = _number_of(client, name, before)
+        check_lock()
         client.set_registered_model_alias(name, alias, before)
+        # Else two rollbacks in a row would lead back to the version that was left.
+        _remember(client, name, present, None)
     return Promotion(name, before, present)
 
 
@@ -142,64 +154,100 @@ def _words(version: str | None) -> str:
     return "no version" if version is None else f"version {version}"
 
 
-def _require_version(client: mlflow.MlflowClient, name: str, wanted: str, number: str | None) -> None:
+def _remember(client: mlflow.MlflowClient, name: str, version: str, replaced: str | None) -> None:
+    """Tag a version with the one that it replaces; None removes the tag."""
+    if replaced is not None:
+        client.set_model_version_tag(name, version, _REPLACED_TAG, replaced)
+    elif _REPLACED_TAG in client.get_model_version(name, version).tags:
+        client.delete_model_version_tag(name, version, _REPLACED_TAG)
+
+
+def _number_of(client: mlflow.MlflowClient, name: str, wanted: str) -> str:
+    """Number of the version with a number or an alias.
+
+    Raises:
+        StepFailedError: there is none.
+    """
+    number = wanted if wanted.isdecimal() else version_of(client, name, wanted)
     if number is not None:
         try:
-            client.get_model_version(name, number)
+            return str(client.get_model_version(name, number).version)
         except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            if error.error_code not in _UNKNOWN:
                 raise
-            number = None
-    if number is None:
-        known = [version.version for version in _versions(client, name)]
-        raise StepFailedError(
-            f"{name}: no version {wanted}",
-            required="the number of a version, or an alias that a version has",
-            received=f"{wanted}; there are the versions {', '.join(map(str, known))}" if known else "no such model",
-            remedy="`mlflow ui` shows the registered models",
-        )
+    known = [version.version for version in _versions(client, name)]
+    raise StepFailedError(
+        f"{name}: no version {wanted}",
+        required="the number of a version, or an alias that a version has",
+        received=f"{wanted}; there are the versions {', '.join(map(str, known))}" if known else "no such model",
+        remedy="`mlflow ui` shows the registered models",
+    )
 
 
 def _versions(client: mlflow.MlflowClient, name: str) -> list[mlflow.entities.model_registry.ModelVersion]:
-    try:
-        client.get_registered_model(name)
-    except MlflowException:
-        return []
-    return [v for v in client.search_model_versions() if v.name == name]
+    # Not by a filter, as a name may hold the quotes of one.
+    return [version for version in client.search_model_versions() if version.name == name]
 
 
 @contextlib.contextmanager
-def _locked(client: mlflow.MlflowClient, name: str) -> Iterator[None]:
+def _locked(client: mlflow.MlflowClient, name: str) -> Iterator[Callable[[], None]]:
     """Let one process at a time change the aliases of a model.
+
+    Yields:
+        A function that fails if another process has taken the lock over.
 
     Raises:
         StepFailedError: another process has the lock.
     """
-    lock = f"{_LOCK}{name}"[:_LONGEST_NAME]
+    lock, owner = f"{_LOCK}{name}"[:_LONGEST_NAME], uuid.uuid4().hex
+    _take(client, name, lock, owner)
+
+    def check() -> None:
+        if _owner_of(client, lock) != owner:
+            raise _busy(name, lock)
+
     try:
-        client.create_registered_model(lock)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS" or not _take_over(client, lock):
-            raise StepFailedError(
-                f"{name}: another process promotes a version",
-                required="one promotion at a time",
-                received=f"the lock {lock} in the model registry",
-                remedy=f"look which version has the alias now, and try again; a lock is left after {_STALE_S:.0f} s",
-            ) from error
-    try:
-        yield
+        check()
+        yield check
     finally:
-        client.delete_registered_model(lock)
+        if _owner_of(client, lock) == owner:
+            client.delete_registered_model(lock)
 
 
-def _take_over(client: mlflow.MlflowClient, lock: str) -> bool:
-    """Whether this process now has a lock that another one held: one that was killed with it, a while ago."""
+def _take(client: mlflow.MlflowClient, name: str, lock: str, owner: str) -> None:
     try:
-        made_ms = client.get_registered_model(lock).creation_timestamp
-        if time.time() - made_ms / 1000.0 < _STALE_S:
-            return False
-        client.delete_registered_model(lock)
-        client.create_registered_model(lock)
-    except MlflowException:
-        return False
-    return True
+        client.create_registered_model(lock, tags={_OWNER_TAG: owner})
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        # Our own, if the server made it and its answer was lost.
+        if _owner_of(client, lock) == owner:
+            return
+        _remove_if_stale(client, name, lock)
+        client.create_registered_model(lock, tags={_OWNER_TAG: owner})
+
+
+def _remove_if_stale(client: mlflow.MlflowClient, name: str, lock: str) -> None:
+    """Remove a lock whose process was killed with it, a while ago."""
+    made_ms = client.get_registered_model(lock).creation_timestamp
+    if time.time() - made_ms / 1000.0 < _STALE_S:
+        raise _busy(name, lock)
+    client.delete_registered_model(lock)
+
+
+def _owner_of(client: mlflow.MlflowClient, lock: str) -> str | None:
+    try:
+        return str(client.get_registered_model(lock).tags.get(_OWNER_TAG))
+    except MlflowException as error:
+        if error.error_code not in _UNKNOWN:
+            raise
+        return None
+
+
+def _busy(name: str, lock: str) -> StepFailedError:
+    return StepFailedError(
+        f"{name}: another process promotes a version",
+        required="one promotion at a time",
+        received=f"the lock {lock} in the model registry",
+        remedy=f"look which version has the alias now, and try again; a lock older than {_STALE_S:.0f} s is taken over",
+    )

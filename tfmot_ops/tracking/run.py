@@ -34,7 +34,7 @@ from tfmot_ops.tracking.models import log_keras_model, model_of_file, register_t
 from tfmot_ops.tracking.owner import owner_tag
 from tfmot_ops.tracking.patience import briefly, tell_waits_to
 from tfmot_ops.tracking.pictures import put_pictures
-from tfmot_ops.tracking.registry import promote
+from tfmot_ops.tracking.registry import champion_of, promote
 from tfmot_ops.tracking.sweep_runs import log_sweep
 from tfmot_ops.tracking.writing import Measured, log_metrics, log_params, log_tags
 
@@ -70,6 +70,8 @@ class StepRun:
         self._say = say
         self._taken_up = False
         self._model_id: str | None = None
+        #: Version of the champion that the rules were judged with, None for no champion; empty if none compares.
+        self._compared_with: str | None = ""
         self._labels: dict[str, str] = {}
         # The process of a step `open_run` ends long before the run that it opens.
         self._recorded = spec.options.recorded
@@ -148,6 +150,7 @@ class StepRun:
                 self._record(result, workdir)
         if self._recorded is Recorded.VERSION and ended_well:
             result = self._registered(result, workdir)
+            put_json(self._client, self.run_id, result.model_dump(mode="json"), RESULT)
         if self._recorded.is_on_the_parent:
             closing.end_what_was_killed(self._client, self.run_id)
         self._end(result)
@@ -169,11 +172,18 @@ class StepRun:
         put_card(self._client, self.run_id, version, options, tflite=artifact, parent=parent)
         parameters = {**result.parameters, "registered_version": version}
         if options.promote:
-            # The champion that the rules compared with, if they did.
-            expected = options.champion_version if options.compares_with_champion else ""
-            done = promote(self._client, options.name, version, to=options.champion_alias, expected=expected)
+            done = promote(self._client, options.name, version, to=options.champion_alias, expected=self._compared_with)
             parameters["replaced_version"] = done.replaced
         return result.model_copy(update={"parameters": parameters})
+
+    def metrics_of_champion(self, options: RegisterOptions) -> dict[str, float] | None:
+        """The metrics of the present champion; None without one, or if this step itself made it in an earlier attempt.
+
+        A promotion by this step then fails if another version has become the champion meanwhile.
+        """
+        champion = champion_of(self._client, options.name, options.champion_alias)
+        self._compared_with = champion.version if champion else None
+        return champion.metrics if champion and champion.run_id != self.run_id else None
 
     def _record(self, result: StepResult, workdir: Path) -> None:
         """Record all of a result; the artifact that holds it comes last, as it tells a next start that all is there."""
@@ -225,6 +235,7 @@ class StepRun:
         failed = failed or any(result.metrics.get(name) for name in _WORSE)
         if isinstance(options, CloseRunOptions):
             failed = failed or closing.has_failed_mapped_step(self._client, self.run_id, options)
+            failed = failed or closing.has_failed_registration(self._client, self.run_id)
         if result.error is not None:
             self._client.set_tag(self.run_id, closing.NOTE, f"```\n{hide(result.error.message)}\n```")
         elif self._taken_up and closing.NOTE in self._client.get_run(self.run_id).data.tags:

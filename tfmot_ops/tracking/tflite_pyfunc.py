@@ -43,7 +43,8 @@ class TFLiteModel(PythonModel):
             interpreter.reset_all_variables()
             results = run(**{name: _quantize(columns[name][index : index + 1], sources[name]) for name in sources})
             rows.append({name: _dequantize(results[name], targets[name]) for name in targets})
-        merged = {name: np.concatenate([row[name] for row in rows]) for name in targets}
+        empty = {name: np.zeros((0, *tensor["shape"][1:]), np.float32) for name, tensor in targets.items()}
+        merged = {name: np.concatenate([row[name] for row in rows] or [empty[name]]) for name in targets}
         return merged if len(merged) > 1 else next(iter(merged.values()))
 
 

@@ -166,8 +166,8 @@ def _fixed(tflite: str, low: float, high: float) -> OpSpec:
 _RECURRENT = OpSpec(
     Role.FLOAT,
     kernels=tuple(Kernel(f"cell.{name}", per_channel=False) for name in ("kernel", "recurrent_kernel")),
-    why_float="{} stays in float: only known numbers of up to 128 steps, without stateful, recurrent_dropout, "
-    "constraints and cells of your own, are written as int8 steps",
+    why_float="{} stays in float: int8 needs a known number of steps, at most 128, one cell of Keras, and neither "
+    "stateful, recurrent_dropout, constraints nor activity_regularizer",
 )
 
 _SUM, _PRODUCT = Arithmetic.SUM, Arithmetic.PRODUCT

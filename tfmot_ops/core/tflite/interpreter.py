@@ -71,12 +71,12 @@ def read_file(data: bytes) -> Any:
     interpreter = make_interpreter(data, xnnpack=False)
     most = int(machine_bytes() * _SHARE_OF_MEMORY)
     for detail in interpreter.get_tensor_details():
-        size = math.prod(int(size) for size in detail["shape"])
+        size = math.prod(int(size) for size in detail["shape"]) * np.dtype(detail["dtype"]).itemsize
         if size > most:
             raise ArtifactError(
                 "the TFLite file describes a tensor that is too large",
-                required=f"at most {most:,} values in a tensor, a quarter of this machine's memory",
-                received=f"{size:,} values in tensor {detail['name']}",
+                required=f"at most {most:,} bytes in a tensor, a quarter of this machine's memory",
+                received=f"{size:,} bytes in tensor {detail['name']}",
                 remedy="copy the file again, or export the model again",
             )
     return schema.Model.GetRootAs(data, 0)

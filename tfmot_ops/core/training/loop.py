@@ -140,9 +140,14 @@ def _create_variables(model: keras.Model, y: Any) -> None:
     outputs = getattr(model, "output", None)
     if outputs is None or not isinstance(model.optimizer, keras.optimizers.Optimizer):
         return  # a subclassed model has no symbolic outputs, a legacy optimizer creates its variables itself
-    targets = tf.nest.map_structure(lambda column: tf.convert_to_tensor(column[:1]), y)
     with model.distribute_strategy.scope():
         model.optimizer.build(model.trainable_variables)
+    try:
+        tf.nest.assert_same_structure(outputs, y)
+    except (TypeError, ValueError):
+        return  # Keras finds the targets of the outputs by itself: a dict for a list, or fewer targets than outputs
+    targets = tf.nest.map_structure(lambda column: tf.convert_to_tensor(column[:1]), y)
+    with model.distribute_strategy.scope():
         if not model.compiled_loss.built:
             model.compiled_loss.build(outputs)
         if not model.compiled_metrics.built:

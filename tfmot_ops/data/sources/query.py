@@ -6,10 +6,8 @@ import re
 from collections.abc import Collection
 from typing import NoReturn
 
+from tfmot_ops.contract import DATASET_OPTIONS
 from tfmot_ops.errors import SpecError
-
-#: Begin of the options: a question mark of a glob (`part-?.tfrecord`) is not followed by a word and an equals sign.
-_BEGIN = re.compile(r"\?(?=[a-z_]+=)")
 
 #: Pixels of the largest image that is read: 8192 by 8192.
 MOST_PIXELS = 2**26
@@ -32,7 +30,7 @@ class Query:
 
     def __init__(self, form: str, text: str, known: Collection[str]) -> None:
         self.form = form
-        begin = _BEGIN.search(text)
+        begin = DATASET_OPTIONS.search(text)
         self.location = text[: begin.start()] if begin else text
         self._values: dict[str, str] = {}
         for option in text[begin.end() :].split("&") if begin else ():

@@ -177,7 +177,9 @@ class _Steps:
             trainable=self.layer.trainable,
         )
         weights = [kernel] if bias is None else [kernel, bias]
-        source = f"{self.prefix}cell.{'recurrent_kernel' if role else 'kernel'}"
+        # A part of the user's kernel may have fewer zeros than the whole.
+        is_whole = kernel is self.kernel or kernel is self.recurrent_kernel
+        source = f"{self.prefix}cell.{'recurrent_kernel' if role else 'kernel'}" if is_whole else ""
         shape = (*tensor.shape[:-1], kernel.shape[1])
         return self.call(role, make, tensor, shape, weights=weights, source_kernel=source)
 
