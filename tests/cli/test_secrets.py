@@ -73,7 +73,7 @@ def test_a_password_is_found_decoded_and_encoded():
 
 def command(folder, *arguments, **variables):
     env = {name: value for name, value in os.environ.items() if name != "TFMOT_OPS_TRACKING_URI"}
-    env |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5", **variables}
+    env |= {"TFMOT_OPS_TRACKING_WAIT": "2", **variables}
     return subprocess.run(
         [sys.executable, "-m", "tfmot_ops.cli", *arguments],
         env=env,

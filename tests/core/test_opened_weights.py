@@ -87,12 +87,12 @@ def test_a_masked_kernel_stays_masked() -> None:
     assert np.array_equal(before[:, -1] != after[:, -1], np.any(before != after, axis=1))
 
 
-def test_a_weight_whose_value_is_read_is_not_made_a_constant() -> None:
+def test_a_weight_whose_value_is_read_is_not_made_a_constant(monkeypatch: pytest.MonkeyPatch) -> None:
     class Doubled(Product):
         def call(self, inputs: Any) -> Any:
             return tf.matmul(inputs, self.trainable_weights[0] * 2.0)
 
-    keras.saving.get_custom_objects()["Doubled"] = Doubled
+    monkeypatch.setitem(keras.saving.get_custom_objects(), "Doubled", Doubled)
     inputs = keras.Input((8,))
     model = keras.Model(inputs, Doubled()(inputs))
     names = [type(layer).__name__ for layer in core.normalize(model).layers]

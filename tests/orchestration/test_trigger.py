@@ -75,7 +75,7 @@ def attempted(home):
         for name, value in bench.environment().items()
         if not name.startswith(("TFMOT_OPS_RUNNER", "TFMOT_OPS_ALLOWED"))
     }
-    clean |= {"AIRFLOW_VAR_MLFLOW": f"http://svc:{SECRET}@127.0.0.1:1", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    clean |= {"AIRFLOW_VAR_MLFLOW": f"http://svc:{SECRET}@127.0.0.1:1", "TFMOT_OPS_TRACKING_WAIT": "2"}
     done = subprocess.run(
         [sys.executable, str(FOLDER / "attempts.py"), str(home)],
         env=clean,
