@@ -287,7 +287,7 @@ def test_kinds_without_a_model(tmp_path):
     gate = RegisterOptions(name="m", metrics={"accuracy": 0.7}, gates={"accuracy": 0.8})
     closed = run(gate, inputs={"tflite": listed.outputs["list"]})
     assert closed.error is not None
-    assert "m not registered: accuracy is below its gate" in closed.error.message
+    assert "accuracy at_least: required 0.8 or more, received 0.7" in closed.error.message
 
 
 def test_a_result_appears_complete_or_not_at_all(tmp_path):

@@ -16,7 +16,7 @@ from tfmot_ops.errors import StepFailedError
 def test_of_two_commands_without_tracking_in_one_folder_the_second_is_told(tmp_path: Path) -> None:
     with attempt("a" * 64, tmp_path, None, False, print):
         with (
-            pytest.raises(StepFailedError, match="another command works in this output folder") as caught,
+            pytest.raises(StepFailedError, match="runs already in this output folder") as caught,
             attempt("b" * 64, tmp_path, None, False, print),
         ):
             pass

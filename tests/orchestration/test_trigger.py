@@ -112,7 +112,7 @@ def test_what_the_deployment_allows_runs(attempted, name):
 def test_a_server_that_is_away_is_named_without_the_secret(attempted, name):
     states, log = attempted[name]
     assert states == [["failed", 2]], "a server that is away may come back"
-    assert "tracking: cannot use http://***@127.0.0.1:1" in log
+    assert "tracking: http://***@127.0.0.1:1 does not answer" in log
 
 
 def test_secrets_turn_up_in_no_log_and_no_database(attempted, home):

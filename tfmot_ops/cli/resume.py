@@ -87,13 +87,14 @@ def attempt(of: str, output: Path, tracking: tuple[str, str] | None, fresh: bool
     """
     folder = output / f".{of[:16]}.finished"
     new = Attempt(of, f"{of}-{uuid.uuid4().hex[:8]}", tracking[0] if tracking else None, folder)
-    lock = output / (".optimize.lock" if tracking is None else f".{of[:16]}.lock")
-    with files.lock(lock) as alone:
-        if not alone and tracking is None:
+    with contextlib.ExitStack() as stack:
+        alone = stack.enter_context(files.lock(output / f".{of[:16]}.lock"))
+        whole_folder = output / ".optimize.lock"
+        if tracking is None and not (alone and stack.enter_context(files.lock(whole_folder))):
             raise StepFailedError(
-                "another command works in this output folder",
+                "another command runs already in this output folder",
                 required="one command without tracking at a time for an output folder",
-                received=f"another process that holds {lock}",
+                received=f"another process that holds {whole_folder if alone else output / f'.{of[:16]}.lock'}",
                 remedy="wait until it ends, stop it, or give another --output",
             )
         if not alone:

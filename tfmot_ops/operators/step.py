@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 #: Fields of a StepResult that the XCom leaves out: tables, which the MLflow run holds.
 _NOT_IN_XCOM = {"layers", "versions"}
+#: Modules whose operators take all options and inputs from the arguments of these names: a subclass elsewhere may add
+#: to them, so that the literal ones cannot be checked alone.
+_COMPLETE = {__name__, "tfmot_ops.operators.register"}
 
 
 class StepOperator(BaseOperator):
@@ -64,9 +67,6 @@ class StepOperator(BaseOperator):
 
     #: Kind of the step; a subclass sets it, and StepOperator itself takes it from `options["kind"]`.
     kind: ClassVar[str | None] = None
-    #: Whether a subclass makes options or inputs of other arguments: then the literal ones cannot be checked alone.
-    gathers_options: ClassVar[bool] = False
-    gathers_inputs: ClassVar[bool] = False
 
     template_fields: Sequence[str] = (
         "options",
@@ -128,9 +128,9 @@ class StepOperator(BaseOperator):
         Raises:
             SpecError: an option is unknown or wrong, or a required option or input is missing.
         """
-        if not self.gathers_options:
+        if self._options.__module__ in _COMPLETE:
             refuse_options(self.task_id, self.kind, self.options)
-        if not self.gathers_inputs:
+        if self._inputs.__module__ in _COMPLETE:
             refuse_inputs(self.task_id, self.kind, self.inputs)
 
     def _do_render_template_fields(self, parent: Any, *arguments: Any, **keywords: Any) -> None:

@@ -183,7 +183,6 @@ class SummarizeSweepOperator(StepOperator):
     """
 
     kind = "summarize"
-    gathers_options = gathers_inputs = True
     template_fields: Sequence[str] = (*StepOperator.template_fields, "shards", "catalogue")
 
     def __init__(self, *, shards: Sequence[Any] = (), catalogue: Any = None, **kwargs: Any) -> None:
@@ -240,7 +239,6 @@ class ForecastOperator(StepOperator):
     """
 
     kind = "forecast"
-    gathers_inputs = True
     template_fields: Sequence[str] = (*StepOperator.template_fields, "planned", "now", "then")
 
     def __init__(

@@ -263,9 +263,8 @@ def _in_words(recipe: Recipe) -> str:
 
 def _record(work: Work[Any]) -> None:
     """Do nothing but report: `tracking.run` opens and closes the MLflow parent run."""
-    if work.spec.tracking is not None:
-        done = "opens" if work.spec.options.kind == "open_run" else "sums up and ends"
-        work.say(f"{done} the chain's MLflow run")
+    done = "opens" if work.spec.options.kind == "open_run" else "sums up and ends"
+    work.say("nothing is recorded in MLflow" if work.spec.tracking is None else f"{done} the chain's MLflow run")
 
 
 #: Kind -> function that runs it. Its argument is a `ModelWork` if the options' `computes_with_a_model` is true, else
