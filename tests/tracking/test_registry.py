@@ -250,5 +250,4 @@ def test_the_commands(uri: str, versions: list[Any]) -> None:
     assert refused.returncode == 2
     assert "has no file to register" in refused.stderr
     assert command("register", "net", "--run", "0" * 32).returncode == 2
-    for wrong in (["a/b"], ["net", "--alias", "v1"], ["net", "--alias", "champion"]):
-        assert command("register", *wrong, "--run", "0" * 32).returncode == 2, wrong
+    assert command("register", "net", "--alias", "champion", "--run", "0" * 32).returncode == 2
