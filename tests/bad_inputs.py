@@ -207,7 +207,7 @@ def _cut(place: float) -> Callable[[Path], bytes]:
 
 def _spliced(seed: int) -> Callable[[Path], bytes]:
     def make(folder: Path) -> bytes:
-        data, rng = bytearray((folder.parent / "good.tflite").read_bytes()), random.Random(seed)  # noqa: S311
+        data, rng = bytearray((folder.parent / "good.tflite").read_bytes()), random.Random(seed)  # noqa: S311 - no secret
         for _ in range(40):
             place = rng.randrange(8, len(data) - 4)
             data[place : place + 4] = rng.choice([b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\x80"])

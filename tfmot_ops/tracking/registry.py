@@ -220,7 +220,7 @@ def _take(client: mlflow.MlflowClient, name: str, lock: str, owner: str) -> None
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-        # Our own, if the server made it and its answer was lost.
+        # The lock is of this process if the server made it, but the answer was lost and the request sent again.
         if _owner_of(client, lock) == owner:
             return
         _remove_if_stale(client, name, lock)

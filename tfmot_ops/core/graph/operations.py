@@ -209,7 +209,7 @@ LAYERS: dict[type, OpSpec] = {
     _L.Conv1DTranspose: OpSpec(Role.FLOAT, kernels=(_TRANSPOSED,), becomes_int8=True),
     _L.Conv3D: OpSpec(Role.FLOAT, kernels=(Kernel(),), why_float=_FLOAT_ONLY),
     _L.Conv3DTranspose: OpSpec(Role.FLOAT, why_float=_FLOAT_ONLY),
-    # Normalisation writes them as single steps, for QAT.
+    # For QAT, normalisation replaces a call of these layers by its single steps (`rules.recurrent`).
     _L.LSTM: _RECURRENT,
     _L.GRU: _RECURRENT,
     _L.SimpleRNN: _RECURRENT,

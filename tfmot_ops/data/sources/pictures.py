@@ -108,7 +108,7 @@ def decoder_for(first: Path, size: tuple[int, int] | None, channels: int) -> Dec
 
 
 def check_size(data: bytes, name: str) -> None:
-    """Refuse an image of too many pixels by its header, before it is decoded: a small file may hold many equal ones.
+    """Refuse an image of too many pixels by its header, before it is decoded: a few kB can hold 10^8 equal pixels.
 
     Args:
         data: the file's bytes.
