@@ -11,7 +11,17 @@ from typing import Any
 
 from tfmot_ops.cli import resume
 from tfmot_ops.cli.execute import execute
-from tfmot_ops.contract import Artifact, ArtifactFormat, Recipe, Status, StepResult, StepSpec, Tracking, TrainingPlan
+from tfmot_ops.contract import (
+    Artifact,
+    ArtifactFormat,
+    Recipe,
+    Status,
+    StepResult,
+    StepSpec,
+    TargetRef,
+    Tracking,
+    TrainingPlan,
+)
 from tfmot_ops.errors import StepFailedError
 from tfmot_ops.system import files
 from tfmot_ops.system.processes import stop_arrived
@@ -34,6 +44,8 @@ CHAIN: dict[str, dict[str, str]] = {
 
 #: Steps that take the training plan.
 _TRAINING = ("train", "fine_tune", "quantize")
+#: Steps that take the target.
+_TARGETED = ("quantize", "evaluate")
 #: Placeholder for the output of a step that has not run yet, so that the specs of later steps can be validated.
 _TO_COME = Artifact(uri="to-come", sha256="0" * 64, size_bytes=0, format=ArtifactFormat.KERAS_H5)
 
@@ -52,6 +64,7 @@ class Chain:
         epochs: step name -> epochs; a step without an entry takes the recipe's budget.
         data: further options of every step: `batch_size`, `limit`.
         training: training plan; None takes the recipe's.
+        target: device that the file is for, see `contract.Target`; None takes the recipe's.
         seed: random seed of every step.
         fresh: run all steps, including those that an earlier call of the same command finished.
         results: results of the steps that ran, in order.
@@ -67,6 +80,7 @@ class Chain:
     epochs: dict[str, int] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     training: TrainingPlan | None = None
+    target: TargetRef | None = None
     seed: int = 0
     fresh: bool = False
     results: list[StepResult] = field(default_factory=list)
@@ -182,12 +196,14 @@ class Chain:
         recipe = self.recipe if isinstance(self.recipe, str) else self.recipe.model_dump(mode="json")
         given = {"model": self.model, "dataset": self.dataset, "recipe": recipe, "seed": self.seed}
         plan = {"training": self.plan.model_dump(mode="json", exclude_defaults=True)} if self.plan else {}
+        plan |= {"target": getattr(self.target, "name", self.target)} if self.target else {}
         return {**given, **self.data, **plan, **{f"{step}_epochs": epochs for step, epochs in self.epochs.items()}}
 
     def _options(self, name: str) -> dict[str, Any]:
         options: dict[str, Any] = {"dataset": self.dataset, **self.data}
         options |= {"model": self.model} if name == "train" else {"recipe": self.recipe}
         options |= {"training": self.plan} if name in _TRAINING and self.plan else {}
+        options |= {"target": self.target} if name in _TARGETED and self.target else {}
         return options | ({"epochs": self.epochs[name]} if name in self.epochs else {})
 
     def _step(self, name: str, options: dict[str, Any], say: Callable[[str], None]) -> StepResult:

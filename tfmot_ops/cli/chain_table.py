@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import typer
@@ -14,6 +14,15 @@ from tfmot_ops.contract import ACCURACY, Activations, Headline, Outcome, Status,
 from tfmot_ops.contract.step_table import MISSING, figure_cells, measured_a_model, table_titles
 from tfmot_ops.system.uri_secrets import hide
 
+#: (title, metric, function that writes the metric) of a file's cost on its target.
+_COSTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("flash", "target_flash_bytes", lambda size: f"{size / 1000:.1f} kB"),
+    ("RAM", "target_ram_bytes", lambda size: f"{size / 1000:.1f} kB"),
+    ("inference", "target_inference_ms", "{:.3f} ms".format),
+    ("on the NPU", "npu_share", "{:.1%}".format),
+    ("NPU cycles", "npu_cycles", "{:,.0f}".format),
+    ("equal to TFLite's reference", "tflm_equal_outputs", "{:.1%}".format),
+)
 #: Layers that a note names.
 _NAMES_SHOWN = 5
 
@@ -55,10 +64,17 @@ def summary_notes(results: Sequence[StepResult]) -> list[str]:
         notes += _kept_float(result)
         if "test_split" in result.parameters:
             notes.append(f"test split: {result.parameters['test_split']}, so the figures may be too good for new data")
+        notes += _on_target(result)
         headline = result.headline or ACCURACY
         if f"{headline.name}_drop" in result.metrics:
             notes.append(_loss(result, headline))
     return notes
+
+
+def _on_target(result: StepResult) -> list[str]:
+    """What the file costs on the step's target, in one line; none for a step without a target."""
+    found = [f"{title} {write(result.metrics[metric])}" for title, metric, write in _COSTS if metric in result.metrics]
+    return [f"on target {result.parameters.get('target')}: {', '.join(found)}"] if found else []
 
 
 def _kept_float(result: StepResult) -> list[str]:

@@ -14,11 +14,14 @@ from tfmot_ops.contract import (
     StepResult,
     StepSpec,
     SweepResult,
+    Target,
     TrainingPlan,
 )
 
 #: Names that `tfmot-ops schema` takes.
-DocumentName = Literal["spec", "result", "recipe", "artifact", "layer", "compat", "sweep", "training", "policy"]
+DocumentName = Literal[
+    "spec", "result", "recipe", "artifact", "layer", "compat", "sweep", "training", "policy", "target"
+]
 #: Name -> class of the document.
 SCHEMAS: dict[DocumentName, type[Document]] = {
     "spec": StepSpec,
@@ -30,4 +33,5 @@ SCHEMAS: dict[DocumentName, type[Document]] = {
     "sweep": SweepResult,
     "training": TrainingPlan,
     "policy": Policy,
+    "target": Target,
 }

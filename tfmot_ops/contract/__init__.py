@@ -67,6 +67,7 @@ from tfmot_ops.contract.spec import (
     StepSpec,
     Tracking,
 )
+from tfmot_ops.contract.target import SHIPPED_TARGETS, IoType, Limits, Target, TargetRef, Vela, WeightScales
 from tfmot_ops.contract.training import TrainingPlan
 
 __all__ = [
@@ -77,6 +78,7 @@ __all__ = [
     "PRESET_RECIPES",
     "REQUIRE_GPU",
     "SCHEMA_VERSION",
+    "SHIPPED_TARGETS",
     "TRACKING_VARIABLES",
     "Activations",
     "Artifact",
@@ -93,8 +95,10 @@ __all__ = [
     "FineTuneOptions",
     "ForecastOptions",
     "Headline",
+    "IoType",
     "Judgement",
     "LayerReport",
+    "Limits",
     "ListOptions",
     "Method",
     "OpenRunOptions",
@@ -121,10 +125,14 @@ __all__ = [
     "StripOptions",
     "SummarizeOptions",
     "SweepResult",
+    "Target",
+    "TargetRef",
     "Tracking",
     "TrainOptions",
     "TrainingOptions",
     "TrainingPlan",
+    "Vela",
+    "WeightScales",
     "Weights",
     "broken_rules",
     "mapped_step",

@@ -15,6 +15,7 @@ from tfmot_ops.contract.document import Document, later
 from tfmot_ops.contract.gates import Policy, Rule, rules_of
 from tfmot_ops.contract.headline import Headline
 from tfmot_ops.contract.recipe import Recipe
+from tfmot_ops.contract.target import TargetRef
 from tfmot_ops.contract.training import TrainingPlan
 
 RecipeRef = Recipe | str
@@ -70,6 +71,13 @@ class StepOptions(Document):
     def named_recipe(self) -> RecipeRef | None:
         """The recipe or its name; None if the kind has no recipe or the options give none."""
         return getattr(self, "recipe", None)
+
+    @property
+    def named_target(self) -> TargetRef | None:
+        """The device that the file is for: the target of the options, else the recipe's; None for no certain device."""
+        recipe = self.named_recipe
+        own: TargetRef | None = getattr(self, "target", None)
+        return own or (recipe.target if isinstance(recipe, Recipe) else None)
 
     @property
     def named_epochs(self) -> int | None:
@@ -187,6 +195,10 @@ class QuantizeOptions(TrainingOptions):
     """Insert quantisers, calibrate, train the QAT epochs, export to TFLite; input `model`.
 
     For a plan with distillation, the input `trained` is the float model to learn from.
+
+    Attributes:
+        target: the device that the file is for; None takes the recipe's. A model with an operation that the device
+            lacks is refused before it is trained.
     """
 
     requires = ("model",)
@@ -197,6 +209,7 @@ class QuantizeOptions(TrainingOptions):
     kind: Literal["quantize"] = "quantize"
     recipe: RecipeRef
     epochs: int | None = Field(default=None, ge=0, description="None takes the recipe's budget")
+    target: TargetRef | None = later()
 
 
 class EvaluateOptions(DataOptions):
@@ -205,6 +218,10 @@ class EvaluateOptions(DataOptions):
     Inputs: `tflite`; `model`, the float model that was quantised (pruned, if the recipe prunes); `quantized`, the QAT
     model; `trained`, the float model before pruning. The drop of the headline metric, the compression and the float
     size are against `trained`, or against `model` where `trained` is not given.
+
+    Attributes:
+        target: the device that the file is for; None takes the recipe's. Its tools measure the file's cost, and a file
+            beyond its limits fails the step.
     """
 
     requires = ("tflite",)
@@ -212,6 +229,7 @@ class EvaluateOptions(DataOptions):
 
     kind: Literal["evaluate"] = "evaluate"
     recipe: RecipeRef | None = None
+    target: TargetRef | None = later()
 
 
 class RegisterOptions(StepOptions):
@@ -276,12 +294,12 @@ class RegisterOptions(StepOptions):
 
 
 class ListOptions(StepOptions):
-    """List the names in a catalogue (architectures, models, data sets, recipes or tasks); output `list` (JSON)."""
+    """List the names in a catalogue (architectures, models, data sets, recipes, targets or tasks); output `list` (JSON)."""
 
     makes = ("list",)
 
     kind: Literal["list"] = "list"
-    what: Literal["architectures", "models", "datasets", "recipes", "tasks"] = "architectures"
+    what: Literal["architectures", "models", "datasets", "recipes", "targets", "tasks"] = "architectures"
 
 
 class CompatOptions(StepOptions):

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from tfmot_ops.contract.document import SCHEMA_VERSION, Document, later
 from tfmot_ops.contract.scope import Scope
+from tfmot_ops.contract.target import IoType, TargetRef, WeightScales
 from tfmot_ops.contract.training import TrainingPlan
 
 #: Names of the built-in recipes; `tfmot_ops.recipes` decodes a name.
@@ -109,6 +110,11 @@ class Quantization(Document):
         keep_clusters: for QAT only: equal weights of a kernel (as in a model clustered by tfmot) stay equal in training
             and in the file. A clustered kernel is quantised with one scale for all channels.
         scope: layers that get quantisers; all other layers stay in float and are reported as `kept_float`.
+        weight_scales: one scale for each output channel of an int8 kernel, or one for the kernel, which some NPUs need.
+        input_type: of the file's float inputs; None takes the type of the activations.
+        output_type: of the file's outputs; None takes the type of the activations.
+        operations: TFLite operations that the device has; None for all. A function of single elements that it lacks,
+            such as GELU, becomes a table in the file of a QAT model.
     """
 
     weights: Weights = Weights.INT8
@@ -118,6 +124,21 @@ class Quantization(Document):
     calibration_samples: int = Field(default=512, ge=1)
     keep_clusters: bool = False
     scope: Scope = Scope()
+    weight_scales: WeightScales = later(WeightScales.PER_CHANNEL)
+    input_type: IoType | None = later()
+    output_type: IoType | None = later()
+    operations: tuple[str, ...] | None = later()
+
+    @model_validator(mode="after")
+    def _integers_are_int8(self) -> Quantization:
+        integers = {self.input_type, self.output_type} & {IoType.INT8, IoType.UINT8}
+        if integers and self.activations is not Activations.INT8:
+            raise ValueError(
+                f"input_type and output_type {min(integers)} go with int8 activations, received {self.activations}"
+            )
+        if self.weight_scales is WeightScales.PER_TENSOR and self.weights is not Weights.INT8:
+            raise ValueError(f"weight_scales per_tensor goes with int8 weights, received {self.weights}")
+        return self
 
     @model_validator(mode="after")
     def _clusters_are_trained(self) -> Quantization:
@@ -163,6 +184,9 @@ class Recipe(Document):
     """Immutable description of how to optimise a model: sparsity, quantisation, scopes, budget, training plan.
 
     A user writes a recipe as a YAML or JSON file, or as a name that is decoded (see `tfmot_ops.recipes.names`).
+
+    Attributes:
+        target: the device that the file is for, as its name, the path of a file, or the target itself.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -171,3 +195,4 @@ class Recipe(Document):
     quantization: Quantization | None = None
     budget: Budget = Budget()
     training: TrainingPlan | None = later()
+    target: TargetRef | None = later()

@@ -1,4 +1,4 @@
-"""Reads recipes and training plans from YAML and JSON files, for the CLI and the DAGs.
+"""Reads recipes, training plans, policies and targets from YAML and JSON files, for the CLI and the DAGs.
 
 The user who triggers a DAG run gives the file's path but may not be allowed to read the file. So no message quotes the
 file's content.
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from tfmot_ops.contract import Document, Policy, Recipe, TrainingPlan
+from tfmot_ops.contract import Document, Policy, Recipe, Target, TrainingPlan
 from tfmot_ops.contract.refusal import kind_of, refusal
 from tfmot_ops.errors import RecipeError
 from tfmot_ops.system import files
@@ -91,6 +91,15 @@ def read_policy(path: str | Path) -> Policy:
         RecipeError: as for `read_recipe`.
     """
     return _validated(Path(path), read_mapping(Path(path), "policy", _FORM.format("policy")), Policy, "policy")
+
+
+def read_target(path: str | Path) -> Target:
+    """Read a target from a YAML or JSON file.
+
+    Raises:
+        RecipeError: as for `read_recipe`.
+    """
+    return _validated(Path(path), read_mapping(Path(path), "target", _FORM.format("target")), Target, "target")
 
 
 def read_mapping(path: Path, what: str, remedy: str) -> dict[str, Any]:

@@ -14,8 +14,10 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from tfmot_ops.contract import Status, StepError, StepOptions, StepResult, StepSpec, TrainingOptions
+from tfmot_ops import targets
+from tfmot_ops.contract import EvaluateOptions, Status, StepError, StepOptions, StepResult, StepSpec, TrainingOptions
 from tfmot_ops.errors import SpecError, StepFailedError, TfmotOpsError
+from tfmot_ops.recipes.names import resolve
 from tfmot_ops.steps.kinds import KINDS, catalogue
 from tfmot_ops.steps.training import check_plan
 from tfmot_ops.steps.work import ModelWork, Progress, Work
@@ -31,7 +33,8 @@ def check(spec: StepSpec) -> None:
     """Refuse a spec that can never succeed, before an MLflow run or a file is created for it.
 
     Raises:
-        SpecError: an input is missing, or a name (model, data set, recipe, optimizer, augmentation) is unknown.
+        SpecError: an input is missing, or a name (model, data set, recipe, target, optimizer, augmentation) is
+            unknown, or a program that the target needs is not installed.
     """
     required = spec.options.requires
     missing = [name for name in required if name not in spec.inputs]
@@ -49,7 +52,18 @@ def check(spec: StepSpec) -> None:
         core.recipes.decode(recipe)
     if isinstance(spec.options, TrainingOptions):
         check_plan(spec.options.plan)
+    _check_target(spec.options)
     _check_names(spec)
+
+
+def _check_target(options: StepOptions) -> None:
+    if options.named_target is None:
+        return
+    target = targets.resolve_target(options.named_target)
+    if options.named_recipe is not None:
+        targets.adapted(resolve(options.named_recipe), target)
+    if isinstance(options, EvaluateOptions):
+        targets.require_tools(target)
 
 
 def _check_names(spec: StepSpec) -> None:

@@ -29,6 +29,7 @@ from tfmot_ops.steps.figures import (
     measure_run,
     measure_sparse_encoding,
 )
+from tfmot_ops.steps.on_target import measure_target, require_operations, require_operations_before_training
 from tfmot_ops.steps.requirements import (
     is_being_pruned,
     require_float,
@@ -167,6 +168,7 @@ def _quantize(work: ModelWork[QuantizeOptions]) -> None:
         work.say(f"inserting quantisers, calibrating with {samples} samples")
         model, layers = core.quantize(model, recipe, work.calibration(model))
         work.layers += layers
+        require_operations_before_training(work, model)
         train(
             work,
             model,
@@ -176,6 +178,7 @@ def _quantize(work: ModelWork[QuantizeOptions]) -> None:
         )
     work.say("exporting to TFLite")
     tflite = core.export_tflite(model, recipe, work.calibration(model))
+    require_operations(work, tflite)
     if not work.layers:  # without QAT the converter decides which layers are int8, so the file is inspected
         work.layers += core.report_file(model, tflite)
     core.require_recipe(core.profile_tflite(tflite), recipe, work.layers)
@@ -202,6 +205,7 @@ def _evaluate(work: ModelWork[EvaluateOptions]) -> None:
         measure_layers(work, core.strip(model), tflite)
         measure_agreement(work, model, tflite)
     measure_drop(work, tflite, model)
+    measure_target(work, tflite, model)
 
 
 def _register(work: Work[RegisterOptions]) -> None:
@@ -226,19 +230,21 @@ def _list(work: Work[ListOptions]) -> None:
 
 
 def catalogue(what: str) -> dict[str, str]:
-    """Name -> one-line description, for all `architectures`, `models`, `datasets`, `recipes` or `tasks`.
+    """Name -> one-line description, for all `architectures`, `models`, `datasets`, `recipes`, `targets` or `tasks`.
 
     Raises:
         SpecError: there is no such catalogue.
     """
     from tfmot_ops import core, data, models
     from tfmot_ops.models import architectures as catalog
+    from tfmot_ops.targets import available_targets
     from tfmot_ops.tasks.by_name import available_tasks
 
     catalogues: dict[str, Callable[[], dict[str, str]]] = {
         "architectures": lambda: {name: entry.family for name, entry in catalog.catalogue().items()},
         "models": models.available_models,
         "datasets": data.available_datasets,
+        "targets": available_targets,
         "tasks": available_tasks,
         "recipes": lambda: {name: _in_words(recipe) for name, recipe in core.recipes.presets().items()},
     }

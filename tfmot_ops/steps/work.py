@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from pydantic import JsonValue
 
+from tfmot_ops import targets
 from tfmot_ops.contract import (
     Artifact,
     ArtifactFormat,
@@ -22,6 +23,7 @@ from tfmot_ops.contract import (
     Recipe,
     StepOptions,
     StepSpec,
+    Target,
 )
 from tfmot_ops.errors import SpecError
 from tfmot_ops.steps.resume import StepCheckpoint
@@ -84,7 +86,7 @@ class Work(Generic[AnyOptions]):
 
     @cached_property
     def recipe(self) -> Recipe:
-        """The recipe of the step; a recipe's name is decoded.
+        """The recipe of the step, with the numeric types and scales of the step's target; a name is decoded.
 
         Raises:
             SpecError: the spec has no recipe.
@@ -100,7 +102,13 @@ class Work(Generic[AnyOptions]):
             )
         recipe: Recipe = core.recipes.resolve(self.options.named_recipe)
         self.parameters["recipe"] = recipe.model_dump(mode="json")
-        return recipe
+        return targets.adapted(recipe, self.target)
+
+    @cached_property
+    def target(self) -> Target | None:
+        """The device that the file is for; None for no certain device."""
+        named = self.options.named_target
+        return None if named is None else targets.resolve_target(named)
 
     def path(self, name: str) -> Path:
         """Fetch and verify an input artifact at each call, and return the path of the local copy."""

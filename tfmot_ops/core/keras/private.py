@@ -368,8 +368,9 @@ def names_of_operations(group: str) -> list[str]:
 # The converter
 
 
-def finish_before_quantizing(converter: tf.lite.TFLiteConverter, finish: Callable[[bytes], bytes]) -> None:
-    """Insert `finish` (float file -> float file) between a converter's conversion and calibration. Upstream: none."""
+def prepare_converter(converter: tf.lite.TFLiteConverter, finish: Callable[[bytes], bytes], per_channel: bool) -> None:
+    """Insert `finish` (float file -> float file) between conversion and calibration; set the scales. Upstream: none."""
+    converter._experimental_disable_per_channel = not per_channel
     then = converter._optimize_tflite_model
     converter._optimize_tflite_model = lambda data, *args, **kwargs: then(finish(data), *args, **kwargs)
 

@@ -8,8 +8,9 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 
+from tfmot_ops.core.graph.operations import Role
 from tfmot_ops.core.graph.rebuild import is_public
-from tfmot_ops.core.graph.roles import is_custom
+from tfmot_ops.core.graph.roles import is_custom, spec_of
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.identity import Itself
 from tfmot_ops.core.keras.pinned import keras
@@ -142,10 +143,16 @@ class WeightQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
         if self.keep_sparsity:
             kernel *= weights["mask"]
         fixed = tf.stop_gradient(kernel)
-        rounded = (
-            self._round_fast(fixed) if self.factor is None else self._round_fast(fixed * self.factor) / self.factor
-        )
-        return _straight_through(kernel, rounded)
+        if self.factor is None:
+            return _straight_through(kernel, self._round_fast(fixed))
+        factor = self._along_channels(self.factor, fixed.shape)
+        return _straight_through(kernel, self._round_fast(fixed * factor) / factor)
+
+    def _along_channels(self, factor: TensorLike, shape: tf.TensorShape) -> tf.Tensor:
+        """A factor [channels], reshaped to broadcast against the kernel."""
+        if self.channels_axes > 1:
+            return tf.reshape(factor, shape[-self.channels_axes :])
+        return factor[:, tf.newaxis] if self.swap_channels else factor
 
     def _round_fast(self, kernel: TensorLike) -> tf.Tensor:
         """A faster `round`; a weight halfway between two levels may be rounded to the other level.
@@ -168,12 +175,12 @@ class WeightQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
         if self.channels_axes > 1:
             # TFLite's shape of a depthwise kernel, with one channel axis: [1, height, width, channels * multiplier].
             kernel = tf.reshape(kernel, [1, *shape[: -self.channels_axes], -1])
-        elif self.swap_channels:
+        elif self.swap_channels and self.per_channel:
             kernel = tf.transpose(kernel, [*range(len(shape) - 2), len(shape) - 1, len(shape) - 2])
         kernel = fake_quantize_weights(kernel, per_channel=self.per_channel)
         if self.channels_axes > 1:
             return tf.reshape(kernel, shape)
-        if self.swap_channels:
+        if self.swap_channels and self.per_channel:
             return tf.transpose(kernel, [*range(len(shape) - 2), len(shape) - 1, len(shape) - 2])
         return kernel
 
@@ -364,8 +371,10 @@ class QuantizedLayer(QuantizeWrapperV2):
             )
 
     def _folded_quantizer(self) -> Any:
-        """The quantiser of a Dense kernel with one scale, into which export folds a normalisation; None for others."""
-        quantizer = self.quantize_config.weights.get("kernel")
-        if type(self.layer) is not keras.layers.Dense or self.quantize_config.output is not None:
+        """The quantiser of a kernel with one scale, into which export folds a normalisation; None for others."""
+        quantizers = list(self.quantize_config.weights.values())
+        if len(quantizers) != 1 or self.quantize_config.output is not None:
             return None
-        return None if quantizer is None or quantizer.per_channel or quantizer.keep_clusters else quantizer
+        quantizer, spec = quantizers[0], spec_of(self.layer)
+        folds = spec.role is Role.CONVOLUTION and Role.AFFINE in spec.fuses
+        return quantizer if folds and not quantizer.per_channel and not quantizer.keep_clusters else None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from tfmot_ops.contract import LayerReport, Outcome, Quantization
+from tfmot_ops.contract import LayerReport, Outcome, Quantization, WeightScales
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
 from tfmot_ops.core.graph.layers import MaskedScores
 from tfmot_ops.core.graph.new_values import constants
@@ -67,7 +67,7 @@ def make_plan(graph: Graph, source: Graph, quantization: Quantization, required:
     """
     user_layers = {node.path: type(node.layer).__name__ for node in source.nodes}
     excluded = {path for path, chosen in select(quantization.scope, user_layers.items()).items() if chosen is False}
-    placer = _Placer(graph, excluded, required, keep_clusters=quantization.keep_clusters)
+    placer = _Placer(graph, excluded, required, quantization)
     plan = Plan(tensors={t: RangeQuantizer() for t in graph.inputs() if t.is_float})
     calls: dict[Layer, list[Node]] = {}
     for node in graph.nodes:
@@ -110,13 +110,14 @@ class Placement(NamedTuple):
 
 class _Placer:
     def __init__(
-        self, graph: Graph, excluded: set[str], required: RequiredSparsity | None, *, keep_clusters: bool
+        self, graph: Graph, excluded: set[str], required: RequiredSparsity | None, quantization: Quantization
     ) -> None:
         self.consumers = graph.readers()
         self.results = Counter(tensor for tensor in tensors(graph.outputs))
         self.excluded = excluded
         self.required = required
-        self.keep_clusters = keep_clusters
+        self.keep_clusters = quantization.keep_clusters
+        self.per_channel = quantization.weight_scales is WeightScales.PER_CHANNEL
         #: Calls that prepare the operand of a function that diverges at 0; they stay in float.
         self.unrounded = float_calls(graph)
         #: Calls that depend on weights alone: only what int8 calls read of their results gets a quantiser.
@@ -237,7 +238,7 @@ class _Placer:
     def _weights(self, node: Node, quantizer: type[WeightQuantizer]) -> dict[str, WeightQuantizer]:
         return {
             kernel.attribute: quantizer(
-                per_channel=kernel.per_channel and not self._keeps_clusters(kernel),
+                per_channel=kernel.per_channel and self.per_channel and not self._keeps_clusters(kernel),
                 keep_sparsity=self.required is not None,
                 keep_clusters=self._keeps_clusters(kernel),
                 required_sparsity=self.required(node, kernel) if self.required else 0.0,

@@ -34,6 +34,7 @@ def converter_of(
     finish: Callable[[bytes], bytes] = lambda data: data,
     *,
     calibrated: bool = False,
+    per_channel: bool = True,
 ) -> Any:
     """A TFLite converter for a function of tensors; its `convert` can be called once.
 
@@ -42,12 +43,13 @@ def converter_of(
         signature: shape and dtype of each argument.
         finish: (float file) -> float file; called before calibration and quantisation.
         calibrated: whether the converter will run the file on calibration data to find ranges.
+        per_channel: whether int8 kernels get one scale for each output channel, or one for the kernel.
 
     Raises:
         UnsupportedModelError: `calibrated`, and the function contains a loop other than Keras' recurrent layers.
     """
     converter = _converter_of(_unrolled(function) if calibrated else function, signature, calibrated=calibrated)
-    private.finish_before_quantizing(converter, finish)
+    private.prepare_converter(converter, finish, per_channel)
     return converter
 
 
@@ -55,6 +57,8 @@ def change_calibrated(
     converter: tf.lite.TFLiteConverter,
     change: Callable[[bytes, list[str]], bytes],
     floats_in: Callable[[bytes], list[str]] | None = None,
+    *,
+    per_channel: bool = True,
 ) -> None:
     """Insert a step between a converter's calibration and its quantisation.
 
@@ -63,6 +67,7 @@ def change_calibrated(
         change: (float file with calibrated ranges, names of the tensors that stay in float) -> file to quantise.
         floats_in: (float file) -> names of the tensors whose operations stay in float; only for int8 activations.
             None quantises all operations that the converter can.
+        per_channel: as for `converter_of`.
     """
 
     def quantize_changed(data: bytes, found: bytes, types: ConverterTypes) -> bytes:
@@ -79,6 +84,7 @@ def change_calibrated(
         return bytes(
             mlir_quantize(
                 calibrated,
+                disable_per_channel=not per_channel,
                 input_data_type=in_type,
                 output_data_type=out_type,
                 denylisted_nodes=None if floats_in is None else kept,

@@ -43,6 +43,8 @@ def inference_of(
     late: LateWeights | None,
     unrounded: AbstractSet[Node] = frozenset(),
     tables: Tables | None = None,
+    *,
+    per_channel: bool = True,
 ) -> Callable[..., Any]:
     """The graph as a TensorFlow function (inputs) -> list of outputs, to be traced.
 
@@ -51,8 +53,10 @@ def inference_of(
         late: collects the kernels that are written into the file after the conversion; None emits all kernels.
         unrounded: the calls that stay in float, and are not fused with the calls around them.
         tables: collects the functions that become tables after the conversion; None emits the functions themselves.
+        per_channel: whether a free-standing affine, a depthwise convolution in the file, has a scale for each channel.
     """
     emit = _Emitter(graph, late, unrounded, tables)
+    emit.per_channel = per_channel
 
     def inference(*inputs: TensorLike) -> Any:
         if late is not None:
@@ -77,6 +81,7 @@ class _Emitter:
     ) -> None:
         self.graph = graph
         self.tables = tables
+        self.per_channel = True
         self.unrounded = unrounded
         self.late = late
         self.constant = calls_of_weights(graph)
@@ -134,7 +139,8 @@ class _Emitter:
         keep_float = getattr(getattr(node.layer, "quantize_config", None), "keep_float", False)
         if (kind is Role.FLOAT and self.ranges) or (keep_float and kind in {Role.PASS, Role.SAME_SCALE}):
             return float_call(layer, args, kwargs)
-        if spec_of(layer).table and not keep_float and self.ranges and self.tables is not None:
+        tables = self.tables if self.ranges and not keep_float else None
+        if tables is not None and tables.holds(spec_of(layer)):
             return self._table(node, layer, args, kwargs)
         if keep_float:
             args = tf.nest.map_structure(float_barrier, args)
@@ -256,11 +262,12 @@ class _Emitter:
         require_finite_folded(inner_layer(node.layer).name, kernel, offset)
         # Only in a QAT graph: with any fake-quant operation in it, the converter quantises nothing else by itself.
         with tf.init_scope():
-            limits = symmetric_limits(tf.reshape(kernel, [1, -1]), per_channel=True).numpy()
+            limits = symmetric_limits(tf.reshape(kernel, [1, -1]), per_channel=self.per_channel).numpy()
         limits = self._enlarged_for_bias(node, offset, limits)
         if limits is None:
-            return WeightQuantizer(per_channel=True, channels_axes=2).round(constant)
-        return tf.reshape(round_within(tf.reshape(constant, [1, 1, 1, -1]), tf.constant(limits)), kernel.shape)
+            return WeightQuantizer(per_channel=self.per_channel, channels_axes=2).round(constant)
+        within = tf.constant(limits, tf.float32)
+        return tf.reshape(round_within(tf.reshape(constant, [1, 1, 1, -1]), within), kernel.shape)
 
     def _kernel(self, layer: Layer, kernel: np.ndarray, quantizer: WeightQuantizer | None, limits: Array | None) -> Any:
         """The kernel's constant, rounded by the quantiser; `limits` override the quantiser's own."""
@@ -282,7 +289,7 @@ class _Emitter:
             flat = kernel.reshape(1, *kernel.shape[:-2], -1) if axes.channels_axes > 1 else kernel
             rounded = round_within(tf.constant(flat, name="kernel"), tf.constant(limits, tf.float32))
             return rounded if flat is kernel else tf.reshape(rounded, kernel.shape)
-        if quantizer.swap_channels:
+        if quantizer.swap_channels and quantizer.per_channel:
             # The converter transposes this kernel but not its per-channel ranges. From weights that are rounded already
             # it derives the same scales.
             with tf.init_scope():

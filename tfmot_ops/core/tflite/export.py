@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 
-from tfmot_ops.contract import Activations, Backend, Method, Recipe, Weights
+from tfmot_ops.contract import Activations, Backend, IoType, Method, Recipe, Weights, WeightScales
 from tfmot_ops.core.graph.finite import require_finite_weights
 from tfmot_ops.core.graph.ir import Graph, scope_part, tensors, unique_names
 from tfmot_ops.core.graph.new_values import reads_rounded, refuse_far_constants, refuse_pads_out_of_range
@@ -54,8 +54,8 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Calibration |
 
     Args:
         model: from `quantize` for a QAT recipe; a float model for a PTQ recipe or a recipe without quantisation.
-        recipe: sets the numeric types. Float inputs and outputs get the activations' type (int8 or int16); integer
-            inputs keep their type.
+        recipe: sets the numeric types. Float inputs and outputs get the activations' type (int8 or int16), if the
+            recipe sets no other; integer inputs keep their type.
         calibration: representative data for PTQ (see `quantize`); for QAT it only gives spatial sizes that
             the model leaves open.
 
@@ -100,7 +100,7 @@ def _converted(
 ) -> bytes:
     """The file, converted again where a weight cannot be written later, or a function cannot be a table."""
     late: LateWeights | None = LateWeights(floats=_takes_floats_late(recipe, quantized))
-    tables = Tables()
+    tables = Tables(operations=_operations(recipe))
     while True:
         try:
             return tables.fill(_convert(graph, recipe, calibration, late, kept, tables=tables if quantized else None))
@@ -109,7 +109,12 @@ def _converted(
             late = None
         except TablesError as error:
             _LOG.warning("kept in float, as an int8 result is not finite or the input is float: %s", error)
-            tables = Tables(error.names)
+            tables = Tables(error.names, _operations(recipe))
+
+
+def _operations(recipe: Recipe) -> tuple[str, ...] | None:
+    """The TFLite operations of the recipe's device; None for all."""
+    return recipe.quantization.operations if recipe.quantization else None
 
 
 def _takes_floats_late(recipe: Recipe, quantized: bool) -> bool:
@@ -179,11 +184,13 @@ def _convert(
     finish = {} if late is None else {"finish": late.fill}
     calibrated = _is_calibrated(recipe)
     unrounded = float_calls(graph) if rounds_activations(recipe) else set()
-    inference, signature = inference_of(graph, late, unrounded, tables), _signature(graph, calibration)
-    converter = converter_of(inference, signature, **finish, calibrated=calibrated)
+    per_channel = _is_per_channel(recipe)
+    inference = inference_of(graph, late, unrounded, tables, per_channel=per_channel)
+    signature = _signature(graph, calibration)
+    converter = converter_of(inference, signature, **finish, calibrated=calibrated, per_channel=per_channel)
     if calibrated:
         floats_in = (lambda data: _results(data, graph, kept)) if kept else None
-        change_calibrated(converter, widen_calibrated, floats_in)
+        change_calibrated(converter, widen_calibrated, floats_in, per_channel=per_channel)
     _configure(converter, recipe, graph, calibration)
     try:
         with warnings.catch_warnings():
@@ -212,6 +219,12 @@ def _is_calibrated(recipe: Recipe) -> bool:
     )
 
 
+def _is_per_channel(recipe: Recipe) -> bool:
+    """Whether int8 kernels get one scale for each output channel."""
+    quantization = recipe.quantization
+    return quantization is None or quantization.weight_scales is WeightScales.PER_CHANNEL
+
+
 def _check_kind(recipe: Recipe, quantized: bool) -> None:
     wants = recipe.quantization is not None and recipe.quantization.method is Method.QAT
     if wants != quantized:
@@ -236,8 +249,8 @@ def _configure(
         return
     integer = tf.int8 if quantization.activations is Activations.INT8 else tf.int16
     if any(tensor.is_float for tensor in graph.inputs()):
-        converter.inference_input_type = integer
-    converter.inference_output_type = integer
+        converter.inference_input_type = _io_type(quantization.input_type, integer)
+    converter.inference_output_type = _io_type(quantization.output_type, integer)
     if integer is tf.int16:
         converter.target_spec.supported_ops = [
             tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8,
@@ -245,6 +258,11 @@ def _configure(
         ]
     if _is_calibrated(recipe):
         converter.representative_dataset = _representative(recipe, graph, calibration)
+
+
+def _io_type(wanted: IoType | None, activations: tf.DType) -> tf.DType:
+    """The type of inputs or outputs: the recipe's, else that of the activations."""
+    return activations if wanted is None else tf.dtypes.as_dtype(str(wanted))
 
 
 def _representative(

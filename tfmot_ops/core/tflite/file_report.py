@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tfmot_ops.contract import Activations, LayerReport, Method, Outcome, Quantization, Recipe
+from tfmot_ops.contract import Activations, IoType, LayerReport, Method, Outcome, Quantization, Recipe
 from tfmot_ops.core.graph.ir import unique_names
 from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.operations import LAYERS, Role
@@ -66,11 +66,16 @@ def require_recipe(profile: TFLiteProfile, recipe: Recipe, reports: Sequence[Lay
     quantization = recipe.quantization
     if quantization is None or quantization.activations is Activations.FLOAT32:
         return
-    types = {*profile.input_dtypes, *profile.output_dtypes}
+    # A recipe may say that inputs or outputs are float.
+    types = {
+        *(profile.input_dtypes if quantization.input_type is not IoType.FLOAT32 else ()),
+        *(profile.output_dtypes if quantization.output_type is not IoType.FLOAT32 else ()),
+    }
     if any(name.startswith("float") for name in types):
         raise ExportError(
             f"the file is not what recipe {recipe.name!r} says: its inputs or outputs are float",
-            required=f"inputs and outputs of {quantization.activations}, or the integer type that the model has there",
+            required=f"inputs of {quantization.input_type or quantization.activations} and outputs of "
+            f"{quantization.output_type or quantization.activations}, or the integer type that the model has there",
             received=f"inputs of {', '.join(profile.input_dtypes)}, outputs of {', '.join(profile.output_dtypes)}",
             remedy="export the model again with core.export_tflite and this recipe",
         )

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
 from tfmot_ops.core.tflite.interpreter import damage_named, make_interpreter, read_file
+from tfmot_ops.core.tflite.scopes import layers_of
 from tfmot_ops.errors import ArtifactError
 
 _OP_NAMES: dict[int, str] = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
@@ -94,6 +95,22 @@ def profile_tflite(data: bytes) -> TFLiteProfile:
         input_dtypes=tuple(main.dtype(index) for index in main.inputs),
         output_dtypes=tuple(main.dtype(index) for index in main.outputs),
     )
+
+
+def layers_by_operation(data: bytes) -> dict[str, list[str]]:
+    """TFLite operation -> names of the layers that it computes in a file of `export_tflite`, each once.
+
+    Raises:
+        ArtifactError: the bytes are no TFLite file.
+    """
+    found: dict[str, list[str]] = {}
+    with damage_named(data):
+        model = read_file(data)
+        for graph in (_Graph(data, model, index) for index in range(model.SubgraphsLength())):
+            for op in graph.ops:
+                names = [name for output in op.outputs for name in layers_of(graph.name(output))]
+                found[op.name] = list(dict.fromkeys([*found.get(op.name, []), *names]))
+    return found
 
 
 def weight_zeros(data: bytes) -> dict[str, tuple[int, int]]:

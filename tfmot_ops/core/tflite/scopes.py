@@ -35,6 +35,12 @@ def is_within(tensor: str, scope: str) -> bool:
     return f"/{scope}" in "/" + tensor.replace(";", "/")
 
 
+def layers_of(tensor: str) -> list[str]:
+    """Names of the layers in a tensor's name, which the converter may have joined by `;`; none for another tensor."""
+    parts = [name.removeprefix("L.").partition("/")[0] for name in tensor.split(";") if name.startswith("L.")]
+    return list(dict.fromkeys(parts))
+
+
 def call_scopes(graph: Graph) -> dict[Node, str]:
     """Call -> its scope; a further call of a shared layer has one within the layer's scope (`L.conv/call_2/`)."""
     scopes = scopes_of(inner_layer(node.layer).name for node in graph.nodes)

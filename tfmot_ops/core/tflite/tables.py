@@ -8,7 +8,7 @@ int32, ADD of 128, and GATHER from the table. An ELU becomes TFLite's own ELU, w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 
+from tfmot_ops.core.graph.operations import OpSpec
 from tfmot_ops.core.keras.types import Array, TensorLike
 from tfmot_ops.core.quantization.scales import LEVELS, Range
 from tfmot_ops.core.tflite.late_weights import LateWeightsError, packed, stored_bytes
@@ -71,11 +72,19 @@ class Tables:
 
     Args:
         refused: names of the calls that stay in float.
+        operations: TFLite operations of the device; None for all. A function whose operation is not among them becomes
+            a table too.
     """
 
-    def __init__(self, refused: frozenset[str] = frozenset()) -> None:
+    def __init__(self, refused: frozenset[str] = frozenset(), operations: Sequence[str] | None = None) -> None:
         self.refused = refused
+        self._operations = operations
         self._functions: list[_Function] = []
+
+    def holds(self, spec: OpSpec) -> bool:
+        """Whether a call of this row of the operation table becomes a table."""
+        is_missing = self._operations is not None and spec.tflite[:1] and spec.tflite[0] not in self._operations
+        return spec.table or bool(spec.of_elements and is_missing)
 
     def begin(self) -> None:
         """Forget the functions of an earlier trace; called at the start of each trace."""

@@ -1,0 +1,55 @@
+"""The target of a step: what of it is refused before training, and what the file costs on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tfmot_ops import targets
+from tfmot_ops.contract import EvaluateOptions, QuantizeOptions
+from tfmot_ops.steps.work import ModelWork
+
+if TYPE_CHECKING:
+    from tfmot_ops.core.keras.types import Model
+
+#: Test samples that run in TFLite Micro, whose reference kernels take 1 s for a sample of MobileNetV2 at 96x96.
+_SAMPLES = 16
+
+
+def require_operations(work: ModelWork[QuantizeOptions], tflite: bytes) -> None:
+    """Refuse a file with operations that the step's target does not have; each with the layers it comes from."""
+    from tfmot_ops.core.tflite.profile import layers_by_operation
+
+    if work.target is not None and work.target.operations is not None:
+        targets.require_operations(work.target, layers_by_operation(tflite))
+
+
+def require_operations_before_training(work: ModelWork[QuantizeOptions], model: Model) -> None:
+    """Export a QAT model that is not trained yet, for `require_operations`; without a target with operations, do nothing."""
+    from tfmot_ops import core
+
+    if work.target is not None and work.target.operations is not None:
+        work.say(f"checking the model's operations against target {work.target.name}")
+        require_operations(work, core.export_tflite(model, work.recipe, work.calibration(model)))
+
+
+def measure_target(work: ModelWork[EvaluateOptions], tflite: bytes, model: Model | None) -> None:
+    """Measure what the file costs on the step's target, and refuse a file beyond its limits.
+
+    Args:
+        work: the step, which has measured the file's size, latency and arena already.
+        tflite: the file's bytes.
+        model: the model that was quantised, which has the order of the inputs; None without that input.
+    """
+    from tfmot_ops.core.measure.reference import ReferenceRun, reference_run
+
+    target = work.target
+    if target is None:
+        return
+    run = ReferenceRun([], [])
+    if target.tflm:
+        work.say(f"running {_SAMPLES} samples in TFLite Micro for target {target.name}")
+        run = reference_run(tflite, work.first(work.data.x_test, _SAMPLES, model))
+    figures, parameters = targets.cost_on(target, tflite, work.metrics, run.inputs, run.outputs)
+    work.parameters |= parameters
+    work.measure(figures)
+    targets.require_within_limits(target, figures)
