@@ -24,7 +24,7 @@ def require_operations(work: ModelWork[QuantizeOptions], tflite: bytes) -> None:
 
 
 def require_operations_before_training(work: ModelWork[QuantizeOptions], model: Model) -> None:
-    """Export a QAT model that is not trained yet, for `require_operations`; without a target with operations, do nothing."""
+    """Check the operations of the file that a QAT model gives, before the model is trained for nothing."""
     from tfmot_ops import core
 
     if work.target is not None and work.target.operations is not None:

@@ -1,4 +1,4 @@
-"""What a file costs on a target, by the target's own tools, and whether it keeps to the target's operations and limits."""
+"""What a file costs on a target, by the target's tools, and whether it keeps to the target's operations and limits."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def require_within_limits(target: Target, figures: Mapping[str, float]) -> None:
             f"the file does not fit target {target.name}",
             required="; ".join(required for required, _ in problems),
             received="; ".join(received for _, received in problems),
-            remedy="take a recipe with more zeros or a smaller model; `tfmot-ops search` tries recipes in order of cost",
+            remedy="take a recipe with more zeros, or a smaller model; `tfmot-ops search` tries recipes in order",
         )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tfmot_ops.errors import SpecError, StepFailedError
 from tfmot_ops.system import processes
 
-#: Longest run, in seconds. Vela took 2.7 s for MobileNetV2; TFLite Micro's reference kernels take 1 s for a sample of it.
+#: Longest run, in seconds. Vela took 2.7 s for MobileNetV2.
 _LONGEST_S = 900.0
 
 
