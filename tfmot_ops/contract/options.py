@@ -294,7 +294,7 @@ class RegisterOptions(StepOptions):
 
 
 class ListOptions(StepOptions):
-    """List the names in a catalogue (architectures, models, data sets, recipes, targets, tasks); output `list` (JSON)."""
+    """List the names in a catalogue, such as models or recipes; output `list` (JSON)."""
 
     makes = ("list",)
 

@@ -12,7 +12,7 @@ from tfmot_ops.contract import Vela
 from tfmot_ops.errors import UnsupportedModelError
 from tfmot_ops.targets.tool import Tool
 
-VELA = Tool("Vela", "ethosu.vela", "from ethosu.vela.vela import main; sys.exit(main())")
+VELA = Tool("Vela", "ethosu.vela", "import sys; from ethosu.vela.vela import main; sys.exit(main())")
 _OPERATORS = re.compile(r"^(CPU|NPU) operators = (\d+)", re.MULTILINE)
 #: The line of an operation on the CPU; export puts the layer's name behind `L.`.
 _ON_CPU = re.compile(r"^\s+CPU: \w+ = (?:L\.)?([^/;]+)(?:/(\w+))?", re.MULTILINE)
