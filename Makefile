@@ -90,8 +90,8 @@ COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-ha
 lock: setup ## pin every requirement with hashes, without index URLs
 	@$(BIN)/python -m pip install --quiet uv
 	@$(COMPILE) --extra dev pyproject.toml -o requirements/dev.txt
-	@$(COMPILE) --extra worker --overrides docker/cpu.overrides.txt pyproject.toml docker/cpu.in -o requirements/worker-cpu.txt
-	@$(COMPILE) --extra worker pyproject.toml docker/gpu.in -o requirements/worker-gpu.txt
+	@$(COMPILE) --extra worker --extra targets --overrides docker/cpu.overrides.txt pyproject.toml docker/cpu.in -o requirements/worker-cpu.txt
+	@$(COMPILE) --extra worker --extra targets pyproject.toml docker/gpu.in -o requirements/worker-gpu.txt
 	@$(COMPILE) docker/build.in -o requirements/build.txt
 	@$(COMPILE) docker/mlflow.in -o requirements/mlflow.txt
 	@for end in $(ENDS); do $(COMPILE) --extra airflow --extra docker --extra kubernetes pyproject.toml requirements/airflow-$$end.in -o requirements/airflow-$$end.txt; done

@@ -16,6 +16,7 @@ from tfmot_ops.cli import registry_commands
 from tfmot_ops.cli.execute import say_on_stderr
 from tfmot_ops.cli.optimize_command import optimize
 from tfmot_ops.cli.schemas import SCHEMAS, DocumentName
+from tfmot_ops.cli.search_command import search
 from tfmot_ops.contract import (
     Device,
 )
@@ -37,9 +38,9 @@ app.add_typer(registry_commands.app, name="registry")
 
 _TRACKING = [variable.name for variable in environment.TRACKING_VARIABLES]
 #: Commands that make temporary files. If one is killed, the next start of any of them removes its files.
-_WITH_TEMPORARY_FILES = frozenset({"run", "optimize", "sweep", "forecast"})
+_WITH_TEMPORARY_FILES = frozenset({"run", "optimize", "search", "sweep", "forecast"})
 #: Commands that end their MLflow run on SIGINT, SIGTERM and SIGHUP.
-_WITH_A_RUN = frozenset({"run", "optimize"})
+_WITH_A_RUN = frozenset({"run", "optimize", "search"})
 
 
 def main() -> None:
@@ -110,6 +111,7 @@ def run(
 
 
 app.command()(optimize)
+app.command()(search)
 
 
 @app.command("list")

@@ -11,6 +11,7 @@ from typing import Any
 
 from tfmot_ops.cli import resume
 from tfmot_ops.cli.execute import execute
+from tfmot_ops.cli.shared_steps import SharedSteps
 from tfmot_ops.contract import (
     Artifact,
     ArtifactFormat,
@@ -18,6 +19,7 @@ from tfmot_ops.contract import (
     Status,
     StepResult,
     StepSpec,
+    Target,
     TargetRef,
     Tracking,
     TrainingPlan,
@@ -67,6 +69,8 @@ class Chain:
         target: device that the file is for, see `contract.Target`; None takes the recipe's.
         seed: random seed of every step.
         fresh: run all steps, including those that an earlier call of the same command finished.
+        within: id of the MLflow run that contains the parent run; None for a parent run of its own.
+        shared: results of other chains, which this one takes over where its steps are given the same.
         results: results of the steps that ran, in order.
         closed: result of the step that ends the MLflow run of the chain.
     """
@@ -83,6 +87,8 @@ class Chain:
     target: TargetRef | None = None
     seed: int = 0
     fresh: bool = False
+    within: str | None = None
+    shared: SharedSteps | None = None
     results: list[StepResult] = field(default_factory=list)
     closed: StepResult | None = None
     _key: str = "unknown until it runs"
@@ -101,7 +107,7 @@ class Chain:
             SpecError: a name or an option is wrong; nothing was written.
             StepFailedError: the output folder or MLflow cannot be used, or the same command runs already.
         """
-        self._check()
+        self.check()
         files.check_writable(self.output)
         tracking = (self.tracking_uri, self.experiment) if self.tracking_uri is not None else None
         with resume.attempt(self._identity(), self.output.resolve(), tracking, self.fresh, say) as attempt:
@@ -139,12 +145,22 @@ class Chain:
 
     def _run_rest(self, attempt: resume.Attempt, say: Callable[[str], None]) -> StepResult:
         for name in list(CHAIN)[len(self.results) :]:
-            result = self._step(name, self._options(name), say)
+            result = self._shared_or_run(name, say)
             self.results.append(result)
             attempt.keep(result)
             if result.status is Status.FAILED:
                 break
         return self.results[-1]
+
+    def _shared_or_run(self, name: str, say: Callable[[str], None]) -> StepResult:
+        if self.shared is None:
+            return self._step(name, self._options(name), say)
+        spec = self._spec(name, self._options(name), self._inputs(name))
+        result = self.shared.find(spec)
+        if result is None:
+            result = execute(spec, say, stays=True)
+            self.shared.keep(spec, result)
+        return result
 
     def save_tflite(self) -> Path:
         """Copy the TFLite file of the chain to the output folder and verify its sha256.
@@ -176,13 +192,18 @@ class Chain:
 
         return fetch_artifact(artifact, folder, self.tracking_uri)
 
-    def _check(self) -> None:
+    def check(self) -> None:
         """Validate the specs of all steps before the first one opens an MLflow run that would be left behind."""
         from tfmot_ops import steps
 
         steps.check(self._spec("open_run", self._opening()))
         for name, sources in CHAIN.items():
             steps.check(self._spec(name, self._options(name), dict.fromkeys(sources, _TO_COME)))
+
+    @property
+    def parent_run_id(self) -> str | None:
+        """Id of the chain's MLflow run; None without tracking, or before `run`."""
+        return self._parent
 
     @property
     def plan(self) -> TrainingPlan | None:
@@ -195,8 +216,10 @@ class Chain:
     def _parameters(self) -> dict[str, Any]:
         recipe = self.recipe if isinstance(self.recipe, str) else self.recipe.model_dump(mode="json")
         given = {"model": self.model, "dataset": self.dataset, "recipe": recipe, "seed": self.seed}
-        plan = {"training": self.plan.model_dump(mode="json", exclude_defaults=True)} if self.plan else {}
-        plan |= {"target": getattr(self.target, "name", self.target)} if self.target else {}
+        plan: dict[str, Any] = (
+            {"training": self.plan.model_dump(mode="json", exclude_defaults=True)} if self.plan else {}
+        )
+        plan |= {"target": self.target.name if isinstance(self.target, Target) else self.target} if self.target else {}
         return {**given, **self.data, **plan, **{f"{step}_epochs": epochs for step, epochs in self.epochs.items()}}
 
     def _options(self, name: str) -> dict[str, Any]:
@@ -232,7 +255,8 @@ class Chain:
         if self.tracking_uri is None:
             return None
         key = {"dag_id": "tfmot-ops optimize", "run_id": self._key, "task_id": name}
-        return Tracking(uri=self.tracking_uri, experiment=self.experiment, parent_run_id=self._parent, key=key)
+        parent = self._parent or self.within
+        return Tracking(uri=self.tracking_uri, experiment=self.experiment, parent_run_id=parent, key=key)
 
     def _close(self, say: Callable[[str], None]) -> None:
         ended_well = {r.step_id: r.metrics for r in self.results if r.status is Status.OK}

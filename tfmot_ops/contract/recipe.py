@@ -131,7 +131,8 @@ class Quantization(Document):
 
     @model_validator(mode="after")
     def _integers_are_int8(self) -> Quantization:
-        integers = {self.input_type, self.output_type} & {IoType.INT8, IoType.UINT8}
+        types = (self.input_type, self.output_type)
+        integers = [each for each in types if each in {IoType.INT8, IoType.UINT8}]
         if integers and self.activations is not Activations.INT8:
             raise ValueError(
                 f"input_type and output_type {min(integers)} go with int8 activations, received {self.activations}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from tfmot_ops import targets
 from tfmot_ops.contract import EvaluateOptions, QuantizeOptions
@@ -48,8 +49,19 @@ def measure_target(work: ModelWork[EvaluateOptions], tflite: bytes, model: Model
     run = ReferenceRun([], [])
     if target.tflm:
         work.say(f"running {_SAMPLES} samples in TFLite Micro for target {target.name}")
-        run = reference_run(tflite, work.first(work.data.x_test, _SAMPLES, model))
+        run = reference_run(tflite, _samples(work, tflite, model))
     figures, parameters = targets.cost_on(target, tflite, work.metrics, run.inputs, run.outputs)
     work.parameters |= parameters
     work.measure(figures)
     targets.require_within_limits(target, figures)
+
+
+def _samples(work: ModelWork[EvaluateOptions], tflite: bytes, model: Model | None) -> Any:
+    """The first test samples, in the order of the file's inputs."""
+    from tfmot_ops.core.tflite.interpreter import input_names
+
+    if model is not None:
+        return work.first(work.data.x_test, _SAMPLES, model)
+    columns = work.data.x_test
+    named = isinstance(columns, Mapping)
+    return [columns[name][:_SAMPLES] for name in input_names(tflite)] if named else columns[:_SAMPLES]

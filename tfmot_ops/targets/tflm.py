@@ -50,7 +50,7 @@ def run(data: bytes, inputs: Sequence[npt.NDArray[Any]], target: str) -> MicroRu
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder, name) for name in ("model.tflite", "inputs.npz", "outputs.npz")]
         paths[0].write_bytes(data)
-        np.savez(paths[1], **{f"i{place}": array for place, array in enumerate(inputs)})  # type: ignore[arg-type] # its stub
+        np.savez(paths[1], **{f"i{place}": array for place, array in enumerate(inputs)})  # type: ignore[arg-type] # its stub takes the names for flags
         code, printed = TFLM.run([str(path) for path in paths])
         found = _ARENA.search(printed)
         if code or found is None or not paths[2].exists():

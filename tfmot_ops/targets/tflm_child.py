@@ -27,7 +27,8 @@ def main() -> None:
             interpreter.set_input(column[index : index + 1], place)
         interpreter.invoke()
         rows.append(_outputs(interpreter))
-    np.savez(outputs, **{f"o{place}": np.concatenate(parts) for place, parts in enumerate(zip(*rows, strict=True))})
+    joined = {f"o{place}": np.concatenate(parts) for place, parts in enumerate(zip(*rows, strict=True))}
+    np.savez(outputs, **joined)  # type: ignore[arg-type] # its stub takes the names for flags
     interpreter.print_allocations()
 
 

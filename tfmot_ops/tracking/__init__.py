@@ -4,6 +4,7 @@ A pipeline is an MLflow parent run, and each step is a child run. A key (dag, ru
 across its retries: a retry with the same key continues the existing run instead of creating another.
 """
 
+from tfmot_ops.tracking.artifacts import put_artifacts
 from tfmot_ops.tracking.children import children_of, parent_of
 from tfmot_ops.tracking.client import MlflowStore, fetch_artifact, refusal_of_mlflow, registry_of
 from tfmot_ops.tracking.models import fetch_model, is_model_uri, load_logged_model
@@ -23,6 +24,7 @@ __all__ = [
     "load_logged_model",
     "parent_of",
     "promote",
+    "put_artifacts",
     "record_sweep",
     "refusal_of_mlflow",
     "registry_of",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -42,4 +43,19 @@ def put_json(client: mlflow.MlflowClient, run_id: str, document: Any, name: str)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_text(json.dumps(document, indent=2), encoding="utf-8")
+        put_file(client, run_id, path)
+
+
+def put_artifacts(uri: str, run_id: str, paths: Sequence[Path]) -> None:
+    """Store local files as artifacts of a run, each under its own name; see `put_file`.
+
+    Args:
+        uri: MLflow tracking URI.
+        run_id: run that gets the files.
+        paths: the files.
+    """
+    from tfmot_ops.tracking.patience import PatientClient
+
+    client = PatientClient(tracking_uri=uri)
+    for path in paths:
         put_file(client, run_id, path)

@@ -1,0 +1,1 @@
+"""The search for the recipe that meets goals: ladder -> goals -> front -> page. No TensorFlow."""

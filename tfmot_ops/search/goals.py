@@ -1,0 +1,158 @@
+"""Goals of a search, and which of them a candidate meets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pydantic import Field
+
+from tfmot_ops.contract import Document, Headline
+from tfmot_ops.contract.target import Bytes
+from tfmot_ops.errors import SpecError
+
+
+class Kind(StrEnum):
+    """What a goal limits, and so what can help to meet it."""
+
+    ACCURACY = "accuracy"
+    SIZE = "size"
+
+
+class Goals(Document):
+    """What the file has to be; None sets no goal.
+
+    Attributes:
+        max_drop: how much worse than the float model the headline metric may be: points of a share such as accuracy
+            (1.0 for one point), else in the metric's unit.
+        min_metric: worst value of the headline metric: a share in [0, 1], else in the metric's unit. For a metric of
+            which less is better, the largest value.
+        max_flash: most bytes on the device: the TFLite file, or the file that Vela makes of it.
+        max_ram: most bytes of memory for activations on the device.
+        max_gzip: most bytes of the gzipped TFLite file, as an app downloads it.
+        max_latency_ratio: longest inference with one thread, as a ratio to the float32 TFLite file's on this machine.
+        max_latency: longest inference on the device in milliseconds: Vela's estimate, or measured on this machine.
+        min_npu_share: least share of operations on the NPU, in [0, 1].
+    """
+
+    max_drop: float | None = None
+    min_metric: float | None = None
+    max_flash: Bytes | None = None
+    max_ram: Bytes | None = None
+    max_gzip: Bytes | None = None
+    max_latency_ratio: float | None = Field(default=None, gt=0.0)
+    max_latency: float | None = Field(default=None, gt=0.0)
+    min_npu_share: float | None = Field(default=None, ge=0.0, le=1.0)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One goal, and how a candidate stands to it.
+
+    Attributes:
+        name: of the goal (`max_drop`).
+        kind: what it limits.
+        required: the goal for people.
+        received: the candidate's figure for people.
+        miss: how far the figure is beyond the goal, relative to the goal; at most 0 where the goal is met, infinite for
+            a figure that was not measured.
+    """
+
+    name: str
+    kind: Kind
+    required: str
+    received: str
+    miss: float
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the candidate meets the goal."""
+        return self.miss <= 0.0
+
+
+def _kilobytes(size: float) -> str:
+    return f"{size / 1024:.1f} KiB"
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """How a goal is judged: by which metric, whether that may be at most as large, and how it is written."""
+
+    metric: str
+    at_most: bool
+    write: Callable[[float], str]
+
+
+_SIZES = {
+    "max_flash": _Bound("target_flash_bytes", True, _kilobytes),
+    "max_ram": _Bound("target_ram_bytes", True, _kilobytes),
+    "max_gzip": _Bound("gzip_bytes", True, _kilobytes),
+    "max_latency_ratio": _Bound("latency_ratio", True, "{:.2f}".format),
+    "max_latency": _Bound("target_inference_ms", True, "{:.3f} ms".format),
+    "min_npu_share": _Bound("npu_share", False, "{:.1%}".format),
+}
+
+
+def judge(goals: Goals, metrics: Mapping[str, float], headline: Headline) -> list[Judged]:
+    """Judge all goals by a candidate's metrics.
+
+    Args:
+        goals: what the file has to be.
+        metrics: of the candidate's file, as the step `evaluate` measures it, with `latency_ratio`.
+        headline: the task's metric, with its direction.
+    """
+    found = []
+    if goals.max_drop is not None:
+        limit = goals.max_drop / 100.0 if headline.is_share else goals.max_drop
+        drop = metrics.get(f"{headline.name}_drop", math.nan)
+        sign = "-" if drop < 0 else ""
+        found.append(
+            Judged("max_drop", Kind.ACCURACY, f"drop at most {headline.size_text(limit)}",
+                   _received(drop, lambda value: sign + headline.size_text(value)), _beyond(drop, limit, at_most=True))
+        )  # fmt: skip
+    if goals.min_metric is not None:
+        value, at_most = metrics.get(headline.name, math.nan), not headline.higher_is_better
+        found.append(
+            Judged("min_metric", Kind.ACCURACY,
+                   f"{headline.words} at {'most' if at_most else 'least'} {headline.text(goals.min_metric)}",
+                   _received(value, headline.text), _beyond(value, goals.min_metric, at_most=at_most))
+        )  # fmt: skip
+    for name, bound in _SIZES.items():
+        limit = getattr(goals, name)
+        if limit is not None:
+            value = metrics.get(bound.metric, math.nan)
+            words = name[4:].replace("_", " ")
+            required = f"{words} at {'most' if bound.at_most else 'least'} {bound.write(limit)}"
+            received = _received(value, bound.write)
+            found.append(Judged(name, Kind.SIZE, required, received, _beyond(value, limit, at_most=bound.at_most)))
+    return found
+
+
+def _received(value: float, write: Callable[[float], str]) -> str:
+    return "not measured" if math.isnan(value) else write(value)
+
+
+def _beyond(value: float, limit: float, *, at_most: bool) -> float:
+    """How far a value is beyond its limit, relative to the limit; infinite without a value."""
+    if math.isnan(value):
+        return math.inf
+    difference = value - limit if at_most else limit - value
+    return difference / max(abs(limit), 1e-3)
+
+
+def require_goals(goals: Goals) -> None:
+    """Refuse a search without a goal.
+
+    Raises:
+        SpecError: no goal is set.
+    """
+    if goals == Goals():
+        raise SpecError(
+            "the search has no goal",
+            required="at least one of --max-drop, --min-metric, --max-flash, --max-ram, --max-gzip, "
+            "--max-latency-ratio, --max-latency, --min-npu-share",
+            received="none",
+            remedy="--max-drop 1, for example, allows one point of accuracy",
+        )
