@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, Param
 
-from tfmot_ops.contract import BUILTIN_DATASETS, BUILTIN_MODELS, PRESET_RECIPES, Device
+from tfmot_ops.contract import BUILTIN_DATASETS, BUILTIN_MODELS, PRESET_RECIPES, SHIPPED_TARGETS, Device
 from tfmot_ops.operators import (
     CloseRunOperator,
     EvaluateOperator,
@@ -73,6 +73,12 @@ PARAMS = {
         description="A training plan (schedule, early stopping, augmentation, distillation): path of a file on the "
         "workers. Empty: as the recipe file says.",
     ),
+    "target": Param(
+        None,
+        type=["null", "string"],
+        enum=[None, *SHIPPED_TARGETS],
+        description="Device that the file is for. Empty: as the recipe file says, else no certain device.",
+    ),
     "epochs": Param(
         None,
         type=["null", "integer"],
@@ -124,6 +130,7 @@ DATA = {
     "limit": "{{ params.limit }}",
 }
 RECIPE = {"recipe": "{{ params.recipe_file or params.recipe }}"}
+TARGET = {"target": "{{ params.target }}"}
 # These outputs are named differently from the inputs they become, so each is given as the fields of its artifact.
 QAT_MODEL = "{{ ti.xcom_pull(task_ids='quantize')['outputs']['model'] }}"
 TRAINED_MODEL = "{{ ti.xcom_pull(task_ids='train')['outputs']['model'] }}"
@@ -173,7 +180,7 @@ with DAG(
     quantize = QuantizeOperator(
         task_id="quantize",
         inputs={"model": strip.output, "trained": TRAINED_MODEL},
-        options={**RECIPE, "epochs": "{{ params.qat_epochs }}", **TRAINING, **DATA},
+        options={**RECIPE, **TARGET, "epochs": "{{ params.qat_epochs }}", **TRAINING, **DATA},
         parent_run=open_run.output,
     )
     evaluate = EvaluateOperator(
@@ -184,7 +191,7 @@ with DAG(
             "quantized": QAT_MODEL,
             "trained": TRAINED_MODEL,
         },
-        options={**RECIPE, **DATA},
+        options={**RECIPE, **TARGET, **DATA},
         parent_run=open_run.output,
     )
     register = RegisterOperator(

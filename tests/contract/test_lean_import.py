@@ -27,6 +27,10 @@ CASES = {
     "the plan of a sweep": Lean(
         "tfmot_ops.sweep.plan.cells, tfmot_ops.sweep.judge.expected", HEAVY | {"tfmot_ops.core", "airflow"}
     ),
+    "targets and search": Lean(
+        "tfmot_ops.targets, tfmot_ops.search.front, tfmot_ops.search.ladder",
+        HEAVY | {"tfmot_ops.core", "airflow", "numpy"},
+    ),
     "command": Lean("tfmot_ops.cli", HEAVY | {"tfmot_ops.core", "airflow"}),
 }
 

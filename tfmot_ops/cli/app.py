@@ -13,6 +13,7 @@ import typer
 
 from tfmot_ops import __version__
 from tfmot_ops.cli import registry_commands
+from tfmot_ops.cli.bundle_command import bundle
 from tfmot_ops.cli.execute import say_on_stderr
 from tfmot_ops.cli.optimize_command import optimize
 from tfmot_ops.cli.schemas import SCHEMAS, DocumentName
@@ -112,6 +113,7 @@ def run(
 
 app.command()(optimize)
 app.command()(search)
+app.command()(bundle)
 
 
 @app.command("list")

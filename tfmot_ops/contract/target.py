@@ -26,7 +26,7 @@ def bytes_of(value: Any) -> Any:
     found = re.fullmatch(r"([0-9]+)\s*([kKmM]?)(i?[bB])?", value.strip())
     if found is None:
         raise ValueError(
-            f"a number of bytes, with k (1024) or M (1024 * 1024) behind it if you like; received {value!r}"
+            f"a number of bytes, or of units of 1024 (k) or 1024 * 1024 (M), such as 256k; received {value!r}"
         )
     return int(found[1]) * _UNITS[found[2].lower()]
 

@@ -14,6 +14,7 @@ from tfmot_ops.contract.refusal import refusal
 from tfmot_ops.errors import SpecError
 from tfmot_ops.recipes.files import is_recipe_file
 from tfmot_ops.recipes.names import decode
+from tfmot_ops.targets.by_name import resolve_target
 
 _ANY_KIND: TypeAdapter[StepOptions] = TypeAdapter(Options)
 #: What a Jinja template holds.
@@ -59,6 +60,9 @@ def refuse_options(task_id: str, kind: str | None, options: object) -> None:
     recipe = given.get("recipe")
     if isinstance(recipe, str) and "recipe" not in later and not _is_file(recipe):
         decode(recipe)
+    target = given.get("target")
+    if isinstance(target, str) and "target" not in later and not _is_file(target):
+        resolve_target(target)
 
 
 def refuse_inputs(task_id: str, kind: str | None, inputs: object) -> None:

@@ -16,7 +16,7 @@ from tfmot_ops.errors import SpecError, UnsupportedModelError
 from tfmot_ops.operators.links import DEFAULT_UI, MlflowRunLink, run_url
 from tfmot_ops.operators.literals import refuse_inputs, refuse_options
 from tfmot_ops.operators.results import artifact_of, mapping_of, results_by_step, run_id_of
-from tfmot_ops.recipes.files import is_recipe_file, read_policy, read_recipe, read_training
+from tfmot_ops.recipes.files import is_recipe_file, read_policy, read_recipe, read_target, read_training
 from tfmot_ops.runners import (
     OPTIONS_VARIABLE,
     PYTHONS_VARIABLE,
@@ -233,19 +233,17 @@ class StepOperator(BaseOperator):
             raise refusal(f"task {self.task_id}", error, remedy) from error
 
     def _options(self, context: Context) -> dict[str, Any]:
-        """The options as plain data; the path of a file with a recipe or a training plan is replaced by its content."""
+        """The options as plain data, with the content of the files that they name (recipe, training plan, target)."""
         del context  # only CloseRunOperator uses it
         given = self.options.model_dump(mode="json") if isinstance(self.options, StepOptions) else self.options
         options = dict(mapping_of(self.task_id, "options", given))
         options.setdefault("kind", self.kind)
         if options["kind"] == "compat" and options.get("python") is not None:
             options["python"] = look_up(PYTHONS_VARIABLE, options["python"])
-        recipe = options.get("recipe")
-        if isinstance(recipe, str) and is_recipe_file(recipe):
-            options["recipe"] = read_recipe(recipe)
-        training = options.get("training")
-        if isinstance(training, str) and is_recipe_file(training):
-            options["training"] = read_training(training)
+        for name, read in (("recipe", read_recipe), ("training", read_training), ("target", read_target)):
+            value = options.get(name)
+            if isinstance(value, str) and is_recipe_file(value):
+                options[name] = read(value)
         policy = options.get("policy")
         if isinstance(policy, str):
             options["policy"] = read_policy(policy) if policy else None

@@ -112,7 +112,7 @@ def _check_option(name: str, value: object) -> None:
     if name == "dataset":
         for path in _paths_of(value):
             check_path(name, path)
-    if name in {"recipe", "training", "policy"} and is_recipe_file(value):
+    if name in {"recipe", "training", "policy", "target"} and is_recipe_file(value):
         check_path(name, value)
 
 

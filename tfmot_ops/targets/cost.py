@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from tfmot_ops.contract import Target
 from tfmot_ops.errors import StepFailedError, UnsupportedModelError
 from tfmot_ops.targets import tflm, vela
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 #: Limit of a target -> (metric that it bounds, whether the metric may be at most, not at least, as large).
 _LIMITS = {
@@ -109,7 +109,7 @@ def _equal_share(outputs: Sequence[npt.NDArray[Any]], reference: Sequence[npt.ND
     pairs = list(zip(outputs, reference, strict=False))
     if len(outputs) != len(reference) or any(one.shape != other.shape for one, other in pairs):
         return 0.0
-    return sum(int(np.sum(one == other)) for one, other in pairs) / max(1, sum(one.size for one in outputs))
+    return sum(int((one == other).sum()) for one, other in pairs) / max(1, sum(one.size for one in outputs))
 
 
 def require_within_limits(target: Target, figures: Mapping[str, float]) -> None:

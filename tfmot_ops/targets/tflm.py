@@ -7,18 +7,16 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from tfmot_ops.errors import UnsupportedModelError
 from tfmot_ops.targets.tool import Tool
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 TFLM = Tool("TFLite Micro", "tflite_micro", "from tfmot_ops.targets.tflm_child import main; main()")
 _ARENA = re.compile(r"Arena allocation total (\d+) bytes")
-#: Arrays [N, ...] of a file's inputs or outputs, in its order and of its types.
-Arrays = list[npt.NDArray[Any]]
 _LINES_SHOWN = 3
 
 
@@ -33,7 +31,7 @@ class MicroRun:
     """
 
     arena_bytes: int
-    outputs: Arrays
+    outputs: list[npt.NDArray[Any]]
 
 
 def run(data: bytes, inputs: Sequence[npt.NDArray[Any]], target: str) -> MicroRun:
@@ -47,6 +45,8 @@ def run(data: bytes, inputs: Sequence[npt.NDArray[Any]], target: str) -> MicroRu
     Raises:
         UnsupportedModelError: TFLite Micro lacks an operation, or cannot run one as the file has it.
     """
+    import numpy as np
+
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder, name) for name in ("model.tflite", "inputs.npz", "outputs.npz")]
         paths[0].write_bytes(data)

@@ -58,13 +58,13 @@ class Tool:
         process = processes.start_child(
             [sys.executable, "-c", start, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
-        try:
-            # Not `communicate`, which closes stdin first, and so ends the program.
-            printed = _read_until(process, longest_s)
-        except BaseException:
-            processes.end_group(process)
-            process.wait()
-            raise
+        with process:
+            try:
+                # Not `communicate`, which closes stdin first, and so ends the program.
+                printed = _read_until(process, longest_s)
+            except BaseException:
+                processes.end_group(process)
+                raise
         if printed is None:
             raise StepFailedError(
                 f"{self.name} did not end",
@@ -72,7 +72,7 @@ class Tool:
                 received="none; its process was killed",
                 remedy="try a smaller model, or a machine that is not busy",
             )
-        return process.wait(), printed
+        return process.returncode, printed
 
 
 def _read_until(process: subprocess.Popen[bytes], longest_s: float) -> str | None:
