@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,14 @@ def test_a_target_of_a_file(tmp_path: Path):
 def test_a_recipe_without_int8_is_refused_where_the_device_takes_int8(recipe: str):
     with pytest.raises(SpecError, match="int8 weights and int8 activations"):
         targets.adapted(core.recipes.decode(recipe), targets.resolve_target("cortex_m"))
+
+
+def test_the_target_of_the_documentation_is_one():
+    page = (Path(__file__).parents[2] / "docs" / "targets.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert Target.model_validate(yaml.safe_load(block)).limits.ram_bytes == 65_536
+    for name in SHIPPED_TARGETS:
+        assert f"`{name}`" in page
 
 
 # Input and output types, and scales
