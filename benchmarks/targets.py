@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -65,7 +65,7 @@ def per_tensor(seeds: int) -> None:
 def _accuracies(net: str, seed: int) -> dict[str, float]:
     data = load_dataset("fashion_mnist", seed, IMAGES)
     set_seed(seed)
-    model = build_model(net, data.input_shape, data.num_classes, seed=seed)
+    model = build_model(net, cast("tuple[int, int, int]", data.input_shape), data.num_classes, seed=seed)
     model.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
     x, y = np.asarray(data.x_train[:]), np.asarray(data.y_train[:])
     model.fit(x, y, batch_size=BATCH, epochs=EPOCHS, verbose=0)

@@ -47,6 +47,10 @@ def run(*arguments: str) -> Any:
     return CliRunner().invoke(app, ["search", *arguments])
 
 
+def experiment_id(client: Any) -> str:
+    return str(client.get_experiment_by_name("tfmot_ops").experiment_id)
+
+
 def document(result: Any) -> dict[str, Any]:
     text: str = result.stdout
     return dict(json.loads(text[text.index("{") :]))
@@ -77,7 +81,7 @@ def test_zeros_are_tried_where_ptq_is_too_large_and_the_float_model_is_made_once
     assert found["chosen"] == names[-1]
     assert names[-1].startswith("sparse")
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    runs = client.search_runs([client.get_experiment_by_name("tfmot_ops").experiment_id])
+    runs = client.search_runs([experiment_id(client)])
     kinds = [each.data.tags["tfmot_ops.kind"] for each in runs]
     assert kinds.count("train") == 1
     assert kinds.count("quantize") == len(names)
@@ -85,6 +89,11 @@ def test_zeros_are_tried_where_ptq_is_too_large_and_the_float_model_is_made_once
     (parent,) = [each for each in runs if each.info.run_name.startswith("search")]
     chains = [each for each in runs if each.data.tags["tfmot_ops.kind"] == "open_run" and each is not parent]
     assert {each.data.tags["mlflow.parentRunId"] for each in chains} == {parent.info.run_id}
+    # Other goals take what is known: a new run of MLflow, and no candidate is tried again.
+    again = run(*given, "--max-drop", "30", "--max-gzip", "1M", "--fine-tune-epochs", "2", *place, "--json")
+    assert again.exit_code == 0, again.output
+    assert document(again)["chosen"] == "wi8_ai8_ptq"
+    assert len(client.search_runs([experiment_id(client)])) == len(runs) + 1
     chosen = found["candidates"][-1]["metrics"]
     assert parent.data.metrics["int8_accuracy"] == pytest.approx(chosen["accuracy"])
     assert {file.path for file in client.list_artifacts(parent.info.run_id)} >= {"search.html", "search.png"}

@@ -93,7 +93,7 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
     from tfmot_ops.cli import execute
     from tfmot_ops.cli.chain import Chain
     from tfmot_ops.cli.chain_table import print_summary
-    from tfmot_ops.recipes.files import is_recipe_file, read_recipe, read_training
+    from tfmot_ops.recipes.files import is_recipe_file, read_recipe, read_target, read_training
 
     if no_tracking:
         tracking_uri = None
@@ -111,7 +111,7 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
         epochs={step: count for step, count in requested.items() if count is not None},
         data={"batch_size": batch_size, "limit": limit, **own},
         training=read_training(training) if training is not None else None,
-        target=target,
+        target=read_target(target) if target is not None and is_recipe_file(target) else target,
         seed=seed,
         fresh=fresh,
     )

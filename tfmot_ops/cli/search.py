@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,7 +109,8 @@ class Search:
     def run(self, say: Callable[[str], None]) -> Found | None:
         """Try candidates until one meets the goals.
 
-        A search that was killed goes on where it was: finished candidates and shared steps are not run again.
+        A search that was killed goes on where it was: finished candidates and shared steps are not run again. Nor are
+        they for other goals, as what a candidate costs does not depend on the goals.
 
         Returns:
             The first candidate that meets all goals; None without one.
@@ -144,7 +146,7 @@ class Search:
 
     def _search(self, target: Target | None, say: Callable[[str], None]) -> Found | None:
         started = time.monotonic()
-        shared = self._taken_up(say)
+        shared = self._taken_up(target, say)
         rungs = self.rungs.rungs if self.rungs else []
         if self.run_id is None:
             self.run_id = self._open(say)
@@ -213,7 +215,7 @@ class Search:
     def _open(self, say: Callable[[str], None]) -> str | None:
         if self.tracking_uri is None:
             return None
-        options = {"kind": "open_run", "name": self.name, "parameters": self._parameters()}
+        options = {"kind": "open_run", "name": self.name, "parameters": self._parameters() | self._goals()}
         return execute(self._spec("open_run", options, None), say, stays=True).tracking_run_id
 
     def _close(self, say: Callable[[str], None]) -> None:
@@ -229,7 +231,7 @@ class Search:
         execute(self._spec("close_run", options, self.run_id), say, stays=True)
 
     def _spec(self, step: str, options: dict[str, Any], parent: str | None) -> StepSpec:
-        key = {"dag_id": "tfmot-ops search", "run_id": self._identity, "task_id": step}
+        key = {"dag_id": "tfmot-ops search", "run_id": f"{self._identity}-{uuid.uuid4().hex[:8]}", "task_id": step}
         tracking = Tracking(uri=str(self.tracking_uri), experiment=self.experiment, parent_run_id=parent, key=key)
         return StepSpec.model_validate({"step_id": step, "seed": self.seed, "tracking": tracking, "options": options})
 
@@ -247,18 +249,21 @@ class Search:
             **self.data,
             **({"training": self.training.model_dump(mode="json")} if self.training else {}),
             **{f"{step}_epochs": count for step, count in self.epochs.items()},
-            **{name: value for name, value in self.goals.model_dump(mode="json").items() if value is not None},
         }
 
-    def _taken_up(self, say: Callable[[str], None]) -> SharedSteps:
-        """The results of an earlier start of the same search, which was killed or had a smaller budget."""
+    def _goals(self) -> dict[str, Any]:
+        return self.goals.model_dump(mode="json", exclude_none=True)
+
+    def _taken_up(self, target: Target | None, say: Callable[[str], None]) -> SharedSteps:
+        """The results of an earlier start of this search, which was killed, or had other goals or another budget."""
         place = {"output": str(self.output.resolve()), "uri": self.tracking_uri, "experiment": self.experiment}
-        self._identity = resume.identity(self._parameters(), {"model": self.model, "dataset": self.dataset}, place)
+        given = self._parameters() | {"device": target.model_dump(mode="json") if target else None}
+        self._identity = resume.identity(given, {"model": self.model, "dataset": self.dataset}, place)
         state = self._read()
         shared = SharedSteps({digest: StepResult.model_validate(result) for digest, result in state["shared"].items()})
         shared.on_change = lambda: self._write(shared)
         shared.forget_missing(self._fetch)
-        self.run_id = state["run_id"]
+        self.run_id = state["run_id"] if state["goals"] == self._goals() else None
         self.found = [_read_found(each) for each in state["found"]]
         self.found = [each for each in self.found if each.tflite is None or each.tflite.is_file()]
         if self.found:
@@ -266,7 +271,7 @@ class Search:
         return shared
 
     def _read(self) -> dict[str, Any]:
-        empty: dict[str, Any] = {"identity": self._identity, "shared": {}, "found": [], "run_id": None}
+        empty: dict[str, Any] = {"identity": self._identity, "goals": {}, "shared": {}, "found": [], "run_id": None}
         try:
             state: dict[str, Any] = json.loads(files.read_limited(self.output / STATE, _LARGEST_STATE))
         except (OSError, ValueError):
@@ -276,6 +281,7 @@ class Search:
     def _write(self, shared: SharedSteps) -> None:
         state = {
             "identity": self._identity,
+            "goals": self._goals(),
             "run_id": self.run_id,
             "shared": {digest: result.model_dump(mode="json") for digest, result in shared.results.items()},
             "found": [_written(each) for each in self.found],
