@@ -20,9 +20,22 @@ import requests
 
 from tfmot_ops import core
 from tfmot_ops.cli.execute import execute
-from tfmot_ops.contract import Artifact, ArtifactFormat, Policy, RegisterOptions, Rule, Status, StepSpec, Tracking
+from tfmot_ops.contract import (
+    Artifact,
+    ArtifactFormat,
+    EvaluateOptions,
+    OpenRunOptions,
+    Policy,
+    QuantizeOptions,
+    RegisterOptions,
+    Rule,
+    Status,
+    StepResult,
+    StepSpec,
+    Tracking,
+)
 from tfmot_ops.errors import StepFailedError
-from tfmot_ops.tracking import promote, registry_of, rollback
+from tfmot_ops.tracking import StepRun, promote, registry_of, rollback
 from tfmot_ops.tracking.registry import version_of
 
 keras = core.keras
@@ -69,6 +82,28 @@ def register(uri: str, file: Path, metrics: dict[str, float], **options: Any) ->
         options=RegisterOptions(**{"name": "net", "metrics": metrics, **options}),
     )
     return execute(spec, lambda _: None)
+
+
+def chain(uri: str, file: Path) -> str:
+    """Id of the run of a chain that made and measured the file."""
+    parent = None
+    data: dict[str, Any] = {"recipe": "wi8_ai8", "dataset": "digits"}
+    for options in (OpenRunOptions(), QuantizeOptions(**data), EvaluateOptions(**data)):
+        spec = StepSpec(step_id=options.kind, tracking=Tracking(uri=uri, parent_run_id=parent), options=options)
+        run = StepRun(spec)
+        made = run.store.put(file, "tflite", ArtifactFormat.TFLITE) if options.kind == "quantize" else None
+        result = StepResult(
+            step_id=options.kind,
+            kind=options.kind,
+            status=Status.OK,
+            spec_sha256=spec.sha256(),
+            outputs={"tflite": made} if made else {},
+            metrics={"accuracy": 0.9} if options.kind == "evaluate" else {},
+        )
+        parent = parent or run.run_id
+        run.finish(result, file.parent)
+    assert parent is not None
+    return parent
 
 
 BETTER = Policy(rules=(Rule(metric="accuracy", better=True), Rule(metric="size_bytes", at_most=10_000)))
@@ -237,13 +272,20 @@ def _answer(address: str, inputs: dict[str, Any]) -> Any:
 
 
 @pytest.mark.slow
-def test_the_commands(uri: str, versions: list[Any]) -> None:
+def test_the_commands(uri: str, file: Path, versions: list[Any]) -> None:
     def command(*arguments: str) -> Any:
         line = [sys.executable, "-m", "tfmot_ops.cli", "registry", *arguments, "--tracking-uri", uri]
         return subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
 
     done = command("promote", "net", "--version", "2", "--json")
     assert json.loads(done.stdout)["version"] == "2", done.stderr
+    assert done.stderr == ""
+    run = chain(uri, file)
+    for replaced in ("there was none before", "before, it was version 1"):  # the second makes no second version
+        made = command("register", "mine", "--run", run, "--promote")
+        assert made.stdout == f"mine: version 1 is candidate and the champion; {replaced}\n", made.stderr
+        # No lines and no warnings of MLflow.
+        assert [line for line in made.stderr.splitlines() if not line.startswith("register")] == []
     back = command("rollback", "net")
     assert (back.returncode, back.stdout) == (0, "net: version 1 is the champion; before, it was version 2\n")
     refused = command("register", "net", "--run", versions[0].tracking_run_id)

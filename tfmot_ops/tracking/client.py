@@ -34,6 +34,7 @@ from tfmot_ops.errors import ArtifactError, SpecError, StepFailedError  # noqa: 
 from tfmot_ops.system.uri_secrets import hide  # noqa: E402
 from tfmot_ops.tracking import sqlite_store  # noqa: E402
 from tfmot_ops.tracking.artifacts import put_file  # noqa: E402
+from tfmot_ops.tracking.creating import create_experiment  # noqa: E402
 from tfmot_ops.tracking.owner import end_runs_left_behind  # noqa: E402
 from tfmot_ops.tracking.patience import ARTIFACT_S, PatientClient, patiently  # noqa: E402
 
@@ -152,7 +153,7 @@ def _experiment_id(client: mlflow.MlflowClient, uri: str, name: str) -> str:
             f"{sqlite_store.artifact_root(uri)}/{uuid.uuid4().hex[:8]}" if uri.startswith(sqlite_store.SCHEME) else None
         )
         try:
-            return str(client.create_experiment(name, artifact_location=folder, tags=_EXPERIMENT_KIND))
+            return create_experiment(client, name, artifact_location=folder, tags=_EXPERIMENT_KIND)
         except MlflowException:
             # Another process probably created the experiment; otherwise the next line raises the real error.
             found = client.get_experiment_by_name(name)
