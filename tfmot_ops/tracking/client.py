@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 import uuid
 import warnings
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 # MLflow's own switches, set before its import: no progress bars, no telemetry, no line for each run on
@@ -48,6 +50,15 @@ _ARTIFACT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"
 _EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
 
 
+#: Warnings of MLflow 3.17 about its own code.
+_OF_MLFLOW = (
+    "The ``noload`` loader strategy is deprecated",  # its mappings, under SQLAlchemy 2.1
+    ".*Any type hint is inferred as AnyType",  # its own classes, when mlflow.pyfunc is imported
+    ".*Add type hints to the `predict` method",
+    "You are saving your model as an HDF5 file",  # Keras recommends .keras
+)
+
+
 def _quiet() -> None:
     # Set after the import, which configures these loggers. Alembic logs each migration of a new store.
     for name in ("mlflow", "alembic", "alembic.runtime.migration"):
@@ -63,13 +74,16 @@ _quiet()
 def quiet() -> Iterator[None]:
     """Suppress the warnings of MLflow 3.17 about its own code; other warnings are shown."""
     with warnings.catch_warnings():
-        for message in (
-            "The ``noload`` loader strategy is deprecated",  # its mappings, under SQLAlchemy 2.1
-            ".*Any type hint is inferred as AnyType",  # its own classes, when mlflow.pyfunc is imported
-            ".*Add type hints to the `predict` method",
-            "You are saving your model as an HDF5 file",  # Keras recommends .keras
-        ):
+        for message in _OF_MLFLOW:
             warnings.filterwarnings("ignore", message=message)
+        show = warnings.showwarning
+
+        def show_others(message: Warning | str, *given: Any, **named: Any) -> None:
+            if not any(re.match(known, str(message)) for known in _OF_MLFLOW):
+                show(message, *given, **named)
+
+        # Also at the place where warnings are shown, as MLflow puts filters of its own before these.
+        warnings.showwarning = show_others
         yield
 
 

@@ -30,6 +30,8 @@ _TFLITE_REQUIREMENTS = ("ai-edge-litert", "numpy")
 #: File in which `mlflow.tensorflow` pickles what is registered with Keras.
 _PICKLE = "global_custom_objects.cloudpickle"
 _SHA256_TAG = "tfmot_ops.sha256"
+#: Tag of a version: the run of the chain that made its file.
+CHAIN_TAG = "tfmot_ops.parent_run"
 
 
 def is_model_uri(name: str) -> bool:
@@ -196,24 +198,45 @@ def fetch_model(uri: str, folder: Path, tracking_uri: str) -> Path:
 
 @quiet()
 def register_tflite(
-    client: mlflow.MlflowClient, run_id: str, tflite: Path, sha256: str, options: RegisterOptions
+    client: mlflow.MlflowClient,
+    run_id: str,
+    tflite: Path,
+    sha256: str,
+    options: RegisterOptions,
+    *,
+    parent: str | None = None,
 ) -> str:
     """Register a TFLite file as a model that `mlflow.pyfunc` loads, under an alias.
 
-    A retry of the same run with the same file finds the version it made and only sets the alias again.
+    A file has one version for each chain that made it: a retry, and a later step of the same chain, find the version
+    and only set the alias again.
+
+    Args:
+        client: connected to the tracking server.
+        run_id: run of the step that registers.
+        tflite: the file.
+        sha256: of the file.
+        options: of the step.
+        parent: run of the whole chain; None for a step of its own, whose run alone counts.
 
     Returns:
         The version's number.
     """
-    # By run, not by name, as a name may hold the quotes of the filter.
-    known = client.search_model_versions(f"run_id = '{run_id}'")
-    made = [str(v.version) for v in known if v.name == options.name and v.tags.get(_SHA256_TAG) == sha256]
-    version = made[0] if made else _new_version(client, run_id, tflite, sha256, options.name)
+    tags = {_SHA256_TAG: sha256, **({CHAIN_TAG: parent} if parent else {})}
+    # Not by name, as a name may hold the quotes of the filter.
+    known = client.search_model_versions(f"tags.`{_SHA256_TAG}` = '{sha256}'")
+    made = [
+        str(version.version)
+        for version in known
+        if version.name == options.name
+        and (version.run_id == run_id or (parent is not None and version.tags.get(CHAIN_TAG) == parent))
+    ]
+    version = made[0] if made else _new_version(client, run_id, tflite, options.name, tags)
     client.set_registered_model_alias(options.name, options.alias, version)
     return version
 
 
-def _new_version(client: mlflow.MlflowClient, run_id: str, tflite: Path, sha256: str, name: str) -> str:
+def _new_version(client: mlflow.MlflowClient, run_id: str, tflite: Path, name: str, tags: Mapping[str, str]) -> str:
     """Log a file as a model and register it.
 
     Not by one call of MLflow, which would create the version without its tag: a kill between the two would leave a
@@ -237,15 +260,13 @@ def _new_version(client: mlflow.MlflowClient, run_id: str, tflite: Path, sha256:
         )
         return str(info.model_id)
 
-    # Again, as the import of mlflow.pyfunc has put a filter of its own before those of the caller.
-    with quiet():
-        model_id = _once_forgetting(client, run_id, log)
+    model_id = _once_forgetting(client, run_id, log)
     try:
         create_registered_model(client, name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    version = create_version(client, name, run_id=run_id, model_id=model_id, tags={_SHA256_TAG: sha256})
+    version = create_version(client, name, run_id=run_id, model_id=model_id, tags=tags)
     # As MLflow's own registration does: the model's page then leads to the version.
     link = json.dumps([{"name": name, "version": version}])
     client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: link})

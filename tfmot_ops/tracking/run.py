@@ -170,8 +170,8 @@ class StepRun:
         artifact = self._spec.inputs["tflite"]
         tflite = self.store.fetch(artifact, workdir / "register")
         options = cast("RegisterOptions", self._spec.options)
-        version = register_tflite(self._client, self.run_id, tflite, artifact.sha256, options)
         parent = self._spec.tracking.parent_run_id if self._spec.tracking else None
+        version = register_tflite(self._client, self.run_id, tflite, artifact.sha256, options, parent=parent)
         put_card(self._client, self.run_id, version, options, tflite=artifact, parent=parent)
         parameters = {**result.parameters, "registered_version": version}
         if options.promote:
