@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from airflow.sdk import Asset, AssetAlias
-
-from tfmot_ops.errors import SpecError
-from tfmot_ops.system.environment import OPTIMIZE_ON
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -20,9 +14,6 @@ if TYPE_CHECKING:
 #: The outlet of RegisterOperator. The name of the model is known only when the task runs, and an alias is what Airflow
 #: has for that: the task adds to it the assets that it changed.
 REGISTERED_MODELS = AssetAlias("tfmot_ops_registered_models")
-
-#: Characters of a URI that the id of its DAG shows.
-_LONGEST_PART = 60
 
 
 def model_asset(name: str, alias: str = "champion") -> Asset:
@@ -56,30 +47,3 @@ def tell_of_version(context: Context, options: Mapping[str, Any], result: Mappin
     if options.get("promote") and parameters.get("replaced_version") != version:
         extra = {"version": version, "run_id": run, "replaced_version": parameters.get("replaced_version")}
         events.add(model_asset(name, options.get("champion_alias") or "champion"), extra)
-
-
-def data_sets() -> dict[str, tuple[str, dict[str, Any]]]:
-    """The assets that start `optimize_model`: URI -> (id of the DAG that does so, parameters).
-
-    Raises:
-        SpecError: the deployment's variable is not a JSON object of objects.
-    """
-    text = OPTIMIZE_ON.get() or "{}"
-    try:
-        entries = json.loads(text)
-    except (ValueError, RecursionError):
-        entries = None
-    if not isinstance(entries, dict) or not all(isinstance(each, dict) for each in entries.values()):
-        raise SpecError(
-            f"the deployment's variable {OPTIMIZE_ON.name} cannot be read",
-            required='a JSON object: asset URI -> parameters, as in {"s3://data/x.npz": {"dataset": "npz:s3://data/x.npz"}}',
-            received=f"a text of {len(text)} characters that is not such an object",
-            remedy="correct the variable where Airflow parses the DAGs",
-        )
-    return {uri: (_dag_id(uri), parameters) for uri, parameters in entries.items()}
-
-
-def _dag_id(uri: str) -> str:
-    """An id that differs for different URIs."""
-    plain = re.sub(r"[^\w.-]+", "_", uri)[-_LONGEST_PART:]
-    return f"optimize_on_{plain}_{hashlib.sha256(uri.encode()).hexdigest()[:6]}"

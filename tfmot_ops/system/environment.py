@@ -92,12 +92,6 @@ SWEEP_WEBHOOK: Final = Variable(
     "Gives the address that the DAG compat_sweep posts regressions to, as JSON.",
     "regressions are reported in the task's log only",
 )
-OPTIMIZE_ON: Final = Variable(
-    "TFMOT_OPS_OPTIMIZE_ON",
-    "Maps the URI of an Airflow asset to the parameters with which its events start the DAG optimize_model, as a JSON "
-    "object.",
-    "no asset starts it",
-)
 CHECKPOINTS: Final = Variable(
     "TFMOT_OPS_CHECKPOINTS",
     "Names the folder, as a path or any fsspec URI, for the checkpoints of steps without an output_uri.",

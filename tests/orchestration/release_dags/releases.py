@@ -5,6 +5,7 @@ from airflow.sdk import DAG, Asset, Param, task
 from tfmot_ops.contract import Artifact, ArtifactFormat, Status, StepResult
 from tfmot_ops.operators import RegisterOperator, model_asset
 from tfmot_ops.operators.approval import ApprovePromotionOperator
+from tfmot_ops.operators.data import dag_on_data
 from tfmot_ops.runners import FakeRunner
 
 FILE = Artifact(uri="memory://model.tflite", sha256="0" * 64, size_bytes=1, format=ArtifactFormat.TFLITE)
@@ -53,6 +54,8 @@ for dag_id, asset in {
 }.items():
     with DAG(dag_id, schedule=[asset]):
         extras(asset.uri)
+
+dag_on_data("s3://bucket/digits.npz", {"dataset": "npz:s3://bucket/digits.npz"})
 
 with DAG("optimize_model", schedule=None, params={"dataset": Param("digits", type="string")}):
 
