@@ -66,7 +66,7 @@ def file(tmp_path_factory) -> Path:
     return path
 
 
-def register(uri: str, file: Path, metrics: dict[str, float], **options: Any) -> Any:
+def register(uri: str, file: Path, metrics: dict[str, float], tracking: Any = None, **options: Any) -> Any:
     """The result of the step that registers the file, as it runs in every place."""
     data = file.read_bytes()
     artifact = Artifact(
@@ -78,7 +78,7 @@ def register(uri: str, file: Path, metrics: dict[str, float], **options: Any) ->
     spec = StepSpec(
         step_id="register",
         inputs={"tflite": artifact},
-        tracking=Tracking(uri=uri),
+        tracking=Tracking(uri=uri, **(tracking or {})),
         options=RegisterOptions(**{"name": "net", "metrics": metrics, **options}),
     )
     return execute(spec, lambda _: None)
@@ -182,6 +182,19 @@ def test_a_better_version_replaces_the_champion_that_it_was_compared_with(uri: s
     assert [result.status for result in results] == [Status.OK, Status.OK, Status.FAILED]
     assert results[1].parameters["replaced_version"] == "1"
     assert "better than the champion's 0.6, received 0.6" in results[2].error.message
+
+
+def test_two_steps_of_one_chain_register_and_promote_one_version(uri: str, file: Path) -> None:
+    parent, metrics = chain(uri, file), {"accuracy": 0.9}
+    for task, promotes in (("register", False), ("promote", True), ("promote", True)):
+        tracking = {"parent_run_id": parent, "key": {"task_id": task}}
+        result = register(uri, file, metrics, tracking, name="asked", promote=promotes)
+        assert result.parameters["registered_version"] == "1"
+    client = registry_of(uri)
+    assert version_of(client, "asked", "champion") == "1"
+    other = {"parent_run_id": chain(uri, file), "key": {"task_id": "register"}}
+    assert register(uri, file, metrics, other, name="asked").parameters["registered_version"] == "2"
+    assert "accuracy, this file | 90.0%" in client.get_model_version("asked", "1").description
 
 
 PROMOTER = """
