@@ -192,7 +192,7 @@ def test_two_steps_of_one_chain_register_and_promote_one_version(uri: str, file:
         assert result.parameters["registered_version"] == "1"
     client = registry_of(uri)
     assert version_of(client, "asked", "champion") == "1"
-    other = {"parent_run_id": chain(uri, file), "key": {"task_id": "register"}}
+    other = {"parent_run_id": chain(uri, file), "key": {"task_id": "register of another run"}}
     assert register(uri, file, metrics, other, name="asked").parameters["registered_version"] == "2"
     assert "accuracy, this file | 90.0%" in client.get_model_version("asked", "1").description
 
