@@ -1,6 +1,7 @@
 """Train, prune, fine-tune, strip, quantise and evaluate one model; triggered by hand or through the API.
 
 With the parameter `register`, the file is then put into MLflow's model registry if the rules of `policy_file` hold.
+With `promote`, the new version becomes the champion; with `approval`, only if a person says so.
 """
 
 from datetime import timedelta
@@ -19,6 +20,7 @@ from tfmot_ops.operators import (
     StripOperator,
     TrainOperator,
 )
+from tfmot_ops.operators.approval import ApprovePromotionOperator
 from tfmot_ops.recipes import RECIPE_NAME
 from tfmot_ops.runners import RUNNERS
 
@@ -112,6 +114,11 @@ PARAMS = {
         description="Rules that have to hold for the registration: path of a file on the workers.",
     ),
     "promote": Param(False, type="boolean", description="Whether the new version becomes the champion at once."),
+    "approval": Param(
+        False,
+        type="boolean",
+        description="Whether a person decides in Airflow, by the figures, if the new version becomes the champion.",
+    ),
     "runner": Param(
         None,
         type=["null", "string"],
@@ -135,6 +142,7 @@ TARGET = {"target": "{{ params.target }}"}
 QAT_MODEL = "{{ ti.xcom_pull(task_ids='quantize')['outputs']['model'] }}"
 TRAINED_MODEL = "{{ ti.xcom_pull(task_ids='train')['outputs']['model'] }}"
 TRAINING = {"training": "{{ params.training_file or params.recipe_file }}"}
+RELEASE = {"name": "{{ params.register }}", "policy": "{{ params.policy_file }}"}
 FINE_TUNE_EPOCHS = {"epochs": "{{ params.fine_tune_epochs }}"}
 
 with DAG(
@@ -197,11 +205,22 @@ with DAG(
     register = RegisterOperator(
         task_id="register",
         inputs={"tflite": quantize.output},
-        options={
-            "name": "{{ params.register }}",
-            "policy": "{{ params.policy_file }}",
-            "promote": "{{ params.promote }}",
-        },
+        options={**RELEASE, "promote": "{{ params.promote and not params.approval }}"},
+        measured=evaluate.output,
+        parent_run=open_run.output,
+    )
+    approve = ApprovePromotionOperator(
+        task_id="approve",
+        model="{{ params.register }}",
+        wanted="{{ params.approval }}",
+        registered=register.output,
+        measured=evaluate.output,
+    )
+    # Finds the version of `register`, and judges the rules again: the champion may have changed while a person decided.
+    promote = RegisterOperator(
+        task_id="promote",
+        inputs={"tflite": quantize.output},
+        options={**RELEASE, "promote": True},
         measured=evaluate.output,
         parent_run=open_run.output,
     )
@@ -210,6 +229,6 @@ with DAG(
         steps={step.task_id: step.output for step in (train, prune, fine_tune, strip, quantize, evaluate)},
         parent_run=open_run.output,
     )
-    register >> close_run
+    approve >> promote >> close_run
     # A teardown runs whatever happened before it, and does not decide the state of the DAG run: the steps do.
     close_run.as_teardown(setups=open_run)

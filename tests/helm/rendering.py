@@ -24,6 +24,13 @@ GLUE = {
     "tracking": {"uri": "http://mlflow.example"},
     "networkPolicy": {"mlflow": {"to": [{"ipBlock": {"cidr": "192.0.2.1/32"}}]}},
 }
+#: What values-minimal.yaml asks for beside it.
+TRIAL = {
+    "airflow": {
+        "postgresql": {"auth": {"postgresPassword": "drawn by chance"}},
+        "data": {"metadataConnection": {"pass": "drawn by chance"}},
+    }
+}
 
 
 def merged(*layers: dict[str, Any]) -> dict[str, Any]:

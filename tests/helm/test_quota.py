@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 from kubernetes.utils.quantity import parse_quantity
-from rendering import SPEC, merged, one, render, values_of
+from rendering import SPEC, TRIAL, merged, one, render, values_of
 
 from tfmot_ops.sweep.plan.cells import Weight
 
 SLOTS = "AIRFLOW__CORE__DEFAULT_POOL_TASK_SLOT_COUNT"
 FILES = {
     "default": values_of("values.yaml"),
-    "minimal": values_of("values-minimal.yaml"),
+    "minimal": merged(values_of("values-minimal.yaml"), TRIAL),
     "cpu": values_of("values-cpu.yaml"),
     "gpu": values_of("values-gpu.yaml"),
     "cpu-gpu": values_of("values-cpu.yaml", "values-gpu.yaml"),

@@ -13,7 +13,7 @@ import helm_python
 import kubernetes_validate
 import pytest
 import yaml
-from rendering import CHART, GLUE, GPU_SPEC, SPEC, deployed_runner, merged, objects, one, render, values_of
+from rendering import CHART, GLUE, GPU_SPEC, SPEC, TRIAL, deployed_runner, merged, objects, one, render, values_of
 
 from tfmot_ops.contract import Device
 from tfmot_ops.runners import DockerRunner, KubernetesRunner
@@ -32,12 +32,15 @@ EXTRAS = {
     "runner": {"secrets": ["tfmot-ops-s3"], "options": {"startup_timeout_s": 900}},
     "gpu": {"enabled": True, "fallback": "cpu"},
     "tracking": {"ui": "https://mlflow.example"},
-    "networkPolicy": {"artifactStore": {"to": [{"ipBlock": {"cidr": "192.0.2.2/32"}}]}},
+    "networkPolicy": {
+        "artifactStore": {"to": [{"ipBlock": {"cidr": "192.0.2.2/32"}}]},
+        "release": {"enabled": True, "from": [{"ipBlock": {"cidr": "192.0.2.4/32"}}]},
+    },
     "dags": {"files": {"mine.py": DAG}},
     "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
 }
 CASES = {
-    "minimal": values_of("values-minimal.yaml"),
+    "minimal": merged(values_of("values-minimal.yaml"), TRIAL),
     "cpu": values_of("values-cpu.yaml"),
     "gpu": values_of("values-gpu.yaml"),
     "cpu-gpu": values_of("values-cpu.yaml", "values-gpu.yaml"),
@@ -169,6 +172,35 @@ def test_steps_reach_dns_and_mlflow_and_what_is_named():
     assert [[p["port"] for p in rule["ports"]] for rule in named] == [[53, 53], [5000], [443]]
     # An empty list of peers is everywhere.
     assert all(rule["to"] and all(rule["to"]) for rule in named)
+
+
+def test_the_release_is_closed_to_others_when_asked():
+    assert not [o for o in objects(render({})) if _is_policy(o) and o["metadata"]["namespace"] == "tfmot-ops"]
+    peers = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ingress"}}}]
+    rendered = render({"networkPolicy": {"release": {"enabled": True, "from": peers}}})
+    everything = one(rendered, "NetworkPolicy", "tfmot-ops-release")["spec"]
+    assert (everything["podSelector"], everything["policyTypes"]) == ({}, ["Ingress"])
+    assert everything["ingress"] == [{"from": [{"podSelector": {}}, *peers]}]
+    mlflow = one(rendered, "NetworkPolicy", "tfmot-ops-mlflow")
+    (rule,) = mlflow["spec"]["ingress"]
+    assert rule["from"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "tfmot-ops-jobs"}}}]
+    assert [port["port"] for port in rule["ports"]] == [5000]
+    # The two ends of the way from steps to MLflow name the same pods.
+    (out,) = [r for r in _egress(rendered) if "podSelector" in r["to"][0] and r["ports"][0]["port"] == 5000]
+    assert out["to"][0]["podSelector"] == mlflow["spec"]["podSelector"]
+    assert out["ports"] == rule["ports"]
+    without = render(merged(GLUE, {"networkPolicy": {"release": {"enabled": True}}}))
+    assert [o["metadata"]["name"] for o in objects(without) if _is_policy(o)] == ["tfmot-ops", "tfmot-ops-release"]
+
+
+def _is_policy(found):
+    return found["kind"] == "NetworkPolicy"
+
+
+def test_images_can_be_given_by_digest():
+    image = f"registry.example:5000/tfmot-ops@sha256:{'a' * 64}"
+    runner, _ = deployed_runner({"runner": {"image": image}, "gpu": {"enabled": True, "image": image}})
+    assert (runner.image, runner.gpu_image) == (image, image)
 
 
 def test_rights_end_with_the_jobs_namespace():

@@ -7,7 +7,7 @@ import json
 import helm_python
 import pytest
 import yaml
-from rendering import CHART, GLUE, deployed_runner, merged, objects, render
+from rendering import CHART, GLUE, TRIAL, deployed_runner, merged, objects, render, values_of
 
 REFUSED = {
     "unknown": ({"bogus": 1}, ["'bogus' not allowed"]),
@@ -134,6 +134,8 @@ OTHERWISE = {
     "tracking.uri": "http://mlflow.example",
     "tracking.ui": "http://mlflow.example",
     "networkPolicy.enabled": False,
+    "networkPolicy.release.enabled": True,
+    "networkPolicy.release.from": PEER,
     "networkPolicy.dns.to": PEER,
     "networkPolicy.dns.ports": PORT,
     "networkPolicy.mlflow.to": PEER,
@@ -159,6 +161,7 @@ NOT_ALONE = {
         {"networkPolicy": {"artifactStore": {"to": PEER}}},
         "without peers there is no way to it",
     ),
+    "networkPolicy.release.from": ({"networkPolicy": {"release": {"enabled": True}}}, "there is no policy otherwise"),
     "serviceMonitor.interval": MONITOR,
     "serviceMonitor.labels": MONITOR,
 }
@@ -191,6 +194,49 @@ def test_a_secret_is_refused_and_not_repeated(values, words):
     for word in ("required:", "received:", "remedy:", *words):
         assert word in str(refused.value)
     assert SECRET not in str(refused.value)
+
+
+MINIMAL = values_of("values-minimal.yaml")
+_POSTGRES = "airflow.data.metadataConnection.pass"
+#: Passwords that a chart comes with, and what is said of them.
+KNOWN = {
+    **{
+        f"{job}_{password}": (
+            {"airflow": {job: {"defaultUser": {"enabled": True, **given}}}},
+            f"airflow.{job}.defaultUser",
+        )
+        for job in ("createUserJob", "webserver")
+        for password, given in {"none": {}, "admin": {"password": "admin"}, "empty": {"password": ""}}.items()
+    },
+    "postgres_none": (MINIMAL, _POSTGRES),
+    "postgres_known": (
+        merged(
+            MINIMAL,
+            {"airflow": {"postgresql": {"auth": {"postgresPassword": "postgres"}}}},
+            {"airflow": {"data": {"metadataConnection": {"pass": "postgres"}}}},
+        ),
+        _POSTGRES,
+    ),
+    "postgres_two": (
+        merged(MINIMAL, TRIAL, {"airflow": {"data": {"metadataConnection": {"pass": SECRET}}}}),
+        "two different ones",
+    ),
+}
+
+
+@pytest.mark.parametrize(("values", "words"), KNOWN.values(), ids=KNOWN)
+def test_a_password_that_a_chart_comes_with_is_refused(values, words):
+    with pytest.raises(helm_python.HelmRenderError) as refused:
+        render(values)
+    for word in ("required:", "received:", "remedy:", words):
+        assert word in str(refused.value)
+    assert SECRET not in str(refused.value)
+
+
+def test_passwords_of_ones_own_are_taken_and_none_is_given_by_itself():
+    users = {job: {"defaultUser": {"enabled": True, "password": SECRET}} for job in ("createUserJob", "webserver")}
+    for values in ({}, merged(MINIMAL, TRIAL), {"airflow": users}):
+        assert objects(render(values))
 
 
 def test_what_is_no_secret_is_not_refused():

@@ -66,7 +66,9 @@ def test_the_chain(parsed):
     assert upstream["quantize"] == ["open_run", "strip"]
     assert upstream["evaluate"] == ["open_run", "quantize", "strip"]
     assert upstream["register"] == ["evaluate", "open_run", "quantize"]
-    assert "register" in upstream["close_run"]
+    assert upstream["approve"] == ["evaluate", "register"]
+    assert upstream["promote"] == ["approve", "evaluate", "open_run", "quantize"]
+    assert "promote" in upstream["close_run"]
 
 
 def test_the_form_offers_enums_and_ranges(parsed):

@@ -10,15 +10,19 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import mlflow
+import numpy as np
 import pytest
+import requests
 from werkzeug.serving import BaseWSGIServer, make_server
 
+from tfmot_ops import core
 from tfmot_ops.cli.execute import execute
 from tfmot_ops.contract import ListOptions, OpenRunOptions, Status, StepResult, StepSpec, Tracking, TrainOptions
 from tfmot_ops.errors import StepFailedError
 from tfmot_ops.steps.resume import checkpoint_uri
-from tfmot_ops.tracking import StepRun, patience
+from tfmot_ops.tracking import StepRun, creating, patience
 from tfmot_ops.tracking.client import connect
+from tfmot_ops.tracking.models import log_keras_model
 
 pytestmark = pytest.mark.slow
 
@@ -32,8 +36,10 @@ class FaultyServer:
     """A real MLflow server behind a front that answers wrongly, late, or not at all.
 
     Attributes:
-        fault: `""`, a number (the HTTP status of every answer), `hang`, or `slow`.
+        fault: `""`, a number (the HTTP status of every answer), `hang`, `slow`, or `lost`: the request is carried out,
+            and its answer is lost.
         path: part of the paths for which the fault shows.
+        lost: number of answers that were lost.
     """
 
     def __init__(self) -> None:
@@ -42,7 +48,7 @@ class FaultyServer:
             importlib.import_module("mlflow.server.fastapi_app")
             from mlflow.server import app
 
-        self.fault, self.path, self._app = "", "", app
+        self.fault, self.path, self.lost, self._app = "", "", 0, app
         self._port, self._end = 0, threading.Event()
         self._server: BaseWSGIServer | None = None
         self.start()
@@ -79,6 +85,12 @@ class FaultyServer:
                 time.sleep(0.3)
             elif self.fault == "hang":
                 self._end.wait(60)
+            elif self.fault == "lost":
+                # Once: the next request is answered.
+                self.fault, self.lost = "", self.lost + 1
+                b"".join(self._app(environ, lambda *_: None))
+                start_response("504 lost", [("Content-Type", "text/plain")])
+                return [b"lost"]
             else:
                 start_response(f"{self.fault} wrong", [("Content-Type", "text/plain")])
                 return [b"wrong"]
@@ -106,6 +118,10 @@ def server(store, monkeypatch, tmp_path) -> Iterator[FaultyServer]:
     monkeypatch.setattr(patience, "_TELL_AFTER_S", 0.2)
     assert store
     faulty = FaultyServer()
+    # The server's first use of its registry makes the file the registry of its process, which is this one.
+    requests.get(f"{faulty.uri}/api/2.0/mlflow/registered-models/search", timeout=30).raise_for_status()
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", faulty.uri)
+    monkeypatch.setattr("mlflow.tracking._model_registry.utils._registry_uri", faulty.uri)
     yield faulty
     faulty.end()
 
@@ -144,8 +160,9 @@ def test_a_fault_in_the_middle_ends_the_step_in_time_and_a_retry_records_all(fau
     server.set("")
     again = StepRun(spec, say=said.append)
     assert again.run_id == run.run_id
-    for epoch in (1, 2, 3):  # a continued training reports the epochs of its checkpoint again
-        again.epoch("train", epoch, 3, {"loss": 0.3})
+    for epoch in (1, 2):  # a continued training reports the epochs of its checkpoint again
+        again.restored(epoch, {"loss": 0.3})
+    again.epoch("train", 3, 3, {"loss": 0.3})
     again.finish(_result(spec), tmp_path)
     assert _epochs(server.uri, run.run_id) == [1, 2, 3]
     assert mlflow.MlflowClient(tracking_uri=server.uri).get_run(run.run_id).info.status == "FINISHED"
@@ -199,6 +216,131 @@ def test_a_deleted_experiment_is_named_with_the_way_to_restore_it(server):
     with pytest.raises(StepFailedError, match="the experiment gone is deleted") as refusal:
         connect(server.uri, "gone")
     assert f"restore --experiment-id {experiment}" in refusal.value.remedy
+
+
+@pytest.mark.parametrize("answer", ["403", "404"])
+def test_a_refusal_shows_that_the_server_is_back(answer, server):
+    client, experiment = connect(server.uri, "refusing")
+    server.set("500")
+    with pytest.raises(StepFailedError, match="does not answer"):
+        client.get_experiment(experiment)
+    assert (patience._outage.since, patience._outage.is_given_up) != (None, False)
+    server.set(answer)
+    with pytest.raises(mlflow.exceptions.MlflowException):
+        client.get_experiment(experiment)
+    assert (patience._outage.since, patience._outage.is_given_up) == (None, False)
+
+
+def _everything(client: mlflow.MlflowClient, experiment: str) -> dict[str, list[str]]:
+    """What there is on the server, by kind."""
+    return {
+        "runs": [run.info.run_id for run in client.search_runs([experiment])],
+        "models": [model.model_id for model in client.search_logged_models([experiment])],
+        "registered": [model.name for model in client.search_registered_models()],
+        "versions": [f"{each.name} {each.version}" for each in client.search_model_versions()],
+    }
+
+
+def _model(client: mlflow.MlflowClient, experiment: str) -> str:
+    return str(client.create_logged_model(experiment).model_id)
+
+
+def _version(client: mlflow.MlflowClient, experiment: str) -> str:
+    run_id = creating.create_run(client, experiment, tags={}, run_name="registers")
+    creating.create_registered_model(client, "twice")
+    model_id = _model(client, experiment)
+    return creating.create_version(client, "twice", run_id=run_id, model_id=model_id, tags={"a": "1"})
+
+
+def _logged(client: mlflow.MlflowClient, experiment: str) -> str:
+    model = core.keras.Sequential([core.keras.layers.Dense(1, input_shape=(2,))])
+    run_id = creating.create_run(client, experiment, tags={}, run_name="logs")
+    return log_keras_model(client, run_id, model, np.zeros((1, 2), np.float32), name="m", tags={})
+
+
+@pytest.mark.parametrize(
+    ("path", "make"),
+    [
+        ("runs/create", lambda client, experiment: creating.create_run(client, experiment, tags={}, run_name="one")),
+        ("registered-models/create", lambda client, _: creating.create_registered_model(client, "one", {"a": "1"})),
+        ("model-versions/create", _version),
+        ("logged-models", _logged),
+    ],
+    ids=["run", "registered-model", "version", "logged-model"],
+)
+def test_what_was_made_before_its_answer_was_lost_is_not_made_twice(path, make, server, monkeypatch):
+    monkeypatch.setenv("TFMOT_OPS_TRACKING_WAIT", "30")
+    monkeypatch.setattr(patience, "_PAUSE_S", 0.1)
+    client, experiment = connect(server.uri, f"lost {path}")
+    before = _everything(client, experiment)
+    server.set("lost", path)
+    made = make(client, experiment)
+    assert server.lost == 1
+    after = _everything(client, experiment)
+    assert {kind: len(after[kind]) - len(before[kind]) for kind in after if after[kind] != before[kind]} == MADE[path]
+    if path == "runs/create":
+        assert made in after["runs"]
+
+
+#: What each call makes, when no answer is lost.
+MADE = {
+    "runs/create": {"runs": 1},
+    "registered-models/create": {"registered": 1},
+    "model-versions/create": {"runs": 1, "models": 1, "registered": 1, "versions": 1},
+    "logged-models": {"runs": 1, "models": 1},
+}
+
+
+def test_what_was_deleted_before_the_answer_was_lost_is_no_error(server, monkeypatch):
+    monkeypatch.setenv("TFMOT_OPS_TRACKING_WAIT", "30")
+    monkeypatch.setattr(patience, "_PAUSE_S", 0.1)
+    client, experiment = connect(server.uri, "deleting")
+    run_id = creating.create_run(client, experiment, tags={"gone": "1"}, run_name="deletes")
+    server.set("lost", "runs/delete-tag")
+    client.delete_tag(run_id, "gone")
+    assert server.lost == 1
+    with pytest.raises(mlflow.exceptions.MlflowException):  # without a first try, it says that there is no such tag
+        client.delete_tag(run_id, "gone")
+
+    creating.create_registered_model(client, "lock", {"owner": "me"})
+    server.set("lost", "registered-models/delete")
+    creating.delete_registered_model(client, "lock", {"owner": "me"})
+    assert server.lost == 2
+    assert "lock" not in _everything(client, experiment)["registered"]
+
+
+def test_the_model_of_another_is_not_deleted_after_an_answer_was_lost(server, monkeypatch):
+    monkeypatch.setenv("TFMOT_OPS_TRACKING_WAIT", "30")
+    monkeypatch.setattr(patience, "_PAUSE_S", 1.0)
+    client, experiment = connect(server.uri, "locks")
+    creating.create_registered_model(client, "shared", {"owner": "me"})
+    server.set("lost", "registered-models/delete")
+    other = mlflow.MlflowClient(tracking_uri=server.uri)
+
+    def take_over() -> None:
+        while server.lost == 0 or "shared" in _everything(other, experiment)["registered"]:
+            time.sleep(0.05)
+        other.create_registered_model("shared", tags={"owner": "another"})
+
+    thread = threading.Thread(target=take_over)
+    thread.start()
+    creating.delete_registered_model(client, "shared", {"owner": "me"})
+    thread.join(30)
+    assert client.get_registered_model("shared").tags == {"owner": "another"}
+    client.delete_registered_model("shared")
+
+
+def test_a_call_that_may_not_be_repeated_is_tried_once(server, monkeypatch):
+    monkeypatch.setenv("TFMOT_OPS_TRACKING_WAIT", "30")
+    client, experiment = connect(server.uri, "once")
+    server.set("lost", "runs/create")
+    with pytest.raises(StepFailedError, match="create run"):
+        client.create_run(experiment)
+    (run_id,) = _everything(client, experiment)["runs"]
+    server.set("lost", "runs/log-metric")
+    with pytest.raises(StepFailedError, match="log metric"):
+        client.log_metric(run_id, "loss", 1.0)
+    assert len(client.get_metric_history(run_id, "loss")) == 1
 
 
 @pytest.mark.parametrize("path", ["mlflow-artifacts", "runs/update"])

@@ -20,9 +20,22 @@ import requests
 
 from tfmot_ops import core
 from tfmot_ops.cli.execute import execute
-from tfmot_ops.contract import Artifact, ArtifactFormat, Policy, RegisterOptions, Rule, Status, StepSpec, Tracking
+from tfmot_ops.contract import (
+    Artifact,
+    ArtifactFormat,
+    EvaluateOptions,
+    OpenRunOptions,
+    Policy,
+    QuantizeOptions,
+    RegisterOptions,
+    Rule,
+    Status,
+    StepResult,
+    StepSpec,
+    Tracking,
+)
 from tfmot_ops.errors import StepFailedError
-from tfmot_ops.tracking import promote, registry_of, rollback
+from tfmot_ops.tracking import StepRun, promote, registry_of, rollback
 from tfmot_ops.tracking.registry import version_of
 
 keras = core.keras
@@ -53,7 +66,7 @@ def file(tmp_path_factory) -> Path:
     return path
 
 
-def register(uri: str, file: Path, metrics: dict[str, float], **options: Any) -> Any:
+def register(uri: str, file: Path, metrics: dict[str, float], tracking: Any = None, **options: Any) -> Any:
     """The result of the step that registers the file, as it runs in every place."""
     data = file.read_bytes()
     artifact = Artifact(
@@ -65,10 +78,32 @@ def register(uri: str, file: Path, metrics: dict[str, float], **options: Any) ->
     spec = StepSpec(
         step_id="register",
         inputs={"tflite": artifact},
-        tracking=Tracking(uri=uri),
+        tracking=Tracking(uri=uri, **(tracking or {})),
         options=RegisterOptions(**{"name": "net", "metrics": metrics, **options}),
     )
     return execute(spec, lambda _: None)
+
+
+def chain(uri: str, file: Path) -> str:
+    """Id of the run of a chain that made and measured the file."""
+    parent = None
+    data: dict[str, Any] = {"recipe": "wi8_ai8", "dataset": "digits"}
+    for options in (OpenRunOptions(), QuantizeOptions(**data), EvaluateOptions(**data)):
+        spec = StepSpec(step_id=options.kind, tracking=Tracking(uri=uri, parent_run_id=parent), options=options)
+        run = StepRun(spec)
+        made = run.store.put(file, "tflite", ArtifactFormat.TFLITE) if options.kind == "quantize" else None
+        result = StepResult(
+            step_id=options.kind,
+            kind=options.kind,
+            status=Status.OK,
+            spec_sha256=spec.sha256(),
+            outputs={"tflite": made} if made else {},
+            metrics={"accuracy": 0.9} if options.kind == "evaluate" else {},
+        )
+        parent = parent or run.run_id
+        run.finish(result, file.parent)
+    assert parent is not None
+    return parent
 
 
 BETTER = Policy(rules=(Rule(metric="accuracy", better=True), Rule(metric="size_bytes", at_most=10_000)))
@@ -147,6 +182,19 @@ def test_a_better_version_replaces_the_champion_that_it_was_compared_with(uri: s
     assert [result.status for result in results] == [Status.OK, Status.OK, Status.FAILED]
     assert results[1].parameters["replaced_version"] == "1"
     assert "better than the champion's 0.6, received 0.6" in results[2].error.message
+
+
+def test_two_steps_of_one_chain_register_and_promote_one_version(uri: str, file: Path) -> None:
+    parent, metrics = chain(uri, file), {"accuracy": 0.9}
+    for task, promotes in (("register", False), ("promote", True), ("promote", True)):
+        tracking = {"parent_run_id": parent, "key": {"task_id": task}}
+        result = register(uri, file, metrics, tracking, name="asked", promote=promotes)
+        assert result.parameters["registered_version"] == "1"
+    client = registry_of(uri)
+    assert version_of(client, "asked", "champion") == "1"
+    other = {"parent_run_id": chain(uri, file), "key": {"task_id": "register of another run"}}
+    assert register(uri, file, metrics, other, name="asked").parameters["registered_version"] == "2"
+    assert "accuracy, this file | 90.0%" in client.get_model_version("asked", "1").description
 
 
 PROMOTER = """
@@ -237,13 +285,20 @@ def _answer(address: str, inputs: dict[str, Any]) -> Any:
 
 
 @pytest.mark.slow
-def test_the_commands(uri: str, versions: list[Any]) -> None:
+def test_the_commands(uri: str, file: Path, versions: list[Any]) -> None:
     def command(*arguments: str) -> Any:
         line = [sys.executable, "-m", "tfmot_ops.cli", "registry", *arguments, "--tracking-uri", uri]
         return subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
 
     done = command("promote", "net", "--version", "2", "--json")
     assert json.loads(done.stdout)["version"] == "2", done.stderr
+    assert done.stderr == ""
+    run = chain(uri, file)
+    for replaced in ("there was none before", "before, it was version 1"):  # the second makes no second version
+        made = command("register", "mine", "--run", run, "--promote")
+        assert made.stdout == f"mine: version 1 is candidate and the champion; {replaced}\n", made.stderr
+        # No lines and no warnings of MLflow.
+        assert [line for line in made.stderr.splitlines() if not line.startswith("register")] == []
     back = command("rollback", "net")
     assert (back.returncode, back.stdout) == (0, "net: version 1 is the champion; before, it was version 2\n")
     refused = command("register", "net", "--run", versions[0].tracking_run_id)

@@ -23,6 +23,7 @@ from tfmot_ops.contract import (
     StepResult,
     StepSpec,
     Tracking,
+    TrainOptions,
 )
 from tfmot_ops.core import keras
 from tfmot_ops.core.keras.seeds import set_seed
@@ -30,6 +31,8 @@ from tfmot_ops.core.training.loop import fit
 from tfmot_ops.errors import ArtifactError, StepFailedError
 from tfmot_ops.tasks.classification import compile_default
 from tfmot_ops.tracking import MlflowStore, StepRun, fetch_artifact, load_logged_model
+from tfmot_ops.tracking.children import children_of
+from tfmot_ops.tracking.epochs import newest
 from tfmot_ops.tracking.summary import summary
 
 import mlflow  # isort: skip - tracking sets its switches first
@@ -239,3 +242,75 @@ def test_the_parent_of_a_mapped_task_fails_with_any_of_its_steps(uri, tmp_path, 
     run = mlflow.MlflowClient(tracking_uri=uri).get_run(parent.run_id)
     assert run.info.status == status
     assert ("list[1]" in run.data.tags["mlflow.note.content"]) == (second is Status.FAILED)
+
+
+def _curve(uri: str, run_id: str) -> list[tuple[int, float]]:
+    history = mlflow.MlflowClient(tracking_uri=uri).get_metric_history(run_id, "epoch.loss")
+    return [(each.step, each.value) for each in sorted(history, key=lambda each: each.timestamp)]
+
+
+def test_a_cleared_task_that_had_ended_trains_on_a_run_of_its_own(uri, tmp_path):
+    opening = _spec(uri, OpenRunOptions(), key={})
+    parent = StepRun(opening).finish(_result(opening), tmp_path).tracking_run_id
+    spec = _spec(uri, TrainOptions(model="resnet8", dataset="digits"), parent=parent)
+    runs = []
+    for loss in (0.5, 0.4):
+        run = StepRun(spec)
+        run.epoch("train", 1, 1, {"loss": loss})
+        run.finish(_result(spec), tmp_path)
+        runs.append(run.run_id)
+    assert [_curve(uri, run_id) for run_id in runs] == [[(1, 0.5)], [(1, 0.4)]]
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    assert [child.run_id for child in children_of(client, str(parent))] == runs[1:]
+    assert client.get_run(runs[0]).data.tags["tfmot_ops.replaced_in"] == parent
+
+
+def test_an_epoch_that_is_trained_again_replaces_the_one_on_the_run(uri):
+    spec = _spec(uri, ListOptions())
+    first = StepRun(spec)
+    for epoch, loss in ((1, 0.5), (2, 0.4), (3, 0.3)):
+        first.epoch("train", epoch, 3, {"loss": loss})
+    again = StepRun(spec)  # its checkpoint was lost after the first epoch, and its data have changed
+    assert again.run_id == first.run_id
+    again.restored(1, {"loss": 0.6})
+    again.epoch("train", 2, 3, {"loss": 0.4})
+    again.epoch("train", 3, 3, {"loss": 0.2})
+    assert _curve(uri, first.run_id) == [(1, 0.5), (2, 0.4), (3, 0.3), (3, 0.2)]
+    history = mlflow.MlflowClient(tracking_uri=uri).get_metric_history(first.run_id, "epoch.loss")
+    assert newest(history) == {1: 0.5, 2: 0.4, 3: 0.2}
+
+
+KILLED = """
+import os, sys
+import mlflow
+from tfmot_ops.cli.execute import execute
+from tfmot_ops.contract import StepSpec
+from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
+
+made = SqlAlchemyStore.create_model_version
+
+def create_and_die(*given, **named):
+    made(*given, **named)
+    os._exit(9)
+
+SqlAlchemyStore.create_model_version = create_and_die
+execute(StepSpec.model_validate_json(sys.argv[1]), print)
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_right_after_a_version_was_made_leads_to_no_second_one(uri, trained, tmp_path):
+    model, x = trained
+    file = tmp_path / "model.tflite"
+    file.write_bytes(core.export_tflite(model, core.recipes.decode("wi8_ai8_ptq"), x))
+    exported = StepRun(_spec(uri, ListOptions())).store.put(file, "tflite", ArtifactFormat.TFLITE)
+    options = RegisterOptions(name="killed", alias="candidate")
+    spec = _spec(uri, options, key={"task_id": "register"}, inputs={"tflite": exported})
+    killed = subprocess.run([sys.executable, "-c", KILLED, spec.model_dump_json()], check=False, timeout=300)
+    assert killed.returncode == 9
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    assert [version.version for version in client.search_model_versions()] == [1]
+    result = StepRun(spec).finish(_result(spec), tmp_path)
+    assert result.parameters["registered_version"] == "1"
+    assert [version.version for version in client.search_model_versions()] == [1]
+    assert client.get_model_version_by_alias("killed", "candidate").version == 1

@@ -67,7 +67,7 @@ def register(  # noqa: PLR0917 - typer reads the options from the signature, nob
     except ValidationError as error:
         raise refusal("arguments", error, "`tfmot-ops registry register --help` lists what each takes") from error
     with _refusals_told(tracking_uri):
-        spec = _spec(registry_of(tracking_uri), run, tracking_uri)
+        spec = _spec(registry_of(tracking_uri), run, tracking_uri, name)
     spec = spec.model_copy(update={"options": RegisterOptions(**{**spec.options.model_dump(), **options})})
     result = execute.execute(spec, execute.say_on_stderr)
     if as_json:
@@ -75,19 +75,22 @@ def register(  # noqa: PLR0917 - typer reads the options from the signature, nob
     elif result.error is None:
         version = result.parameters["registered_version"]
         replaced = result.parameters.get("replaced_version")
-        champion = f", the champion instead of {f'version {replaced}' if replaced else 'none'}" if promote else ""
+        champion = f" and the champion; {_before(replaced)}" if promote else ""
         typer.echo(f"{name}: version {version} is {alias}{champion}")
     if result.error is not None:
         raise typer.Exit(result.error.exit_code)
 
 
-def _spec(client: mlflow.MlflowClient, run: str, tracking_uri: str) -> StepSpec:
+def _spec(client: mlflow.MlflowClient, run: str, tracking_uri: str, name: str) -> StepSpec:
     """The spec that registers the file of a chain with the metrics of its step `evaluate`.
+
+    Its key names the chain and the registered model: the same command again, as after a kill, makes no second version.
 
     Args:
         client: of the tracking server.
         run: id of the chain's run, or of the run of one of its steps.
         tracking_uri: of the tracking server.
+        name: of the registered model.
 
     Raises:
         SpecError: there is no such run, or its chain made and measured no file.
@@ -107,11 +110,11 @@ def _spec(client: mlflow.MlflowClient, run: str, tracking_uri: str) -> StepSpec:
             remedy="take the run that `tfmot-ops optimize` or the DAG opened; MLflow's page shows its id",
         )
     experiment = client.get_experiment(client.get_run(run).info.experiment_id).name
-    options: dict[str, Any] = {"name": "to be named", "metrics": measured[0].metrics, "headline": measured[0].headline}
+    options: dict[str, Any] = {"name": name, "metrics": measured[0].metrics, "headline": measured[0].headline}
     return StepSpec(
         step_id="register",
         inputs={"tflite": made[0].outputs["tflite"]},
-        tracking=Tracking(uri=tracking_uri, experiment=experiment, parent_run_id=run),
+        tracking=Tracking(uri=tracking_uri, experiment=experiment, parent_run_id=run, key={"run": run, "model": name}),
         options=RegisterOptions(**options),
     )
 
@@ -161,5 +164,8 @@ def _tell(promotion: Any, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(asdict(promotion)))
     else:
-        before = "none" if promotion.replaced is None else f"version {promotion.replaced}"
-        typer.echo(f"{promotion.name}: version {promotion.version} is the champion; before, it was {before}")
+        typer.echo(f"{promotion.name}: version {promotion.version} is the champion; {_before(promotion.replaced)}")
+
+
+def _before(replaced: Any) -> str:
+    return "there was none before" if replaced is None else f"before, it was version {replaced}"

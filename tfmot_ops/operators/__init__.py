@@ -1,5 +1,6 @@
 """Airflow operators; they load no TensorFlow and no MLflow."""
 
+from tfmot_ops.operators.assets import model_asset
 from tfmot_ops.operators.links import MlflowRunLink
 from tfmot_ops.operators.register import RegisterOperator
 from tfmot_ops.operators.step import (
@@ -31,4 +32,5 @@ __all__ = [
     "StripOperator",
     "SummarizeSweepOperator",
     "TrainOperator",
+    "model_asset",
 ]

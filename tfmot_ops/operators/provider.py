@@ -23,7 +23,7 @@ def get_provider_info() -> dict[str, Any]:
         "operators": [
             {
                 "integration-name": "tfmot_ops",
-                "python-modules": [f"tfmot_ops.operators.{name}" for name in ("step", "register", "sweep")],
+                "python-modules": [f"tfmot_ops.operators.{name}" for name in ("step", "register", "sweep", "approval")],
             }
         ],
         "extra-links": ["tfmot_ops.operators.links.MlflowRunLink"],

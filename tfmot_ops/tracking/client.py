@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 import uuid
 import warnings
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 # MLflow's own switches, set before its import: no progress bars, no telemetry, no line for each run on
@@ -34,6 +36,7 @@ from tfmot_ops.errors import ArtifactError, SpecError, StepFailedError  # noqa: 
 from tfmot_ops.system.uri_secrets import hide  # noqa: E402
 from tfmot_ops.tracking import sqlite_store  # noqa: E402
 from tfmot_ops.tracking.artifacts import put_file  # noqa: E402
+from tfmot_ops.tracking.creating import create_experiment  # noqa: E402
 from tfmot_ops.tracking.owner import end_runs_left_behind  # noqa: E402
 from tfmot_ops.tracking.patience import ARTIFACT_S, PatientClient, patiently  # noqa: E402
 
@@ -45,6 +48,15 @@ MLFLOW_SCHEMES = ("runs:/", "models:/", "mlflow-artifacts:/")
 _ARTIFACT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"
 # MLflow's pages open an experiment of this kind on its runs; one without a kind on pages for language models.
 _EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
+
+
+#: Warnings of MLflow 3.17 about its own code.
+_OF_MLFLOW = (
+    "The ``noload`` loader strategy is deprecated",  # its mappings, under SQLAlchemy 2.1
+    ".*Any type hint is inferred as AnyType",  # its own classes, when mlflow.pyfunc is imported
+    ".*Add type hints to the `predict` method",
+    "You are saving your model as an HDF5 file",  # Keras recommends .keras
+)
 
 
 def _quiet() -> None:
@@ -62,13 +74,16 @@ _quiet()
 def quiet() -> Iterator[None]:
     """Suppress the warnings of MLflow 3.17 about its own code; other warnings are shown."""
     with warnings.catch_warnings():
-        for message in (
-            "The ``noload`` loader strategy is deprecated",  # its mappings, under SQLAlchemy 2.1
-            ".*Any type hint is inferred as AnyType",  # its own classes, when mlflow.pyfunc is imported
-            ".*Add type hints to the `predict` method",
-            "You are saving your model as an HDF5 file",  # Keras recommends .keras
-        ):
+        for message in _OF_MLFLOW:
             warnings.filterwarnings("ignore", message=message)
+        show = warnings.showwarning
+
+        def show_others(message: Warning | str, *given: Any, **named: Any) -> None:
+            if not any(re.match(known, str(message)) for known in _OF_MLFLOW):
+                show(message, *given, **named)
+
+        # Also at the place where warnings are shown, as MLflow puts filters of its own before these.
+        warnings.showwarning = show_others
         yield
 
 
@@ -152,7 +167,7 @@ def _experiment_id(client: mlflow.MlflowClient, uri: str, name: str) -> str:
             f"{sqlite_store.artifact_root(uri)}/{uuid.uuid4().hex[:8]}" if uri.startswith(sqlite_store.SCHEME) else None
         )
         try:
-            return str(client.create_experiment(name, artifact_location=folder, tags=_EXPERIMENT_KIND))
+            return create_experiment(client, name, artifact_location=folder, tags=_EXPERIMENT_KIND)
         except MlflowException:
             # Another process probably created the experiment; otherwise the next line raises the real error.
             found = client.get_experiment_by_name(name)

@@ -1,14 +1,22 @@
-"""The metrics of a training's epochs on the MLflow run of its step; what MLflow does not take is sent later."""
+"""The metrics of a training's epochs on the MLflow run of its step; what MLflow does not take is sent later.
+
+A run that is taken up has epochs of an earlier attempt. Those that this attempt restored from its checkpoint are left
+as they are. If this attempt trains an epoch again and gets other values, they are logged too: of several values at one
+epoch, the newest one is valid.
+"""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import mlflow
+from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from tfmot_ops.errors import StepFailedError
+from tfmot_ops.tracking.names import accepted_names
 from tfmot_ops.tracking.patience import briefly
 from tfmot_ops.tracking.writing import log_epoch
 
@@ -31,13 +39,22 @@ class EpochLog:
 
     def __init__(self, client: mlflow.MlflowClient, run_id: str, say: Callable[[str], None], *, taken_up: bool) -> None:
         self._client, self._run_id, self._say = client, run_id, say
-        self._waiting: dict[int, dict[str, float]] = {}
-        self._known: set[int] | None = None if taken_up else set()
+        self._taken_up = taken_up
+        self._waiting: dict[int, tuple[dict[str, float], bool]] = {}
+        self._logged: dict[str, dict[int, float]] = {}
         self._not_before = 0.0
 
-    def add(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Log the metrics of an epoch, counted from 1, if MLflow takes them."""
-        self._waiting[epoch] = {f"epoch.{name}": value for name, value in metrics.items()}
+    def add(self, epoch: int, metrics: Mapping[str, float], *, is_restored: bool = False) -> None:
+        """Log the metrics of an epoch if MLflow takes them.
+
+        Args:
+            epoch: counted from 1.
+            metrics: name -> value.
+            is_restored: whether an earlier attempt trained the epoch, and this one continues after it.
+        """
+        named = {f"epoch.{name}": float(value) for name, value in metrics.items()}
+        names = accepted_names(named)
+        self._waiting[epoch] = {names[name]: value for name, value in named.items()}, is_restored
         if time.monotonic() < self._not_before:
             return
         try:
@@ -54,14 +71,28 @@ class EpochLog:
         Raises:
             StepFailedError, MlflowException, OSError: MLflow does not take them; they go on waiting.
         """
-        for epoch, metrics in sorted(self._waiting.items()):
-            if metrics and epoch not in self._logged(next(iter(metrics))):
-                log_epoch(self._client, self._run_id, metrics, epoch)
-                self._logged(next(iter(metrics))).add(epoch)
+        for epoch, (metrics, is_restored) in sorted(self._waiting.items()):
+            new = {name: value for name, value in metrics.items() if self._is_new(name, epoch, value, is_restored)}
+            if new:
+                log_epoch(self._client, self._run_id, new, epoch)
+            for name, value in new.items():
+                self._values(name)[epoch] = value
             del self._waiting[epoch]
 
-    def _logged(self, metric: str) -> set[int]:
-        """Epochs that are on the run already, also from an attempt that was killed before it saved its checkpoint."""
-        if self._known is None:
-            self._known = {each.step for each in self._client.get_metric_history(self._run_id, metric)}
-        return self._known
+    def _is_new(self, name: str, epoch: int, value: float, is_restored: bool) -> bool:
+        known = self._values(name).get(epoch)
+        if known is None:
+            return True
+        return not is_restored and known != value and not (math.isnan(known) and math.isnan(value))
+
+    def _values(self, name: str) -> dict[int, float]:
+        """Epoch -> value on the run, also of an attempt that was killed before it saved its checkpoint."""
+        if name not in self._logged:
+            history = self._client.get_metric_history(self._run_id, name) if self._taken_up else []
+            self._logged[name] = newest(history)
+        return self._logged[name]
+
+
+def newest(history: Iterable[Metric]) -> dict[int, float]:
+    """Epoch -> its newest value, of the history of a metric."""
+    return {each.step: float(each.value) for each in sorted(history, key=lambda each: each.timestamp)}

@@ -14,26 +14,15 @@ from typing import Any
 
 import mlflow
 
-from tfmot_ops.contract import ACCURACY, Artifact, Outcome, RegisterOptions, StepResult
+from tfmot_ops.contract import Artifact, Outcome, RegisterOptions, StepResult
+from tfmot_ops.contract.figures import figure_table
 from tfmot_ops.system.uri_secrets import hide
 from tfmot_ops.tracking.artifacts import put_file
 from tfmot_ops.tracking.children import children_of
 from tfmot_ops.tracking.client import quiet
 from tfmot_ops.tracking.labels import DATASET, MODEL, RECIPE, TASK
 
-_PARENT_TAG = "tfmot_ops.parent_run"
 _DIGEST_TAG = "tfmot_ops.dataset_digest"
-#: Metric -> (its name for people, unit): the figures that a card shows beside the headline.
-_FIGURES = {
-    "size_bytes": ("size of the file", "bytes"),
-    "float_size_bytes": ("size of the float model's file", "bytes"),
-    "gzip_bytes": ("compressed size", "bytes"),
-    "sparsity": ("zeros in the pruned kernels", "share"),
-    "int8_mac_fraction": ("multiplications in int8", "share"),
-    "float_ops": ("operations in float", ""),
-    "arena_bytes": ("memory for tensors (TFLite's arena)", "bytes"),
-    "latency_ms": ("latency, one thread of the machine that measured", "ms"),
-}
 #: Characters of a version's description that every database of MLflow takes.
 _LONGEST = 5000
 _RUN = """```python
@@ -76,7 +65,6 @@ def put_card(
     client.update_model_version(options.name, version, _shortened(text))
     tags = {tag: labels[tag] for tag in (MODEL, DATASET, TASK, RECIPE) if tag in labels}
     tags |= {_DIGEST_TAG: digest} if (digest := _parameter(results, "dataset_digest")) else {}
-    tags |= {_PARENT_TAG: parent} if parent else {}
     for tag, value in tags.items():
         client.set_model_version_tag(options.name, version, tag, value)
     with tempfile.TemporaryDirectory() as folder:
@@ -126,7 +114,7 @@ def card(
             ]
         ),
         "## Figures",
-        _figures(options),
+        figure_table(options.metrics, options.headline),
         *(["## Gates", "\n".join(f"- {_rule(rule)}" for rule in options.rules)] if options.rules else []),
         "## How to run it",
         _RUN.format(file=Path(tflite.uri).name, name=options.name, version=version),
@@ -134,19 +122,6 @@ def card(
         _limits(results),
     ]
     return hide("\n\n".join(parts)) + "\n"
-
-
-def _figures(options: RegisterOptions) -> str:
-    headline, metrics = options.headline or ACCURACY, options.metrics
-    rows = []
-    for name, words in ((f"float_{headline.name}", "float model"), (headline.name, "this file")):
-        if name in metrics:
-            rows.append(f"| {headline.words}, {words} | {headline.text(metrics[name])} |")
-    for name, (words, unit) in _FIGURES.items():
-        if name in metrics:
-            value = f"{metrics[name]:.1%}" if unit == "share" else f"{metrics[name]:,.6g} {unit}".strip()
-            rows.append(f"| {words} | {value} |")
-    return "\n".join(["| | |", "|---|---:|", *rows]) if rows else "No figures were given."
 
 
 def _rule(rule: Any) -> str:

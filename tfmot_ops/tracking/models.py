@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ import mlflow
 import numpy as np
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from tfmot_ops.contract import RegisterOptions
 from tfmot_ops.errors import ArtifactError
 from tfmot_ops.system.versions import version
 from tfmot_ops.tracking.children import PARENT_TAG
 from tfmot_ops.tracking.client import MLFLOW_SCHEMES, download, quiet
-from tfmot_ops.tracking.patience import ARTIFACT_S, patiently
+from tfmot_ops.tracking.creating import create_registered_model, create_version
+from tfmot_ops.tracking.patience import ARTIFACT_S, once
 
 # Given explicitly: to infer the requirements, MLflow would load the model in a second process for half a minute.
 _KERAS_REQUIREMENTS = ("tensorflow", "tf-keras", "tensorflow-model-optimization")
@@ -27,6 +30,8 @@ _TFLITE_REQUIREMENTS = ("ai-edge-litert", "numpy")
 #: File in which `mlflow.tensorflow` pickles what is registered with Keras.
 _PICKLE = "global_custom_objects.cloudpickle"
 _SHA256_TAG = "tfmot_ops.sha256"
+#: Tag of a version: the run of the chain that made its file.
+CHAIN_TAG = "tfmot_ops.parent_run"
 
 
 def is_model_uri(name: str) -> bool:
@@ -68,7 +73,6 @@ def log_keras_model(
     signature = infer_signature(example, model.predict_on_batch(example))
 
     def log() -> str:
-        _forget(client, run_id)
         info = Model.log(
             artifact_path=None,
             name=re.sub(r"""[/:.%"'`]""", "_", name),
@@ -85,7 +89,7 @@ def log_keras_model(
         )
         return str(info.model_id)
 
-    return patiently(log, "log model", client.tracking_uri, ARTIFACT_S)
+    return _once_forgetting(client, run_id, log)
 
 
 def tell_file(client: mlflow.MlflowClient, model_id: str, sha256: str) -> None:
@@ -115,9 +119,26 @@ def model_of_file(client: mlflow.MlflowClient, run_id: str, sha256: str) -> str 
 
 
 def _forget(client: mlflow.MlflowClient, run_id: str) -> None:
-    outputs = client.get_run(run_id).outputs
-    for output in outputs.model_outputs if outputs else []:
-        client.delete_logged_model(output.model_id)
+    """Delete the models of earlier attempts, also one that was created but never became an output of the run.
+
+    One from which a version was registered stays, as the version would lose its files.
+    """
+    experiment = client.get_run(run_id).info.experiment_id
+    registered = {version.model_id for version in client.search_model_versions(f"run_id = '{run_id}'")}
+    for model in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
+        if model.model_id not in registered:
+            client.delete_logged_model(model.model_id)
+
+
+def _once_forgetting(client: mlflow.MlflowClient, run_id: str, log: Callable[[], str]) -> str:
+    """The id of the model that `log` logs to a run, in place of those of earlier attempts."""
+
+    def again() -> str:
+        _forget(client, run_id)
+        return log()
+
+    _forget(client, run_id)
+    return once(log, again, "log model", client.tracking_uri, ARTIFACT_S)
 
 
 def _pinned(packages: tuple[str, ...]) -> list[str]:
@@ -177,22 +198,55 @@ def fetch_model(uri: str, folder: Path, tracking_uri: str) -> Path:
 
 @quiet()
 def register_tflite(
-    client: mlflow.MlflowClient, run_id: str, tflite: Path, sha256: str, options: RegisterOptions
+    client: mlflow.MlflowClient,
+    run_id: str,
+    tflite: Path,
+    sha256: str,
+    options: RegisterOptions,
+    *,
+    parent: str | None = None,
 ) -> str:
     """Register a TFLite file as a model that `mlflow.pyfunc` loads, under an alias.
 
-    A retry of the same run with the same file finds the version it made and only sets the alias again.
+    A file has one version for each chain that made it: a retry, and a later step of the same chain, find the version
+    and only set the alias again.
+
+    Args:
+        client: connected to the tracking server.
+        run_id: run of the step that registers.
+        tflite: the file.
+        sha256: of the file.
+        options: of the step.
+        parent: run of the whole chain; None for a step of its own, whose run alone counts.
 
     Returns:
         The version's number.
     """
+    tags = {_SHA256_TAG: sha256, **({CHAIN_TAG: parent} if parent else {})}
+    # Not by name, as a name may hold the quotes of the filter.
+    known = client.search_model_versions(f"tags.`{_SHA256_TAG}` = '{sha256}'")
+    made = [
+        str(version.version)
+        for version in known
+        if version.name == options.name
+        and (version.run_id == run_id or (parent is not None and version.tags.get(CHAIN_TAG) == parent))
+    ]
+    version = made[0] if made else _new_version(client, run_id, tflite, options.name, tags)
+    client.set_registered_model_alias(options.name, options.alias, version)
+    return version
+
+
+def _new_version(client: mlflow.MlflowClient, run_id: str, tflite: Path, name: str, tags: Mapping[str, str]) -> str:
+    """Log a file as a model and register it.
+
+    Not by one call of MLflow, which would create the version without its tag: a kill between the two would leave a
+    version that the next attempt cannot know again.
+    """
     import mlflow.pyfunc
 
-    # By run, not by name, as a name may hold the quotes of the filter.
-    known = client.search_model_versions(f"run_id = '{run_id}'")
-    made = [v.version for v in known if v.name == options.name and v.tags.get(_SHA256_TAG) == sha256]
-    if not made:
-        signature, example = _tflite_signature(tflite)
+    signature, example = _tflite_signature(tflite)
+
+    def log() -> str:
         info = Model.log(
             artifact_path=None,
             name="tflite",
@@ -203,12 +257,20 @@ def register_tflite(
             pip_requirements=_pinned(_TFLITE_REQUIREMENTS),
             signature=signature,
             input_example=example,
-            registered_model_name=options.name,
         )
-        made = [info.registered_model_version]
-        client.set_model_version_tag(options.name, str(made[0]), _SHA256_TAG, sha256)
-    client.set_registered_model_alias(options.name, options.alias, str(made[0]))
-    return str(made[0])
+        return str(info.model_id)
+
+    model_id = _once_forgetting(client, run_id, log)
+    try:
+        create_registered_model(client, name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    version = create_version(client, name, run_id=run_id, model_id=model_id, tags=tags)
+    # As MLflow's own registration does: the model's page then leads to the version.
+    link = json.dumps([{"name": name, "version": version}])
+    client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: link})
+    return version
 
 
 def _tflite_signature(tflite: Path) -> Any:

@@ -22,6 +22,7 @@ from tfmot_ops.tracking import drawing
 from tfmot_ops.tracking.artifacts import put_file
 from tfmot_ops.tracking.children import Child, children_of
 from tfmot_ops.tracking.client import MlflowStore, download
+from tfmot_ops.tracking.epochs import newest
 
 #: Folder of the pictures among a run's artifacts.
 FOLDER = "pictures"
@@ -130,8 +131,8 @@ def _curves(client: mlflow.MlflowClient, children: Sequence[Child], headline: He
 
 
 def _history(client: mlflow.MlflowClient, run_id: str, name: str) -> list[tuple[int, float]]:
-    # By epoch, as an attempt that was killed may have logged an epoch that a later one repeated.
-    points = {metric.step: float(metric.value) for metric in client.get_metric_history(run_id, name)}
+    # An attempt that was killed may have logged an epoch that a later one repeated.
+    points = newest(client.get_metric_history(run_id, name))
     return sorted((epoch, value) for epoch, value in points.items() if math.isfinite(value))
 
 

@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from tfmot_ops.errors import StepFailedError
 from tfmot_ops.tracking.client import quiet
+from tfmot_ops.tracking.creating import create_registered_model, delete_registered_model
 
 CHAMPION = "champion"
 #: Tag of a version: the version that it replaced as champion.
@@ -211,28 +212,25 @@ def _locked(client: mlflow.MlflowClient, name: str) -> Iterator[Callable[[], Non
         yield check
     finally:
         if _owner_of(client, lock) == owner:
-            client.delete_registered_model(lock)
+            delete_registered_model(client, lock, {_OWNER_TAG: owner})
 
 
 def _take(client: mlflow.MlflowClient, name: str, lock: str, owner: str) -> None:
     try:
-        client.create_registered_model(lock, tags={_OWNER_TAG: owner})
+        create_registered_model(client, lock, {_OWNER_TAG: owner})
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-        # The lock is of this process if the server made it, but the answer was lost and the request sent again.
-        if _owner_of(client, lock) == owner:
-            return
         _remove_if_stale(client, name, lock)
-        client.create_registered_model(lock, tags={_OWNER_TAG: owner})
+        create_registered_model(client, lock, {_OWNER_TAG: owner})
 
 
 def _remove_if_stale(client: mlflow.MlflowClient, name: str, lock: str) -> None:
     """Remove a lock whose process was killed with it, a while ago."""
-    made_ms = client.get_registered_model(lock).creation_timestamp
-    if time.time() - made_ms / 1000.0 < _STALE_S:
+    found = client.get_registered_model(lock)
+    if time.time() - found.creation_timestamp / 1000.0 < _STALE_S:
         raise _busy(name, lock)
-    client.delete_registered_model(lock)
+    delete_registered_model(client, lock, found.tags)
 
 
 def _owner_of(client: mlflow.MlflowClient, lock: str) -> str | None:

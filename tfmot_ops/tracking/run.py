@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from mlflow.entities import LoggedModelInput, Run
+from mlflow.entities import LoggedModelInput
 
 from tfmot_ops.contract import (
     CloseRunOptions,
@@ -24,8 +24,9 @@ from tfmot_ops.errors import SpecError
 from tfmot_ops.system.uri_secrets import hide
 from tfmot_ops.tracking import closing
 from tfmot_ops.tracking.artifacts import put_json
-from tfmot_ops.tracking.children import KEY_TAG, KIND_TAG, PARENT_TAG, RESULT, STEP_TAG
+from tfmot_ops.tracking.children import KEY_TAG, KIND_TAG, PARENT_TAG, RESULT, STEP_TAG, set_aside
 from tfmot_ops.tracking.client import MlflowStore, connect
+from tfmot_ops.tracking.creating import create_run
 from tfmot_ops.tracking.datasets import EVALUATION, TRAINING, dataset_of, log_dataset
 from tfmot_ops.tracking.epochs import EpochLog
 from tfmot_ops.tracking.labels import named_by, run_name, spec_tags, tags_of
@@ -97,15 +98,17 @@ class StepRun:
             text = json.dumps([tracking.key, spec.options.kind], sort_keys=True)
             tags[KEY_TAG] = hashlib.sha256(text.encode()).hexdigest()
             found = self._client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{tags[KEY_TAG]}'", max_results=1)
-            if found:
+            if found and found[0].info.status == "FINISHED" and spec.options.kind in _TRAINS:
+                # A person cleared the task, so the step trains anew: its curves would mix with those of the run.
+                set_aside(self._client, found[0])
+            elif found:
                 self._taken_up = True
                 run_id = str(found[0].info.run_id)
                 # Before the status, which without its process is mended.
                 log_tags(self._client, run_id, {**self._labels, **self._owner})
                 self._client.update_run(run_id, status="RUNNING")
                 return run_id
-        run: Run = self._client.create_run(experiment_id, tags={**self._labels, **tags}, run_name=run_name(spec))
-        return str(run.info.run_id)
+        return create_run(self._client, experiment_id, tags={**self._labels, **tags}, run_name=run_name(spec))
 
     def message(self, text: str) -> None:
         """Does nothing: messages go to the log, not to the run."""
@@ -117,7 +120,7 @@ class StepRun:
 
     def restored(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Log the metrics of an epoch of an earlier attempt, unless the run has them."""
-        self._epochs.add(epoch, metrics)
+        self._epochs.add(epoch, metrics, is_restored=True)
 
     def model(self, model: Any, example: Any) -> None:
         """Log the model the step made; `finish` gives it the step's metrics."""
@@ -167,8 +170,8 @@ class StepRun:
         artifact = self._spec.inputs["tflite"]
         tflite = self.store.fetch(artifact, workdir / "register")
         options = cast("RegisterOptions", self._spec.options)
-        version = register_tflite(self._client, self.run_id, tflite, artifact.sha256, options)
         parent = self._spec.tracking.parent_run_id if self._spec.tracking else None
+        version = register_tflite(self._client, self.run_id, tflite, artifact.sha256, options, parent=parent)
         put_card(self._client, self.run_id, version, options, tflite=artifact, parent=parent)
         parameters = {**result.parameters, "registered_version": version}
         if options.promote:

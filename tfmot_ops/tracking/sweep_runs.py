@@ -22,6 +22,7 @@ from tfmot_ops.system.environment import MLFLOW_UI
 from tfmot_ops.system.uri_secrets import address, hide
 from tfmot_ops.tracking.artifacts import put_file, put_json
 from tfmot_ops.tracking.client import connect, download
+from tfmot_ops.tracking.creating import create_run
 from tfmot_ops.tracking.owner import owner_tag
 from tfmot_ops.tracking.patience import briefly
 
@@ -187,7 +188,7 @@ def _create(
     tags = {_KIND: "cell" if cell else "sweep", _ID: sweep.sweep_id, _CELL: cell or "-", **owner_tag(), **tags}
     # With the sweep's own start time: it may be recorded long after it ran, and after later sweeps.
     started = round(sweep.started_at.timestamp() * 1000)
-    return str(client.create_run(experiment_id, start_time=started, tags=tags, run_name=name).info.run_id)
+    return create_run(client, experiment_id, start_time=started, tags=tags, run_name=name)
 
 
 def _log_cell(
