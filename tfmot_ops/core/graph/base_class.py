@@ -62,7 +62,7 @@ def _base_form(node: Node) -> Layer | None:
         _build_like(form, call, layer)
         whole = Node(layer, node.path, node.args, kwargs, node.outputs)
         modes = (False, True) if private.call_signature(layer).expects_training_arg else (False,)
-        same = all(computes_the_same(whole, graph, read, training=mode) for mode in modes)
+        same = all(computes_the_same(whole, graph, read, training=mode, unknown=False) for mode in modes)
     except Exception:  # noqa: BLE001 - a derived class may lack attributes of its base, or have other weights
         return None
     return form if same and len(form.losses) == len(layer.losses) else None

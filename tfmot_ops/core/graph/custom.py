@@ -175,8 +175,12 @@ def _makes_mask(layer: Layer) -> bool:
 
 
 def _reads_mask(layer: Layer) -> bool:
-    """Whether the layer or an inner layer reads a mask: a mask is an attribute of a tensor, which a trace loses."""
-    return any(private.call_signature(part).expects_mask_arg for part in private.layers_within(layer))
+    """Whether an inner layer reads a mask: a mask is an attribute of a tensor, which a trace loses.
+
+    The layer's own mask is an argument of its call in the graph, so a trace has it.
+    """
+    inner = (part for part in private.layers_within(layer) if part is not layer)
+    return any(private.call_signature(part).expects_mask_arg for part in inner)
 
 
 def _shapes(structure: object) -> list[tuple[int | None, ...]]:

@@ -22,7 +22,9 @@ _BATCH, _OTHER = 2, 8
 _TOLERANCE = 1e-3
 
 
-def computes_the_same(call: Node, graph: Graph, read: list[Tensor], *, training: bool = False) -> bool:
+def computes_the_same(
+    call: Node, graph: Graph, read: list[Tensor], *, training: bool = False, unknown: bool = True
+) -> bool:
     """Whether a graph gives the results of a call for one batch of random values.
 
     Args:
@@ -30,12 +32,13 @@ def computes_the_same(call: Node, graph: Graph, read: list[Tensor], *, training:
         graph: what was recorded of it.
         read: the tensors that the call reads, in the order of the graph's inputs.
         training: whether both are computed as in training. What training changes in weights is undone.
+        unknown: the result where the layer does not take the random values, so that nothing can be compared.
 
     Returns:
-        True also where the layer does not take the random values, as then nothing can be compared.
+        Whether the results are equal up to rounding, or `unknown`.
     """
     if any(tensor.dtype == "string" for tensor in read):
-        return True
+        return unknown
     values = dict(zip(read, _values(read), strict=True))
     args, kwargs = map_tensors((call.args, call.kwargs), values.get)
     kwargs = {name: value for name, value in kwargs.items() if name != "training"}
@@ -43,7 +46,7 @@ def computes_the_same(call: Node, graph: Graph, read: list[Tensor], *, training:
     try:
         expected = infer(call.layer, args, kwargs, training=training)
     except Exception:  # noqa: BLE001 - a user's layer may refuse values, such as an index that is too large
-        return True
+        return unknown
     finally:
         restore_attributes(attributes)
         _restore(call.layer, state)

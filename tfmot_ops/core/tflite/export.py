@@ -235,7 +235,7 @@ def _configure(
     if quantization.activations is Activations.FLOAT32:
         return
     integer = tf.int8 if quantization.activations is Activations.INT8 else tf.int16
-    if any(tensor.is_float for tensor in graph.inputs()):
+    if any(tensor.is_float for tensor in graph.inputs()) and (_is_calibrated(recipe) or _rounds_an_input(graph)):
         converter.inference_input_type = integer
     converter.inference_output_type = integer
     if integer is tf.int16:
@@ -245,6 +245,11 @@ def _configure(
         ]
     if _is_calibrated(recipe):
         converter.representative_dataset = _representative(recipe, graph, calibration)
+
+
+def _rounds_an_input(graph: Graph) -> bool:
+    """Whether a quantiser reads an input of a QAT graph; none does where all inputs hold whole numbers."""
+    return any(isinstance(node.layer, QuantizeLayer) and node.inputs()[0].producer is None for node in graph.nodes)
 
 
 def _representative(

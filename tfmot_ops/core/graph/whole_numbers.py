@@ -1,0 +1,95 @@
+"""Inputs that hold whole numbers, such as the words that an Embedding looks up, but are declared as float32.
+
+Keras' default type is float32, and an Embedding casts. An int8 value has 256 levels over the range, so 99 words in a
+range from 0 to 120 would become other words. Such an input gets the type int32, which nothing rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
+from tfmot_ops.core.graph.layers import Affine, Shift
+from tfmot_ops.core.graph.pointwise import Pointwise
+from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.wrapped import inner_layer
+
+_L = keras.layers
+#: Calls that only move the elements of their one tensor.
+_MOVES = {"reshape", "expand_dims", "compat.v1.squeeze", "compat.v1.transpose", "__operators__.getitem", "slice"}
+_MOVES |= {"strided_slice", "split", "unstack", "identity", "stop_gradient", "tile", "repeat", "broadcast_to"}
+_MOVING_LAYERS = (_L.Reshape, _L.Flatten, _L.Permute, _L.RepeatVector, _L.Cropping1D, _L.Identity)
+#: What is computed of single elements before a cast, as in `tf.cast(x * 10, tf.int32)`.
+_OF_ELEMENTS = (Affine, Shift, Pointwise)
+_COMPARISONS = {"math.not_equal", "math.equal", "__operators__.ne", "__operators__.eq"}
+
+
+def with_integer_inputs(graph: Graph) -> Graph:
+    """Give the type int32 to the float inputs that are read as whole numbers only; changes the graph's tensors.
+
+    Args:
+        graph: with the custom layers opened.
+    """
+    readers = graph.readers()
+    results = set(tensors(graph.outputs))
+    for source in graph.inputs():
+        found = _moved(source, readers) if source.is_float else []
+        reading = {node for tensor in found for node in readers.get(tensor, []) if not _is_move(node)}
+        if results.isdisjoint(found) and any(reads_whole_numbers(node) for node in reading):
+            if all(reads_whole_numbers(node) or _compares(node) for node in reading):
+                for tensor in found:
+                    tensor.dtype = "int32"
+    return graph
+
+
+def read_exactly(graph: Graph) -> set[Tensor]:
+    """The float tensors that are read as whole numbers, and those they are computed from element by element.
+
+    A quantiser would change the numbers.
+
+    Args:
+        graph: normalised or quantised.
+    """
+    found: set[Tensor] = set()
+    waiting = [tensor for node in graph.nodes if reads_whole_numbers(node) for tensor in node.inputs()]
+    while waiting:
+        tensor = waiting.pop()
+        if tensor in found or not tensor.is_float:
+            continue
+        found.add(tensor)
+        if tensor.producer is not None and (_is_move(tensor.producer) or type(tensor.producer.layer) in _OF_ELEMENTS):
+            waiting += tensor.producer.inputs()
+    return found
+
+
+def reads_whole_numbers(node: Node) -> bool:
+    """Whether a call takes its operand for whole numbers: an Embedding, or a cast to an integer type."""
+    layer = inner_layer(node.layer)
+    if getattr(layer, "symbol", None) == "cast":
+        return all(tf.as_dtype(tensor.dtype).is_integer for tensor in tensors(node.outputs))
+    return isinstance(layer, _L.Embedding | _L.CategoryEncoding)
+
+
+def _is_move(node: Node) -> bool:
+    is_moving = getattr(node.layer, "symbol", None) in _MOVES or type(node.layer) in _MOVING_LAYERS
+    return is_moving and len(node.inputs()) == 1
+
+
+def _moved(tensor: Tensor, readers: Mapping[Tensor, list[Node]]) -> list[Tensor]:
+    """A tensor, and the tensors that hold its elements moved."""
+    found = [tensor]
+    for each in found:
+        moves = [node for node in readers.get(each, []) if _is_move(node)]
+        found += [result for node in dict.fromkeys(moves) for result in tensors(node.outputs)]
+    return found
+
+
+def _compares(node: Node) -> bool:
+    """Whether a call compares a tensor with a whole number, as masks do."""
+    leaves = tf.nest.flatten((node.args, node.kwargs))
+    numbers = [leaf for leaf in leaves if isinstance(leaf, int | np.integer) and not isinstance(leaf, bool)]
+    others = [leaf for leaf in leaves if leaf is not None and not isinstance(leaf, Tensor | str)]
+    return getattr(node.layer, "symbol", None) in _COMPARISONS and len(numbers) == len(others) == 1
