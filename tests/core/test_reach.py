@@ -115,6 +115,8 @@ def _softmax(scores: Any, small: float, *, shifted: bool) -> Any:
 FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "identity": L.Lambda(lambda x: x),
     "softmax over a named axis": lambda x: tf.nn.softmax(x, axis=-1),
+    "softmax over another axis": lambda x: tf.nn.softmax(x, axis=1),
+    "softmax layer over another axis": L.Softmax(axis=1),
     "softmax by hand": lambda x: _softmax(x, 1e-7, shifted=True),
     "softmax without maximum": lambda x: _softmax(x, 0.0, shifted=False),
     "division by a root": lambda x: (x - K.mean(x, -1, True)) / K.sqrt(K.var(x, -1, True) + 1e-3),

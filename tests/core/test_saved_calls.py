@@ -53,7 +53,7 @@ def test_own_arguments_are_no_references(tmp_path: Path, suffix: str, own: Any) 
 
 def test_a_list_that_keras_reads_as_a_reference_is_explained(tmp_path: Path) -> None:
     core.save_model(_model(how=["x", 1, 2]), tmp_path / "model.h5")
-    with pytest.raises(ArtifactError, match="called with a list of a text.*'x'"):
+    with pytest.raises(ArtifactError, match=r"called with a list of a text.*'x'"):
         core.load_model(tmp_path / "model.h5")
 
 

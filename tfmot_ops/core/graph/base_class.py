@@ -6,6 +6,8 @@ own classes only, as a derived class may compute anything. So both are tried on 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 
@@ -40,7 +42,7 @@ class BaseForms:
         return call
 
 
-def _base_class(layer: Layer) -> type | None:
+def _base_class(layer: Layer) -> Any:
     """The first of Keras' classes that the layer's class is derived from; None for a class of Keras."""
     if not is_custom(layer) or isinstance(layer, _OPEN[1:]):
         return None

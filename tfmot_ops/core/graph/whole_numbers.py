@@ -38,10 +38,10 @@ def with_integer_inputs(graph: Graph) -> Graph:
     for source in graph.inputs():
         found = _moved(source, readers) if source.is_float else []
         reading = {node for tensor in found for node in readers.get(tensor, []) if not _is_move(node)}
-        if results.isdisjoint(found) and any(reads_whole_numbers(node) for node in reading):
-            if all(reads_whole_numbers(node) or _compares(node) for node in reading):
-                for tensor in found:
-                    tensor.dtype = "int32"
+        if any(reads_whole_numbers(node) for node in reading) and results.isdisjoint(found):
+            only = all(reads_whole_numbers(node) or _compares(node) for node in reading)
+            for tensor in found if only else []:
+                tensor.dtype = "int32"
     return graph
 
 

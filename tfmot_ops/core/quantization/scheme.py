@@ -277,7 +277,10 @@ class _Placer:
             tensor: RangeQuantizer()
             for tensor in outputs
             if (self.results[tensor] and tensor not in self.exact)
-            or any(tensor not in self.exact and self.roles[reader] not in {Role.FLOAT, Role.CONSTANT} for reader in self.consumers.get(tensor, []))
+            or any(
+                tensor not in self.exact and self.roles[reader] not in {Role.FLOAT, Role.CONSTANT}
+                for reader in self.consumers.get(tensor, [])
+            )
         }
 
     def _output(self, node: Node, tensor: Tensor) -> tuple[Any, str]:

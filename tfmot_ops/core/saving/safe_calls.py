@@ -53,7 +53,9 @@ def check_calls(config: object) -> None:
         while waiting:
             before = sum(made.values())
             for layer, calls in waiting:
-                while calls and all(name in inputs or _is_made(call, made[name]) for name, call in _references(calls[0])):
+                while calls and all(
+                    name in inputs or _is_made(call, made[name]) for name, call in _references(calls[0])
+                ):
                     made[_name(layer)] += 1
                     calls.pop(0)
             waiting = [(layer, calls) for layer, calls in waiting if calls]

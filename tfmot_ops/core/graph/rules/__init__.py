@@ -18,8 +18,8 @@ from tfmot_ops.core.graph.rules.padding import pad_below_all
 from tfmot_ops.core.graph.rules.patches import patches
 from tfmot_ops.core.graph.rules.products import einsum, product
 from tfmot_ops.core.graph.rules.recurrent import recurrent
-from tfmot_ops.core.graph.rules.roots import division_by_root, inverse_root
-from tfmot_ops.core.graph.rules.softmaxes import softmax_by_hand
+from tfmot_ops.core.graph.rules.roots import division_by_root, inverse_root, variance
+from tfmot_ops.core.graph.rules.softmaxes import softmax_by_hand, softmax_of_inner_axis
 from tfmot_ops.core.graph.rules.standardization import normalization, preprocessing
 
 #: In order of precedence: the first rule that does not return None replaces the call.
@@ -27,6 +27,8 @@ RULES = (
     cast_to_own_type,
     masked_by_hand,
     softmax_by_hand,
+    softmax_of_inner_axis,
+    variance,
     division_by_root,
     inverse_root,
     mean_of_one,

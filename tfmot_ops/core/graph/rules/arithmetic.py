@@ -175,16 +175,18 @@ def function(node: Node, out: Rewriter) -> Any:
             return _concatenation(node, out, given[0], int(constants[0]))
         case "math.reduce_mean" if inputs[0].is_float:
             return _mean(node, out, constants)
-        case "nn.softmax" if len(inputs) == 1 and not _is_last_axis(constants, inputs[0]):
-            return None
-        case _ if symbol in _ACTIVATIONS and len(inputs) == 1 and (not constants or symbol == "nn.softmax"):
+        case _ if symbol in _ACTIVATIONS and len(inputs) == 1 and _is_default(symbol, constants, inputs[0]):
             activation = keras.activations.get(_ACTIVATIONS[symbol])
             return emit_activation(node, out, inputs[0], activation, node.path)
     return None
 
 
+def _is_default(symbol: str, constants: Sequence[Any], tensor: Tensor) -> bool:
+    """Whether a function has its default arguments only; a softmax also the last axis, given by its number."""
+    return not constants or (symbol == "nn.softmax" and _is_last_axis(constants, tensor))
+
+
 def _is_last_axis(constants: Sequence[Any], tensor: Tensor) -> bool:
-    """Whether the axis among a function's constant arguments, if there is one, is the last of the tensor's."""
     return all(np.ndim(axis) == 0 and int(axis) in {-1, len(tensor.shape) - 1} for axis in constants)
 
 

@@ -1,7 +1,7 @@
 """Divisions by a root, as a layer normalisation by hand has them, in the form that TFLite computes in int8.
 
-Example: (x - mean) / sqrt(mean((x - mean) ** 2) + 1e-3) -> a product with `InverseRoot`. By itself a division is a float
-operation, and a root has to stay in float, as int8 may round its operand to 0.
+Example: (x - mean) / sqrt(mean((x - mean) ** 2) + 1e-3) -> a product with `InverseRoot`. By itself a division is a
+float operation, and a root has to stay in float, as int8 may round its operand to 0.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _MEANS = (AxisMean, _L.GlobalAveragePooling1D, _L.GlobalAveragePooling2D, _L.Res
 def inverse_root(node: Node, out: Rewriter) -> Any:
     """rsqrt(v + c), of a v that is never negative and a constant c > 0 -> Shift, InverseRoot."""
     found = _root(node, out, tf.math.rsqrt)
-    return None if found is None else _emit(node, out, *found, path=node.path)
+    return None if found is None else _emit(out, *found, path=node.path)
 
 
 def division_by_root(node: Node, out: Rewriter) -> Any:
-    """x / sqrt(v + c), of a v that is never negative and a constant c > 0 -> x * InverseRoot(v + c)."""
+    """Division x / sqrt(v + c), of a v that is never negative and a constant c > 0 -> x * InverseRoot(v + c)."""
     if symbol_of(node) not in {"math.truediv", "math.divide"}:
         return None
     given = arguments_of(node) or {}
@@ -44,11 +44,27 @@ def division_by_root(node: Node, out: Rewriter) -> Any:
     found = _root(root.producer, out, tf.math.sqrt)
     if found is None or len(numerator.shape) != len(root.shape) or not numerator.is_float:
         return None
-    inverse = _emit(node, out, *found, path=f"{node.path}_inverse")
+    inverse = _emit(out, *found, path=f"{node.path}_inverse")
     return out.call(_L.Multiply(name=node.layer.name), node.path, [numerator, inverse], shape=node.output().shape)
 
 
-def _emit(node: Node, out: Rewriter, operand: Tensor, addend: float, *, path: str) -> Tensor:
+def variance(node: Node, out: Rewriter) -> Any:
+    """`tf.math.reduce_variance(x, axis, keepdims=True)` -> AxisMean, Subtract, Multiply, AxisMean."""
+    given = arguments_of(node) if symbol_of(node) == "math.reduce_variance" else None
+    if given is None or given.get("axis") is None or not given.get("keepdims"):
+        return None
+    (tensor,) = node.inputs()
+    axes = [int(axis) % len(tensor.shape) for axis in np.ravel(given["axis"])]
+    if 0 in axes or not tensor.is_float:
+        return None
+    name, sizes = node.layer.name, node.output().shape
+    mean = out.call(AxisMean(axes, name=f"{name}_mean"), f"{node.path}_mean", tensor, shape=sizes)
+    centred = out.call(_L.Subtract(name=f"{name}_centred"), f"{node.path}_centred", [tensor, mean])
+    squared = out.call(_L.Multiply(name=f"{name}_squared"), f"{node.path}_squared", [centred, centred])
+    return out.call(AxisMean(axes, name=name), node.path, squared, shape=sizes)
+
+
+def _emit(out: Rewriter, operand: Tensor, addend: float, *, path: str) -> Tensor:
     name = path.rsplit("/", 1)[-1]
     shifted = out.call(Shift(addend, name=f"{name}_shifted"), f"{path}_shifted", operand)
     return out.call(InverseRoot(name=name), path, shifted)

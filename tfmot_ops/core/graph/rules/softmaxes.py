@@ -40,9 +40,44 @@ def softmax_by_hand(node: Node, out: Rewriter) -> Any:
     return masked or out.call(softmax.layer, node.path, operand)
 
 
+def softmax_of_inner_axis(node: Node, out: Rewriter) -> Any:
+    """A softmax over another axis than the last -> Permute, Softmax, Permute: TFLite has the last axis only."""
+    axis = _axis(node)
+    inputs = node.inputs()
+    if axis is None or len(inputs) != 1 or not inputs[0].is_float:
+        return None
+    (tensor,) = inputs
+    rank = len(tensor.shape)
+    axis %= rank
+    if not 0 < axis < rank - 1:
+        return None
+    order = [number for number in range(rank) if number != axis] + [axis]
+    name, last = node.layer.name, tuple(tensor.shape[number] for number in order)
+    permute = out.once(node.layer, "axis_last", lambda: _L.Permute(order[1:], name=f"{name}_axis_last"))
+    softmax = out.once(node.layer, "softmax", lambda: _L.Softmax(name=f"{name}_softmax"))
+    back = out.once(
+        node.layer, "axis_back", lambda: _L.Permute([int(number) for number in np.argsort(order)][1:], name=name)
+    )
+    moved = out.call(permute, f"{node.path}_axis_last", tensor, shape=last)
+    return out.call(back, node.path, out.call(softmax, f"{node.path}_softmax", moved), shape=tensor.shape)
+
+
+def _axis(node: Node) -> int | None:
+    """The one axis of a softmax without a mask; None for any other call."""
+    if symbol_of(node) == "nn.softmax":
+        axis = (arguments_of(node) or {}).get("axis")
+    elif type(node.layer) is _L.Softmax and node.kwargs.get("mask") is None:
+        axis = node.layer.axis
+    else:
+        return None
+    return int(axis) if isinstance(axis, int | np.integer) else None
+
+
 def _operand_of_exp(tensor: Tensor) -> Tensor | None:
     node = tensor.producer
-    is_exp = node is not None and (symbol_of(node) == "math.exp" or activation_name(node.layer) in {"exponential", "exp"})
+    is_exp = node is not None and (
+        symbol_of(node) == "math.exp" or activation_name(node.layer) in {"exponential", "exp"}
+    )
     return node.inputs()[0] if is_exp and node is not None else None
 
 
