@@ -183,3 +183,12 @@ def test_words_in_a_float_input_stay_the_same_words_in_ptq() -> None:
     model = _of_indices(lambda i: L.Flatten()(L.Embedding(100, 8)(i)))
     data = core.export_tflite(model, core.recipes.decode("wi8_ai8_ptq"), calibration=INDICES)
     assert core.sqnr_db(_flat(model.predict(INDICES, verbose=0)), _flat(core.predict(data, INDICES))) > 20.0
+
+
+def test_a_cast_at_the_end_keeps_the_layers_before_it_int8() -> None:
+    inputs = keras.Input((6, 8))
+    model = keras.Model(inputs, tf.cast(tf.clip_by_value(L.Dense(3)(inputs) * 20.0, 0.0, 255.0), tf.int32))
+    quantized, reports = core.quantize(model, QAT, calibration=X)
+    profile = core.profile_tflite(core.export_tflite(quantized, QAT))
+    assert profile.int8_mac_fraction == 1.0
+    assert {str(report.outcome) for report in reports if report.class_name == "Dense"} == {"quantized"}

@@ -46,23 +46,28 @@ def with_integer_inputs(graph: Graph) -> Graph:
 
 
 def read_exactly(graph: Graph) -> set[Tensor]:
-    """The float tensors that are read as whole numbers, and those they are computed from element by element.
+    """The float inputs that are read as whole numbers, and the tensors computed of them element by element until then.
 
-    A quantiser would change the numbers.
+    A quantiser would change the numbers. What other calls compute is rounded before a cast too, as everywhere.
 
     Args:
         graph: normalised or quantised.
     """
     found: set[Tensor] = set()
-    waiting = [tensor for node in graph.nodes if reads_whole_numbers(node) for tensor in node.inputs()]
-    while waiting:
-        tensor = waiting.pop()
-        if tensor in found or not tensor.is_float:
-            continue
-        found.add(tensor)
-        if tensor.producer is not None and (_is_move(tensor.producer) or type(tensor.producer.layer) in _OF_ELEMENTS):
-            waiting += tensor.producer.inputs()
+    for node in graph.nodes:
+        for tensor in node.inputs() if reads_whole_numbers(node) else []:
+            chain = _chain_before(tensor)
+            if chain[-1].producer is None and tensor.is_float:
+                found.update(chain)
     return found
+
+
+def _chain_before(tensor: Tensor) -> list[Tensor]:
+    """The tensor and those before it, as long as each is the one before it moved, or a function of its elements."""
+    chain = [tensor]
+    while (node := chain[-1].producer) is not None and (_is_move(node) or type(node.layer) in _OF_ELEMENTS):
+        chain += node.inputs()[:1]
+    return chain
 
 
 def reads_whole_numbers(node: Node) -> bool:
