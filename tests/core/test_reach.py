@@ -12,7 +12,8 @@ import tensorflow as tf
 from tfmot_ops import core
 from tfmot_ops.core import keras
 
-L, K = keras.layers, keras.backend
+L = keras.layers
+K = keras.backend
 QAT = core.recipes.decode("wi8_ai8")
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(32, 6, 8)).astype(np.float32)
