@@ -241,23 +241,16 @@ class ModelWork(Work[ModelOptions]):
 
     def _sparsity(self, profile: TFLiteProfile, model: Model | None) -> dict[str, float]:
         """Share of zeros in the file's weight tensors: in the pruned kernels, or in all without pruning."""
-        from tfmot_ops.core.pruning.sparsity import prunable
+        from tfmot_ops.core.measure.kernel_sparsity import pruned_in_file
 
         if model is None or self.options.named_recipe is None or self.recipe.sparsity is None:
             return {"sparsity": profile.weight_sparsity}
-        zeros, size, lowest_sparsity = 0.0, 0, 1.0
-        for layer, _ in prunable(model, self.recipe).values():
-            # The export puts the layer's name into the tensor's name.
-            names = [name for name in profile.sparsity if f"L.{layer.name}/" in name]
-            if names:
-                # A separable convolution has two kernels; the kernel with more zeros is the pruned one.
-                name = max(names, key=profile.sparsity.__getitem__)
-                zeros += profile.sparsity[name] * profile.weight_sizes[name]
-                size += profile.weight_sizes[name]
-                lowest_sparsity = min(lowest_sparsity, profile.sparsity[name])
-        if not size:  # kernels that several calls share, as a recurrent layer's steps do, have no layer's name
+        found = pruned_in_file(profile, model, self.recipe)
+        size = sum(count for count, _ in found)
+        if not size:
             return {"sparsity": profile.weight_sparsity}
-        return {"sparsity": zeros / size, "least_layer_sparsity": lowest_sparsity}
+        zeros = sum(count * sparsity for count, sparsity in found)
+        return {"sparsity": zeros / size, "least_layer_sparsity": min(sparsity for _, sparsity in found)}
 
 
 class BatchProgress:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfmot_ops.core.graph.base_class import BaseForms
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors
 from tfmot_ops.core.graph.layers import LearnedTensor
 from tfmot_ops.core.graph.read import read_graph, tell_training
@@ -60,6 +61,7 @@ class _Opener:
     def __init__(self, *, masked: bool) -> None:
         self._masked = masked
         self._learned = LearnedTensors()
+        self._bases = BaseForms()
 
     def open(self, graph: Graph) -> Graph:
         """The graph with its custom layers opened, recursively."""
@@ -69,8 +71,9 @@ class _Opener:
         def current(tensor: Tensor) -> Tensor:
             return renamed.get(tensor, tensor)
 
-        for node in graph.nodes:
-            node.args, node.kwargs = map_tensors((node.args, node.kwargs), current)
+        for called in graph.nodes:
+            called.args, called.kwargs = map_tensors((called.args, called.kwargs), current)
+            node = self._bases.form(called)
             self._replace_weights(node, nodes)
             found = self._opened(node) if self._may_open(node.layer) else None
             if found is None:
@@ -97,10 +100,10 @@ class _Opener:
             same = _follows_training(opened, other) and (given or computes_the_same(node, opened, read))
         except Exception:  # noqa: BLE001 - the user's `call` does not take symbolic tensors: the layer stays whole
             return None
-        if not (same and opened.nodes and _shapes(opened.outputs) == _shapes(node.outputs)):
+        if not (same and _shapes(opened.outputs) == _shapes(node.outputs) and self._has_weights(opened, layer)):
             return None
-        if not self._has_weights(opened, layer):
-            return None
+        if not opened.nodes:
+            return _identity(node, opened, read)
         for call in opened.nodes:
             tell_training(call, given)
         return opened, read
@@ -141,6 +144,16 @@ class _Opener:
         return all(self._learned.has(weight) for weight in used.weights if _variable(weight) not in present)
 
 
+def _identity(node: Node, opened: Graph, read: list[Tensor]) -> tuple[Graph, list[Tensor]] | None:
+    """The graph of a layer that returns its input, as one call of Identity; None where it has several results."""
+    if not isinstance(opened.outputs, Tensor):
+        return None
+    call = Node(keras.layers.Identity(name=node.layer.name), node.layer.name, (opened.outputs,), {}, None)
+    call.outputs = opened.outputs = Tensor(opened.outputs.shape, opened.outputs.dtype, call)
+    opened.nodes = [call]
+    return opened, read
+
+
 def _variable(weight: object) -> Itself:
     return Itself(private.plain_variable(weight))
 
@@ -162,8 +175,12 @@ def _makes_mask(layer: Layer) -> bool:
 
 
 def _reads_mask(layer: Layer) -> bool:
-    """Whether the layer or an inner layer reads a mask: a mask is an attribute of a tensor, which a trace loses."""
-    return any(private.call_signature(part).expects_mask_arg for part in private.layers_within(layer))
+    """Whether an inner layer reads a mask: a mask is an attribute of a tensor, which a trace loses.
+
+    The layer's own mask is an argument of its call in the graph, so a trace has it.
+    """
+    inner = (part for part in private.layers_within(layer) if part is not layer)
+    return any(private.call_signature(part).expects_mask_arg for part in inner)
 
 
 def _shapes(structure: object) -> list[tuple[int | None, ...]]:

@@ -16,13 +16,15 @@ from tfmot_ops.core.graph.precision import in_float32
 from tfmot_ops.core.graph.rewrite import Rule, rewrite
 from tfmot_ops.core.graph.roles import activation_name, role
 from tfmot_ops.core.graph.rules import RULES
+from tfmot_ops.core.graph.whole_numbers import with_integer_inputs
 from tfmot_ops.core.keras.policies import new_layers_of
 
 
 @new_layers_of("float32")
 def normalize_graph(graph: Graph, rules: Sequence[Rule] = RULES) -> Graph:
     """Go over to float32, open the custom layers, fuse functions of single elements, apply all rules, merge twins."""
-    return _merge_twins(rewrite(fuse_pointwise(open_custom_layers(in_float32(graph))), rules))
+    opened = with_integer_inputs(open_custom_layers(in_float32(graph)))
+    return _merge_twins(rewrite(fuse_pointwise(opened), rules))
 
 
 def _merge_twins(graph: Graph) -> Graph:

@@ -191,10 +191,17 @@ def _is_mask(node: Node, clusters: _Clusters, readers: Mapping[Tensor, list[Node
         reader = waiting.pop()
         if getattr(reader.layer, "symbol", None) in _OF_MASKS:
             leaves = tf.nest.flatten((reader.args, reader.kwargs))
-            if any(isinstance(leaf, int | float) and abs(leaf) >= _LARGE for leaf in leaves):
+            if any(_is_large(leaf) for leaf in leaves):
                 return True
             waiting += [further for tensor in tensors(reader.outputs) for further in readers.get(tensor, [])]
     return False
+
+
+def _is_large(leaf: Any) -> bool:
+    """Whether an argument is a large number; `10000.0 * x` records the number as a scalar tensor."""
+    if leaf is None or isinstance(leaf, Tensor | str | tf.DType) or not _is_plain(leaf):
+        return False
+    return bool(abs(float(leaf)) >= _LARGE)
 
 
 def pointwise_of(function: Any, name: str) -> Pointwise | None:

@@ -41,12 +41,12 @@ def run_graph(graph: Graph, inputs: Sequence[TensorLike], compute: Compute) -> A
     return map_tensors(graph.outputs, lambda tensor: values[tensor])
 
 
-def infer(layer: Layer, args: Args, kwargs: Kwargs) -> Any:
-    """Call a layer with training=False, from the state 0 where it keeps one.
+def infer(layer: Layer, args: Args, kwargs: Kwargs, *, training: bool = False) -> Any:
+    """Call a layer with `training`, which is False by default, from the state 0 where it keeps one.
 
     Without the argument `training`, Keras' augmentation layers would augment.
     """
     if private.call_signature(layer).expects_training_arg:
-        kwargs = kwargs | {"training": False}
+        kwargs = kwargs | {"training": training}
     with without_state(layer):
         return layer(*args, **kwargs)

@@ -7,8 +7,9 @@ holds are exchanged for symbolic tensors meanwhile, so that functions of weights
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import ExitStack, contextmanager
 from itertools import chain, count
 from typing import Any
 
@@ -97,8 +98,37 @@ def record(layer: Layer, args: Args, kwargs: Kwargs, learned: LearnedTensors) ->
 
 def _recorded(layer: Layer, inputs: Any, args: Args, kwargs: Kwargs, learned: LearnedTensors) -> Any:
     """A functional model from `inputs`, which are the symbolic tensors in `args` and `kwargs`, to the call's result."""
+    holders = [layer]
+    made, read = _recording_of(holders, inputs, args, kwargs, learned)
+    # An inner layer that is called on constants, as a table of positions, leaves no call: its weights become tensors.
+    within = {Itself(private.plain_variable(weight)) for weight in made.weights}
+    holders += [part for part in _inner_layers(layer) if _own_among(part, read - within)]
+    if len(holders) > 1:
+        made, read = _recording_of(holders, inputs, args, kwargs, learned)
+    if any(_own_among(holder, read) for holder in holders):
+        raise ValueError(f"the call of {layer.name} reads the values of a weight, which would become constants")
+    return made
+
+
+def _inner_layers(layer: Layer) -> list[Any]:
+    return [part for part in private.layers_within(layer) if part is not layer]
+
+
+def _recording_of(
+    holders: Sequence[Layer], inputs: Any, args: Args, kwargs: Kwargs, learned: LearnedTensors
+) -> tuple[Any, set[Itself]]:
+    """What a call computes, as a model, and the trained weights whose values the call read itself.
+
+    Args:
+        holders: the called layer first, then those of its inner layers whose own weights become tensors too.
+        inputs: the model's inputs.
+        args: the call's arguments.
+        kwargs: its keyword arguments.
+        learned: makes the tensors that stand for the weights.
+    """
+    layer = holders[0]
     anchor = next(leaf for leaf in tf.nest.flatten((args, kwargs)) if isinstance(leaf, KerasTensor))
-    regularizers = regularizers_of(layer)
+    regularizers = {weight: found for part in holders for weight, found in regularizers_of(part).items()}
     trained = {Itself(private.plain_variable(weight)) for weight in layer.trainable_weights}
     tensors_of: dict[Itself, Any] = {}
 
@@ -115,23 +145,19 @@ def _recorded(layer: Layer, inputs: Any, args: Args, kwargs: Kwargs, learned: Le
     try:
         # Keras warns that a recorded function reads a weight; here the weight becomes a weight of the new model.
         logger.setLevel(logging.ERROR)
-        with _without_recorded_calls(layer), exchanged(layer, tensor_of), tf.GradientTape() as tape:
+        with _without_recorded_calls(layer), ExitStack() as exchanges:
+            for holder in holders:
+                exchanges.enter_context(exchanged(holder, tensor_of))
+            tape = exchanges.enter_context(tf.GradientTape())
             made = keras.Model(inputs, _call_of(layer)(layer, *args, **kwargs), name=layer.name)
-        _refuse_values_read(layer, tape)
-        return made
+        return made, {Itself(private.plain_variable(weight)) for weight in tape.watched_variables()}
     finally:
         logger.setLevel(level)
 
 
-def _refuse_values_read(layer: Layer, tape: tf.GradientTape) -> None:
-    """Refuse a call that reads a weight's value itself, as by `self.weights[0] * 2`: it would become a constant.
-
-    Raises:
-        ValueError: the call read a trained weight of the layer.
-    """
-    own = {Itself(private.plain_variable(weight)) for weight in own_weights_of(layer)}
-    if any(Itself(private.plain_variable(weight)) in own for weight in tape.watched_variables()):
-        raise ValueError(f"the call of {layer.name} reads the values of a weight")
+def _own_among(layer: Layer, weights: AbstractSet[Itself]) -> bool:
+    """Whether a layer's own weights, without those of inner layers, are among the weights."""
+    return any(Itself(private.plain_variable(weight)) in weights for weight in own_weights_of(layer))
 
 
 def _call_of(layer: Layer) -> Function:

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors
 from tfmot_ops.core.graph.run import infer, run_graph
-from tfmot_ops.core.keras.types import Layer
+from tfmot_ops.core.keras.types import Args, Kwargs, Layer
 from tfmot_ops.core.keras.weights import attributes_within, restore_attributes
 
 #: Sizes for axes of unknown size: the batch axis, and any other.
@@ -22,33 +22,50 @@ _BATCH, _OTHER = 2, 8
 _TOLERANCE = 1e-3
 
 
-def computes_the_same(call: Node, graph: Graph, read: list[Tensor]) -> bool:
-    """Whether a graph gives the results of a call, in inference, for one batch of random values.
+def computes_the_same(
+    call: Node, graph: Graph, read: list[Tensor], *, training: bool = False, unknown: bool = True
+) -> bool:
+    """Whether a graph gives the results of a call for one batch of random values.
 
     Args:
         call: a call of a layer.
         graph: what was recorded of it.
         read: the tensors that the call reads, in the order of the graph's inputs.
+        training: whether both are computed as in training. What training changes in weights is undone.
+        unknown: the result where the layer does not take the random values, so that nothing can be compared.
 
     Returns:
-        True also where the layer does not take the random values, as then nothing can be compared.
+        Whether the results are equal up to rounding, or `unknown`.
     """
     if any(tensor.dtype == "string" for tensor in read):
-        return True
+        return unknown
     values = dict(zip(read, _values(read), strict=True))
     args, kwargs = map_tensors((call.args, call.kwargs), values.get)
     kwargs = {name: value for name, value in kwargs.items() if name != "training"}
-    attributes, state = attributes_within(call.layer), [weight.numpy() for weight in call.layer.weights]
+    attributes, state = attributes_within(call.layer), _weight_values(call.layer)
     try:
-        expected = infer(call.layer, args, kwargs)
+        expected = infer(call.layer, args, kwargs, training=training)
     except Exception:  # noqa: BLE001 - a user's layer may refuse values, such as an index that is too large
-        return True
+        return unknown
     finally:
         restore_attributes(attributes)
         _restore(call.layer, state)
-    found = run_graph(graph, list(values.values()), lambda node, args, kwargs: infer(node.layer, args, kwargs))
+
+    def compute(node: Node, args: Args, kwargs: Kwargs) -> Any:
+        before = _weight_values(node.layer) if training else []
+        result = infer(node.layer, args, kwargs, training=training)
+        if training:
+            _restore(node.layer, before)
+        return result
+
+    found = run_graph(graph, list(values.values()), compute)
     pairs = zip(tf.nest.flatten(expected), tf.nest.flatten(found), strict=True)
     return all(_are_close(np.asarray(one), np.asarray(other)) for one, other in pairs)
+
+
+def _weight_values(layer: Layer) -> list[np.ndarray]:
+    """The values of a layer's weights."""
+    return [weight.numpy() for weight in layer.weights]
 
 
 def _restore(layer: Layer, state: list[np.ndarray]) -> None:

@@ -15,6 +15,7 @@ from tfmot_ops.core.graph.of_weights import calls_of_weights
 from tfmot_ops.core.graph.operations import ACTIVATIONS, UNKNOWN, Kernel, OpSpec, Role
 from tfmot_ops.core.graph.poles import float_calls
 from tfmot_ops.core.graph.roles import activation_name, float_reason, kernels, role, spec_of
+from tfmot_ops.core.graph.whole_numbers import read_exactly, reads_whole_numbers
 from tfmot_ops.core.keras.private import QuantizeLayer
 from tfmot_ops.core.keras.types import Layer
 from tfmot_ops.core.quantization.quantizers import (
@@ -68,7 +69,8 @@ def make_plan(graph: Graph, source: Graph, quantization: Quantization, required:
     user_layers = {node.path: type(node.layer).__name__ for node in source.nodes}
     excluded = {path for path, chosen in select(quantization.scope, user_layers.items()).items() if chosen is False}
     placer = _Placer(graph, excluded, required, quantization)
-    plan = Plan(tensors={t: RangeQuantizer() for t in graph.inputs() if t.is_float})
+    rounded = (tensor for tensor in graph.inputs() if tensor.is_float and tensor not in placer.exact)
+    plan = Plan(tensors={tensor: RangeQuantizer() for tensor in rounded})
     calls: dict[Layer, list[Node]] = {}
     for node in graph.nodes:
         calls.setdefault(node.layer, []).append(node)
@@ -120,6 +122,8 @@ class _Placer:
         self.per_channel = quantization.weight_scales is WeightScales.PER_CHANNEL
         #: Calls that prepare the operand of a function that diverges at 0; they stay in float.
         self.unrounded = float_calls(graph)
+        #: Tensors that are read as whole numbers, which no quantiser may change.
+        self.exact = read_exactly(graph)
         #: Calls that depend on weights alone: only what int8 calls read of their results gets a quantiser.
         self.constant = calls_of_weights(graph)
         self.roles = {node: self._role(node) for node in graph.nodes}
@@ -171,11 +175,16 @@ class _Placer:
             return Role.CONSTANT
         # Under a mask Keras computes a layer by further operations (select), which TFLite has in float only.
         masked = isinstance(node.kwargs.get("mask"), Tensor)
-        is_float = masked or node.origin in self.excluded or node in self.unrounded
+        is_float = masked or node.origin in self.excluded or node in self.unrounded or self._is_of_whole_numbers(node)
         is_table_of_two = spec_of(node.layer).table and len(node.inputs()) > 1
         kind = Role.FLOAT if is_float or is_table_of_two else role(node.layer)
         # The range of a call with a constant in its output (tf.pad) must contain input and constant.
         return Role.SAME_SCALE if kind is Role.PASS and constants(node) else kind
+
+    def _is_of_whole_numbers(self, node: Node) -> bool:
+        """Whether a call computes with whole numbers, or gives some; not for the lookup itself."""
+        uses = not self.exact.isdisjoint((*node.inputs(), *tensors(node.outputs)))
+        return uses and not reads_whole_numbers(node)
 
     def place(self, node: Node) -> Placement:
         """The quantisers of one call, and the row of its layer's report."""
@@ -257,6 +266,8 @@ class _Placer:
             return "excluded by the recipe's scope"
         if isinstance(node.kwargs.get("mask"), Tensor) and not kernels(node.layer):
             return "uses a mask, which TFLite computes in float only"
+        if self._is_of_whole_numbers(node):
+            return "its values are read as whole numbers too, which int8 would change"
         if node in self.unrounded:
             return "a function that diverges at 0 (log, division) reads its result, which int8 could round to 0"
         return float_reason(node.layer)
@@ -266,8 +277,11 @@ class _Placer:
         return {
             tensor: RangeQuantizer()
             for tensor in outputs
-            if self.results[tensor]
-            or any(self.roles[reader] not in {Role.FLOAT, Role.CONSTANT} for reader in self.consumers.get(tensor, []))
+            if (self.results[tensor] and tensor not in self.exact)
+            or any(
+                tensor not in self.exact and self.roles[reader] not in {Role.FLOAT, Role.CONSTANT}
+                for reader in self.consumers.get(tensor, [])
+            )
         }
 
     def _output(self, node: Node, tensor: Tensor) -> tuple[Any, str]:

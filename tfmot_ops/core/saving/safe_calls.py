@@ -8,7 +8,7 @@ call on constants alone is computed at once, on as many numbers as the constants
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from tfmot_ops.core.keras.types import Config
@@ -42,21 +42,40 @@ def check_calls(config: object) -> None:
         config: the config, as `json.loads` returns it.
 
     Raises:
-        ValueError: names a layer that is never called.
+        ValueError: names a layer that is never called, or one whose arguments Keras cannot read.
     """
     for model in _functional_models(config):
         waiting = [(layer, list(_calls(layer))) for layer in model["layers"]]
         inputs = {_name(layer) for layer in model["layers"] if layer.get("class_name") == "InputLayer"}
         made: Counter[str] = Counter({_name(layer): _first_call(layer) for layer in model["layers"]})
+        for layer, calls in waiting:
+            _refuse_unknown_names(layer, calls, made.keys())
         while waiting:
             before = sum(made.values())
             for layer, calls in waiting:
-                while calls and all(name in inputs or made[name] > call for name, call in _references(calls[0])):
+                while calls and all(
+                    name in inputs or _is_made(call, made[name]) for name, call in _references(calls[0])
+                ):
                     made[_name(layer)] += 1
                     calls.pop(0)
             waiting = [(layer, calls) for layer, calls in waiting if calls]
             if waiting and sum(made.values()) == before:
                 raise ValueError(f"the layer {_name(waiting[0][0])!r} waits for a result that no layer gives")
+
+
+def _refuse_unknown_names(layer: Config, calls: list[Any], names: Collection[str]) -> None:
+    for name, _ in (reference for call in calls for reference in _references(call)):
+        if name not in names:
+            raise ValueError(
+                f"the layer {_name(layer)!r} is called with a list of a text and two or three more values, which Keras "
+                f"reads as a result of a layer of the name {name!r}: no layer has it; give such a list to the layer's "
+                "constructor, or as a dict"
+            )
+
+
+def _is_made(call: object, made: int) -> bool:
+    """Whether the call of this number was made, of `made` calls in all; false for what is no number of a call."""
+    return isinstance(call, int | float) and 0 <= call < made and call == int(call)
 
 
 def _functional_models(config: object) -> Iterator[dict[str, Any]]:
@@ -66,11 +85,19 @@ def _functional_models(config: object) -> Iterator[dict[str, Any]]:
         part = todo.pop()
         if isinstance(part, dict):
             layers = part.get("layers")
-            if "input_layers" in part and isinstance(layers, list) and all(isinstance(each, dict) for each in layers):
+            if isinstance(layers, list) and layers and all(_is_called_layer(each) for each in layers):
                 yield part
             todo += part.values()
         elif isinstance(part, list):
             todo += part
+
+
+def _is_called_layer(entry: object) -> bool:
+    """Whether an entry of a list `layers` describes a layer with its calls; without one of these, Keras raises.
+
+    A layer's own arguments may have lists of that name, with anything in them.
+    """
+    return isinstance(entry, dict) and {"class_name", "config", "name", "inbound_nodes"} <= entry.keys()
 
 
 def _name(layer: Config) -> str:
@@ -92,7 +119,7 @@ def _first_call(layer: Config) -> int:
     return int(is_model or not is_known_layer(str(layer.get("class_name"))))
 
 
-def _references(call: object) -> Iterator[tuple[str, int]]:
+def _references(call: object) -> Iterator[tuple[str, object]]:
     """(layer's name, number of its call) of each result that a call reads."""
     todo = [call]
     while todo:
@@ -100,7 +127,7 @@ def _references(call: object) -> Iterator[tuple[str, int]]:
         if isinstance(part, dict):
             todo += part.values()
         elif isinstance(part, list) and len(part) in _LENGTHS and isinstance(part[0], str):
-            if part[0] != _CONSTANT and isinstance(part[1], int):
+            if part[0] != _CONSTANT:
                 yield part[0], part[1]
             todo += part[3:]
         elif isinstance(part, list):

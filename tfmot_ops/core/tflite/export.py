@@ -248,7 +248,7 @@ def _configure(
     if quantization.activations is Activations.FLOAT32:
         return
     integer = tf.int8 if quantization.activations is Activations.INT8 else tf.int16
-    if any(tensor.is_float for tensor in graph.inputs()):
+    if any(tensor.is_float for tensor in graph.inputs()) and (_is_calibrated(recipe) or _rounds_an_input(graph)):
         converter.inference_input_type = _io_type(quantization.input_type, integer)
     converter.inference_output_type = _io_type(quantization.output_type, integer)
     if integer is tf.int16:
@@ -263,6 +263,11 @@ def _configure(
 def _io_type(wanted: IoType | None, activations: tf.DType) -> tf.DType:
     """The type of inputs or outputs: the recipe's, else that of the activations."""
     return activations if wanted is None else tf.dtypes.as_dtype(str(wanted))
+
+
+def _rounds_an_input(graph: Graph) -> bool:
+    """Whether a quantiser reads an input of a QAT graph; none does where all inputs hold whole numbers."""
+    return any(isinstance(node.layer, QuantizeLayer) and node.inputs()[0].producer is None for node in graph.nodes)
 
 
 def _representative(

@@ -12,17 +12,26 @@ from tfmot_ops.core.graph.rules.convolutions import (
     transposed_over_one_axis,
 )
 from tfmot_ops.core.graph.rules.masks import masked_by_hand
+from tfmot_ops.core.graph.rules.means import mean_of_one
 from tfmot_ops.core.graph.rules.merges import average, merge_of_many, sum_function
 from tfmot_ops.core.graph.rules.padding import pad_below_all
 from tfmot_ops.core.graph.rules.patches import patches
 from tfmot_ops.core.graph.rules.products import einsum, product
 from tfmot_ops.core.graph.rules.recurrent import recurrent
+from tfmot_ops.core.graph.rules.roots import division_by_root, inverse_root, variance
+from tfmot_ops.core.graph.rules.softmaxes import softmax_by_hand, softmax_of_inner_axis
 from tfmot_ops.core.graph.rules.standardization import normalization, preprocessing
 
 #: In order of precedence: the first rule that does not return None replaces the call.
 RULES = (
     cast_to_own_type,
     masked_by_hand,
+    softmax_by_hand,
+    softmax_of_inner_axis,
+    variance,
+    division_by_root,
+    inverse_root,
+    mean_of_one,
     product,
     einsum,
     patches,

@@ -175,10 +175,19 @@ def function(node: Node, out: Rewriter) -> Any:
             return _concatenation(node, out, given[0], int(constants[0]))
         case "math.reduce_mean" if inputs[0].is_float:
             return _mean(node, out, constants)
-        case _ if symbol in _ACTIVATIONS and len(inputs) == 1 and not constants:
+        case _ if symbol in _ACTIVATIONS and len(inputs) == 1 and _is_default(symbol, constants, inputs[0]):
             activation = keras.activations.get(_ACTIVATIONS[symbol])
             return emit_activation(node, out, inputs[0], activation, node.path)
     return None
+
+
+def _is_default(symbol: str, constants: Sequence[Any], tensor: Tensor) -> bool:
+    """Whether a function has its default arguments only; a softmax also the last axis, given by its number."""
+    return not constants or (symbol == "nn.softmax" and _is_last_axis(constants, tensor))
+
+
+def _is_last_axis(constants: Sequence[Any], tensor: Tensor) -> bool:
+    return all(np.ndim(axis) == 0 and int(axis) in {-1, len(tensor.shape) - 1} for axis in constants)
 
 
 def _concatenation(node: Node, out: Rewriter, parts: Any, axis: int) -> Any:

@@ -52,10 +52,11 @@ def _is_softmax(node: Node) -> bool:
 def _masked_sum(node: Node, out: Rewriter) -> tuple[Tensor, Tensor] | None:
     """(scores, mask) of an Add of scores and an adder that is 0 or a large negative number."""
     parts = node.inputs()
-    if type(node.layer) is not _L.Add or len(parts) != 2:  # noqa: PLR2004 - scores and adder
+    if type(node.layer) not in {_L.Add, _L.Subtract} or len(parts) != 2:  # noqa: PLR2004 - scores and adder
         return None
-    for scores, adder in (parts, parts[::-1]):
-        if scores.shape == node.output().shape and (mask := _mask_of(adder, out)) is not None:
+    sign = 1.0 if type(node.layer) is _L.Add else -1.0
+    for scores, adder in (parts, parts[::-1])[: 2 if sign > 0 else 1]:
+        if scores.shape == node.output().shape and (mask := _mask_of(adder, out, sign)) is not None:
             return scores, mask
     return None
 
@@ -75,10 +76,16 @@ def _masked_choice(node: Node, out: Rewriter) -> tuple[Tensor, Tensor] | None:
     return None
 
 
-def _mask_of(adder: Tensor, out: Rewriter) -> Tensor | None:
-    """A mask of type bool, true where the adder is 0; None if the adder is not computed from a mask of 0 and 1."""
+def _mask_of(adder: Tensor, out: Rewriter, sign: float) -> Tensor | None:
+    """A mask of type bool, true where the adder is 0; None if the adder is not computed from a mask of 0 and 1.
+
+    Args:
+        adder: what is added to the scores.
+        out: the rewriter.
+        sign: -1 where the adder is subtracted.
+    """
     moves: list[Node] = []
-    scale, offset = 1.0, 0.0
+    scale, offset = sign, 0.0
     tensor = adder
     while (node := tensor.producer) is not None and symbol_of(node) != "cast":
         if isinstance(node.layer, Affine):

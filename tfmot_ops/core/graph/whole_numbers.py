@@ -1,0 +1,100 @@
+"""Inputs that hold whole numbers, such as the words that an Embedding looks up, but are declared as float32.
+
+Keras' default type is float32, and an Embedding casts. An int8 value has 256 levels over the range, so 99 words in a
+range from 0 to 120 would become other words. Such an input gets the type int32, which nothing rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
+from tfmot_ops.core.graph.layers import Affine, Shift
+from tfmot_ops.core.graph.pointwise import Pointwise
+from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.wrapped import inner_layer
+
+_L = keras.layers
+#: Calls that only move the elements of their one tensor.
+_MOVES = {"reshape", "expand_dims", "compat.v1.squeeze", "compat.v1.transpose", "__operators__.getitem", "slice"}
+_MOVES |= {"strided_slice", "split", "unstack", "identity", "stop_gradient", "tile", "repeat", "broadcast_to"}
+_MOVING_LAYERS = (_L.Reshape, _L.Flatten, _L.Permute, _L.RepeatVector, _L.Cropping1D, _L.Identity)
+#: What is computed of single elements before a cast, as in `tf.cast(x * 10, tf.int32)`.
+_OF_ELEMENTS = (Affine, Shift, Pointwise)
+_COMPARISONS = {"math.not_equal", "math.equal", "__operators__.ne", "__operators__.eq"}
+
+
+def with_integer_inputs(graph: Graph) -> Graph:
+    """Give the type int32 to the float inputs that are read as whole numbers only; changes the graph's tensors.
+
+    Args:
+        graph: with the custom layers opened.
+    """
+    readers = graph.readers()
+    results = set(tensors(graph.outputs))
+    for source in graph.inputs():
+        found = _moved(source, readers) if source.is_float else []
+        reading = {node for tensor in found for node in readers.get(tensor, []) if not _is_move(node)}
+        if any(reads_whole_numbers(node) for node in reading) and results.isdisjoint(found):
+            only = all(reads_whole_numbers(node) or _compares(node) for node in reading)
+            for tensor in found if only else []:
+                tensor.dtype = "int32"
+    return graph
+
+
+def read_exactly(graph: Graph) -> set[Tensor]:
+    """The float inputs that are read as whole numbers, and the tensors computed of them element by element until then.
+
+    A quantiser would change the numbers. What other calls compute is rounded before a cast too, as everywhere.
+
+    Args:
+        graph: normalised or quantised.
+    """
+    found: set[Tensor] = set()
+    for node in graph.nodes:
+        for tensor in node.inputs() if reads_whole_numbers(node) else []:
+            chain = _chain_before(tensor)
+            if chain[-1].producer is None and tensor.is_float:
+                found.update(chain)
+    return found
+
+
+def _chain_before(tensor: Tensor) -> list[Tensor]:
+    """The tensor and those before it, as long as each is the one before it moved, or a function of its elements."""
+    chain = [tensor]
+    while (node := chain[-1].producer) is not None and (_is_move(node) or type(node.layer) in _OF_ELEMENTS):
+        chain += node.inputs()[:1]
+    return chain
+
+
+def reads_whole_numbers(node: Node) -> bool:
+    """Whether a call takes its operand for whole numbers: an Embedding, or a cast to an integer type."""
+    layer = inner_layer(node.layer)
+    if getattr(layer, "symbol", None) == "cast":
+        return all(tf.as_dtype(tensor.dtype).is_integer for tensor in tensors(node.outputs))
+    return isinstance(layer, _L.Embedding | _L.CategoryEncoding)
+
+
+def _is_move(node: Node) -> bool:
+    is_moving = getattr(node.layer, "symbol", None) in _MOVES or type(node.layer) in _MOVING_LAYERS
+    return is_moving and len(node.inputs()) == 1
+
+
+def _moved(tensor: Tensor, readers: Mapping[Tensor, list[Node]]) -> list[Tensor]:
+    """A tensor, and the tensors that hold its elements moved."""
+    found = [tensor]
+    for each in found:
+        moves = [node for node in readers.get(each, []) if _is_move(node)]
+        found += [result for node in dict.fromkeys(moves) for result in tensors(node.outputs)]
+    return found
+
+
+def _compares(node: Node) -> bool:
+    """Whether a call compares a tensor with a whole number, as masks do."""
+    leaves = tf.nest.flatten((node.args, node.kwargs))
+    numbers = [leaf for leaf in leaves if isinstance(leaf, int | np.integer) and not isinstance(leaf, bool)]
+    others = [leaf for leaf in leaves if leaf is not None and not isinstance(leaf, Tensor | str)]
+    return getattr(node.layer, "symbol", None) in _COMPARISONS and len(numbers) == len(others) == 1
