@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfmot_ops import core
 from tfmot_ops.core import keras
+from tfmot_ops.core.keras.seeds import set_seed
 
 L = keras.layers
 K = keras.backend
@@ -193,3 +194,21 @@ def test_a_cast_at_the_end_keeps_the_layers_before_it_int8() -> None:
     profile = core.profile_tflite(core.export_tflite(quantized, QAT))
     assert profile.int8_mac_fraction == 1.0
     assert {str(report.outcome) for report in reports if report.class_name == "Dense"} == {"quantized"}
+
+
+def test_a_file_whose_input_mixes_words_and_numbers_is_what_its_recipe_says():
+    """The input stays float, as int8 would change the words; the steps take the file."""
+    set_seed(0)
+    inputs = L.Input((6,))
+    rows = L.Flatten()(L.Embedding(50, 8)(inputs[:, :2]))
+    joined = L.Concatenate()([rows, L.Dense(8, activation="relu")(inputs[:, 2:])])
+    model = keras.Model(inputs, L.Dense(3)(joined))
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.integers(0, 50, (64, 2)), rng.normal(size=(64, 4))], axis=1).astype(np.float32)
+    recipe = core.recipes.decode("wi8_ai8")
+    quantized, report = core.quantize(model, recipe, x)
+    data = core.export_tflite(quantized, recipe)
+    profile = core.profile_tflite(data)
+    assert profile.input_dtypes == ("float32",)
+    core.require_recipe(profile, recipe, report)
+    assert core.sqnr_db(core.predict(model, x), core.predict(data, x)) > 25.0

@@ -18,6 +18,8 @@ from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.wrapped import inner_layer
 
 _L = keras.layers
+#: Why a call that such values pass stays in float, in the report.
+WHOLE_NUMBERS = "its values are read as whole numbers too, which int8 would change"
 #: Calls that only move the elements of their one tensor.
 _MOVES = {"reshape", "expand_dims", "compat.v1.squeeze", "compat.v1.transpose", "__operators__.getitem", "slice"}
 _MOVES |= {"strided_slice", "split", "unstack", "identity", "stop_gradient", "tile", "repeat", "broadcast_to"}

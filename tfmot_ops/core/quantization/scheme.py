@@ -15,7 +15,7 @@ from tfmot_ops.core.graph.of_weights import calls_of_weights
 from tfmot_ops.core.graph.operations import ACTIVATIONS, UNKNOWN, Kernel, OpSpec, Role
 from tfmot_ops.core.graph.poles import float_calls
 from tfmot_ops.core.graph.roles import activation_name, float_reason, kernels, role, spec_of
-from tfmot_ops.core.graph.whole_numbers import read_exactly, reads_whole_numbers
+from tfmot_ops.core.graph.whole_numbers import WHOLE_NUMBERS, read_exactly, reads_whole_numbers
 from tfmot_ops.core.keras.private import QuantizeLayer
 from tfmot_ops.core.keras.types import Layer
 from tfmot_ops.core.quantization.quantizers import (
@@ -267,7 +267,7 @@ class _Placer:
         if isinstance(node.kwargs.get("mask"), Tensor) and not kernels(node.layer):
             return "uses a mask, which TFLite computes in float only"
         if self._is_of_whole_numbers(node):
-            return "its values are read as whole numbers too, which int8 would change"
+            return WHOLE_NUMBERS
         if node in self.unrounded:
             return "a function that diverges at 0 (log, division) reads its result, which int8 could round to 0"
         return float_reason(node.layer)

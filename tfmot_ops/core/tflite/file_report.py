@@ -9,6 +9,7 @@ from tfmot_ops.core.graph.ir import unique_names
 from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.operations import LAYERS, Role
 from tfmot_ops.core.graph.read import read_graph
+from tfmot_ops.core.graph.whole_numbers import WHOLE_NUMBERS
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.tflite.interpreter import make_interpreter
 from tfmot_ops.core.tflite.profile import TFLiteProfile
@@ -66,9 +67,10 @@ def require_recipe(profile: TFLiteProfile, recipe: Recipe, reports: Sequence[Lay
     quantization = recipe.quantization
     if quantization is None or quantization.activations is Activations.FLOAT32:
         return
-    # A recipe may say that inputs or outputs are float.
+    # A recipe may say that inputs or outputs are float; an input that holds whole numbers among others stays float.
+    may_be_float = quantization.input_type is IoType.FLOAT32 or any(each.reason == WHOLE_NUMBERS for each in reports)
     types = {
-        *(profile.input_dtypes if quantization.input_type is not IoType.FLOAT32 else ()),
+        *(profile.input_dtypes if not may_be_float else ()),
         *(profile.output_dtypes if quantization.output_type is not IoType.FLOAT32 else ()),
     }
     if any(name.startswith("float") for name in types):
