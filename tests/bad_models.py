@@ -236,5 +236,5 @@ MODELS = {
     "fill on load": Bad("model", 3, "on constants", _edited(".h5", _on_constants("fill", [10**11], value=1.0))),
     "layers in a circle": Bad("model", 4, "waits for a result", _edited(".h5", _waits("scores"))),
     "layer that waits for itself": Bad("model", 4, "waits for a result", _edited(".keras", _waits("flat"))),
-    "layer that is not there": Bad("model", 4, "waits for a result", _edited(".h5", _waits("nowhere"))),
+    "layer that is not there": Bad("model", 4, "no layer has it", _edited(".h5", _waits("nowhere"))),
 }

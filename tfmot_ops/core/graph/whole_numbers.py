@@ -7,6 +7,7 @@ range from 0 to 120 would become other words. Such an input gets the type int32,
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 
 import numpy as np
 import tensorflow as tf
@@ -62,6 +63,16 @@ def read_exactly(graph: Graph) -> set[Tensor]:
             if chain[-1].producer is None and tensor.is_float:
                 found.update(chain)
     return found
+
+
+def uses_whole_numbers(node: Node, exact: AbstractSet[Tensor]) -> bool:
+    """Whether a call computes with whole numbers, or gives some; not for the lookup itself.
+
+    Args:
+        node: the call.
+        exact: from `read_exactly`.
+    """
+    return not exact.isdisjoint((*node.inputs(), *tensors(node.outputs))) and not reads_whole_numbers(node)
 
 
 def _chain_before(tensor: Tensor) -> list[Tensor]:

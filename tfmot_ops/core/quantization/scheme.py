@@ -15,7 +15,7 @@ from tfmot_ops.core.graph.of_weights import calls_of_weights
 from tfmot_ops.core.graph.operations import ACTIVATIONS, UNKNOWN, Kernel, OpSpec, Role
 from tfmot_ops.core.graph.poles import float_calls
 from tfmot_ops.core.graph.roles import activation_name, float_reason, kernels, role, spec_of
-from tfmot_ops.core.graph.whole_numbers import WHOLE_NUMBERS, read_exactly, reads_whole_numbers
+from tfmot_ops.core.graph.whole_numbers import WHOLE_NUMBERS, read_exactly, uses_whole_numbers
 from tfmot_ops.core.keras.private import QuantizeLayer
 from tfmot_ops.core.keras.types import Layer
 from tfmot_ops.core.quantization.quantizers import (
@@ -175,16 +175,13 @@ class _Placer:
             return Role.CONSTANT
         # Under a mask Keras computes a layer by further operations (select), which TFLite has in float only.
         masked = isinstance(node.kwargs.get("mask"), Tensor)
-        is_float = masked or node.origin in self.excluded or node in self.unrounded or self._is_of_whole_numbers(node)
+        is_float = (
+            masked or node.origin in self.excluded or node in self.unrounded or uses_whole_numbers(node, self.exact)
+        )
         is_table_of_two = spec_of(node.layer).table and len(node.inputs()) > 1
         kind = Role.FLOAT if is_float or is_table_of_two else role(node.layer)
         # The range of a call with a constant in its output (tf.pad) must contain input and constant.
         return Role.SAME_SCALE if kind is Role.PASS and constants(node) else kind
-
-    def _is_of_whole_numbers(self, node: Node) -> bool:
-        """Whether a call computes with whole numbers, or gives some; not for the lookup itself."""
-        uses = not self.exact.isdisjoint((*node.inputs(), *tensors(node.outputs)))
-        return uses and not reads_whole_numbers(node)
 
     def place(self, node: Node) -> Placement:
         """The quantisers of one call, and the row of its layer's report."""
@@ -266,7 +263,7 @@ class _Placer:
             return "excluded by the recipe's scope"
         if isinstance(node.kwargs.get("mask"), Tensor) and not kernels(node.layer):
             return "uses a mask, which TFLite computes in float only"
-        if self._is_of_whole_numbers(node):
+        if uses_whole_numbers(node, self.exact):
             return WHOLE_NUMBERS
         if node in self.unrounded:
             return "a function that diverges at 0 (log, division) reads its result, which int8 could round to 0"

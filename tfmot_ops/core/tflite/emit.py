@@ -23,6 +23,7 @@ from tfmot_ops.core.graph.of_weights import calls_of_weights
 from tfmot_ops.core.graph.operations import Kernel, Role
 from tfmot_ops.core.graph.roles import is_elu, kernels, role, spec_of
 from tfmot_ops.core.graph.run import run_graph
+from tfmot_ops.core.graph.whole_numbers import read_exactly, uses_whole_numbers
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.private import QuantizeLayer
 from tfmot_ops.core.keras.types import Args, Array, Kwargs, Layer, TensorLike
@@ -83,6 +84,7 @@ class _Emitter:
         self.tables = tables
         self.per_channel = True
         self.unrounded = unrounded
+        self.exact = read_exactly(graph)
         self.late = late
         self.constant = calls_of_weights(graph)
         self.scopes = call_scopes(graph)
@@ -137,6 +139,8 @@ class _Emitter:
             return self._in_float(node, layer, args, kwargs)
         kind = role(layer)
         keep_float = getattr(getattr(node.layer, "quantize_config", None), "keep_float", False)
+        # A range would be spread over a slice of whole numbers, as over any call that passes values on.
+        keep_float = keep_float or bool(self.ranges and uses_whole_numbers(node, self.exact))
         if (kind is Role.FLOAT and self.ranges) or (keep_float and kind in {Role.PASS, Role.SAME_SCALE}):
             return float_call(layer, args, kwargs)
         tables = self.tables if self.ranges and not keep_float else None
