@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def report(search: Search, best: Found | None, say: Callable[[str], None]) -> di
     measured = [each for each in search.found if each.metrics]
     paths: dict[str, str] = {}
     if measured:
-        paths = _write(search, best, measured, rows)
+        paths = _write(search, best, measured, rows, say)
         _record(search, [Path(path) for path in paths.values()], say)
     lines = _aligned(rows) + [""] + _verdict(search, best) + [f"{name}: {path}" for name, path in paths.items()]
     return {
@@ -110,7 +111,9 @@ def _verdict(search: Search, best: Found | None) -> list[str]:
     return [*lines, "A smaller model, more epochs, or a milder goal would help."]
 
 
-def _write(search: Search, best: Found | None, measured: list[Found], rows: list[list[str]]) -> dict[str, str]:
+def _write(
+    search: Search, best: Found | None, measured: list[Found], rows: list[list[str]], say: Callable[[str], None]
+) -> dict[str, str]:
     states, headline = _states(search, best), measured[0].headline
     points = [
         Point(e.candidate.name, states[e.candidate.name], _missed(search, e), e.metrics)
@@ -119,10 +122,21 @@ def _write(search: Search, best: Found | None, measured: list[Found], rows: list
     ]
     if not points:
         return {}
-    title = search.name
-    files.write(search.output / PAGE, page(points, headline, title, rows))
+    title = _title(search)
     _draw(points, headline, title, search.output / PICTURE)
-    return {"page": str((search.output / PAGE).resolve()), "picture": str((search.output / PICTURE).resolve())}
+    paths = {"picture": str((search.output / PICTURE).resolve())}
+    if importlib.util.find_spec("plotly") is None:
+        say("search: no page, as Plotly is not installed: pip install 'tfmot-ops[search]'")
+        return paths
+    files.write(search.output / PAGE, page(points, headline, title, rows))
+    return {"page": str((search.output / PAGE).resolve())} | paths
+
+
+def _title(search: Search) -> str:
+    """What was searched, for which device, under which goals."""
+    goals = search.found[0].tried(search.goals).judged
+    target = search.target if isinstance(search.target, str) else getattr(search.target, "name", "litert_cpu")
+    return f"{search.name} for {target}: {', '.join(goal.required for goal in goals)}"
 
 
 def _draw(points: list[Point], headline: Headline, title: str, path: Path) -> None:

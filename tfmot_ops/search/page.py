@@ -34,13 +34,12 @@ def _unit(metric: str) -> tuple[float, str]:
     return (1.0, "ms") if metric.endswith("_ms") else (1 / 1024, "KiB")
 
 
-def figure(points: Sequence[Point], headline: Headline, title: str) -> Any:
+def figure(points: Sequence[Point], headline: Headline) -> Any:
     """The Plotly figure: the headline metric over a cost, which a menu chooses among those that were measured.
 
     Args:
         points: the candidates whose chain ended well.
         headline: the task's metric.
-        title: of the search, with its goals.
     """
     import plotly.graph_objects as go
 
@@ -52,10 +51,10 @@ def figure(points: Sequence[Point], headline: Headline, title: str) -> Any:
         if group:
             traces.append(_trace(go, group, state, costs[0], [factor * p.metrics[headline.name] for p in group]))
     layout: dict[str, Any] = {
-        "title": {"text": title},
+        "title": {"text": headline.words + " and cost of each candidate"},
         "template": "plotly_white",
         "xaxis": {"title": {"text": _axis(costs[0])}, "rangemode": "tozero"},
-        "yaxis": {"title": {"text": headline.words + (" in %" if headline.is_share else "")}},
+        "yaxis": {"title": {"text": headline.words + (" in %" if headline.is_share else "")}, "automargin": True},
         "legend": {"orientation": "h", "y": -0.2},
     }
     if len(costs) > 1:
@@ -105,6 +104,6 @@ def page(points: Sequence[Point], headline: Headline, title: str, rows: Sequence
     """
     from jinja2 import Environment, PackageLoader
 
-    chart = figure(points, headline, title).to_html(full_html=False, include_plotlyjs=True)
+    chart = figure(points, headline).to_html(full_html=False, include_plotlyjs=True)
     template = Environment(autoescape=True, loader=PackageLoader("tfmot_ops.search", "")).get_template("page.html.j2")
     return template.render(title=title, titles=rows[0], rows=rows[1:], chart=chart)
