@@ -19,8 +19,6 @@ KEY_TAG = "tfmot_ops.key"
 PARENT_TAG = "mlflow.parentRunId"
 STEP_TAG = "tfmot_ops.step_id"
 KIND_TAG = "tfmot_ops.kind"
-#: Tag of a run that is no longer one of its chain: the parent run that it had.
-_REPLACED_TAG = "tfmot_ops.replaced_in"
 #: Artifact of a step's run that holds its result.
 RESULT = "result.json"
 #: Most child runs that are read; a chain has seven, a DAG with mapped tasks more.
@@ -91,19 +89,6 @@ def children_of(client: mlflow.MlflowClient, parent: str) -> list[Child]:
     query = f"tags.`{PARENT_TAG}` = '{parent}'"
     runs = client.search_runs([experiment], query, max_results=_MOST, order_by=["attributes.start_time ASC"])
     return [Child(run, read_result(client, run.info.run_id)) for run in runs]
-
-
-def set_aside(client: mlflow.MlflowClient, run: Run) -> None:
-    """Take the run of a step that is done again out of its chain; the run and its artifacts stay.
-
-    The tag `tfmot_ops.replaced_in` then has the id of the parent run.
-    """
-    tags, run_id = run.data.tags, run.info.run_id
-    if PARENT_TAG in tags:
-        client.set_tag(run_id, _REPLACED_TAG, tags[PARENT_TAG])
-        client.delete_tag(run_id, PARENT_TAG)
-    # Last, as a next attempt finds the run by it if this process is killed before.
-    client.delete_tag(run_id, KEY_TAG)
 
 
 def read_result(client: mlflow.MlflowClient, run_id: str) -> StepResult | None:

@@ -24,7 +24,7 @@ from tfmot_ops.errors import SpecError
 from tfmot_ops.system.uri_secrets import hide
 from tfmot_ops.tracking import closing
 from tfmot_ops.tracking.artifacts import put_json
-from tfmot_ops.tracking.children import KEY_TAG, KIND_TAG, PARENT_TAG, RESULT, STEP_TAG, set_aside
+from tfmot_ops.tracking.children import KEY_TAG, KIND_TAG, PARENT_TAG, RESULT, STEP_TAG
 from tfmot_ops.tracking.client import MlflowStore, connect
 from tfmot_ops.tracking.creating import create_run
 from tfmot_ops.tracking.datasets import EVALUATION, TRAINING, dataset_of, log_dataset
@@ -98,10 +98,7 @@ class StepRun:
             text = json.dumps([tracking.key, spec.options.kind], sort_keys=True)
             tags[KEY_TAG] = hashlib.sha256(text.encode()).hexdigest()
             found = self._client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{tags[KEY_TAG]}'", max_results=1)
-            if found and found[0].info.status == "FINISHED" and spec.options.kind in _TRAINS:
-                # A person cleared the task, so the step trains anew: its curves would mix with those of the run.
-                set_aside(self._client, found[0])
-            elif found:
+            if found:
                 self._taken_up = True
                 run_id = str(found[0].info.run_id)
                 # Before the status, which without its process is mended.
