@@ -76,8 +76,7 @@ def require_recipe(profile: TFLiteProfile, recipe: Recipe, reports: Sequence[Lay
     if any(name.startswith("float") for name in types):
         raise ExportError(
             f"the file is not what recipe {recipe.name!r} says: its inputs or outputs are float",
-            required=f"inputs of {quantization.input_type or quantization.activations} and outputs of "
-            f"{quantization.output_type or quantization.activations}, or the integer type that the model has there",
+            required=f"{_types_of(quantization)}, or the integer type that the model has there",
             received=f"inputs of {', '.join(profile.input_dtypes)}, outputs of {', '.join(profile.output_dtypes)}",
             remedy="export the model again with core.export_tflite and this recipe",
         )
@@ -113,3 +112,9 @@ def _report(path: str, class_name: str, types: set[str]) -> LayerReport:
     else:
         outcome, reason = Outcome.ABSORBED, "no tensor of its own in the file: computed by the layers around it"
     return LayerReport(path=path, class_name=class_name, outcome=outcome, reason=reason)
+
+
+def _types_of(quantization: Quantization) -> str:
+    """The types of inputs and outputs for people."""
+    given, gives = (each or quantization.activations for each in (quantization.input_type, quantization.output_type))
+    return f"inputs and outputs of {given}" if given == gives else f"inputs of {given} and outputs of {gives}"
