@@ -18,7 +18,7 @@ import numpy as np
 from tfmot_ops import core, targets
 from tfmot_ops.contract import SHIPPED_TARGETS
 from tfmot_ops.core.keras.seeds import set_seed
-from tfmot_ops.core.measure.reference import reference_run
+from tfmot_ops.core.tflite.interpreter import raw_inputs
 from tfmot_ops.data import load_dataset
 from tfmot_ops.models import build_model
 
@@ -39,9 +39,8 @@ def cost() -> None:
             target = targets.resolve_target(name)
             recipe = targets.adapted(core.recipes.decode("wi8_ai8_ptq"), target)
             data = core.export_tflite(model, recipe, x)
-            run = reference_run(data, x)
             measured = {"arena_bytes": float(core.arena_bytes(data)), "latency_ms": core.latency_ms(data).median}
-            found, _ = targets.cost_on(target, data, measured, run.inputs, run.outputs)
+            found, _ = targets.cost_on(target, data, measured, raw_inputs(data, x))
             print(
                 f"{name}, {net}: {found['target_flash_bytes'] / 1000:.1f} / {found['target_ram_bytes'] / 1000:.1f},"
                 f" {found.get('npu_share', float('nan')):.1%}, {found.get('target_inference_ms', float('nan')):.3f},"

@@ -17,8 +17,8 @@ from tfmot_ops.cli.app import app
 from tfmot_ops.core import keras
 from tfmot_ops.core.keras.seeds import set_seed
 from tfmot_ops.errors import ArtifactError, SpecError, StepFailedError, UnsupportedModelError
-from tfmot_ops.targets import tflm
 from tfmot_ops.targets.bundle import method_of
+from tfmot_ops.targets.kernels import run_tflm
 
 L = keras.layers
 
@@ -68,7 +68,7 @@ def test_the_compiled_array_gives_the_vectors_in_tflite_micro(dataset: list[str]
         inputs, expected = vectors["input_0"], vectors["output_0"]
     assert inputs.shape == (5, 8, 8, 1)
     np.testing.assert_array_equal(np.frombuffer(ran.stderr, np.int8).reshape(expected.shape), expected)
-    micro = tflm.run(ran.stdout, [inputs], "cortex_m")
+    micro = run_tflm(ran.stdout, [inputs], "cortex_m")
     np.testing.assert_array_equal(micro.outputs[0], expected)
     assert document["figures"]["target_ram_bytes"] == micro.arena_bytes
     for line in (output / "SHA256SUMS").read_text().splitlines():

@@ -18,12 +18,13 @@ from tfmot_ops.contract import SHIPPED_TARGETS, Limits, Target, Vela
 from tfmot_ops.contract.target import bytes_of
 from tfmot_ops.core import keras
 from tfmot_ops.core.keras.seeds import set_seed
-from tfmot_ops.core.measure.reference import reference_run
+from tfmot_ops.core.tflite.interpreter import raw_inputs
 from tfmot_ops.core.tflite.profile import layers_by_operation
 from tfmot_ops.errors import RecipeError, SpecError, StepFailedError, UnsupportedModelError
 from tfmot_ops.steps import catalogue
-from tfmot_ops.targets import tflm, vela
-from tfmot_ops.targets.cost import broken_limits
+from tfmot_ops.targets import vela
+from tfmot_ops.targets.cost import broken_limits, equal_share
+from tfmot_ops.targets.kernels import run_reference, run_tflm
 from tfmot_ops.targets.tool import Tool
 
 L = keras.layers
@@ -188,11 +189,12 @@ def test_a_gelu_becomes_a_table_with_the_same_outputs_where_the_device_has_none(
     assert "GELU" in core.profile_tflite(plain).op_counts
     assert "GELU" not in core.profile_tflite(data).op_counts
     np.testing.assert_array_equal(core.predict(plain, X), core.predict(data, X))
-    run = reference_run(data, X[:8])
-    micro = tflm.run(data, run.inputs, "cortex_m")
-    np.testing.assert_array_equal(micro.outputs[0], run.outputs[0])
+    inputs = raw_inputs(data, X[:8])
+    np.testing.assert_array_equal(
+        run_tflm(data, inputs, "cortex_m").outputs[0], run_reference(data, inputs, "cortex_m")[0]
+    )
     with pytest.raises(UnsupportedModelError, match="GELU"):
-        tflm.run(plain, run.inputs, "cortex_m")
+        run_tflm(plain, inputs, "cortex_m")
 
 
 @pytest.mark.parametrize("name", ["exponential", "gelu", "leaky", "swish"])
@@ -220,17 +222,27 @@ def test_a_missing_operation_is_named_with_its_layer():
 
 def test_tflite_micro_gives_the_reference_kernels_outputs_and_the_arena():
     _, data = exported(net("swish"), "wi8_ai8", "cortex_m")
-    run = reference_run(data, X)
-    figures, parameters = targets.cost_on(targets.resolve_target("cortex_m"), data, {}, run.inputs, run.outputs)
+    figures, parameters = targets.cost_on(targets.resolve_target("cortex_m"), data, {}, raw_inputs(data, X))
     assert figures["tflm_equal_outputs"] == 1.0
     assert figures["target_flash_bytes"] == len(data)
     # The widest tensors: the transposed convolution's input, 16 x 16 x 16, and its output, 32 x 32 x 6.
     assert 16 * 16 * 16 + 32 * 32 * 6 < figures["target_ram_bytes"] < 200_000
     assert parameters == {"target": "cortex_m"}
-    other = [output + 1 for output in run.outputs]
-    assert (
-        targets.cost_on(targets.resolve_target("cortex_m"), data, {}, run.inputs, other)[0]["tflm_equal_outputs"] == 0.0
-    )
+    outputs = run_reference(data, raw_inputs(data, X), "cortex_m")
+    assert equal_share(outputs, [output + 1 for output in outputs]) == 0.0
+
+
+def test_a_range_that_ends_the_kernels_process_is_a_refusal():
+    """A softmax of logits that hardly differ, as of an untrained model: its scale is below what the kernels take."""
+    inputs = L.Input((8,))
+    tiny = keras.initializers.RandomUniform(-1e-9, 1e-9, seed=0)
+    model = keras.Model(inputs, L.Dense(4, activation="softmax", kernel_initializer=tiny)(inputs))
+    x = np.random.default_rng(0).random((32, 8), dtype=np.float32)
+    data = core.export_tflite(model, core.recipes.decode("wi8_ai8_ptq"), x)
+    for run in (run_tflm, run_reference):
+        with pytest.raises(UnsupportedModelError, match="cannot run the file") as caught:
+            run(data, raw_inputs(data, x), "cortex_m")
+        assert caught.value.exit_code == 3
 
 
 def test_several_inputs_and_outputs_in_tflite_micro():
@@ -241,10 +253,10 @@ def test_several_inputs_and_outputs_in_tflite_micro():
     data = core.export_tflite(
         core.quantize(model, core.recipes.decode("wi8_ai8"), x)[0], core.recipes.decode("wi8_ai8")
     )
-    run = reference_run(data, x)
-    micro = tflm.run(data, run.inputs, "cortex_m")
-    assert [output.shape for output in micro.outputs] == [output.shape for output in run.outputs]
-    for one_output, other in zip(micro.outputs, run.outputs, strict=True):
+    inputs = raw_inputs(data, x)
+    outputs, expected = run_tflm(data, inputs, "cortex_m").outputs, run_reference(data, inputs, "cortex_m")
+    assert [output.shape for output in outputs] == [output.shape for output in expected]
+    for one_output, other in zip(outputs, expected, strict=True):
         # TFLite Micro's FULLY_CONNECTED rounds a value halfway between two levels to the other one.
         assert np.max(np.abs(one_output.astype(int) - other)) <= 1
 
@@ -252,7 +264,7 @@ def test_several_inputs_and_outputs_in_tflite_micro():
 @pytest.mark.parametrize("name", ["ethos_u55_128", "ethos_u65_256", "ethos_u85_256"])
 def test_vela_compiles_for_each_npu_that_ships(name: str):
     _, data = exported(net(), "wi8_ai8", name)
-    figures, parameters = targets.cost_on(targets.resolve_target(name), data, {"latency_ms": 1.0}, [], [])
+    figures, parameters = targets.cost_on(targets.resolve_target(name), data, {"latency_ms": 1.0}, [])
     assert figures["npu_share"] == 1.0
     assert "cpu_operations" not in parameters
     assert figures["npu_cycles"] > 0.0
@@ -264,7 +276,7 @@ def test_operations_beside_the_npu_are_named_with_their_layer():
     inputs = L.Input((16, 16, 3))
     x = L.LayerNormalization(name="level")(L.Conv2D(16, 3, padding="same")(inputs))
     _, data = exported(keras.Model(inputs, L.Conv2D(4, 3)(x)), "wi8_ai8", "ethos_u55_128")
-    figures, parameters = targets.cost_on(targets.resolve_target("ethos_u55_128"), data, {}, [], [])
+    figures, parameters = targets.cost_on(targets.resolve_target("ethos_u55_128"), data, {}, [])
     assert 0.5 < figures["npu_share"] < 1.0
     assert all(line.startswith("Mean of level") for line in parameters["cpu_operations"]), parameters
 

@@ -35,21 +35,24 @@ def bundle(  # noqa: PLR0917 - typer reads the options from the signature, nobod
     Before anything is written, the file is checked against the target: its operations and its limits.
     """
     from tfmot_ops import core, targets
-    from tfmot_ops.core.measure.reference import reference_run
+    from tfmot_ops.core.tflite.interpreter import raw_inputs
     from tfmot_ops.core.tflite.profile import layers_by_operation
     from tfmot_ops.targets.bundle import Vectors
     from tfmot_ops.targets.bundle import bundle as files_of
+    from tfmot_ops.targets.kernels import run_reference
 
     device = targets.resolve_target(target)
     targets.require_tools(device)
     data = _read(file)
     operations = layers_by_operation(data)
     targets.require_operations(device, operations)
-    run = reference_run(data, _inputs(data, dataset, samples, seed))
+    inputs = raw_inputs(data, _inputs(data, dataset, samples, seed))
     measured = {"arena_bytes": float(core.arena_bytes(data)), "latency_ms": core.latency_ms(data).median}
-    figures, _ = targets.cost_on(device, data, measured, run.inputs, run.outputs)
+    figures, _ = targets.cost_on(device, data, measured, inputs)
     targets.require_within_limits(device, figures)
-    made = files_of(data, device, sorted(operations), figures, Vectors(run.inputs, run.outputs))
+    made = files_of(
+        data, device, sorted(operations), figures, Vectors(inputs, run_reference(data, inputs, device.name))
+    )
     files.check_writable(output)
     for name, content in made.items():
         files.write(output / name, content)

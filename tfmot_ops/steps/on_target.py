@@ -41,16 +41,16 @@ def measure_target(work: ModelWork[EvaluateOptions], tflite: bytes, model: Model
         tflite: the file's bytes.
         model: the model that was quantised, which has the order of the inputs; None without that input.
     """
-    from tfmot_ops.core.measure.reference import ReferenceRun, reference_run
+    from tfmot_ops.core.tflite.interpreter import raw_inputs
 
     target = work.target
     if target is None:
         return
-    run = ReferenceRun([], [])
+    inputs: list[Any] = []
     if target.tflm:
         work.say(f"running {_SAMPLES} samples in TFLite Micro for target {target.name}")
-        run = reference_run(tflite, _samples(work, tflite, model))
-    figures, parameters = targets.cost_on(target, tflite, work.metrics, run.inputs, run.outputs)
+        inputs = raw_inputs(tflite, _samples(work, tflite, model))
+    figures, parameters = targets.cost_on(target, tflite, work.metrics, inputs)
     work.parameters |= parameters
     work.measure(figures)
     targets.require_within_limits(target, figures)

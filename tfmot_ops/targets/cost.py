@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfmot_ops.contract import Target
 from tfmot_ops.errors import StepFailedError, UnsupportedModelError
-from tfmot_ops.targets import tflm, vela
+from tfmot_ops.targets import kernels, vela
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -28,7 +28,7 @@ def require_tools(target: Target) -> None:
     Raises:
         SpecError: a Python package is missing.
     """
-    for tool in ([tflm.TFLM] if target.tflm else []) + ([vela.VELA] if target.vela else []):
+    for tool in ([kernels.TFLM] if target.tflm else []) + ([vela.VELA] if target.vela else []):
         tool.require(target.name)
 
 
@@ -62,7 +62,6 @@ def cost_on(
     data: bytes,
     measured: Mapping[str, float],
     inputs: Sequence[npt.NDArray[Any]],
-    reference: Sequence[npt.NDArray[Any]],
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Find out what a file costs on the target.
 
@@ -71,8 +70,7 @@ def cost_on(
         data: the file's bytes.
         measured: `size_bytes`, `arena_bytes` and `latency_ms` of the file under TFLite on this machine, which stand for
             a target without tools of its own.
-        inputs: one array [N, ...] an input, of the file's types, for TFLite Micro.
-        reference: outputs of TFLite's reference kernels for these inputs, one array [N, ...] an output.
+        inputs: one array [N, ...] per input, of the file's types, for TFLite Micro.
 
     Returns:
         (metrics, parameters). Metrics: `target_flash_bytes`, `target_ram_bytes`, `target_inference_ms` (not for
@@ -86,9 +84,9 @@ def cost_on(
     figures = {"target_flash_bytes": float(len(data)), "target_ram_bytes": measured.get("arena_bytes", float("nan"))}
     parameters: dict[str, Any] = {"target": target.name}
     if target.tflm:
-        micro = tflm.run(data, inputs, target.name)
+        micro = kernels.run_tflm(data, inputs, target.name)
         figures["target_ram_bytes"] = float(micro.arena_bytes)
-        figures["tflm_equal_outputs"] = _equal_share(micro.outputs, reference)
+        figures["tflm_equal_outputs"] = equal_share(micro.outputs, kernels.run_reference(data, inputs, target.name))
     elif target.vela is None:
         figures["target_inference_ms"] = measured.get("latency_ms", float("nan"))
     if target.vela is not None:
@@ -104,7 +102,7 @@ def cost_on(
     return figures, parameters
 
 
-def _equal_share(outputs: Sequence[npt.NDArray[Any]], reference: Sequence[npt.NDArray[Any]]) -> float:
+def equal_share(outputs: Sequence[npt.NDArray[Any]], reference: Sequence[npt.NDArray[Any]]) -> float:
     """Share of values that are equal, in [0, 1]; 0 for outputs of other shapes."""
     pairs = list(zip(outputs, reference, strict=False))
     if len(outputs) != len(reference) or any(one.shape != other.shape for one, other in pairs):

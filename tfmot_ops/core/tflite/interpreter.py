@@ -142,6 +142,24 @@ def _by_name(x: Mapping[str, Any], names: list[str]) -> list[Any]:
     return [x[name] for name in names]
 
 
+def raw_inputs(data: bytes, x: Inputs) -> list[Array]:
+    """The inputs as numbers of the file's own types, one array [N, ...] per input, in the file's order.
+
+    Args:
+        data: the file's bytes.
+        x: float inputs: one array [N, ...], or one per input, in the file's order.
+
+    Raises:
+        ArtifactError: the bytes are no TFLite file.
+        SamplesError: the arrays do not fit the file's inputs.
+    """
+    details, columns = make_interpreter(data).get_input_details(), arrays(x)
+    shapes = [[int(size) for size in detail["shape_signature"]] for detail in details]
+    check_inputs(shapes, columns, "TFLite file")
+    fitting = [fitted(column, shape) for column, shape in zip(columns, shapes, strict=True)]
+    return [quantized(column, detail) for column, detail in zip(fitting, details, strict=True)]
+
+
 def run_tflite(data: bytes, x: Inputs, batch_size: int) -> list[Array]:
     """Outputs [N, ...] of a TFLite file, float32, for inputs [N, ...]; see `core.predict`.
 
