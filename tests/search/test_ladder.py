@@ -9,7 +9,7 @@ import pytest
 from tfmot_ops import targets
 from tfmot_ops.contract import ACCURACY, Headline
 from tfmot_ops.errors import SpecError
-from tfmot_ops.search.front import chosen, front, nearest
+from tfmot_ops.search.front import front, nearest
 from tfmot_ops.search.goals import Goals, judge, require_goals
 from tfmot_ops.search.ladder import Candidate, Tried, ladder, next_candidate
 
@@ -20,15 +20,15 @@ def played(
     goals: Goals, world: dict[str, dict[str, float]], target: str = "ethos_u55_128"
 ) -> tuple[list[str], str | None]:
     """(names in the order tried, the chosen one), where `world` says what each candidate would measure."""
-    rungs = ladder(goals, targets.resolve_target(target)).rungs
+    rungs = ladder(goals, targets.resolve_target(target)).candidates
     tried: list[Tried] = []
-    while chosen(tried) is None:
+    while not any(each.meets_all for each in tried):
         rung: Candidate | None = next_candidate(rungs, tried)
         if rung is None:
             break
         tried.append(Tried(rung, judge(goals, world[rung.name], ACCURACY)))
-    best = chosen(tried)
-    return [each.candidate.name for each in tried], best.candidate.name if best else None
+    best = next((each.candidate.name for each in tried if each.meets_all), None)
+    return [each.candidate.name for each in tried], best
 
 
 def world(dense_drop: float, *, densest: int = 90, largest: float = 100_000) -> dict[str, dict[str, float]]:
@@ -74,21 +74,21 @@ def test_goals_that_cannot_be_met_end_without_trying_everything():
 
 def test_zeros_are_no_candidates_where_they_help_nothing():
     found = ladder(Goals(max_drop=1.0, max_flash=1_000), targets.resolve_target("cortex_m"))
-    assert not [rung for rung in found.rungs if rung.zeros]
+    assert not [rung for rung in found.candidates if rung.zeros]
     assert found.left_out["sparse80_wi8_ai8"] == "zeros help none of the goals on this target"
-    assert [rung for rung in ladder(Goals(max_gzip=1_000), targets.resolve_target("cortex_m")).rungs if rung.zeros]
+    assert [rung for rung in ladder(Goals(max_gzip=1_000), targets.resolve_target("cortex_m")).candidates if rung.zeros]
 
 
 def test_what_a_target_does_not_take_is_left_out_with_the_reason():
     found = ladder(Goals(max_drop=1.0), targets.resolve_target("per_tensor_npu"))
     assert "int8 activations" in found.left_out["wi8_ai16_ptq"]
     assert "wi8_ai8_ptq_aeq" in found.left_out
-    assert "wi8_ai16_ptq" in [rung.name for rung in ladder(Goals(max_drop=1.0), None).rungs]
+    assert "wi8_ai16_ptq" in [rung.name for rung in ladder(Goals(max_drop=1.0), None).candidates]
 
 
 def test_a_failed_candidate_shows_nothing():
     goals = Goals(max_drop=1.0, max_flash=60_000)
-    rungs = ladder(goals, NPU).rungs
+    rungs = ladder(goals, NPU).candidates
     failed = Tried(rungs[0], judge(goals, {}, ACCURACY))
     assert all(math.isinf(goal.miss) for goal in failed.judged)
     assert next_candidate(rungs, [failed]) == rungs[1]
@@ -115,7 +115,7 @@ def test_the_front_and_the_nearest():
     }
     assert front(metrics, ACCURACY) == ["small", "good"]
     goals = Goals(max_gzip=10)
-    rungs = ladder(goals, None).rungs
+    rungs = ladder(goals, None).candidates
     tried = [
         Tried(rung, judge(goals, {"gzip_bytes": size}, ACCURACY))
         for rung, size in zip(rungs, (30, 12, 20), strict=False)

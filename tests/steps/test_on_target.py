@@ -83,6 +83,5 @@ def test_the_limits_of_a_target_are_goals_of_a_search(tmp_path: Path):
     target = targets.resolve_target("ethos_u55_128").model_copy(update={"limits": limits})
     search = Search("mlp", "digits", Goals(max_flash=4096), tmp_path, None, target=target)
     free = search._with_limits_as_goals()
-    assert free is not None
     assert free.limits == Limits()
     assert search.goals == Goals(max_flash=4096, max_ram=100, min_npu_share=0.9, max_latency=3.0)

@@ -300,7 +300,7 @@ def test_a_tool_that_is_not_installed_is_said_before_training(monkeypatch: pytes
 def test_a_program_that_hangs_is_ended():
     endless = Tool("Endless", "json", "import time; time.sleep(600)")
     with pytest.raises(StepFailedError, match="within 2 s"):
-        endless.run([], longest_s=2.0)
+        endless.run([], timeout_s=2.0)
 
 
 # Limits

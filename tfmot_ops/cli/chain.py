@@ -135,7 +135,7 @@ class Chain:
         with tempfile.TemporaryDirectory() as folder:
             for name in CHAIN:
                 spec = self._spec(name, self._options(name), self._inputs(name))
-                result = attempt.finished(spec, self._fetch, Path(folder))
+                result = attempt.finished(spec, resume.fetch_from(self.tracking_uri), Path(folder))
                 if result is None:
                     break
                 self.results.append(result)
@@ -180,17 +180,8 @@ class Chain:
         name = self.recipe if isinstance(self.recipe, str) else self.recipe.name
         target = self.output / (re.sub(r"[^\w.-]+", "_", f"{self.model}-{self.dataset}-{name}") + ".tflite")
         with tempfile.TemporaryDirectory() as folder:
-            files.copy(self._fetch(artifact, Path(folder)), target)
+            files.copy(resume.fetch_from(self.tracking_uri)(artifact, Path(folder)), target)
         return target.resolve()
-
-    def _fetch(self, artifact: Artifact, folder: Path) -> Path:
-        from tfmot_ops import store
-
-        if self.tracking_uri is None:
-            return store.fetch(artifact, folder)
-        from tfmot_ops.tracking import fetch_artifact
-
-        return fetch_artifact(artifact, folder, self.tracking_uri)
 
     def check(self) -> None:
         """Validate the specs of all steps before the first one opens an MLflow run that would be left behind."""

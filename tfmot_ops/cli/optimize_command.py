@@ -9,52 +9,22 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
+from tfmot_ops.cli import chain_options as options
 from tfmot_ops.cli.execute import say_on_stderr
 from tfmot_ops.contract import Status
 from tfmot_ops.contract.refusal import refusal
-from tfmot_ops.system import environment, files
-
-_TRACKING = [variable.name for variable in environment.TRACKING_VARIABLES]
 
 
 def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nobody calls it
-    model: Annotated[
-        str, typer.Option(help="Built-in name, application:<Name>, saved model, MLflow URI, or a registered name.")
-    ],
-    dataset: Annotated[
-        str,
-        typer.Option(help="Built-in name, npz:<path>, images:<folder>, ..., as `tfmot-ops list datasets` prints them."),
-    ],
+    model: options.Model,
+    dataset: options.DatasetName,
     recipe: Annotated[str, typer.Option(help="Name of a recipe, or a .yaml or .json file.")],
-    epochs: Annotated[
-        int | None,
-        typer.Option(min=0, help="Epochs of float training.", show_default="10; 0 for a saved model"),
-    ] = None,
-    fine_tune_epochs: Annotated[
-        int | None,
-        typer.Option(min=0, help="Epochs of pruning.", show_default="as the recipe says; 0 if it does not prune"),
-    ] = None,
-    qat_epochs: Annotated[
-        int | None,
-        typer.Option(min=0, help="Epochs of quantisation-aware training.", show_default="as the recipe says"),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            help="What the targets mean, as `tfmot-ops list tasks` prints it.", show_default="follows from them"
-        ),
-    ] = None,
-    metric: Annotated[
-        str | None, typer.Option(help="Headline of task own: [<output>:]<metric>.", show_default="the model's loss")
-    ] = None,
-    training: Annotated[
-        Path | None,
-        typer.Option(
-            help="Training plan, a .yaml or .json file: schedule, early stopping, augmentation, distillation, ...",
-            show_default="as the recipe file says",
-            metavar="FILE",
-        ),
-    ] = None,
+    epochs: options.Epochs = None,
+    fine_tune_epochs: options.FineTuneEpochs = None,
+    qat_epochs: options.QatEpochs = None,
+    task: options.Task = None,
+    metric: options.Metric = None,
+    training: options.Training = None,
     target: Annotated[
         str | None,
         typer.Option(
@@ -62,28 +32,19 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
             show_default="as the recipe file says",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Random seed for data, weights and batches.")] = 0,
-    limit: Annotated[
-        int | None, typer.Option(min=50, help="Maximum number of training samples.", show_default="all")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples per training step.")] = 64,
-    tracking_uri: Annotated[
-        str | None,
-        typer.Option(
-            help="MLflow tracking URI.",
-            envvar=_TRACKING,
-            show_default="mlflow.db in the output folder",
-        ),
-    ] = None,
-    experiment: Annotated[str, typer.Option(help="MLflow experiment.")] = "tfmot_ops",
-    no_tracking: Annotated[bool, typer.Option("--no-tracking", help="Record nothing in MLflow.")] = False,
+    seed: options.Seed = 0,
+    limit: options.Limit = None,
+    batch_size: options.BatchSize = 64,
+    tracking_uri: options.TrackingUri = None,
+    experiment: options.Experiment = "tfmot_ops",
+    no_tracking: options.NoTracking = False,
     output: Annotated[Path, typer.Option(help="Folder for the TFLite file and local artifacts.", metavar="DIR")] = Path(
         "tfmot-ops-output"
     ),
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start over instead of continuing an interrupted run of this command.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Results as JSON on stdout, progress on stderr.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Train, prune, fine-tune, strip, quantise and evaluate a model, without Airflow.
 
@@ -95,12 +56,7 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
     from tfmot_ops.cli.chain_table import print_summary
     from tfmot_ops.recipes.files import is_recipe_file, read_recipe, read_target, read_training
 
-    if no_tracking:
-        tracking_uri = None
-    elif tracking_uri is None:
-        tracking_uri = files.sqlite_uri(output.resolve() / "mlflow.db")
-    own = {name: value for name, value in (("task", task), ("metric", metric)) if value is not None}
-    requested = {"train": epochs, "fine_tune": fine_tune_epochs, "prune": fine_tune_epochs, "quantize": qat_epochs}
+    tracking_uri = options.store_of(tracking_uri, output, no_tracking=no_tracking)
     chain = Chain(
         model=model,
         dataset=dataset,
@@ -108,8 +64,8 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
         output=output,
         tracking_uri=tracking_uri,
         experiment=experiment,
-        epochs={step: count for step, count in requested.items() if count is not None},
-        data={"batch_size": batch_size, "limit": limit, **own},
+        epochs=options.epochs_by_step(epochs, fine_tune_epochs, qat_epochs),
+        data=options.data_options(batch_size, limit, task, metric),
         training=read_training(training) if training is not None else None,
         target=read_target(target) if target is not None and is_recipe_file(target) else target,
         seed=seed,

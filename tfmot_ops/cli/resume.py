@@ -134,6 +134,21 @@ def _forget(output: Path, folder: Path) -> None:
         checkpoint.unlink(missing_ok=True)
 
 
+def fetch_from(tracking_uri: str | None) -> Fetch:
+    """The function that fetches a command's artifacts: from MLflow, or from where they are without a tracking URI."""
+    if tracking_uri is None:
+        from tfmot_ops import store
+
+        return store.fetch
+
+    def fetch(artifact: Artifact, folder: Path) -> Path:
+        from tfmot_ops.tracking import fetch_artifact
+
+        return fetch_artifact(artifact, folder, tracking_uri)
+
+    return fetch
+
+
 def identity(parameters: Mapping[str, Any], named: Mapping[str, str], place: Mapping[str, str | None]) -> str:
     """Digest of everything that decides a command's outputs and where they are written.
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tfmot_ops import store, targets
+from tfmot_ops import targets
 from tfmot_ops.cli import resume
 from tfmot_ops.cli.chain import Chain
 from tfmot_ops.cli.execute import execute
 from tfmot_ops.cli.shared_steps import SharedSteps
 from tfmot_ops.contract import (
     ACCURACY,
-    Artifact,
+    Document,
     Headline,
     Limits,
     Status,
@@ -31,7 +31,6 @@ from tfmot_ops.contract import (
     TrainingPlan,
 )
 from tfmot_ops.errors import StepFailedError
-from tfmot_ops.search.front import chosen
 from tfmot_ops.search.goals import Goals, judge, require_goals
 from tfmot_ops.search.ladder import Candidate, Ladder, Tried, ladder, next_candidate
 from tfmot_ops.system import files
@@ -42,8 +41,7 @@ STATE = "search.json"
 _LARGEST_STATE = 64 * 2**20
 
 
-@dataclass
-class Found:
+class Found(Document):
     """One candidate that was tried.
 
     Attributes:
@@ -68,6 +66,13 @@ class Found:
         """How the candidate stands to the goals."""
         return Tried(self.candidate, judge(goals, self.metrics, self.headline))
 
+    def verdict(self, goals: Goals) -> str:
+        """Which goals the candidate misses, for people; `all goals met`, or why its chain failed."""
+        if self.error:
+            return f"failed: {self.error.splitlines()[0]}"
+        missed = [goal for goal in self.tried(goals).judged if not goal.is_met]
+        return "; ".join(f"{goal.required}, received {goal.received}" for goal in missed) or "all goals met"
+
 
 @dataclass
 class Search:
@@ -75,14 +80,14 @@ class Search:
 
     Attributes:
         model, dataset, epochs, data, training, seed, tracking_uri, experiment: as for `Chain`.
-        target: the device; None for no certain device. Its limits are goals too.
+        target: the device. Its limits are goals too.
         goals: what the file has to be.
-        output: folder with one folder a candidate.
-        most: how many candidates may be tried.
-        longest_s: wall time after which no further candidate is started, in seconds.
+        output: folder with one folder per candidate.
+        max_candidates: how many candidates may be tried.
+        max_seconds: wall time after which no further candidate is started.
         everything: try every candidate that the target allows, also after one has met the goals.
         found: the candidates that were tried, in order.
-        rungs: the ladder; None before `run`.
+        ladder: the candidates, and those that were left out; empty before `run`.
         run_id: the MLflow run of the search; None without tracking.
     """
 
@@ -91,18 +96,18 @@ class Search:
     goals: Goals
     output: Path
     tracking_uri: str | None
-    target: TargetRef | None = None
+    target: TargetRef = "litert_cpu"
     experiment: str = "tfmot_ops"
     epochs: dict[str, int] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     training: TrainingPlan | None = None
     seed: int = 0
-    most: int = 8
-    longest_s: float = math.inf
+    max_candidates: int = 8
+    max_seconds: float = math.inf
     everything: bool = False
     fresh: bool = False
     found: list[Found] = field(default_factory=list)
-    rungs: Ladder | None = None
+    ladder: Ladder = field(default_factory=lambda: Ladder([]))
     run_id: str | None = None
     _identity: str = ""
 
@@ -121,9 +126,9 @@ class Search:
         """
         target = self._with_limits_as_goals()
         require_goals(self.goals)
-        self.rungs = ladder(self.goals, target, self.training)
-        for rung in self.rungs.rungs:
-            self._chain(rung, target).check()
+        self.ladder = ladder(self.goals, target, self.training)
+        for candidate in self.ladder.candidates:
+            self._chain(candidate, target).check()
         files.check_writable(self.output)
         with files.lock(self.output / ".search.lock") as alone:
             if not alone:
@@ -144,34 +149,38 @@ class Search:
                         end_as_killed(self.tracking_uri, self.run_id)
                 raise
 
-    def _search(self, target: Target | None, say: Callable[[str], None]) -> Found | None:
+    def _search(self, target: Target, say: Callable[[str], None]) -> Found | None:
         started = time.monotonic()
         shared = self._taken_up(target, say)
-        rungs = self.rungs.rungs if self.rungs else []
         if self.run_id is None:
             self.run_id = self._open(say)
         self._write(shared)
-        while len(self.found) < self.most and time.monotonic() - started < self.longest_s:
-            tried = [each.tried(self.goals) for each in self.found]
-            if not self.everything and chosen(tried):
+        while len(self.found) < self.max_candidates and time.monotonic() - started < self.max_seconds:
+            candidate = self._next()
+            if candidate is None:
                 break
-            done = {each.candidate.name for each in self.found}
-            left = [rung for rung in rungs if rung.name not in done]
-            rung = (left[0] if left else None) if self.everything else next_candidate(rungs, tried)
-            if rung is None:
-                break
-            say(f"search: trying {rung.name}: {rung.tries}")
-            self.found.append(self._try(rung, target, shared, say))
+            say(f"search: trying {candidate.name}: {candidate.tries}")
+            self.found.append(self._try(candidate, target, shared, say))
             self._write(shared)
-            say(f"search: {rung.name}: {_verdict(self.found[-1], self.goals)}")
+            say(f"search: {candidate.name}: {self.found[-1].verdict(self.goals)}")
         self._close(say)
-        best = chosen([each.tried(self.goals) for each in self.found])
-        return next((each for each in self.found if best and each.candidate.name == best.candidate.name), None)
+        return self.best
 
-    def _with_limits_as_goals(self) -> Target | None:
-        """The target without limits, which would fail a step; the search takes them as goals where it has none."""
-        if self.target is None:
-            return targets.resolve_target("litert_cpu")
+    @property
+    def best(self) -> Found | None:
+        """The first candidate that was tried and meets all goals; None without one."""
+        return next((each for each in self.found if each.tried(self.goals).meets_all), None)
+
+    def _next(self) -> Candidate | None:
+        """The candidate to try next; None where the search is over."""
+        if not self.everything:
+            tried = [each.tried(self.goals) for each in self.found]
+            return None if self.best else next_candidate(self.ladder.candidates, tried)
+        done = {each.candidate.name for each in self.found}
+        return next((each for each in self.ladder.candidates if each.name not in done), None)
+
+    def _with_limits_as_goals(self) -> Target:
+        """The target without its limits, beyond which a step fails: each becomes a goal where the search has none."""
         target = targets.resolve_target(self.target)
         pairs = {"max_flash": "flash_bytes", "max_ram": "ram_bytes"}
         pairs |= {"min_npu_share": "npu_share", "max_latency": "inference_ms"}
@@ -181,36 +190,46 @@ class Search:
         self.goals = self.goals.model_copy(update={name: value for name, value in taken.items() if value is not None})
         return target.model_copy(update={"limits": Limits()})
 
-    def _chain(self, rung: Candidate, target: Target | None, shared: SharedSteps | None = None) -> Chain:
+    def _chain(self, candidate: Candidate, target: Target, shared: SharedSteps | None = None) -> Chain:
         return Chain(
             model=self.model,
             dataset=self.dataset,
-            recipe=rung.recipe,
-            output=self.output / rung.name,
+            recipe=candidate.recipe,
+            output=self.output / candidate.name,
             tracking_uri=self.tracking_uri,
             experiment=self.experiment,
-            epochs=self._epochs(rung),
+            epochs=self._epochs(candidate),
             data=self.data,
-            training=self.training if rung.recipe.training is None else None,
+            training=self.training if candidate.recipe.training is None else None,
             target=target,
             seed=self.seed,
             within=self.run_id,
             shared=shared,
         )
 
-    def _epochs(self, rung: Candidate) -> dict[str, int]:
+    def _epochs(self, candidate: Candidate) -> dict[str, int]:
         """The epochs that the user gave; those of pruning are for recipes that prune."""
-        return {step: count for step, count in self.epochs.items() if rung.zeros or step not in {"prune", "fine_tune"}}
+        return {
+            step: count for step, count in self.epochs.items() if candidate.zeros or step not in {"prune", "fine_tune"}
+        }
 
-    def _try(self, rung: Candidate, target: Target | None, shared: SharedSteps, say: Callable[[str], None]) -> Found:
+    def _try(self, candidate: Candidate, target: Target, shared: SharedSteps, say: Callable[[str], None]) -> Found:
         started = time.monotonic()
-        chain = self._chain(rung, target, shared)
+        chain = self._chain(candidate, target, shared)
         last = chain.run(say)
         metrics = figures_of(chain.results)
         headline = next((result.headline for result in reversed(chain.results) if result.headline), ACCURACY)
         tflite = chain.save_tflite() if last.status is Status.OK else None
         error = last.error.message if last.error is not None else ""
-        return Found(rung, metrics, headline, time.monotonic() - started, error, tflite, chain.parent_run_id)
+        return Found(
+            candidate=candidate,
+            metrics=metrics,
+            headline=headline,
+            seconds=time.monotonic() - started,
+            error=error,
+            tflite=tflite,
+            run_id=chain.parent_run_id,
+        )
 
     def _open(self, say: Callable[[str], None]) -> str | None:
         if self.tracking_uri is None:
@@ -222,11 +241,9 @@ class Search:
         """Record the chosen candidate's figures on the search's own MLflow run, and end it."""
         if self.run_id is None:
             return
-        best = chosen([each.tried(self.goals) for each in self.found])
-        named = {each.candidate.name: each for each in self.found}
-        metrics = {"evaluate": named[best.candidate.name].metrics} if best else {}
+        metrics = {"evaluate": self.best.metrics} if self.best else {}
         headline = self.found[0].headline if self.found else None
-        failed = [] if best else ["search"]
+        failed = [] if self.best else ["search"]
         options = {"kind": "close_run", "steps": metrics, "failed": failed, "headline": headline}
         execute(self._spec("close_run", options, self.run_id), say, stays=True)
 
@@ -240,11 +257,16 @@ class Search:
         """What the search is called in MLflow."""
         return f"search {Path(self.model).name} {self.dataset.rpartition('/')[2]}"
 
+    @property
+    def target_name(self) -> str:
+        """Name or file of the target."""
+        return self.target.name if isinstance(self.target, Target) else self.target
+
     def _parameters(self) -> dict[str, Any]:
         return {
             "model": self.model,
             "dataset": self.dataset,
-            "target": getattr(self.target, "name", self.target) or "litert_cpu",
+            "target": self.target_name,
             "seed": self.seed,
             **self.data,
             **({"training": self.training.model_dump(mode="json")} if self.training else {}),
@@ -254,18 +276,19 @@ class Search:
     def _goals(self) -> dict[str, Any]:
         return self.goals.model_dump(mode="json", exclude_none=True)
 
-    def _taken_up(self, target: Target | None, say: Callable[[str], None]) -> SharedSteps:
+    def _taken_up(self, target: Target, say: Callable[[str], None]) -> SharedSteps:
         """The results of an earlier start of this search, which was killed, or had other goals or another budget."""
         place = {"output": str(self.output.resolve()), "uri": self.tracking_uri, "experiment": self.experiment}
-        given = self._parameters() | {"device": target.model_dump(mode="json") if target else None}
+        given = self._parameters() | {"device": target.model_dump(mode="json")}
         self._identity = resume.identity(given, {"model": self.model, "dataset": self.dataset}, place)
         state = self._read()
         shared = SharedSteps({digest: StepResult.model_validate(result) for digest, result in state["shared"].items()})
         shared.on_change = lambda: self._write(shared)
-        shared.forget_missing(self._fetch)
+        shared.forget_missing(resume.fetch_from(self.tracking_uri))
         self.run_id = state["run_id"] if state["goals"] == self._goals() else None
-        self.found = [_read_found(each) for each in state["found"]]
-        self.found = [each for each in self.found if each.tflite is None or each.tflite.is_file()]
+        # One that failed, as for a full disk, is tried again.
+        earlier = [Found.model_validate(each) for each in state["found"]]
+        self.found = [each for each in earlier if each.tflite is not None and each.tflite.is_file()]
         if self.found:
             say(f"search: continues; tried so far: {', '.join(each.candidate.name for each in self.found)}")
         return shared
@@ -284,16 +307,9 @@ class Search:
             "goals": self._goals(),
             "run_id": self.run_id,
             "shared": {digest: result.model_dump(mode="json") for digest, result in shared.results.items()},
-            "found": [_written(each) for each in self.found],
+            "found": [each.model_dump(mode="json") for each in self.found],
         }
         files.write(self.output / STATE, json.dumps(state, indent=1))
-
-    def _fetch(self, artifact: Artifact, folder: Path) -> Path:
-        if self.tracking_uri is None:
-            return store.fetch(artifact, folder)
-        from tfmot_ops.tracking import fetch_artifact
-
-        return fetch_artifact(artifact, folder, self.tracking_uri)
 
 
 def figures_of(results: list[StepResult]) -> dict[str, float]:
@@ -304,34 +320,3 @@ def figures_of(results: list[StepResult]) -> dict[str, float]:
     if float_ms and "latency_ms" in metrics:
         metrics["latency_ratio"] = metrics["latency_ms"] / float_ms
     return metrics
-
-
-def _verdict(found: Found, goals: Goals) -> str:
-    if found.error:
-        return f"failed: {found.error.splitlines()[0]}"
-    missed = [goal for goal in found.tried(goals).judged if not goal.is_met]
-    return "meets all goals" if not missed else "; ".join(f"{g.required}, received {g.received}" for g in missed)
-
-
-def _written(found: Found) -> dict[str, Any]:
-    return {
-        "candidate": found.candidate.model_dump(mode="json"),
-        "metrics": found.metrics,
-        "headline": found.headline.model_dump(mode="json"),
-        "seconds": found.seconds,
-        "error": found.error,
-        "tflite": str(found.tflite) if found.tflite else None,
-        "run_id": found.run_id,
-    }
-
-
-def _read_found(state: dict[str, Any]) -> Found:
-    return Found(
-        Candidate.model_validate(state["candidate"]),
-        state["metrics"],
-        Headline.model_validate(state["headline"]),
-        state["seconds"],
-        state["error"],
-        Path(state["tflite"]) if state["tflite"] else None,
-        state["run_id"],
-    )

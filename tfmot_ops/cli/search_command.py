@@ -10,23 +10,16 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from tfmot_ops.cli import chain_options as options
 from tfmot_ops.cli import execute
 from tfmot_ops.cli.execute import say_on_stderr
 from tfmot_ops.contract.refusal import refusal
 from tfmot_ops.errors import StepFailedError
-from tfmot_ops.system import environment, files
-
-_TRACKING = [variable.name for variable in environment.TRACKING_VARIABLES]
 
 
 def search(  # noqa: PLR0917 - typer reads the options from the signature, nobody calls it
-    model: Annotated[
-        str, typer.Option(help="Built-in name, application:<Name>, saved model, MLflow URI, or a registered name.")
-    ],
-    dataset: Annotated[
-        str,
-        typer.Option(help="Built-in name, npz:<path>, images:<folder>, ..., as `tfmot-ops list datasets` prints them."),
-    ],
+    model: options.Model,
+    dataset: options.DatasetName,
     target: Annotated[
         str, typer.Option(help="Device: a name that `tfmot-ops list targets` prints, or a .yaml or .json file.")
     ] = "litert_cpu",
@@ -60,35 +53,25 @@ def search(  # noqa: PLR0917 - typer reads the options from the signature, nobod
     everything: Annotated[
         bool, typer.Option("--all", help="Go on after a candidate has met the goals, for the whole Pareto front.")
     ] = False,
-    epochs: Annotated[
-        int | None,
-        typer.Option(min=0, help="Epochs of float training.", show_default="10; 0 for a saved model"),
-    ] = None,
-    fine_tune_epochs: Annotated[int | None, typer.Option(min=0, help="Epochs of pruning.", show_default="4")] = None,
-    qat_epochs: Annotated[
-        int | None, typer.Option(min=0, help="Epochs of quantisation-aware training.", show_default="2")
-    ] = None,
-    task: Annotated[
-        str | None, typer.Option(help="What the targets mean, as `tfmot-ops list tasks` prints it.")
-    ] = None,
-    metric: Annotated[str | None, typer.Option(help="Headline of task own: [<output>:]<metric>.")] = None,
-    training: Annotated[Path | None, typer.Option(help="Training plan, a .yaml or .json file.", metavar="FILE")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Random seed for data, weights and batches.")] = 0,
-    limit: Annotated[int | None, typer.Option(min=50, help="Maximum number of training samples.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples per training step.")] = 64,
-    tracking_uri: Annotated[
-        str | None,
-        typer.Option(help="MLflow tracking URI.", envvar=_TRACKING, show_default="mlflow.db in the output folder"),
-    ] = None,
-    experiment: Annotated[str, typer.Option(help="MLflow experiment.")] = "tfmot_ops",
-    no_tracking: Annotated[bool, typer.Option("--no-tracking", help="Record nothing in MLflow.")] = False,
+    epochs: options.Epochs = None,
+    fine_tune_epochs: options.FineTuneEpochs = None,
+    qat_epochs: options.QatEpochs = None,
+    task: options.Task = None,
+    metric: options.Metric = None,
+    training: options.Training = None,
+    seed: options.Seed = 0,
+    limit: options.Limit = None,
+    batch_size: options.BatchSize = 64,
+    tracking_uri: options.TrackingUri = None,
+    experiment: options.Experiment = "tfmot_ops",
+    no_tracking: options.NoTracking = False,
     output: Annotated[Path, typer.Option(help="Folder for files, table and page.", metavar="DIR")] = Path(
         "tfmot-ops-search"
     ),
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start over instead of continuing an earlier start of this search.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Results as JSON on stdout, progress on stderr.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Find the recipe that meets your goals on your device: tries recipes, the cheapest first.
 
@@ -100,12 +83,7 @@ def search(  # noqa: PLR0917 - typer reads the options from the signature, nobod
     from tfmot_ops.recipes.files import read_training
     from tfmot_ops.search.goals import Goals
 
-    if no_tracking:
-        tracking_uri = None
-    elif tracking_uri is None:
-        tracking_uri = files.sqlite_uri(output.resolve() / "mlflow.db")
-    own = {name: value for name, value in (("task", task), ("metric", metric)) if value is not None}
-    requested = {"train": epochs, "fine_tune": fine_tune_epochs, "prune": fine_tune_epochs, "quantize": qat_epochs}
+    tracking_uri = options.store_of(tracking_uri, output, no_tracking=no_tracking)
     say = say_on_stderr if as_json else execute.say
     try:
         goals = Goals.model_validate(
@@ -128,12 +106,12 @@ def search(  # noqa: PLR0917 - typer reads the options from the signature, nobod
             output=output,
             tracking_uri=tracking_uri,
             experiment=experiment,
-            epochs={step: count for step, count in requested.items() if count is not None},
-            data={"batch_size": batch_size, "limit": limit, **own},
+            epochs=options.epochs_by_step(epochs, fine_tune_epochs, qat_epochs),
+            data=options.data_options(batch_size, limit, task, metric),
             training=read_training(training) if training is not None else None,
             seed=seed,
-            most=candidates,
-            longest_s=math.inf if minutes is None else 60.0 * minutes,
+            max_candidates=candidates,
+            max_seconds=math.inf if minutes is None else 60.0 * minutes,
             everything=everything,
             fresh=fresh,
         )
@@ -143,9 +121,7 @@ def search(  # noqa: PLR0917 - typer reads the options from the signature, nobod
     from tfmot_ops.cli.search_report import report
 
     document: dict[str, Any] = report(run, best, say)
-    if as_json:
-        typer.echo(json.dumps(document, indent=2))
-    else:
-        typer.echo("\n" + "\n".join(document.pop("lines")))
+    lines = document.pop("lines")
+    typer.echo(json.dumps(document, indent=2) if as_json else "\n" + "\n".join(lines))
     if best is None:
         raise typer.Exit(StepFailedError.exit_code)

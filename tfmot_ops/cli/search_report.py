@@ -10,7 +10,7 @@ from typing import Any
 from tfmot_ops.cli.search import Found, Search
 from tfmot_ops.contract import Headline
 from tfmot_ops.search.front import front, nearest
-from tfmot_ops.search.page import Point, page
+from tfmot_ops.search.page import COLOURS, Point, page
 from tfmot_ops.system import files
 
 PAGE, PICTURE = "search.html", "search.png"
@@ -39,7 +39,7 @@ def report(search: Search, best: Found | None, say: Callable[[str], None]) -> di
     return {
         "chosen": best.candidate.name if best else None,
         "candidates": [_document(search, each) for each in search.found],
-        "left_out": dict(search.rungs.left_out) if search.rungs else {},
+        "left_out": dict(search.ladder.left_out),
         **paths,
         "lines": lines,
     }
@@ -57,13 +57,6 @@ def _document(search: Search, found: Found) -> dict[str, Any]:
         "tflite": str(found.tflite) if found.tflite else None,
         "mlflow_run": found.run_id,
     }
-
-
-def _missed(search: Search, found: Found) -> str:
-    if found.error:
-        return "failed: " + found.error.splitlines()[0]
-    missed = [goal for goal in found.tried(search.goals).judged if not goal.is_met]
-    return "; ".join(f"{goal.required}, received {goal.received}" for goal in missed) or "all met"
 
 
 def _states(search: Search, best: Found | None) -> dict[str, str]:
@@ -86,7 +79,7 @@ def _rows(search: Search, best: Found | None) -> list[list[str]]:
             "-" if drop is None else ("-" if drop < 0 else "") + headline.size_text(drop),
             *(_kilobytes(metrics, name) for name in ("target_flash_bytes", "gzip_bytes", "target_ram_bytes")),
             f"{metrics['latency_ms']:.3f} ms" if "latency_ms" in metrics else "-",
-            _missed(search, each),
+            each.verdict(search.goals),
             f"{each.seconds:.0f} s",
         ])  # fmt: skip
     return rows
@@ -107,7 +100,7 @@ def _verdict(search: Search, best: Found | None) -> list[str]:
         return [*lines, f"TFLite: {best.tflite}"]
     lines = ["No candidate meets every goal. The nearest:"]
     close = {each.candidate.name for each in nearest([each.tried(search.goals) for each in search.found])}
-    lines += [f"  {e.candidate.name}: {_missed(search, e)}" for e in search.found if e.candidate.name in close]
+    lines += [f"  {e.candidate.name}: {e.verdict(search.goals)}" for e in search.found if e.candidate.name in close]
     return [*lines, "A smaller model, more epochs, or a milder goal would help."]
 
 
@@ -116,7 +109,7 @@ def _write(
 ) -> dict[str, str]:
     states, headline = _states(search, best), measured[0].headline
     points = [
-        Point(e.candidate.name, states[e.candidate.name], _missed(search, e), e.metrics)
+        Point(e.candidate.name, states[e.candidate.name], e.verdict(search.goals), e.metrics)
         for e in measured
         if headline.name in e.metrics
     ]
@@ -135,8 +128,7 @@ def _write(
 def _title(search: Search) -> str:
     """What was searched, for which device, under which goals."""
     goals = search.found[0].tried(search.goals).judged
-    target = search.target if isinstance(search.target, str) else getattr(search.target, "name", "litert_cpu")
-    return f"{search.name} for {target}: {', '.join(goal.required for goal in goals)}"
+    return f"{search.name} for {search.target_name}: {', '.join(goal.required for goal in goals)}"
 
 
 def _draw(points: list[Point], headline: Headline, title: str, path: Path) -> None:
@@ -148,10 +140,9 @@ def _draw(points: list[Point], headline: Headline, title: str, path: Path) -> No
     FigureCanvasAgg(chart)
     axes = chart.subplots()
     cost = "target_flash_bytes" if "target_flash_bytes" in points[0].metrics else "size_bytes"
-    colours = {"chosen": "#0f7b3f", "front": "#1f5fbf", "other": "#8a8f98"}
     for point in points:
         place = point.metrics[cost] / 1024, point.metrics[headline.name] * (100 if headline.is_share else 1)
-        axes.scatter(*place, s=90 if point.state == "chosen" else 45, color=colours[point.state])
+        axes.scatter(*place, s=90 if point.state == "chosen" else 45, color=COLOURS[point.state])
         axes.annotate(point.name, place, xytext=(4, 5), textcoords="offset points", fontsize=9)
     axes.set_xlabel("flash in KiB")
     axes.set_ylabel(headline.words + (" in %" if headline.is_share else ""))

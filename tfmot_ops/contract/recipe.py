@@ -113,7 +113,7 @@ class Quantization(Document):
         weight_scales: one scale for each output channel of an int8 kernel, or one for the kernel, which some NPUs need.
         input_type: of the file's float inputs; None takes the type of the activations.
         output_type: of the file's outputs; None takes the type of the activations.
-        operations: TFLite operations that the device has; None for all. A function of single elements that it lacks,
+        operations: TFLite operations that the device has; None for all. An elementwise function that the device lacks,
             such as GELU, becomes a table in the file of a QAT model.
     """
 

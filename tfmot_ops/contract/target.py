@@ -67,10 +67,9 @@ class Limits(Document):
     """What a file may cost on the device; None sets no limit.
 
     Attributes:
-        flash_bytes: most bytes of the file on the device: the TFLite file, or the file that Vela makes of it.
-        ram_bytes: most bytes of memory for activations: TFLite Micro's arena, the SRAM that Vela plans, or the arena of
-            TFLite.
-        npu_share: least share of operations that run on the NPU, in [0, 1].
+        flash_bytes: largest size of the file on the device: of the TFLite file, or of the file that Vela makes of it.
+        ram_bytes: largest memory for activations: TFLite Micro's arena, the SRAM that Vela plans, or TFLite's arena.
+        npu_share: lowest share of operations that run on the NPU, in [0, 1].
         inference_ms: longest inference in milliseconds: Vela's estimate, or measured with one thread on this machine.
     """
 

@@ -28,7 +28,7 @@ def model_asset(name: str, alias: str = "champion") -> Asset:
     return Asset(f"mlflow://{quote(name, safe='')}/{quote(alias, safe='')}")
 
 
-def tell_of_version(context: Context, options: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+def add_version_events(context: Context, options: Mapping[str, Any], result: Mapping[str, Any]) -> None:
     """Add to a task's events the assets that a registration has changed.
 
     Args:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowSkipException
 
-from tfmot_ops.operators.assets import REGISTERED_MODELS, tell_of_version
+from tfmot_ops.operators.assets import REGISTERED_MODELS, add_version_events
 from tfmot_ops.operators.results import mapping_of
 from tfmot_ops.operators.step import StepOperator
 
@@ -48,7 +48,7 @@ class RegisterOperator(StepOperator):
         return super().execute(context)
 
     def _judge(self, answer: dict[str, Any], context: Context) -> None:
-        tell_of_version(context, super()._options(context), answer)
+        add_version_events(context, super()._options(context), answer)
 
     def _options(self, context: Context) -> dict[str, Any]:
         measured = mapping_of(self.task_id, "measured", self.measured)

@@ -1,4 +1,4 @@
-"""The candidates that no other beats (the Pareto front), the chosen one, and the nearest ones."""
+"""The candidates that no other beats (the Pareto front), and those that miss the goals by least."""
 
 from __future__ import annotations
 
@@ -40,11 +40,6 @@ def _point(values: Mapping[str, float], headline: Headline) -> tuple[float, ...]
 def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     pairs = list(zip(one, other, strict=True))
     return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
-
-
-def chosen(tried: Sequence[Tried]) -> Tried | None:
-    """The first candidate, in the order of the ladder, that meets every goal; None without one."""
-    return next((each for each in tried if each.meets_all), None)
 
 
 def nearest(tried: Sequence[Tried], count: int = 3) -> list[Tried]:

@@ -65,11 +65,11 @@ class Ladder:
     """The candidates of one search.
 
     Attributes:
-        rungs: in the order in which they are tried.
+        candidates: in the order in which they are tried.
         left_out: name of a candidate -> why it is not tried.
     """
 
-    rungs: list[Candidate]
+    candidates: list[Candidate]
     left_out: dict[str, str] = field(default_factory=dict)
 
 
@@ -112,7 +112,7 @@ def _add(found: Ladder, candidate: Candidate, target: Target | None) -> None:
     if target is not None and target.input_type not in {None, IoType.INT8} and candidate.name.endswith("_aeq"):
         found.left_out[candidate.name] = "this back end makes int8 inputs and outputs only"
         return
-    found.rungs.append(candidate)
+    found.candidates.append(candidate)
 
 
 def _zeros_help(goals: Goals, target: Target | None) -> bool:
@@ -121,10 +121,10 @@ def _zeros_help(goals: Goals, target: Target | None) -> bool:
     return goals.max_gzip is not None or (goals.max_flash is not None and compresses)
 
 
-def next_candidate(rungs: Sequence[Candidate], tried: Sequence[Tried]) -> Candidate | None:
+def next_candidate(candidates: Sequence[Candidate], tried: Sequence[Tried]) -> Candidate | None:
     """The next candidate worth trying; None if none is left that could meet what the best so far misses."""
     done = {each.candidate.name for each in tried}
-    return next((rung for rung in rungs if rung.name not in done and why_not(rung, tried) is None), None)
+    return next((each for each in candidates if each.name not in done and why_not(each, tried) is None), None)
 
 
 def why_not(candidate: Candidate, tried: Sequence[Tried]) -> str | None:

@@ -9,7 +9,8 @@ from typing import Any
 from tfmot_ops.contract import Headline
 from tfmot_ops.search.front import COSTS
 
-_COLOURS = {"chosen": "#0f7b3f", "front": "#1f5fbf", "other": "#8a8f98"}
+#: State of a candidate -> its colour in the page and in the picture.
+COLOURS = {"chosen": "#0f7b3f", "front": "#1f5fbf", "other": "#8a8f98"}
 _WORDS = {"chosen": "chosen", "front": "on the Pareto front", "other": "beaten by another candidate"}
 
 
@@ -80,7 +81,7 @@ def _trace(go: Any, group: list[Point], state: str, cost: str, heights: list[flo
         text=[point.name for point in group],
         textposition="top center",
         hovertext=[point.verdict for point in group],
-        marker={"size": 16 if state == "chosen" else 11, "color": _COLOURS[state]},
+        marker={"size": 16 if state == "chosen" else 11, "color": COLOURS[state]},
     )
 
 

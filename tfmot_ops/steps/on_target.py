@@ -1,4 +1,4 @@
-"""The target of a step: what of it is refused before training, and what the file costs on it."""
+"""A step for a target: refuses operations that the device lacks, and measures what the file costs there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tfmot_ops.steps.work import ModelWork
 if TYPE_CHECKING:
     from tfmot_ops.core.keras.types import Model
 
-#: Test samples that run in TFLite Micro, whose reference kernels take 1 s for a sample of MobileNetV2 at 96x96.
+#: Test samples that run in TFLite Micro, which took 0.11 s for a sample of MobileNetV2 at 96x96 (2 cores, no GPU).
 _SAMPLES = 16
 
 

@@ -44,7 +44,7 @@ def _require_integers(recipe: Recipe, target: Target) -> None:
     if quantization.backend is Backend.AI_EDGE_QUANTIZER and target.weight_scales is WeightScales.PER_TENSOR:
         raise SpecError(
             f"recipe {recipe.name} is not for target {target.name}",
-            required="one scale a kernel, which the converter makes",
+            required="one scale per kernel, which the converter makes",
             received=f"backend {quantization.backend}",
             remedy="take the recipe without `aeq`",
         )

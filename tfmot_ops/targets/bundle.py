@@ -27,8 +27,8 @@ class Vectors:
     """Test vectors: inputs and the outputs of TFLite's reference kernels, as the numbers of the file's types.
 
     Attributes:
-        inputs: one array [N, ...] an input.
-        outputs: one array [N, ...] an output.
+        inputs: one array [N, ...] per input.
+        outputs: one array [N, ...] per output.
     """
 
     inputs: Sequence[npt.NDArray[Any]]

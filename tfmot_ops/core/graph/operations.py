@@ -109,8 +109,8 @@ class OpSpec:
         constants: which argument holds constants that appear in the output.
         table: whether the operation is a function of single elements that TFLite has no int8 form of: the file has a
             table with the int8 result for each of the 256 int8 values instead.
-        of_elements: whether the operation is a function of single elements that TFLite has in int8. On a device without
-            it, the file has such a table too.
+        elementwise: whether the operation is an elementwise function that TFLite has in int8. For a device without it,
+            the file has such a table too.
         becomes_int8: whether normalisation rewrites the operation to calls that have an int8 form.
         why_float: why the operation stays in float: a sentence with {} for the operation's name.
     """
@@ -126,7 +126,7 @@ class OpSpec:
     arithmetic: Arithmetic | None = None
     constants: Constants | None = None
     table: bool = False
-    of_elements: bool = False
+    elementwise: bool = False
     becomes_int8: bool = False
     why_float: str = "{} is not supported in QAT yet: trained in float, left to the converter"
 
@@ -242,14 +242,14 @@ LAYERS: dict[type, OpSpec] = {
     _L.Maximum: _same_scale("MAXIMUM", constants=Constants.OPERANDS),
     _L.Minimum: _same_scale("MINIMUM", constants=Constants.OPERANDS),
     # Element by element.
-    _L.LeakyReLU: _computes("LEAKY_RELU", arithmetic=_SUM, of_elements=True),
+    _L.LeakyReLU: _computes("LEAKY_RELU", arithmetic=_SUM, elementwise=True),
     _L.PReLU: _computes("PRELU", arithmetic=_SUM),
-    HardSwish: _computes("HARD_SWISH", arithmetic=_SUM, of_elements=True),
+    HardSwish: _computes("HARD_SWISH", arithmetic=_SUM, elementwise=True),
     Shift: _computes("ADD", arithmetic=_SUM),
     Einsum: _computes("BATCH_MATMUL", "RESHAPE", "TRANSPOSE"),
     MaskedScores: _same_scale("SELECT_V2", "SELECT"),
     LearnedTensor: OpSpec(Role.CONSTANT),
-    InverseRoot: _computes("RSQRT", of_elements=True),
+    InverseRoot: _computes("RSQRT", elementwise=True),
     _L.ELU: TABLE,
     _L.ThresholdedReLU: TABLE,
     Pointwise: TABLE,
@@ -367,11 +367,11 @@ ACTIVATIONS: dict[str, OpSpec] = {
     "linear": _pass(),
     "relu": OpSpec(Role.RELU, ("RELU",)),
     "relu6": OpSpec(Role.RELU, ("RELU6",)),
-    "gelu": _computes("GELU", of_elements=True),
-    "exponential": _computes("EXP", of_elements=True),
-    "exp": _computes("EXP", of_elements=True),
-    "abs": _computes("ABS", of_elements=True),
-    "leaky_relu": _computes("LEAKY_RELU", of_elements=True),
+    "gelu": _computes("GELU", elementwise=True),
+    "exponential": _computes("EXP", elementwise=True),
+    "exp": _computes("EXP", elementwise=True),
+    "abs": _computes("ABS", elementwise=True),
+    "leaky_relu": _computes("LEAKY_RELU", elementwise=True),
     **dict.fromkeys(("elu", "selu", "softplus", "softsign", "mish"), TABLE),
     # TFLite's quantisation specification fixes the scale: 1/256 (sigmoid, softmax), 1/128 (tanh), 1/16 (log_softmax).
     "sigmoid": _fixed("LOGISTIC", 0.0, 255 / 256),

@@ -56,8 +56,7 @@ def inference_of(
         tables: collects the functions that become tables after the conversion; None emits the functions themselves.
         per_channel: whether a free-standing affine, a depthwise convolution in the file, has a scale for each channel.
     """
-    emit = _Emitter(graph, late, unrounded, tables)
-    emit.per_channel = per_channel
+    emit = _Emitter(graph, late, unrounded, tables, per_channel=per_channel)
 
     def inference(*inputs: TensorLike) -> Any:
         if late is not None:
@@ -78,11 +77,17 @@ class _Emitter:
     """
 
     def __init__(
-        self, graph: Graph, late: LateWeights | None, unrounded: AbstractSet[Node], tables: Tables | None
+        self,
+        graph: Graph,
+        late: LateWeights | None,
+        unrounded: AbstractSet[Node],
+        tables: Tables | None,
+        *,
+        per_channel: bool,
     ) -> None:
         self.graph = graph
         self.tables = tables
-        self.per_channel = True
+        self.per_channel = per_channel
         self.unrounded = unrounded
         self.exact = read_exactly(graph)
         self.late = late
@@ -144,7 +149,7 @@ class _Emitter:
         if (kind is Role.FLOAT and self.ranges) or (keep_float and kind in {Role.PASS, Role.SAME_SCALE}):
             return float_call(layer, args, kwargs)
         tables = self.tables if self.ranges and not keep_float else None
-        if tables is not None and tables.holds(spec_of(layer)):
+        if tables is not None and tables.takes(spec_of(layer)):
             return self._table(node, layer, args, kwargs)
         if keep_float:
             args = tf.nest.map_structure(float_barrier, args)

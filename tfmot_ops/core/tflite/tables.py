@@ -81,10 +81,10 @@ class Tables:
         self._operations = operations
         self._functions: list[_Function] = []
 
-    def holds(self, spec: OpSpec) -> bool:
-        """Whether a call of this row of the operation table becomes a table."""
+    def takes(self, spec: OpSpec) -> bool:
+        """Whether a call of an operation with this row becomes a table in the file."""
         is_missing = self._operations is not None and spec.tflite[:1] and spec.tflite[0] not in self._operations
-        return spec.table or bool(spec.of_elements and is_missing)
+        return spec.table or bool(spec.elementwise and is_missing)
 
     def begin(self) -> None:
         """Forget the functions of an earlier trace; called at the start of each trace."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Node, Tensor, tensors
-from tfmot_ops.core.graph.layers import AxisMean, LearnedTensor
+from tfmot_ops.core.graph.layers import Affine, AxisMean, LearnedTensor, Shift, scale_and_offset
 from tfmot_ops.core.graph.rewrite import Rewriter, channel_constant
 from tfmot_ops.core.graph.rules.activations import emit_activation
 from tfmot_ops.core.keras.pinned import keras
@@ -214,3 +214,16 @@ def _mean(node: Node, out: Rewriter, extra: Sequence[npt.ArrayLike]) -> Any:
     if pool is None or rank != len(axes_to_reduce) + 2:
         return None
     return out.call(pool(name=node.layer.name), node.path, tensor, shape=node.output().shape)
+
+
+def without_addend(tensor: Tensor, out: Rewriter) -> tuple[Tensor, npt.NDArray[Any]]:
+    """(x, c) of a tensor x + c with positive constants c, [channels] or [1]; (tensor, [0]) for any other tensor."""
+    node = tensor.producer
+    addend: Any = [0.0]
+    if node is not None and isinstance(node.layer, Shift):
+        addend = [node.layer.value]
+    elif node is not None and isinstance(node.layer, Affine) and not node.layer.trainable:
+        scale, offset = scale_and_offset(out.graph.weights_of(node.layer))
+        addend = offset if np.all(scale == 1.0) else addend
+    found = np.ravel(np.asarray(addend, np.float64))
+    return (node.inputs()[0], found) if node is not None and np.all(found > 0.0) else (tensor, np.zeros(1))

@@ -12,10 +12,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Node, Tensor
-from tfmot_ops.core.graph.layers import Affine, AxisMean, InverseRoot, Shift, scale_and_offset
+from tfmot_ops.core.graph.layers import AxisMean, InverseRoot, Shift
 from tfmot_ops.core.graph.pointwise import Pointwise
 from tfmot_ops.core.graph.rewrite import Rewriter
-from tfmot_ops.core.graph.rules.arithmetic import arguments_of, symbol_of
+from tfmot_ops.core.graph.rules.arithmetic import arguments_of, symbol_of, without_addend
 from tfmot_ops.core.keras.pinned import keras
 
 _L = keras.layers
@@ -79,7 +79,8 @@ def _root(node: Node, out: Rewriter, function: Any) -> tuple[Tensor, float] | No
     if type(node.layer) is Pointwise:
         addend = _addend(node.layer, function)
     elif symbol_of(node) == {tf.math.sqrt: "math.sqrt", tf.math.rsqrt: "math.rsqrt"}[function]:
-        operand, addend = _sum_with_constant(operand, out)
+        operand, addends = without_addend(operand, out)
+        addend = float(addends[0]) if np.ptp(addends) == 0.0 else None
     return (operand, addend) if addend and _is_never_negative(operand) else None
 
 
@@ -93,18 +94,6 @@ def _addend(layer: Pointwise, function: Any) -> float | None:
         addend = at_zero**2 if function is tf.math.sqrt else at_zero**-2
         expected = np.asarray(function(tf.constant(_GRID, tf.float64) + addend))
     return addend if np.allclose(values, expected, rtol=1e-3) else None
-
-
-def _sum_with_constant(tensor: Tensor, out: Rewriter) -> tuple[Tensor, float | None]:
-    """(v, c) of a tensor v + c with one constant c; (tensor, None) for any other."""
-    node = tensor.producer
-    if node is not None and isinstance(node.layer, Shift):
-        return node.inputs()[0], float(node.layer.value)
-    if node is not None and isinstance(node.layer, Affine) and not node.layer.trainable:
-        scale, offset = scale_and_offset(out.graph.weights_of(node.layer))
-        if np.all(scale == 1.0) and np.ptp(offset) == 0.0 and offset.flat[0] > 0.0:
-            return node.inputs()[0], float(offset.flat[0])
-    return tensor, None
 
 
 def _is_never_negative(tensor: Tensor) -> bool:

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 
 from tfmot_ops.core.graph.ir import Node, Tensor
-from tfmot_ops.core.graph.layers import Affine, Shift, scale_and_offset
 from tfmot_ops.core.graph.rewrite import Rewriter
 from tfmot_ops.core.graph.roles import activation_name
-from tfmot_ops.core.graph.rules.arithmetic import arguments_of, symbol_of
+from tfmot_ops.core.graph.rules.arithmetic import arguments_of, symbol_of, without_addend
 from tfmot_ops.core.graph.rules.masks import masked_by_hand
 from tfmot_ops.core.keras.pinned import keras
 
@@ -28,11 +27,11 @@ def softmax_by_hand(node: Node, out: Rewriter) -> Any:
     if not isinstance(numerator, Tensor) or not isinstance(denominator, Tensor):
         return None
     exponent = _operand_of_exp(numerator)
-    total, added = _without_addend(denominator, out)
+    total, added = without_addend(denominator, out)
     if exponent is None or not _is_reduced(total, numerator, "math.reduce_sum"):
         return None
     logits = _without_maximum(exponent)
-    if added > (0.0 if logits is None else _SMALL):
+    if np.max(added) > (0.0 if logits is None else _SMALL):
         return None
     operand = exponent if logits is None else logits
     softmax = Node(_L.Softmax(name=node.layer.name), node.path, (operand,), {}, node.outputs, node.origin)
@@ -79,20 +78,6 @@ def _operand_of_exp(tensor: Tensor) -> Tensor | None:
         symbol_of(node) == "math.exp" or activation_name(node.layer) in {"exponential", "exp"}
     )
     return node.inputs()[0] if is_exp and node is not None else None
-
-
-def _without_addend(tensor: Tensor, out: Rewriter) -> tuple[Tensor, float]:
-    """(x, c) of a tensor x + c with a constant c >= 0; (tensor, 0) for any other one, and where c is not known."""
-    node = tensor.producer
-    if node is None:
-        return tensor, 0.0
-    if isinstance(node.layer, Shift):
-        return node.inputs()[0], node.layer.value
-    if isinstance(node.layer, Affine):
-        scale, offset = scale_and_offset(out.graph.weights_of(node.layer))
-        if np.all(scale == 1.0) and np.all(offset >= 0.0) and not node.layer.trainable:
-            return node.inputs()[0], float(np.max(offset))
-    return tensor, 0.0
 
 
 def _is_reduced(tensor: Tensor, of: Tensor, symbol: str) -> bool:
