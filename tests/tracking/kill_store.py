@@ -98,6 +98,8 @@ def main(kind: str, kills: int, seed: int, folder: Path) -> dict[str, int]:
             (folder / name / "mlflow.db").write_bytes(old.read_bytes())
         return folder / name / "mlflow.db"
 
+    # Without a cache, as a copy of a store in it would be made before it can be killed.
+    os.environ["XDG_CACHE_HOME"] = os.devnull
     path = prepare("whole")
     spent = whole_cpu_s(lambda: connect(f"sqlite:///{path}", "x"))
     for number in range(kills):

@@ -35,6 +35,22 @@ def test_a_kill_never_ruins_a_store(kind):
     assert counts == {"usable": KILLS, "lost": 0, "leftovers": 0}
 
 
+@pytest.mark.parametrize("broken", [None, b"", b"no database", b"SQLite format 3\0"], ids=str)
+def test_the_second_new_store_is_a_copy_with_a_place_for_artifacts_of_its_own(tmp_path, monkeypatch, broken):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        client, _ = connect(f"sqlite:///{tmp_path / name / 'mlflow.db'}", "mine")
+        places = [client.get_experiment_by_name(each).artifact_location for each in ("Default", "mine")]
+        assert all(place.startswith((tmp_path / name / "mlflow-artifacts").as_uri()) for place in places)
+        (kept,) = (tmp_path / "cache" / "tfmot_ops").iterdir()
+        made.append(kept.stat().st_mtime_ns)
+        if broken is not None:
+            kept.write_bytes(broken)
+    assert (made[0] == made[1]) == (broken is None)
+
+
 @pytest.fixture
 def half_made(tmp_path):
     """What a kill left before stores were made beside: all migrations up to one, and a table of the next."""

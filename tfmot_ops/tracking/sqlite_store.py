@@ -3,6 +3,9 @@
 MLflow creates and upgrades its tables with about sixty migrations in separate transactions. If the process is killed
 between two migrations, the store can be neither used nor upgraded. So the migrations run on a second file, which then
 replaces the store by one rename or one SQLite transaction.
+
+A new store is kept in the user's cache, because the migrations take two seconds of CPU time: the next new store is a
+copy of it.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from sqlalchemy import Engine, event
 from sqlalchemy.exc import SQLAlchemyError
 
 from tfmot_ops.errors import StepFailedError
-from tfmot_ops.system import files
+from tfmot_ops.system import environment, files
 
 SCHEME = "sqlite:///"
 # Files that SQLite keeps beside a database while it is written.
@@ -82,7 +85,7 @@ def _make_whole(path: Path, root: str) -> None:
     _remove(part)  # what a killed process left; a living one would hold the lock
     try:
         if not path.exists():
-            _migrate(part, root)
+            _create(part, root)
             files.sync(part)
             _remove(path)  # with its journal: SQLite would apply the old journal to the new database
             part.replace(path)
@@ -103,6 +106,28 @@ def _make_whole(path: Path, root: str) -> None:
         ) from error
     finally:
         _remove(part)
+
+
+def _create(path: Path, root: str) -> None:
+    """Create a store, from the one in the user's cache if that is of this MLflow."""
+    kept = environment.cache_folder() / f"mlflow-{mlflow.__version__}.db"
+    with contextlib.suppress(OSError, sqlite3.Error):
+        if kept.exists() and _is_current(kept):
+            files.copy(kept, path)
+    was_kept = path.exists()
+    _migrate(path, root)
+    if not was_kept:
+        with contextlib.suppress(OSError, sqlite3.Error):  # a cache that cannot be written costs time only
+            _keep(path, kept)
+
+
+def _keep(path: Path, kept: Path) -> None:
+    """Copy a new store into the cache, without its experiment: MLflow makes one with the place of the artifacts."""
+    with files.whole(kept) as part:
+        _copy(path, part)
+        with _opened(part) as connection:
+            connection.execute("DELETE FROM experiments")
+            connection.commit()
 
 
 def _migrate(path: Path, root: str) -> None:

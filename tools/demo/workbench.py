@@ -101,6 +101,8 @@ class Workbench:
             "AIRFLOW__API__WORKERS": "1",
             "AIRFLOW__API__HOST": "127.0.0.1",
             "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
+            # MLflow's server starts eight processes for jobs that judge texts; none of these jobs is used here.
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             TRACKING_URI.name: self.tracking_uri,
             # `airflow standalone` looks for `airflow` on the path.
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
