@@ -30,6 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_finish() -> None:
     gc.freeze()
+    gc.set_threshold(50_000, 10, 10)  # as the command `tfmot-ops` sets it
     gc.enable()
 
 

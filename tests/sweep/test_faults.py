@@ -38,8 +38,8 @@ def test_a_hang_an_allocation_and_a_signal_are_results(tmp_path) -> None:
     assert latest_by_inputs([done]) == {}
 
 
-@pytest.mark.parametrize("stage", list(Stage))
-def test_an_error_in_each_stage(tmp_path, monkeypatch, stage) -> None:
+@pytest.mark.parametrize("stage", [Stage.BUILD, Stage.RELOAD, Stage.AGREE])  # first, last, and the one with a class
+def test_an_error_in_a_stage(tmp_path, monkeypatch, stage) -> None:
     monkeypatch.setenv("TEST_STAGE", stage.value)
     (cell,) = sweep(tmp_path, "raises").run().cells
     assert (cell.failed_stage, cell.error_type, cell.message) == (stage, "RuntimeError", f"planted in {stage.value}")

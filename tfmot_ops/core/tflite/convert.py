@@ -165,6 +165,11 @@ def _converter_of(function: Function, signature: list[tf.TensorSpec], *, calibra
     return converter
 
 
+#: Size of a graph in bytes from which memory matters more than the second that a garbage collection takes: it looks at
+#: all of TensorFlow's objects.
+_WORTH_A_COLLECTION = 64 * 2**20
+
+
 class _ConstantsConverter(TFLiteFrozenGraphConverterV2):
     """Converts a graph that reads no variables, without TensorFlow's preparations.
 
@@ -174,7 +179,9 @@ class _ConstantsConverter(TFLiteFrozenGraphConverterV2):
     """
 
     def __init__(self, graph: tf.Graph) -> None:
-        self._definition: Any = _Definition(graph.as_graph_def())
+        definition = graph.as_graph_def()
+        self._is_large = definition.ByteSize() >= _WORTH_A_COLLECTION
+        self._definition: Any = _Definition(definition)
         # The converter reads only name, dtype and shape of a tensor, so that the graph itself can be freed.
         self._outputs = [SimpleNamespace(name=tensor.name) for tensor in graph.outputs]
         with tf.Graph().as_default():
@@ -188,7 +195,8 @@ class _ConstantsConverter(TFLiteFrozenGraphConverterV2):
 
     def _freeze_concrete_function(self) -> tuple[Any, Any, Any, Any]:
         """(definition, inputs, outputs, frozen function), as the base class expects them."""
-        gc.collect()  # graph and operations refer to each other, so only a collection frees them
+        if self._is_large:
+            gc.collect()  # graph and operations refer to each other, so only a collection frees them
         return self._definition, self._inputs, self._outputs, None
 
     def _optimize_tf_model(self, definition: tf.compat.v1.GraphDef, *_: object) -> Any:
