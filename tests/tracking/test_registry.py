@@ -17,8 +17,10 @@ import mlflow
 import numpy as np
 import pytest
 import requests
+from typer.testing import CliRunner
 
 from tfmot_ops import core
+from tfmot_ops.cli.app import app
 from tfmot_ops.cli.execute import execute
 from tfmot_ops.contract import (
     Artifact,
@@ -34,7 +36,7 @@ from tfmot_ops.contract import (
     StepSpec,
     Tracking,
 )
-from tfmot_ops.errors import StepFailedError
+from tfmot_ops.errors import SpecError, StepFailedError
 from tfmot_ops.tracking import StepRun, promote, registry_of, rollback
 from tfmot_ops.tracking.registry import version_of
 
@@ -304,5 +306,9 @@ def test_the_commands(uri: str, file: Path, versions: list[Any]) -> None:
     refused = command("register", "net", "--run", versions[0].tracking_run_id)
     assert refused.returncode == 2
     assert "has no file to register" in refused.stderr
-    assert command("register", "net", "--run", "0" * 32).returncode == 2
-    assert command("register", "net", "--alias", "champion", "--run", "0" * 32).returncode == 2
+
+
+@pytest.mark.parametrize("more", [[], ["--alias", "champion"]], ids=["no such run", "an alias that promotion gives"])
+def test_a_wrong_registration_is_refused(uri: str, more: list[str]) -> None:
+    refused = CliRunner().invoke(app, ["registry", "register", "net", "--run", "0" * 32, "--tracking-uri", uri, *more])
+    assert isinstance(refused.exception, SpecError), refused.output

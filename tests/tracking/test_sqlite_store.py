@@ -20,7 +20,7 @@ from tfmot_ops.tracking.client import connect, download
 
 pytestmark = pytest.mark.slow
 
-KILLS = int(os.environ.get("TFMOT_OPS_STORE_KILLS", "8"))
+KILLS = int(os.environ.get("TFMOT_OPS_STORE_KILLS", "4"))
 
 
 @pytest.mark.parametrize("kind", ["new", "upgrade"])
