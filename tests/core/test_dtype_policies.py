@@ -104,19 +104,14 @@ def test_the_global_policy_follows_the_float_type_afterwards() -> None:
     assert K.backend.floatx() == "float64"
 
 
-@pytest.mark.parametrize(
-    ("policy", "restored"),
-    [("mixed_float16", True), ("float64", False)],
-)
-def test_a_model_of_that_policy(policy: str, restored: bool) -> None:
-    K.mixed_precision.set_global_policy(policy)
+def test_a_model_of_that_policy() -> None:
+    K.mixed_precision.set_global_policy("mixed_float16")
     model = _model()
-    if restored:
-        K.mixed_precision.set_global_policy("float32")
+    K.mixed_precision.set_global_policy("float32")
     before = K.mixed_precision.global_policy()
     flat = core.normalize(model)
     assert _types(flat) == {"float32"}
-    assert _sqnr(model, flat) > (35.0 if policy == "mixed_bfloat16" else 50.0)
+    assert _sqnr(model, flat) > 50.0
     quantized, reports = core.quantize(model, QAT, X)
     assert _types(quantized) == {"float32"}
     assert {"backbone/conv", "backbone/block/inner", "dense", "scores"} <= {row.path for row in reports}
@@ -150,8 +145,7 @@ def test_pruning_keeps_the_policy(policy: str, tmp_path) -> None:
         assert _sqnr(core.load_model(tmp_path / "pruned.h5"), pruned) > 100.0
 
 
-@pytest.mark.parametrize("pattern", [{"n_of_m": (2, 4)}, {"block": (1, 4)}])
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(("policy", "pattern"), [(POLICIES[0], {"n_of_m": (2, 4)}), (POLICIES[1], {"block": (1, 4)})])
 def test_patterns_under_a_policy(policy: str, pattern: dict[str, Any]) -> None:
     recipe = type(SPARSE).model_validate({"name": "r", "sparsity": {"ratio": 0.5, **pattern}})
     K.mixed_precision.set_global_policy(policy)

@@ -173,12 +173,13 @@ def test_every_family_has_a_member() -> None:
     assert set(MEMBERS) == {architecture.family for architecture in core.catalogue().values()}
 
 
-@pytest.mark.parametrize("family", MEMBERS)
+# One of each kind of block; the graphs of all families are below, and a sweep takes every architecture through it all.
+@pytest.mark.parametrize("family", ["convnext", "densenet", "efficientnet_v2", "mobilenet_v3", "nasnet", "resnet"])
 def test_whole_chain(family: str) -> None:
     _check(MEMBERS[family])
 
 
-@pytest.mark.parametrize("family", ["convnext", "efficientnet", "mobilenet_v3"])
+@pytest.mark.parametrize("family", ["efficientnet", "mobilenet_v3"])
 def test_whole_chain_for_images_of_any_size(family: str) -> None:
     _check(replace(MEMBERS[family], open_size=True))
 

@@ -45,8 +45,7 @@ def _freeze_after(model: Any) -> None:
     model.get_layer("quant_c").trainable = model.get_layer("quant_t").layer.trainable = False
 
 
-@pytest.mark.parametrize("suffix", ["", ".h5"])
-@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize(("before", "suffix"), [(True, ""), (False, ".h5")])
 def test_frozen_kernels_stay_and_are_saved_once(tmp_path, before: bool, suffix: str) -> None:
     model = _model(L.Conv2D(4, 3, activation="relu", name="c"), L.Conv2DTranspose(4, 3, name="t"))
     if before:
@@ -298,8 +297,7 @@ def test_labels_by_the_outputs_names_fit_every_rewritten_model(tmp_path) -> None
     assert core.strip(_reloaded(pruned, tmp_path / "p.h5")).output_names == ["cls", "reg"]
 
 
-@pytest.mark.parametrize("suffix", [".h5", ""], ids=["h5", "folder"])
-def test_names_of_metrics_have_their_output_once_however_often_a_model_is_saved(suffix, tmp_path) -> None:
+def test_names_of_metrics_have_their_output_once_however_often_a_model_is_saved(tmp_path) -> None:
     """The steps save a model between each two of them, and its wrappers rename its outputs."""
     inputs = L.Input((8, 8, 4))
     flat = L.Flatten()(inputs)
@@ -310,10 +308,10 @@ def test_names_of_metrics_have_their_output_once_however_often_a_model_is_saved(
     model.compile("sgd", losses, metrics={"big": accuracy, "big_box": "mae"})
     x, y = X[:16], [np.arange(16) % 3, np.ones(16, np.float32)]
     model.fit(x, y, verbose=0)
-    pruned, _ = core.prune(_reloaded(model, tmp_path / f"m{suffix}"), core.recipes.decode("sparse50"), end_step=1)
+    pruned, _ = core.prune(_reloaded(model, tmp_path / "m.h5"), core.recipes.decode("sparse50"), end_step=1)
     pruned.fit(x, y, verbose=0, callbacks=core.pruning_callbacks())
-    stripped = core.strip(_reloaded(pruned, tmp_path / f"p{suffix}"))
+    stripped = core.strip(_reloaded(pruned, tmp_path / "p.h5"))
     stripped.fit(x, y, verbose=0)
-    quantized, _ = core.quantize(_reloaded(stripped, tmp_path / f"s{suffix}"), INT8, x)
+    quantized, _ = core.quantize(_reloaded(stripped, tmp_path / "s.h5"), INT8, x)
     names = quantized.fit(x, y, verbose=0).history.keys()
     assert list(names) == ["loss", "big_loss", "big_box_loss", "big_accuracy", "big_box_mae"]

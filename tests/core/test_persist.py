@@ -63,8 +63,9 @@ def test_layers_that_an_application_keeps_to_itself_are_found(tmp_path) -> None:
     np.testing.assert_array_equal(core.load_model(tmp_path / "m.h5")(x), model(x))
 
 
-@pytest.mark.parametrize("suffix", ["", ".h5", ".keras"])
-@pytest.mark.parametrize("recipe", [None, "sparse50_wi8_ai8"])
+@pytest.mark.parametrize(
+    ("suffix", "recipe"), [("", "sparse50_wi8_ai8"), (".h5", "sparse50_wi8_ai8"), (".keras", None)], ids=str
+)
 def test_a_trained_model_comes_back_with_its_compile_configuration(tmp_path, suffix, recipe) -> None:
     model = _mix((17, 19, 3))
     model.compile(keras.optimizers.Adam(1e-3), "mse", metrics=[["mae"], ["mse"]])

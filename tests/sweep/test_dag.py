@@ -14,7 +14,7 @@ from tfmot_ops.tracking import earlier_sweeps
 
 pytestmark = [pytest.mark.usefixtures("plugin"), pytest.mark.slow]
 
-NAMES = ["sound", "sound_1", "sound_2", "sound_3", "sound_4", "fickle"]
+NAMES = ["sound", "sound_1", "fickle"]
 PARAMS = {"architectures": NAMES, "recipes": ["wi8_ai8"]}
 CELLS = {f"{name}/wi8_ai8" for name in NAMES}
 EXPERIMENT = "tfmot_ops_sweep"
@@ -37,7 +37,7 @@ def webhook():
         server.shutdown()
 
 
-def test_six_architectures_then_a_regression_is_told(bench, run_dag, webhook) -> None:
+def test_three_architectures_then_a_regression_is_told(bench, run_dag, webhook) -> None:
     address, told = webhook
     answer, log = run_dag("compat_sweep", PARAMS)
     states = {(task["task"], task["state"]) for task in answer["tasks"]}
