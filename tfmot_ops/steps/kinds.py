@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tfmot_ops.contract import (
     ArtifactFormat,
@@ -41,6 +41,9 @@ from tfmot_ops.steps.requirements import (
 )
 from tfmot_ops.steps.training import Rate, targets_for, train
 from tfmot_ops.steps.work import ModelOptions, ModelWork, Work
+
+if TYPE_CHECKING:
+    from tfmot_ops.core.keras.types import Model
 
 # QAT starts from trained weights, so a tenth of the learning rate is enough (see `Budget.qat_learning_rate`).
 _QAT_RATE = 0.1
@@ -98,9 +101,11 @@ def _report_trained_elsewhere(work: ModelWork[TrainOptions]) -> None:
         )
 
 
-def _pass_through(work: ModelWork[ModelOptions]) -> None:
+def _pass_through(work: ModelWork[ModelOptions], model: Model) -> None:
+    """Hand the model on; the step before has measured it."""
     work.progress.message(f"{work.spec.step_id}: recipe {work.recipe.name} has no sparsity, the model stays unchanged")
     work.measure({"passed_through": 1})
+    work.put_model(model)
 
 
 def _prune(work: ModelWork[PruneOptions]) -> None:
@@ -110,14 +115,14 @@ def _prune(work: ModelWork[PruneOptions]) -> None:
     require_float("prune", model)
     require_wrappers_of("prune", model, recipe)
     if recipe.sparsity is None:
-        _pass_through(work)
-    else:
-        steps = work.epochs(recipe.budget.fine_tune_epochs) * work.steps_per_epoch
-        # Without training there is no schedule to follow: the mask is applied at once.
-        end_step = max(1, round(steps * recipe.sparsity.ramp_fraction)) if steps else None
-        model, layers = core.prune(model, recipe, end_step=end_step)
-        require_pruned_layers(layers, recipe)
-        work.layers += layers
+        _pass_through(work, model)
+        return
+    steps = work.epochs(recipe.budget.fine_tune_epochs) * work.steps_per_epoch
+    # Without training there is no schedule to follow: the mask is applied at once.
+    end_step = max(1, round(steps * recipe.sparsity.ramp_fraction)) if steps else None
+    model, layers = core.prune(model, recipe, end_step=end_step)
+    require_pruned_layers(layers, recipe)
+    work.layers += layers
     work.measure_float(model)
     work.put_model(model)
 
@@ -132,7 +137,8 @@ def _fine_tune(work: ModelWork[FineTuneOptions]) -> None:
     epochs = work.epochs(recipe.budget.fine_tune_epochs if recipe.sparsity else 0)
     callbacks = core.pruning_callbacks() if is_being_pruned(model) else []
     if not recipe.sparsity and not epochs:
-        _pass_through(work)
+        _pass_through(work, model)
+        return
     train(work, model, epochs, callbacks, rate=Rate(recipe.budget.fine_tune_learning_rate))
     work.measure_float(model)
     work.put_model(model)
@@ -147,7 +153,8 @@ def _strip(work: ModelWork[StripOptions]) -> None:
         model = core.strip(model)
         core.assert_sparsity(model, recipe)
     elif recipe.sparsity is None:
-        _pass_through(work)
+        _pass_through(work, model)
+        return
     else:
         require_pruned("strip", model, recipe)
     work.measure_float(model)
