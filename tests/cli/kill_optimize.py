@@ -24,6 +24,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import mlflow
+
 from tfmot_ops.tracking.client import connect
 
 EPOCHS = {"train": 2, "fine_tune": 2, "quantize": 1}
@@ -93,8 +95,10 @@ def judge(folder: Path, file: bytes, counts: Counter[str]) -> None:
         counts["lost"] += len(set(range(1, wanted + 1)) - set(steps))
         counts["doubled"] += len(steps) - len(set(steps))
     counts["doubled"] += len(runs) - 7
-    # matplotlib keeps the list of the machine's fonts there, for the next process.
+    # For the next process, matplotlib keeps the list of the machine's fonts there, and the tracking an empty store.
+    store = f"mlflow-{mlflow.__version__}.db"
     cached = [each for each in (folder / "cache").rglob("*") if each.is_file() and "matplotlib" not in each.parts]
+    cached = [each for each in cached if each.name != store]
     left = [*(folder / "tmp").iterdir(), *cached]
     left += (folder / "out").rglob(".*")
     counts["leftovers"] += len(left)
