@@ -14,7 +14,7 @@ ENDS    := lower upper
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' tfmot_ops/__init__.py)
 
 .DEFAULT_GOAL := help
-.PHONY: layers sweep matrix help setup demo ui test helm check lock bench clean places hooks image version airflow-ends
+.PHONY: docs layers sweep matrix help setup demo ui test helm check lock bench clean places hooks image version airflow-ends
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -63,11 +63,12 @@ airflow-%: .venv-airflow-%/.installed
 	@$(@D)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-check: setup ## ruff, mypy --strict, import-linter, hadolint, lean imports, few Any
+check: setup ## ruff, mypy --strict, import-linter, codespell, hadolint, lean imports, few Any
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/codespell
 	@$(BIN)/hadolint docker/Dockerfile
 	@$(BIN)/python -m pytest -q tests/contract/test_lean_import.py tests/contract/test_annotations.py
 
@@ -83,6 +84,11 @@ image: ## a Docker image, tfmot-ops:<version>-$(TARGET); TARGET=cpu, gpu, airflo
 layers: setup ## docs/layers.md: what becomes of each layer class of tf_keras
 	@$(BIN)/python -m tools.layer_table docs/layers.md
 
+docs: setup ## the documentation as a site, docs/_build/html; warnings are errors, nothing is downloaded
+	@$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
+	@$(BIN)/python -m pytest -q tests/docs/test_site.py
+	@echo "docs/_build/html/index.html"
+
 bench: setup ## what quantising, exporting, training and inference cost, as ratios (QUESTIONS="quantize growth")
 	@$(BIN)/python -m benchmarks $(QUESTIONS)
 
@@ -96,5 +102,5 @@ lock: setup ## pin every requirement with hashes, without index URLs
 	@$(COMPILE) docker/mlflow.in -o requirements/mlflow.txt
 	@for end in $(ENDS); do $(COMPILE) --extra airflow --extra docker --extra kubernetes pyproject.toml requirements/airflow-$$end.in -o requirements/airflow-$$end.txt; done
 
-clean: ## remove .venv and what the demo wrote
-	@rm -rf $(VENV) $(ENDS:%=.venv-airflow-%) .demo
+clean: ## remove .venv, the site and what the demo wrote
+	@rm -rf $(VENV) $(ENDS:%=.venv-airflow-%) .demo docs/_build

@@ -130,7 +130,7 @@ def test_what_a_plan_names_is_checked_before_anything_runs(rows: str):
 
 
 def test_the_plan_of_the_documentation_is_one():
-    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "training.md").read_text(encoding="utf-8")
     text = page.partition("```yaml\n")[2].partition("```")[0]
     plan = TrainingPlan.model_validate(yaml.safe_load(text))
     check_plan(plan)

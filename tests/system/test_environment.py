@@ -1,4 +1,4 @@
-"""Each environment variable has one row, in `tfmot_ops/system/environment.py`, and a line in the README."""
+"""Each environment variable has one row, in `tfmot_ops/system/environment.py`, and a line in the documentation."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from tfmot_ops.system import environment
 
 PACKAGE = Path(environment.__file__).parents[1]
+PAGE = PACKAGE.parent / "docs" / "reference" / "environment.md"
 OURS = [each for each in environment.VARIABLES if each.name.startswith("TFMOT_OPS_") and not each.internal]
 
 
@@ -32,14 +33,13 @@ def test_no_other_module_has_the_name_of_a_variable() -> None:
 
 
 @pytest.mark.parametrize("variable", OURS, ids=lambda each: each.name)
-def test_the_readme_lists_each_variable_that_a_user_may_set(variable) -> None:
-    readme = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
-    assert re.search(rf"^\| `{variable.name}` \|", readme, re.MULTILINE)
+def test_the_documentation_lists_each_variable_that_a_user_may_set(variable) -> None:
+    assert re.search(rf"^\| `{variable.name}` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
 
 
-def test_the_readme_lists_no_other_variable() -> None:
-    readme = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"^\| `(TFMOT_OPS_\w+)` \|", readme, re.MULTILINE)) == {each.name for each in OURS}
+def test_the_documentation_lists_no_other_variable() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(TFMOT_OPS_\w+)` \|", page, re.MULTILINE)) == {each.name for each in OURS}
 
 
 def test_each_row_says_what_the_variable_does_in_one_sentence() -> None:

@@ -119,7 +119,7 @@ def test_a_recipe_without_int8_is_refused_where_the_device_takes_int8(recipe: st
 
 
 def test_the_target_of_the_documentation_is_one():
-    page = (Path(__file__).parents[2] / "docs" / "targets.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "targets-and-search.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     assert Target.model_validate(yaml.safe_load(block)).limits.ram_bytes == 65_536
     for name in SHIPPED_TARGETS:

@@ -187,6 +187,11 @@ class Recipe(Document):
     A user writes a recipe as a YAML or JSON file, or as a name that is decoded (see `tfmot_ops.recipes.names`).
 
     Attributes:
+        name: name of the recipe, in tables and in MLflow.
+        sparsity: how to prune; None does not prune.
+        quantization: how to quantise; None leaves the model in float.
+        budget: epochs and learning rates.
+        training: how to train; what it leaves out keeps its default.
         target: the device that the file is for, as its name, the path of a file, or the target itself.
     """
 

@@ -83,15 +83,16 @@ class Target(Document):
     """What a device takes, and how the cost of a file on it is found.
 
     Attributes:
-        name: of the target.
-        description: one line.
-        input_type: of the file's float inputs; None takes the recipe's, which is int8 for int8 activations.
-        output_type: of the file's outputs; None as for `input_type`.
-        weight_scales: of int8 kernels; QAT trains for it.
+        name: name of the target.
+        description: the device, in one line.
+        input_type: numeric type of the file's float inputs; None takes the recipe's, which is int8 for int8
+            activations.
+        output_type: numeric type of the file's outputs; None as for `input_type`.
+        weight_scales: how many scales an int8 kernel has; QAT trains for it.
         operations: names of the TFLite operations that the device has; None for all.
         tflm: run the file in TFLite Micro, for its arena and the equality of its outputs with the reference kernels.
         vela: compile the file with Vela, for the NPU's share, memory, cycles; None for a device without Ethos-U.
-        limits: which a file must keep to.
+        limits: limits that a file must keep to.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION

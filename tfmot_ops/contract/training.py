@@ -21,7 +21,8 @@ class Part(_PlanDocument):
     """An optimizer or a layer by its name, with the arguments of its constructor.
 
     Attributes:
-        name: of a class of tf_keras.optimizers; of an augmentation also a name that an installed package registers.
+        name: name of a class of tf_keras.optimizers; of an augmentation also a name that an installed package
+            registers.
         arguments: constructor arguments by name; the class's own defaults for those left out.
     """
 
