@@ -64,7 +64,7 @@ def test_layers_that_an_application_keeps_to_itself_are_found(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("suffix", "recipe"), [("", "sparse50_wi8_ai8"), (".h5", "sparse50_wi8_ai8"), (".keras", None)], ids=str
+    ("suffix", "recipe"), [("", "sparse50_wi8_ai8"), (".h5", None), (".keras", "sparse50_wi8_ai8")], ids=str
 )
 def test_a_trained_model_comes_back_with_its_compile_configuration(tmp_path, suffix, recipe) -> None:
     model = _mix((17, 19, 3))
