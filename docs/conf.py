@@ -30,7 +30,7 @@ html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
 
-# Every heading down to the third level is a target of links, and a link without its target is a warning.
+# Headings of the first four levels are targets of links, and a link without its target is a warning.
 myst_heading_anchors = 4
 myst_enable_extensions = ["attrs_block"]
 

@@ -67,7 +67,7 @@ class Found(Document):
         return Tried(self.candidate, judge(goals, self.metrics, self.headline))
 
     def verdict(self, goals: Goals) -> str:
-        """Which goals the candidate misses, for people; `all goals met`, or why its chain failed."""
+        """The goals that the candidate misses, with the values received; or `all goals met`, or its failure."""
         if self.error:
             return f"failed: {self.error.splitlines()[0]}"
         missed = [goal for goal in self.tried(goals).judged if not goal.is_met]

@@ -102,7 +102,7 @@ def _report_trained_elsewhere(work: ModelWork[TrainOptions]) -> None:
 
 
 def _pass_through(work: ModelWork[ModelOptions], model: Model) -> None:
-    """Hand the model on; the step before has measured it."""
+    """Save the step's input as its output, without measuring the model: the step that made the model has done so."""
     work.progress.message(f"{work.spec.step_id}: recipe {work.recipe.name} has no sparsity, the model stays unchanged")
     work.measure({"passed_through": 1})
     work.put_model(model)

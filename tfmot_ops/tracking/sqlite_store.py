@@ -109,20 +109,28 @@ def _make_whole(path: Path, root: str) -> None:
 
 
 def _create(path: Path, root: str) -> None:
-    """Create a store, from the one in the user's cache if that is of this MLflow."""
+    """Create a store: as a copy of the empty store in the user's cache, else by MLflow's migrations.
+
+    Args:
+        path: file of the new store.
+        root: URI of the folder for the store's artifacts.
+    """
     kept = environment.cache_folder() / f"mlflow-{mlflow.__version__}.db"
     with contextlib.suppress(OSError, sqlite3.Error):
         if kept.exists() and _is_current(kept):
             files.copy(kept, path)
-    was_kept = path.exists()
-    _migrate(path, root)
-    if not was_kept:
+    is_copy = path.exists()
+    _migrate(path, root)  # of a copy only the default experiment is missing
+    if not is_copy:
         with contextlib.suppress(OSError, sqlite3.Error):  # a cache that cannot be written costs time only
             _keep(path, kept)
 
 
 def _keep(path: Path, kept: Path) -> None:
-    """Copy a new store into the cache, without its experiment: MLflow makes one with the place of the artifacts."""
+    """Copy a new store into the cache, without its default experiment, whose row names the folder of the artifacts.
+
+    MLflow makes a default experiment wherever a store has no experiment.
+    """
     with files.whole(kept) as part:
         _copy(path, part)
         with _opened(part) as connection:

@@ -101,7 +101,7 @@ class Workbench:
             "AIRFLOW__API__WORKERS": "1",
             "AIRFLOW__API__HOST": "127.0.0.1",
             "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
-            # MLflow's server starts eight processes for jobs that judge texts; none of these jobs is used here.
+            # Else MLflow's server starts eight processes that evaluate language models, which nothing here uses.
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             TRACKING_URI.name: self.tracking_uri,
             # `airflow standalone` looks for `airflow` on the path.

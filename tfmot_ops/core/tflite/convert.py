@@ -165,8 +165,8 @@ def _converter_of(function: Function, signature: list[tf.TensorSpec], *, calibra
     return converter
 
 
-#: Size of a graph in bytes from which memory matters more than the second that a garbage collection takes: it looks at
-#: all of TensorFlow's objects.
+#: Bytes of a graph from which a garbage collection is made to free it. A collection visits every Python object of
+#: TensorFlow; of a smaller graph, at most a few copies of this size stay in memory until the next collection.
 _WORTH_A_COLLECTION = 64 * 2**20
 
 
