@@ -217,7 +217,7 @@ def _mean(node: Node, out: Rewriter, extra: Sequence[npt.ArrayLike]) -> Any:
 
 
 def without_addend(tensor: Tensor, out: Rewriter) -> tuple[Tensor, npt.NDArray[Any]]:
-    """(x, c) of a tensor x + c with positive constants c, [channels] or [1]; (tensor, [0]) for any other tensor."""
+    """(x, c) of a tensor x + c with constants c >= 0, [channels] or [1]; (tensor, [0]) for any other tensor."""
     node = tensor.producer
     addend: Any = [0.0]
     if node is not None and isinstance(node.layer, Shift):
@@ -226,4 +226,4 @@ def without_addend(tensor: Tensor, out: Rewriter) -> tuple[Tensor, npt.NDArray[A
         scale, offset = scale_and_offset(out.graph.weights_of(node.layer))
         addend = offset if np.all(scale == 1.0) else addend
     found = np.ravel(np.asarray(addend, np.float64))
-    return (node.inputs()[0], found) if node is not None and np.all(found > 0.0) else (tensor, np.zeros(1))
+    return (node.inputs()[0], found) if node is not None and np.all(found >= 0.0) else (tensor, np.zeros(1))
