@@ -118,7 +118,10 @@ def server(store, monkeypatch, tmp_path) -> Iterator[FaultyServer]:
     monkeypatch.setattr(patience, "_TELL_AFTER_S", 0.2)
     assert store
     faulty = FaultyServer()
-    # The server's first use of its registry makes the file the registry of its process, which is this one.
+    # The server's first use of its registry makes the file the registry of its process, which is this one. Both places
+    # are set before that, so that the end of the test restores what was there: later tests have their own registry.
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "")
+    monkeypatch.setattr("mlflow.tracking._model_registry.utils._registry_uri", None)
     requests.get(f"{faulty.uri}/api/2.0/mlflow/registered-models/search", timeout=30).raise_for_status()
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", faulty.uri)
     monkeypatch.setattr("mlflow.tracking._model_registry.utils._registry_uri", faulty.uri)
