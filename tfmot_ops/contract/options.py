@@ -194,7 +194,8 @@ class StripOptions(DataOptions):
 class QuantizeOptions(TrainingOptions):
     """Insert quantisers, calibrate, train the QAT epochs, export to TFLite; input `model`.
 
-    For a plan with distillation, the input `trained` is the float model to learn from.
+    For a plan with distillation, the input `trained` is the float model to learn from. The output `sensitivity` is made
+    for a recipe with `quantization.keep`.
 
     Attributes:
         target: the device that the file is for; None takes the recipe's. A model with an operation that the device
@@ -202,7 +203,7 @@ class QuantizeOptions(TrainingOptions):
     """
 
     requires = ("model",)
-    makes = ("model", "tflite")
+    makes = ("model", "tflite", "sensitivity")
     learns_from_trained = True
     has_int8_outputs = True
 

@@ -101,6 +101,20 @@ class Backend(StrEnum):
     AI_EDGE_QUANTIZER = "ai_edge_quantizer"
 
 
+class Keep(Document):
+    """Which layers stay in float because rounding them costs most.
+
+    Attributes:
+        budget: largest share of the kernels' weights that may stay in float; 0.1 for a tenth. The layers are chosen by
+            how much noise each adds to the model's outputs on calibration samples.
+        samples: number of calibration samples for that choice. The choice takes the time of about
+            samples * (number of layers) inferences in Python.
+    """
+
+    budget: float = Field(gt=0.0, lt=1.0)
+    samples: int = Field(default=32, ge=1)
+
+
 class Quantization(Document):
     """Numeric types in the TFLite file, and the method of quantisation.
 
@@ -115,6 +129,7 @@ class Quantization(Document):
         output_type: of the file's outputs; None takes the type of the activations.
         operations: TFLite operations that the device has; None for all. An elementwise function that the device lacks,
             such as GELU, becomes a table in the file of a QAT model.
+        keep: leaves the most sensitive layers in float; None leaves none. For int8 weights and activations.
     """
 
     weights: Weights = Weights.INT8
@@ -128,6 +143,15 @@ class Quantization(Document):
     input_type: IoType | None = later()
     output_type: IoType | None = later()
     operations: tuple[str, ...] | None = later()
+    keep: Keep | None = later()
+
+    @model_validator(mode="after")
+    def _kept_beside_int8(self) -> Quantization:
+        if self.keep is not None and (self.weights, self.activations) != (Weights.INT8, Activations.INT8):
+            raise ValueError(
+                f"keep is for int8 weights and int8 activations, received {self.weights} with {self.activations}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _integers_are_int8(self) -> Quantization:

@@ -11,6 +11,7 @@ from tfmot_ops.core.measure.latency import latency_ms
 from tfmot_ops.core.measure.memory import arena_bytes
 from tfmot_ops.core.measure.noise import sqnr_db
 from tfmot_ops.core.measure.predictions import predict
+from tfmot_ops.core.measure.sensitivity import LayerSensitivity, keep_sensitive, sensitivity, sensitivity_csv
 from tfmot_ops.core.measure.sparse_encoding import SparseEncoding, compare_sparse_encoding, encode_sparse
 from tfmot_ops.core.measure.sqnr_by_layer import LayerSqnr, layer_sqnr, layer_sqnr_csv
 from tfmot_ops.core.pruning.sparsity import assert_sparsity, layer_sparsity
@@ -22,6 +23,7 @@ from tfmot_ops.core.tflite.file_report import report_file, require_recipe
 from tfmot_ops.core.tflite.profile import TFLiteProfile, profile_tflite
 
 __all__ = [
+    "LayerSensitivity",
     "LayerSqnr",
     "SparseEncoding",
     "TFLiteProfile",
@@ -34,6 +36,7 @@ __all__ = [
     "encode_sparse",
     "evaluate",
     "export_tflite",
+    "keep_sensitive",
     "keras",
     "latency_ms",
     "layer_sparsity",
@@ -50,6 +53,8 @@ __all__ = [
     "report_file",
     "require_recipe",
     "save_model",
+    "sensitivity",
+    "sensitivity_csv",
     "sqnr_db",
     "strip",
     "wrap_low_magnitude",

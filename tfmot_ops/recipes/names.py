@@ -1,8 +1,9 @@
 """Decodes recipe names; a preset is defined by its name.
 
 A name is parts joined by `_`: `sparse50` (50 % zeros) or `sparse2of4`, `wi8` / `wi16f` (int8 or float16
-weights), `ai8` / `ai16` / `afp32` (activations), `ptq` (no training), `aeq` (no training, and Google's AI Edge
-Quantizer instead of the converter: `wi8_ai8_ptq_aeq`).
+weights), `ai8` / `ai16` / `afp32` (activations), `keep10` (the most sensitive layers stay in float, with at most 10 %
+of the weights), `ptq` (no training), `aeq` (no training, and Google's AI Edge Quantizer instead of the converter:
+`wi8_ai8_ptq_aeq`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,19 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from tfmot_ops.contract import PRESET_RECIPES, Activations, Backend, Method, Quantization, Recipe, Sparsity, Weights
+from pydantic import ValidationError
+
+from tfmot_ops.contract import (
+    PRESET_RECIPES,
+    Activations,
+    Backend,
+    Keep,
+    Method,
+    Quantization,
+    Recipe,
+    Sparsity,
+    Weights,
+)
 from tfmot_ops.errors import RecipeError
 
 #: Pattern of a part -> (what it sets, function from the pattern's groups to the value).
@@ -23,6 +36,7 @@ _PARTS: dict[str, tuple[str, Callable[..., Any]]] = {
     "ai8": ("activations", lambda: Activations.INT8),
     "ai16": ("activations", lambda: Activations.INT16),
     "afp32": ("activations", lambda: Activations.FLOAT32),
+    r"keep([1-9][0-9]?)": ("keep", lambda percent: Keep(budget=int(percent) / 100)),
     "ptq": ("method", lambda: Method.PTQ),
     "aeq": ("backend", lambda: Backend.AI_EDGE_QUANTIZER),
 }
@@ -51,7 +65,10 @@ def decode(name: str) -> Recipe:
         trainable = (values["weights"], values.get("activations")) == (Weights.INT8, Activations.INT8)
         values.setdefault("activations", Activations.FLOAT32)
         values.setdefault("method", Method.QAT if trainable and "backend" not in values else Method.PTQ)
-        quantization = Quantization(**values)
+        try:
+            quantization = Quantization(**values)
+        except ValidationError as error:
+            raise _refuse(name, error.errors()[0]["msg"].removeprefix("Value error, ")) from None
     return Recipe(name=name, sparsity=sparsity, quantization=quantization)
 
 
@@ -82,7 +99,7 @@ def _n_of_m(zeros: int, group: int) -> Sparsity | None:
 def _refuse(name: str, received: str) -> RecipeError:
     return RecipeError(
         f"recipe name {name!r} cannot be decoded",
-        required="parts of: sparse<1-99> or sparse<n>of<m>, wi8 or wi16f, ai8, ai16 or afp32, ptq, aeq",
+        required="parts of: sparse<1-99> or sparse<n>of<m>, wi8 or wi16f, ai8, ai16 or afp32, keep<1-99>, ptq, aeq",
         received=received,
         remedy=f"take a preset ({', '.join(PRESET_RECIPES)}) or give a recipe file",
     )

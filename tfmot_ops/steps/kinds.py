@@ -169,6 +169,8 @@ def _quantize(work: ModelWork[QuantizeOptions]) -> None:
     require_float("quantize", model)
     require_stripped("quantize", model)
     require_pruned("quantize", model, recipe)
+    if recipe.quantization and recipe.quantization.keep:
+        recipe = _keep_sensitive(work, model, recipe)
     if recipe.quantization and recipe.quantization.method is Method.QAT:
         samples = min(recipe.quantization.calibration_samples, work.data.calibration_samples)
         frozen = names_to_freeze(model, work.options.plan.frozen)
@@ -194,6 +196,18 @@ def _quantize(work: ModelWork[QuantizeOptions]) -> None:
     work.score_validation(tflite, model)
     work.put_bytes(tflite, "tflite", ArtifactFormat.TFLITE)
     work.put_model(model)
+
+
+def _keep_sensitive(work: ModelWork[QuantizeOptions], model: Model, recipe: Recipe) -> Recipe:
+    """The recipe whose scope leaves the most sensitive layers in float; the output `sensitivity` has all layers."""
+    from tfmot_ops import core
+
+    work.say("measuring how sensitive each layer is to int8")
+    recipe, rows = core.keep_sensitive(model, recipe, work.calibration(model))
+    kept = recipe.quantization.scope.exclude if recipe.quantization else ()
+    work.say(f"kept in float: {', '.join(kept) or 'no layer'}")
+    work.put_bytes(core.sensitivity_csv(rows).encode(), "sensitivity", ArtifactFormat.CSV)
+    return recipe
 
 
 def _evaluate(work: ModelWork[EvaluateOptions]) -> None:

@@ -90,6 +90,7 @@ def quantize(
             received=f"recipe {recipe.name!r} with quantization {recipe.quantization}",
             remedy="call export_tflite directly for a PTQ or float recipe",
         )
+    require_chosen(recipe)
     source = read_graph(model)
     require_finite_weights(model)
     with _without_garbage_collection():
@@ -100,6 +101,17 @@ def quantize(
         calibrate(quantized, calibration, samples=samples)
     compile_like(quantized, model)
     return quantized, reports
+
+
+def require_chosen(recipe: Recipe) -> None:
+    """Refuse a recipe whose `quantization.keep` has not been carried out: the layers to keep are not chosen yet."""
+    if recipe.quantization is not None and recipe.quantization.keep is not None:
+        raise RecipeError(
+            "the layers that quantization.keep leaves in float are not chosen yet",
+            required="the recipe that core.keep_sensitive returns",
+            received=f"recipe {recipe.name!r} with quantization.keep",
+            remedy="call core.keep_sensitive(model, recipe, calibration), and go on with its recipe",
+        )
 
 
 @contextmanager
@@ -136,7 +148,7 @@ def _with_quantisers(model: keras.Model, source: Graph, recipe: Recipe) -> tuple
 
 def _refuse_far_constants(graph: Graph, calibration: Calibration, samples: int) -> None:
     rounds = reads_rounded(graph, lambda node: output_quantizer(node.layer) is not None)
-    refuse_far_constants(graph, calibration_batches(graph, calibration, samples), _call_unrounded, rounds)
+    refuse_far_constants(graph, calibration_batches(graph, calibration, samples), call_unrounded, rounds)
 
 
 def _on_tensor(graph: Graph, plan: Plan) -> OnTensor:
@@ -229,7 +241,7 @@ def calibrate(model: keras.Model, calibration: Calibration, samples: int) -> Non
         seen = []
 
         def compute(node: Node, args: Args, kwargs: Kwargs) -> Any:
-            result = _call_unrounded(node, args, kwargs)
+            result = call_unrounded(node, args, kwargs)
             if node in has_range:
                 values = output_quantizer(node.layer).observed(result)
                 seen.append((tf.reduce_min(values), tf.reduce_max(values)))
@@ -292,10 +304,11 @@ def unrounded(model: keras.Model, inputs: Sequence[TensorLike]) -> Any:
         inputs: one array [N, ...] for each input of the model.
     """
     # Eager, as Keras runs one batch: optimising a traced graph changes last bits, which a deep network amplifies.
-    return run_graph(read_graph(model), [tf.convert_to_tensor(array) for array in inputs], _call_unrounded)
+    return run_graph(read_graph(model), [tf.convert_to_tensor(array) for array in inputs], call_unrounded)
 
 
-def _call_unrounded(node: Node, args: Args, kwargs: Kwargs) -> Any:
+def call_unrounded(node: Node, args: Args, kwargs: Kwargs) -> Any:
+    """The result of a call of a QAT graph, in inference, without rounding its weights or its result."""
     layer = node.layer
     if isinstance(layer, QuantizeLayer):
         return args[0]

@@ -143,16 +143,15 @@ class _Emitter:
         if node in self.unrounded:
             return self._in_float(node, layer, args, kwargs)
         kind = role(layer)
-        keep_float = getattr(getattr(node.layer, "quantize_config", None), "keep_float", False)
         # A range would be spread over a slice of whole numbers, as over any call that passes values on.
-        keep_float = keep_float or bool(self.ranges and uses_whole_numbers(node, self.exact))
+        keep_float = _is_kept(node) or bool(self.ranges and uses_whole_numbers(node, self.exact))
         if (kind is Role.FLOAT and self.ranges) or (keep_float and kind in {Role.PASS, Role.SAME_SCALE}):
             return float_call(layer, args, kwargs)
         tables = self.tables if self.ranges and not keep_float else None
         if tables is not None and tables.takes(spec_of(layer)):
             return self._table(node, layer, args, kwargs)
         if keep_float:
-            args = tf.nest.map_structure(float_barrier, args)
+            args = tf.nest.map_structure(self._at_kept, node.args, args)
         own = {Role.CONVOLUTION: self._convolution, Role.AFFINE: self._affine, Role.GATHER: self._gather}.get(kind)
         own = self._masked_scores if isinstance(layer, MaskedScores) else own
         return call_for_inference(layer, args, kwargs) if own is None else own(node, layer, args[0])
@@ -182,6 +181,14 @@ class _Emitter:
     def _at_entrance(self, tensor: object, value: TensorLike) -> Any:
         is_inside = isinstance(tensor, Tensor) and tensor.producer in self.unrounded
         return value if is_inside else float_barrier(value)
+
+    def _at_kept(self, tensor: object, value: TensorLike) -> Any:
+        """What a call that is kept in float reads: behind a barrier, unless another such call computes it.
+
+        A value between two such calls has no range, so that the converter leaves both in float, and may fuse them.
+        """
+        producer = tensor.producer if isinstance(tensor, Tensor) else None
+        return value if producer is not None and _is_kept(producer) else float_barrier(value)
 
     def _convolution(self, node: Node, layer: Layer, value: TensorLike) -> Any:
         kernel, bias, quantizer, limits = self._folded(node, layer)
@@ -319,6 +326,11 @@ class _Emitter:
             return tf.quantization.fake_quant_with_min_max_args(value, low, high, num_bits=8)
         quantizer = output_quantizer(node.layer)
         return quantizer(value, False, {}) if isinstance(quantizer, QuantizerWithoutVariables) else value
+
+
+def _is_kept(node: Node) -> bool:
+    """Whether the recipe's scope leaves a call in float that could be int8."""
+    return bool(getattr(getattr(node.layer, "quantize_config", None), "keep_float", False))
 
 
 def _along_outputs(kernel: Kernel, value: np.ndarray, scale: np.ndarray) -> np.ndarray:

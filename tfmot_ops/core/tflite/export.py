@@ -27,6 +27,7 @@ from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.policies import new_layers_of
 from tfmot_ops.core.keras.private import QuantizeLayer, QuantizeWrapper
 from tfmot_ops.core.keras.wrapped import inner_layer
+from tfmot_ops.core.quantization.qat import require_chosen
 from tfmot_ops.core.quantization.ranges import never_set
 from tfmot_ops.core.tflite.convert import change_calibrated, converter_of
 from tfmot_ops.core.tflite.emit import inference_of
@@ -81,6 +82,7 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Calibration |
         _warn_of_ranges_never_set(graph)
         required = required_of_quantized(graph)
     else:
+        require_chosen(recipe)
         normal = normalize_graph(graph)
         required = required_of_float(normal, model, recipe)
         kept = kept_float(graph, normal, recipe)
