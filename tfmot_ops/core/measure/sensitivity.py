@@ -174,7 +174,8 @@ def choose(rows: Sequence[LayerSensitivity], budget: float) -> set[int]:
             return kept
         # Of choices that differ by less than what counts, the one with the fewest weights.
         near = [more for more, (noise, _) in left.items() if noise <= lowest + least]
-        kept = set(min(near, key=lambda more: left[more][1]))
+        best = min(near, key=lambda more: left[more][1])
+        kept = set(best)
 
 
 def _choices(rows: Sequence[LayerSensitivity]) -> list[set[int]]:
