@@ -26,9 +26,13 @@ def evaluated(recipe: str, folder: Path) -> tuple[StepResult, list[dict[str, str
     )
     result = chain.run(lambda _: None)
     assert result.status is Status.OK, result.error
-    artifact = result.outputs["layer_sqnr"]
+    return result, table_of(result, "layer_sqnr")
+
+
+def table_of(result: StepResult, output: str) -> list[dict[str, str]]:
+    artifact = result.outputs[output]
     assert artifact.format is ArtifactFormat.CSV
-    return result, list(csv.DictReader(Path(artifact.uri.removeprefix("file://")).read_text().splitlines()))
+    return list(csv.DictReader(Path(artifact.uri.removeprefix("file://")).read_text().splitlines()))
 
 
 def test_a_pruned_qat_chain(tmp_path):
@@ -57,3 +61,26 @@ def test_a_ptq_chain_has_no_qat_column_and_no_sparse_encoding(tmp_path):
     assert {row["float_to_qat_db"] for row in rows} == {""}
     assert float({row["path"]: row for row in rows}["scores"]["float_to_tflite_db"]) > 20.0
     assert not [name for name in {*result.metrics, *result.parameters} if "sparse" in name]
+
+
+def test_a_chain_that_keeps_its_most_sensitive_layers_in_float(tmp_path):
+    chain = Chain(
+        model="resnet8",
+        dataset="digits",
+        recipe="wi8_ai8_keep30_ptq",
+        output=tmp_path,
+        tracking_uri=None,
+        epochs={"train": 1},
+        data={"limit": 200, "batch_size": 32},
+    )
+    said: list[str] = []
+    result = chain.run(said.append)
+    assert result.status is Status.OK, result.error
+    (kept,) = (line.partition("kept in float: ")[2].split(", ") for line in said if "kept in float: " in line)
+    assert 0.5 < result.metrics["int8_mac_fraction"] < 1.0
+    quantized = next(each for each in chain.results if each.step_id == "quantize")
+    rows = table_of(quantized, "sensitivity")
+    weights = {row["paths"]: int(row["weights"]) for row in rows}
+    inside = [paths for paths in weights if set(paths.split()) <= set(kept)]
+    assert inside
+    assert sum(weights[paths] for paths in inside) <= 0.3 * sum(weights.values())

@@ -41,6 +41,13 @@ def _require_integers(recipe: Recipe, target: Target) -> None:
             received=f"{quantization.weights} weights and {quantization.activations} activations",
             remedy="take a recipe such as wi8_ai8 or wi8_ai8_ptq, or another target",
         )
+    if wants_integers and quantization.keep is not None:
+        raise SpecError(
+            f"recipe {recipe.name} is not for target {target.name}",
+            required="every layer in int8",
+            received=f"keep, which leaves up to {quantization.keep.budget:.0%} of the weights in float",
+            remedy="take the recipe without `keep`, or another target",
+        )
     if quantization.backend is Backend.AI_EDGE_QUANTIZER and target.weight_scales is WeightScales.PER_TENSOR:
         raise SpecError(
             f"recipe {recipe.name} is not for target {target.name}",
