@@ -84,3 +84,10 @@ def test_a_chain_that_keeps_its_most_sensitive_layers_in_float(tmp_path):
     inside = [paths for paths in weights if set(paths.split()) <= set(kept)]
     assert inside
     assert sum(weights[paths] for paths in inside) <= 0.3 * sum(weights.values())
+
+
+def test_a_chain_without_half_of_the_multiplications(tmp_path):
+    result, rows = evaluated("macs50_wi8_ai8_ptq", tmp_path)
+    assert result.metrics["int8_mac_fraction"] == 1.0
+    assert result.metrics["size_bytes"] < 0.2 * result.metrics["float_size_bytes"]  # the trained model, of all filters
+    assert "stem_conv" in {row["path"] for row in rows}

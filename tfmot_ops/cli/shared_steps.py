@@ -61,7 +61,8 @@ def _digest(spec: StepSpec) -> str | None:
     if options.named_recipe is not None:
         recipe: Recipe = resolve(options.named_recipe)
         budget = recipe.budget.model_dump(mode="json", include={"fine_tune_epochs", "fine_tune_learning_rate"})
-        given["recipe"] = [recipe.sparsity.model_dump(mode="json") if recipe.sparsity else None, budget]
+        parts = [part and part.model_dump(mode="json") for part in (recipe.channels, recipe.sparsity)]
+        given["recipe"] = [*parts, budget]
     if isinstance(options, TrainingOptions):
         # The step `train` has no teacher.
         plan = options.plan if options.learns_from_trained else options.plan.model_copy(update={"distillation": None})

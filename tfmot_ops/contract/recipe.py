@@ -72,6 +72,18 @@ class Sparsity(Document):
         return self.n_of_m is None or (len(shape) in {2, 4} and shape[-2] % self.n_of_m[1] == 0)
 
 
+class Channels(Document):
+    """Channel pruning: whole filters are removed before the rest of the recipe, so that the model itself is smaller.
+
+    Attributes:
+        macs: largest share of the multiplications (MACs) that stays.
+        scope: the layers whose filters may be removed.
+    """
+
+    macs: float = Field(gt=0.0, lt=1.0)
+    scope: Scope = Scope()
+
+
 class Weights(StrEnum):
     """Numeric type of the weights in the TFLite file."""
 
@@ -193,7 +205,7 @@ class Budget(Document):
     """Epochs and learning rates of the recipe's training.
 
     Attributes:
-        fine_tune_epochs: epochs with the pruning schedule; ignored by a recipe without sparsity.
+        fine_tune_epochs: epochs after pruning; ignored by a recipe with neither sparsity nor channels.
         qat_epochs: epochs of quantisation-aware training.
         fine_tune_learning_rate: None keeps the learning rate with which the model was compiled.
         qat_learning_rate: None takes a tenth of the compiled learning rate, as QAT only adjusts trained weights.
@@ -212,7 +224,8 @@ class Recipe(Document):
 
     Attributes:
         name: name of the recipe, in tables and in MLflow.
-        sparsity: how to prune; None does not prune.
+        channels: which filters to remove; None removes none.
+        sparsity: how many weights of those that stay become zero; None does not prune.
         quantization: how to quantise; None leaves the model in float.
         budget: epochs and learning rates.
         training: how to train; what it leaves out keeps its default.
@@ -226,3 +239,4 @@ class Recipe(Document):
     budget: Budget = Budget()
     training: TrainingPlan | None = later()
     target: TargetRef | None = later()
+    channels: Channels | None = later()

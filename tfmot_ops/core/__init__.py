@@ -14,6 +14,7 @@ from tfmot_ops.core.measure.predictions import predict
 from tfmot_ops.core.measure.sensitivity import LayerSensitivity, keep_sensitive, sensitivity, sensitivity_csv
 from tfmot_ops.core.measure.sparse_encoding import SparseEncoding, compare_sparse_encoding, encode_sparse
 from tfmot_ops.core.measure.sqnr_by_layer import LayerSqnr, layer_sqnr, layer_sqnr_csv
+from tfmot_ops.core.pruning.channels import prune_channels
 from tfmot_ops.core.pruning.sparsity import assert_sparsity, layer_sparsity
 from tfmot_ops.core.pruning.wrappers import prune, pruning_callbacks, strip, wrap_low_magnitude
 from tfmot_ops.core.quantization.qat import calibrate, normalize, quantize
@@ -47,6 +48,7 @@ __all__ = [
     "predict",
     "profile_tflite",
     "prune",
+    "prune_channels",
     "pruning_callbacks",
     "quantize",
     "recipes",

@@ -1,9 +1,9 @@
 """Decodes recipe names; a preset is defined by its name.
 
-A name is parts joined by `_`: `sparse50` (50 % zeros) or `sparse2of4`, `wi8` / `wi16f` (int8 or float16
-weights), `ai8` / `ai16` / `afp32` (activations), `keep10` (the most sensitive layers stay in float, with at most 10 %
-of the weights), `ptq` (no training), `aeq` (no training, and Google's AI Edge Quantizer instead of the converter:
-`wi8_ai8_ptq_aeq`).
+A name is parts joined by `_`: `macs50` (filters are removed until 50 % of the multiplications are left), `sparse50`
+(50 % zeros) or `sparse2of4`, `wi8` / `wi16f` (int8 or float16 weights), `ai8` / `ai16` / `afp32` (activations),
+`keep10` (the most sensitive layers stay in float, with at most 10 % of the weights), `ptq` (no training), `aeq` (no
+training, and Google's AI Edge Quantizer instead of the converter: `wi8_ai8_ptq_aeq`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tfmot_ops.contract import (
     PRESET_RECIPES,
     Activations,
     Backend,
+    Channels,
     Keep,
     Method,
     Quantization,
@@ -31,6 +32,7 @@ from tfmot_ops.errors import RecipeError
 _PARTS: dict[str, tuple[str, Callable[..., Any]]] = {
     r"sparse([1-9][0-9]?)": ("sparsity", lambda percent: Sparsity(ratio=int(percent) / 100)),
     r"sparse([1-9][0-9]*)of([1-9][0-9]*)": ("sparsity", lambda zeros, group: _n_of_m(int(zeros), int(group))),
+    r"macs([1-9][0-9]?)": ("channels", lambda percent: Channels(macs=int(percent) / 100)),
     "wi8": ("weights", lambda: Weights.INT8),
     "wi16f": ("weights", lambda: Weights.FLOAT16),
     "ai8": ("activations", lambda: Activations.INT8),
@@ -57,7 +59,7 @@ def decode(name: str) -> Recipe:
         if key in values:
             raise _refuse(name, f"{part!r} says {key} a second time")
         values[key] = value
-    sparsity = values.pop("sparsity", None)
+    sparsity, channels = values.pop("sparsity", None), values.pop("channels", None)
     quantization = None
     if values:
         if "weights" not in values:
@@ -69,7 +71,7 @@ def decode(name: str) -> Recipe:
             quantization = Quantization(**values)
         except ValidationError as error:
             raise _refuse(name, error.errors()[0]["msg"].removeprefix("Value error, ")) from None
-    return Recipe(name=name, sparsity=sparsity, quantization=quantization)
+    return Recipe(name=name, sparsity=sparsity, quantization=quantization, channels=channels)
 
 
 def presets() -> dict[str, Recipe]:
@@ -99,7 +101,8 @@ def _n_of_m(zeros: int, group: int) -> Sparsity | None:
 def _refuse(name: str, received: str) -> RecipeError:
     return RecipeError(
         f"recipe name {name!r} cannot be decoded",
-        required="parts of: sparse<1-99> or sparse<n>of<m>, wi8 or wi16f, ai8, ai16 or afp32, keep<1-99>, ptq, aeq",
+        required="parts of: macs<1-99>, sparse<1-99> or sparse<n>of<m>, wi8 or wi16f, ai8, ai16 or afp32, keep<1-99>, "
+        "ptq, aeq",
         received=received,
         remedy=f"take a preset ({', '.join(PRESET_RECIPES)}) or give a recipe file",
     )

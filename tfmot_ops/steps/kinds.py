@@ -103,7 +103,7 @@ def _report_trained_elsewhere(work: ModelWork[TrainOptions]) -> None:
 
 def _pass_through(work: ModelWork[ModelOptions], model: Model) -> None:
     """Save the step's input as its output, without measuring the model: the step that made the model has done so."""
-    work.progress.message(f"{work.spec.step_id}: recipe {work.recipe.name} has no sparsity, the model stays unchanged")
+    work.progress.message(f"{work.spec.step_id}: recipe {work.recipe.name} does not prune, the model stays unchanged")
     work.measure({"passed_through": 1})
     work.put_model(model)
 
@@ -114,17 +114,32 @@ def _prune(work: ModelWork[PruneOptions]) -> None:
     model, recipe = work.load_model(), work.recipe
     require_float("prune", model)
     require_wrappers_of("prune", model, recipe)
-    if recipe.sparsity is None:
+    if recipe.sparsity is None and recipe.channels is None:
         _pass_through(work, model)
         return
-    steps = work.epochs(recipe.budget.fine_tune_epochs) * work.steps_per_epoch
-    # Without training there is no schedule to follow: the mask is applied at once.
-    end_step = max(1, round(steps * recipe.sparsity.ramp_fraction)) if steps else None
-    model, layers = core.prune(model, recipe, end_step=end_step)
-    require_pruned_layers(layers, recipe)
-    work.layers += layers
+    if recipe.channels is not None:
+        before = model.count_params()
+        model, layers = core.prune_channels(model, recipe)
+        work.say(f"removed filters: {model.count_params()} of {before} weights are left")
+        work.layers += layers
+    if recipe.sparsity is not None:
+        model = _wrapped(work, model, recipe.sparsity.ramp_fraction)
     work.measure_float(model)
     work.put_model(model)
+
+
+def _wrapped(work: ModelWork[PruneOptions], model: Model, ramp_fraction: float) -> Any:
+    """The model with pruning wrappers, by which training makes weights zero within a share of its steps."""
+    from tfmot_ops import core
+
+    recipe = work.recipe
+    steps = work.epochs(recipe.budget.fine_tune_epochs) * work.steps_per_epoch
+    # Without training there is no schedule to follow: the mask is applied at once.
+    end_step = max(1, round(steps * ramp_fraction)) if steps else None
+    pruned, layers = core.prune(model, recipe, end_step=end_step)
+    require_pruned_layers(layers, recipe)
+    work.layers += layers
+    return pruned
 
 
 def _fine_tune(work: ModelWork[FineTuneOptions]) -> None:
@@ -133,10 +148,10 @@ def _fine_tune(work: ModelWork[FineTuneOptions]) -> None:
     model, recipe = work.load_model(), work.recipe
     require_float("fine_tune", model)
     require_pruning_wrappers("fine_tune", model, recipe)
-    # The budget's epochs are for recovering from pruning: without sparsity, only epochs of the options are trained.
-    epochs = work.epochs(recipe.budget.fine_tune_epochs if recipe.sparsity else 0)
+    # The budget's epochs are for recovering from pruning: without it, only epochs of the options are trained.
+    epochs = work.epochs(recipe.budget.fine_tune_epochs if recipe.sparsity or recipe.channels else 0)
     callbacks = core.pruning_callbacks() if is_being_pruned(model) else []
-    if not recipe.sparsity and not epochs:
+    if not recipe.sparsity and not recipe.channels and not epochs:
         _pass_through(work, model)
         return
     train(work, model, epochs, callbacks, rate=Rate(recipe.budget.fine_tune_learning_rate))

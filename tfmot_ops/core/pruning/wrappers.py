@@ -11,14 +11,10 @@ import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 
 from tfmot_ops.contract import LayerReport, Outcome, Recipe, Schedule, Sparsity
-from tfmot_ops.core.graph.custom import is_closed, is_normalized, open_custom_layers
 from tfmot_ops.core.graph.finite import require_finite_weights
-from tfmot_ops.core.graph.ir import is_graph_model, layer_paths
-from tfmot_ops.core.graph.read import read_graph
-from tfmot_ops.core.graph.rebuild import copy_layer, rebuild, without_random_values
-from tfmot_ops.core.graph.rewrite import rewrite
+from tfmot_ops.core.graph.ir import layer_paths
+from tfmot_ops.core.graph.rebuild import copy_layer, without_random_values
 from tfmot_ops.core.graph.roles import kernel_of, kernels
-from tfmot_ops.core.graph.rules.products import einsum, product
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.compiling import compile_like
 from tfmot_ops.core.keras.identity import Itself
@@ -35,6 +31,7 @@ from tfmot_ops.core.keras.private import (
 )
 from tfmot_ops.core.keras.types import Array, Kwargs, Layer, TensorLike
 from tfmot_ops.core.keras.wrapped import inner_layer
+from tfmot_ops.core.pruning.opened import with_open_blocks
 from tfmot_ops.core.pruning.sparsity import prunable
 from tfmot_ops.errors import RecipeError
 
@@ -152,7 +149,7 @@ def prune(model: keras.Model, recipe: Recipe, end_step: int | None = None) -> tu
             remedy="leave the prune step out, or add a sparsity to the recipe",
         )
     with new_layers_of(model.dtype_policy):
-        model = _with_open_blocks(model)
+        model = with_open_blocks(model)
         require_finite_weights(model)
         found = prunable(model, recipe).values()
         chosen = {layer: tuple(kernel.attribute for kernel in held) for layer, held in found}
@@ -161,17 +158,6 @@ def prune(model: keras.Model, recipe: Recipe, end_step: int | None = None) -> tu
         _apply_masks(pruned)
     layers = [(path, inner_layer(layer)) for path, layer in layer_paths(model)]
     return pruned, [_report(path, layer, recipe, layer in chosen) for path, layer in layers]
-
-
-def _with_open_blocks(model: keras.Model) -> keras.Model:
-    """A copy in which custom layers with weights are replaced by what they compute; the model itself without any."""
-    blocks = [layer for _, layer in layer_paths(model) if is_closed(inner_layer(layer)) and not is_normalized(layer)]
-    if is_graph_model(model) and not any(block.weights for block in blocks):
-        return model
-    # A product with a weight that is written by hand becomes a layer with a kernel, which can be pruned.
-    opened = rebuild(rewrite(open_custom_layers(read_graph(model)), (product, einsum)))
-    compile_like(opened, model)
-    return opened
 
 
 def wrap_low_magnitude(

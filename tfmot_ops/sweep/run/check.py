@@ -17,6 +17,7 @@ from tfmot_ops.contract import Activations, CompatResult, Method, Quantization, 
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.measure.noise import sqnr_db
 from tfmot_ops.core.measure.predictions import predict
+from tfmot_ops.core.pruning.channels import prune_channels
 from tfmot_ops.core.pruning.sparsity import assert_sparsity
 from tfmot_ops.core.pruning.wrappers import prune, strip
 from tfmot_ops.core.quantization.qat import normalize, quantize, unrounded
@@ -151,6 +152,9 @@ class _Cell:
             model = self._build()
         with self._timed(Stage.NORMALIZE):
             self._normalize(model)
+        if self.recipe.channels is not None:
+            with self._timed(Stage.PRUNE):
+                model, _ = prune_channels(model, self.recipe)
         if self.recipe.sparsity is not None:
             with self._timed(Stage.PRUNE):
                 model, _ = prune(model, self.recipe)

@@ -1,0 +1,303 @@
+"""Channel pruning: removes whole filters of a model, which leaves a smaller plain Keras model."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tfmot_ops.contract import LayerReport, Outcome, Recipe
+from tfmot_ops.core.graph.finite import require_finite_weights
+from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
+from tfmot_ops.core.graph.read import read_graph
+from tfmot_ops.core.graph.rebuild import copy_layer, rebuild
+from tfmot_ops.core.keras.compiling import compile_like
+from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.policies import new_layers_of
+from tfmot_ops.core.keras.types import Array, Layer
+from tfmot_ops.core.pruning.channel_labels import (
+    DENSE,
+    DEPTHWISE,
+    SEPARABLE,
+    TRANSPOSED,
+    WITH_CHANNEL_WEIGHTS,
+    WITH_FILTERS,
+    ChannelLabels,
+    Labels,
+)
+from tfmot_ops.core.pruning.opened import with_open_blocks
+from tfmot_ops.errors import RecipeError
+from tfmot_ops.recipes.scope import select
+
+#: Least share of a layer's filters that stays, so that no layer becomes the bottleneck of the network.
+_LEAST_SHARE = 0.1
+
+Mask = npt.NDArray[np.bool_]
+
+
+def prune_channels(model: keras.Model, recipe: Recipe) -> tuple[keras.Model, list[LayerReport]]:
+    """Remove the least important filters, until a share of the multiplications (MACs) is left.
+
+    Filters that meet in an addition or a product are removed together. The importance of a filter is the L2 norm of its
+    weights after BatchNormalization, as a ratio to the mean of its layer, so that layers of unlike size compare. The
+    first filters to go are the least important of the whole model; a tenth of each layer always stays. Outputs of the
+    model, and layers of which it is not known what they do with channels, keep all channels.
+
+    Args:
+        model: float model; it is not changed. Custom layers are opened, see `prune`.
+        recipe: a recipe with `channels`.
+
+    Returns:
+        A smaller functional model without wrappers, compiled like the original, and one report for each layer with
+        filters. Its accuracy has to be trained back.
+
+    Raises:
+        RecipeError: the recipe has no `channels`, or so few MACs cannot be reached.
+        ScopeError: a selector of the scope matches no layer.
+        NotFiniteError: a weight is NaN or infinite; names the layer.
+    """
+    if recipe.channels is None:
+        raise RecipeError(
+            "no channels to prune",
+            required="a recipe with channels",
+            received=f"recipe {recipe.name!r} without channels",
+            remedy="leave the call out, or add `channels: {macs: 0.5}` to the recipe",
+        )
+    with new_layers_of(model.dtype_policy):
+        opened = with_open_blocks(model)
+        require_finite_weights(opened)
+        plan = _Plan(read_graph(opened))
+        layers = {node.path: type(node.layer).__name__ for node in plan.graph.nodes}
+        chosen = select(recipe.channels.scope, layers.items())
+        kept = plan.choose(recipe.channels.macs, {path for path, taken in chosen.items() if taken is False})
+        reports = plan.reports(kept, chosen)
+        smaller = rebuild(plan.without(kept))
+    compile_like(smaller, opened)
+    return smaller, reports
+
+
+@dataclass(frozen=True)
+class _Filters:
+    """The filters of one layer.
+
+    Attributes:
+        node: its first call.
+        labels: [filters], see `ChannelLabels.roots`.
+    """
+
+    node: Node
+    labels: Labels
+
+
+class _Plan:
+    """Chooses the labels to remove from a graph, and removes them."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.channels = ChannelLabels(graph)
+        first_calls: dict[Layer, Node] = {}
+        for node in graph.nodes:
+            if type(node.layer) in WITH_FILTERS:
+                first_calls.setdefault(node.layer, node)
+        self.filters = [_Filters(node, self.channels.roots(node.output())) for node in first_calls.values()]
+
+    def choose(self, macs: float, excluded: set[str]) -> Mask:
+        """Mask [labels] of the labels that stay, for at most a share of the MACs.
+
+        Args:
+            macs: largest share, from 0 to 1.
+            excluded: paths of the layers that keep all filters.
+        """
+        count = max((int(each.labels.max(initial=-1)) for each in self.filters), default=-1) + 1
+        whole = np.ones(count, bool)
+        order = self._order(excluded)
+        largest = macs * self._macs(whole)
+        low, high = 0, len(order)
+        while low < high:  # the smallest number of removed labels with which the MACs fit
+            middle = (low + high) // 2
+            if self._macs(_without(whole, order[:middle])) <= largest:
+                high = middle
+            else:
+                low = middle + 1
+        kept = _without(whole, order[:low])
+        if self._macs(kept) > largest:
+            raise RecipeError(
+                f"channels: {macs:.0%} of the multiplications cannot be reached",
+                required=f"at most {macs:.0%} of {self._macs(whole):,.0f} multiplications",
+                received=f"{self._macs(kept) / self._macs(whole):.0%} with every filter removed that can go",
+                remedy="raise channels.macs, or exclude fewer layers by channels.scope",
+            )
+        return kept
+
+    def _order(self, excluded: set[str]) -> Labels:
+        """The labels that may be removed, the least important first, as far as each layer keeps enough filters."""
+        scores, owners = defaultdict(list), defaultdict(list)
+        stays = {label for each in self.filters if each.node.path in excluded for label in each.labels.tolist()}
+        left = []
+        for place, each in enumerate(self.filters):
+            left.append(len(each.labels) - max(1, math.ceil(_LEAST_SHARE * len(each.labels))))
+            free = self.channels.removable(each.labels)
+            for label, score, is_free in zip(each.labels.tolist(), self._scores(each), free, strict=True):
+                if is_free and label not in stays:
+                    scores[label].append(score)
+                    owners[label].append(place)
+        order = []
+        for label in sorted(scores, key=lambda each: (np.mean(scores[each]), each)):
+            if all(left[place] > 0 for place in owners[label]):
+                order.append(label)
+                for place in owners[label]:
+                    left[place] -= 1
+        return np.array(order, np.int64)
+
+    def _scores(self, filters: _Filters) -> npt.NDArray[np.float64]:
+        """Importance [filters] of a layer's filters; 1 is the mean of the layer."""
+        layer = filters.node.layer
+        kernel = np.asarray(self.graph.weights_of(layer)[1 if type(layer) in SEPARABLE else 0], np.float64)
+        if type(layer) in TRANSPOSED:
+            kernel = np.swapaxes(kernel, -1, -2)
+        norms = np.linalg.norm(kernel.reshape(-1, kernel.shape[-1]), axis=0) * self._factor(filters.node)
+        mean = float(np.mean(norms))
+        scores: npt.NDArray[np.float64] = norms / mean if mean > 0.0 else norms
+        return scores
+
+    def _factor(self, node: Node) -> Any:
+        """The factor [channels] of a BatchNormalization behind a call, if it alone reads the result; else 1."""
+        readers = self.graph.readers().get(node.output(), [])
+        if len(readers) != 1 or type(readers[0].layer) is not keras.layers.BatchNormalization:
+            return 1.0
+        layer = readers[0].layer
+        weights = self.graph.weights_of(layer)
+        factor = 1.0 / np.sqrt(np.asarray(weights[-1], np.float64) + layer.epsilon)
+        return np.abs(factor * weights[0]) if layer.scale else factor
+
+    def _macs(self, kept: Mask) -> float:
+        """Number of multiplications of the graph for one sample; a size that the model leaves open counts as 1."""
+        return sum(self._macs_of(node, kept) for node in self.graph.nodes)
+
+    def _macs_of(self, node: Node, kept: Mask) -> float:
+        kind, layer = type(node.layer), node.layer
+        if kind not in WITH_FILTERS | DEPTHWISE:
+            return 0.0
+        given, made = (int(self._stays(tensor, kept).sum()) for tensor in (node.inputs()[0], node.output()))
+        reach = math.prod(getattr(layer, "kernel_size", (1,)))
+        places = math.prod(
+            size or 1 for size in (node.inputs()[0] if kind in TRANSPOSED else node.output()).shape[1:-1]
+        )
+        if kind in DEPTHWISE:
+            return float(places * reach * made)
+        if kind in SEPARABLE:
+            between = given * layer.depth_multiplier
+            return float(places * (reach * between + between * made))
+        return float(places * reach * given * made)
+
+    def _stays(self, tensor: Tensor, kept: Mask) -> Mask:
+        """Mask [channels] of a tensor's channels that stay."""
+        labels = self.channels.roots(tensor)
+        inside = labels < len(kept)
+        return np.where(inside, kept[np.where(inside, labels, 0)], True) if len(kept) else np.ones(len(labels), bool)
+
+    def reports(self, kept: Mask, chosen: dict[str, bool | None]) -> list[LayerReport]:
+        """One row for each layer with filters."""
+        rows = []
+        for each in self.filters:
+            stay, count = int(kept[each.labels].sum()), len(each.labels)
+            outcome = Outcome.PRUNED if stay < count else Outcome.NOT_PRUNED
+            if stay < count:
+                reason = f"{stay} of {count} filters stay"
+            elif chosen[each.node.path] is False:
+                reason = "excluded by the recipe's scope"
+            elif not self.channels.removable(each.labels).any():
+                reason = "its channels reach an output of the model, or a layer that needs all of them"
+            else:
+                reason = "all filters are among the more important ones"
+            name = type(each.node.layer).__name__
+            rows.append(LayerReport(path=each.node.path, class_name=name, outcome=outcome, reason=reason))
+        return rows
+
+    def without(self, kept: Mask) -> Graph:
+        """The graph without the channels of the removed labels. It is this graph, changed: call it once, at the end."""
+        smaller: dict[Layer, Layer] = {}
+        for node in self.graph.nodes:
+            if node.layer not in smaller:
+                smaller[node.layer] = self._smaller(node, kept)
+        masks = {tensor: self._stays(tensor, kept) for node in self.graph.nodes for tensor in tensors(node.outputs)}
+        for node in self.graph.nodes:
+            node.layer = smaller[node.layer]
+        for tensor, mask in masks.items():
+            if tensor.shape and not mask.all():
+                tensor.shape = (*tensor.shape[:-1], int(mask.sum()))
+        return self.graph
+
+    def _smaller(self, node: Node, kept: Mask) -> Any:
+        """A layer with the channels that stay; the layer itself where all do."""
+        layer, kind, floats = node.layer, type(node.layer), [tensor for tensor in node.inputs() if tensor.is_float]
+        if not floats or kind not in _SLICES:
+            return layer
+        given, made = self._stays(floats[0], kept), self._stays(node.output(), kept)
+        if given.all() and made.all():
+            return layer
+        copy = copy_layer(layer, layer.name, **_arguments(layer, made))
+        weights = self.graph.weights_of(layer)
+        if weights:
+            self.graph.weights[copy] = _SLICES[kind](layer, weights, given, made)
+        return copy
+
+
+def _without(whole: Mask, removed: Labels) -> Mask:
+    kept = whole.copy()
+    kept[removed] = False
+    return kept
+
+
+def _arguments(layer: Layer, made: Mask) -> dict[str, Any]:
+    """Constructor arguments with the number of channels that stay."""
+    count = int(made.sum())
+    if type(layer) in DENSE:
+        return {"units": count}
+    if type(layer) is keras.layers.Reshape:
+        return {"target_shape": (*layer.target_shape[:-1], count)}
+    return {"filters": count} if type(layer) in WITH_FILTERS else {}
+
+
+def _kernel_and_bias(_layer: Layer, weights: list[Array], given: Mask, made: Mask) -> list[Array]:
+    """Kernel [..., inputs, outputs] and bias [outputs]."""
+    return [weights[0][..., given, :][..., made], *(bias[made] for bias in weights[1:])]
+
+
+def _transposed(_layer: Layer, weights: list[Array], given: Mask, made: Mask) -> list[Array]:
+    """Kernel [..., outputs, inputs] and bias [outputs]."""
+    return [weights[0][..., made, :][..., given], *(bias[made] for bias in weights[1:])]
+
+
+def _depthwise(_layer: Layer, weights: list[Array], given: Mask, made: Mask) -> list[Array]:
+    """Kernel [..., inputs, multiplier] and bias [inputs * multiplier]."""
+    return [weights[0][..., given, :], *(bias[made] for bias in weights[1:])]
+
+
+def _separable(layer: Layer, weights: list[Array], given: Mask, made: Mask) -> list[Array]:
+    """Depthwise kernel [..., inputs, multiplier], pointwise kernel [..., inputs * multiplier, outputs], bias."""
+    between = np.repeat(given, layer.depth_multiplier)
+    pointwise = weights[1][..., between, :][..., made]
+    return [weights[0][..., given, :], pointwise, *(bias[made] for bias in weights[2:])]
+
+
+def _by_channel(_layer: Layer, weights: list[Array], given: Mask, _made: Mask) -> list[Array]:
+    """Weights [..., channels]; a last axis of size 1 is shared by all channels."""
+    return [weight[..., given] if weight.shape[-1] == len(given) else weight for weight in weights]
+
+
+#: Layer class -> function (layer, weights, mask of its input's channels, mask of its output's channels) -> the weights
+#: that stay.
+_SLICES: dict[Any, Callable[[Layer, list[Array], Mask, Mask], list[Array]]] = {
+    **dict.fromkeys(WITH_FILTERS - TRANSPOSED - SEPARABLE, _kernel_and_bias),
+    **dict.fromkeys(TRANSPOSED, _transposed),
+    **dict.fromkeys(SEPARABLE, _separable),
+    **dict.fromkeys(DEPTHWISE, _depthwise),
+    **dict.fromkeys(WITH_CHANNEL_WEIGHTS, _by_channel),
+    keras.layers.Reshape: lambda _layer, weights, _given, _made: weights,
+}
