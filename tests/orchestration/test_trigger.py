@@ -138,7 +138,7 @@ def test_the_link_to_mlflow_holds_no_password(monkeypatch):
     uri = f"http://svc:{SECRET}@mlflow.example:5000/?token={SECRET}"
     options = {"model": "resnet8", "dataset": "digits"}
     assert (
-        TrainOperator(task_id="train", options=options, tracking_uri=uri)._mlflow_ui() == "http://mlflow.example:5000"
+        TrainOperator(task_id="train", options=options, tracking_uri=uri)._server().ui == "http://mlflow.example:5000"
     )
     monkeypatch.setenv("TFMOT_OPS_MLFLOW_UI", f"https://{SECRET}@mlflow.example/ui/")
-    assert TrainOperator(task_id="train", options=options)._mlflow_ui() == "https://mlflow.example/ui"
+    assert TrainOperator(task_id="train", options=options)._server().ui == "https://mlflow.example/ui"
