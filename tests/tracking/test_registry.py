@@ -133,6 +133,18 @@ def test_a_version_has_to_be_better_than_the_champion_and_every_broken_rule_is_n
 
 
 @pytest.mark.usefixtures("versions")
+def test_a_registered_file_is_ranked_among_the_models(uri: str, versions: list[Any]) -> None:
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    numbers = [result.parameters["registered_version"] for result in versions[:2]]
+    wanted = [client.get_model_version("net", number).model_id for number in numbers]
+    experiment = client.get_experiment_by_name("tfmot_ops").experiment_id
+    order = [{"field_name": "metrics.accuracy", "ascending": False}]
+    found = client.search_logged_models([experiment], "tags.`tfmot_ops.kind` = 'register'", order_by=order)
+    ranked = [each for each in found if each.model_id in wanted]
+    figures = [{metric.key: metric.value for metric in each.metrics} for each in ranked]
+    assert figures == [{"accuracy": 0.9, "size_bytes": 9e3}, {"accuracy": 0.8, "size_bytes": 9e3}]
+
+
 def test_a_version_has_a_card(uri: str, tmp_path: Path) -> None:
     version = registry_of(uri).get_model_version("net", "2")
     for text in (
