@@ -10,9 +10,10 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow.sdk.log import mask_secret
 from pydantic import ValidationError
 
-from tfmot_ops.contract import Options, StepOptions, StepSpec
+from tfmot_ops.contract import Options, StepOptions, StepResult, StepSpec
 from tfmot_ops.contract.refusal import quoted, refusal
 from tfmot_ops.errors import SpecError, UnsupportedModelError
+from tfmot_ops.operators.lineage import facets_of, lineage_of
 from tfmot_ops.operators.links import MlflowRunLink, run_url
 from tfmot_ops.operators.literals import refuse_inputs, refuse_options
 from tfmot_ops.operators.results import artifact_of, mapping_of, results_by_step, run_id_of
@@ -121,6 +122,8 @@ class StepOperator(BaseOperator):
         self.mlflow_conn_id = mlflow_conn_id
         self.mlflow_run_url = ""
         self._running: RunningStep | None = None
+        self._spec: StepSpec | None = None
+        self._result: StepResult | None = None
         self._killed = False
         # Not in a mapped task: there the values are known when it runs, and a refusal has to say so to Airflow.
         if not getattr(self, "_BaseOperator__from_mapped", False):
@@ -164,7 +167,7 @@ class StepOperator(BaseOperator):
 
     def _run(self, context: Context, event: dict[str, Any] | None) -> dict[str, Any]:
         try:
-            spec = self.build_spec(context)
+            spec = self._spec = self.build_spec(context)
             runner, secrets = self._choose_runner(context), self._server().secrets
             if event is None:
                 self._running = runner.start(spec, context, self.log.info, **keywords_for(runner.start, secrets))
@@ -178,7 +181,7 @@ class StepOperator(BaseOperator):
             # The same request would fail again, so Airflow must not retry it.
             raise AirflowFailException(str(error)) from error
         finally:
-            left = self._running.result if self._running is not None else None
+            left = self._result = self._running.result if self._running is not None else None
             self._running = None
             # Also for a failed step, as the user will open its MLflow run.
             if left is not None and left.tracking_run_id:
@@ -186,6 +189,15 @@ class StepOperator(BaseOperator):
         answer = result.model_dump(mode="json", exclude=_NOT_IN_XCOM)
         self._judge(answer, context)
         return answer
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """What the step read and wrote, for Airflow's OpenLineage provider, which also calls it after a failure.
+
+        Returns:
+            An OperatorLineage; None for a step that was not started, and where the provider is not installed.
+        """
+        del task_instance
+        return facets_of(lineage_of(self._spec, self._result)) if self._spec is not None else None
 
     def _choose_runner(self, context: Context) -> Runner:
         parameter = context["params"].get("runner")
