@@ -69,8 +69,9 @@ def _ui_of(conn_id: str | None, uri: str) -> str:
         except (AirflowNotFoundException, SpecError):
             # The step does not need the connection; a missing address for its link must not fail the task.
             _LOG.warning("no address of MLflow in the connection %s: the link to MLflow is a guess", conn_id)
-    ui = environment.MLFLOW_UI.get() or (uri if uri.startswith(("http://", "https://")) else DEFAULT_UI)
-    return address(ui)
+    # A template may have rendered to anything; the spec refuses what is no text.
+    own = uri if isinstance(uri, str) and uri.startswith(("http://", "https://")) else DEFAULT_UI
+    return address(environment.MLFLOW_UI.get() or own)
 
 
 def keywords_for(start: Callable[..., Any], secrets: Mapping[str, str]) -> dict[str, Any]:

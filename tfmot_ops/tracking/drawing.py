@@ -21,6 +21,8 @@ _DPI = 100
 _MOST_BARS = 40
 #: Above this number of classes a confusion matrix has no numbers in its cells, and above the next no names.
 _MOST_NUMBERS, _MOST_NAMES = 20, 40
+#: Length of an axis of costs, relative to the largest cost.
+_ROOM = 1.35
 _TRAINING, _VALIDATION, _WORST, _BAR = "#1f77b4", "#ff7f0e", "#c1432e", "#5b8db8"
 
 
@@ -201,8 +203,10 @@ def draw_tradeoff(
                 axes.annotate(mark.name, place, textcoords="offset points", fontsize=8, ha="center", **style)
         axes.set_xlabel(words)
         axes.set_ylabel(title if panel == 0 else "")
-        axes.margins(x=0.25, y=0.2)
-        axes.set_xlim(left=0.0)  # a file that is 2 % smaller has to look so
+        axes.margins(y=0.2)
+        axes.locator_params(axis="x", nbins=5)
+        # From 0, as a file that is 2 % smaller has to look so, and with room for the names at the right.
+        axes.set_xlim(0.0, _ROOM * max(mark.costs[cost] for mark in marks if cost in mark.costs))
         axes.grid(alpha=0.3)
         if reference is not None:
             axes.legend(fontsize=8, frameon=False, loc="best")
