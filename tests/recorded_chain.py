@@ -90,8 +90,7 @@ class Store:
         self.parent = None
         self.parent = self.step(OpenRunOptions(parameters=given)).tracking_run_id
 
-    def chain(self, model: Any, accuracy: float = 0.9, details: str = "confusion_matrix", **measured: float) -> None:
-        """Record a whole chain; `measured` are metrics of its step `evaluate`."""
+    def chain(self, model: Any, accuracy: float = 0.9, details: str = "confusion_matrix") -> None:
         self.open()
         shared = {"headline": Headline(name="accuracy"), "parameters": {**DATA, "dataset_schema": SCHEMA}}
         trained = self.step(
@@ -114,7 +113,7 @@ class Store:
                 "layer_sqnr": (CSV, ArtifactFormat.CSV),
                 "details": (json.dumps(DETAILS[details]), ArtifactFormat.JSON),
             },
-            metrics={**EVALUATED, "accuracy": accuracy, **measured},
+            metrics={**EVALUATED, "accuracy": accuracy},
             **shared,
         )
         steps = {result.step_id: result.metrics for result in (trained, quantized, evaluated)}

@@ -119,7 +119,7 @@ def broken(tmp_path, model):
     store = Store(tmp_path)
     store.open(dataset="npz:https://user:word@host/d.npz")
     error = StepError(type="StepFailedError", message="no data at https://user:word@host/d.npz ```", exit_code=4)
-    options = TrainOptions(dataset="npz:https://user:word@host/d.npz", model="resnet8")
+    options = TrainOptions(dataset="npz:https://user:word@host/d.npz", model="resnet8", epochs=2)
     store.step(options, model=model, status=Status.FAILED, error=error)
     store.step(CloseRunOptions(failed=("train", "prune")))
     return store

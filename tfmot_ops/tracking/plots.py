@@ -95,8 +95,8 @@ def verdict(chains: Sequence[Chain], headline: Headline) -> str:
         return f"{text} No other chain has this model and this data yet."
     better = beaten_by(own, others, headline)
     if not better:
-        none = "The other chain is not" if len(others) == 1 else f"None of the {len(others)} other chains is"
-        return f"{text} {none} at least as good in {headline.words} and in size."
+        each = "The other chain" if len(others) == 1 else f"Each of the {len(others)} other chains"
+        return f"{text} {each} is worse in {headline.words} or in size."
     first = better[0]
     count = "One other chain is" if len(better) == 1 else f"{len(better)} of the {len(others)} other chains are"
     return (
@@ -146,8 +146,8 @@ def _tradeoff(run: Run, chains: Sequence[Chain], headline: Headline, path: Path)
     words = f"{headline.words} of the file{' in %' if headline.is_share else ''}"
     drawing.draw_tradeoff(path, marks, costs, words, None if reference is None else factor * reference)
     key = (
-        f"Green: this chain. Blue: no other chain is at least as good in {headline.words} and both sizes. "
-        "Grey: another one is. The latency does not count, as it is noisy."
+        f"Green: this chain. Blue: every other chain is worse in {headline.words} or in a size. Grey: another chain is "
+        "at least as good in all of them. The latency does not count, as it is noisy."
     )
     hints = {str(index): _hint(chain, headline) for index, chain in enumerate(chains)}
     return _svg(path, hints) + f"<p>{escape(key)}</p>"
