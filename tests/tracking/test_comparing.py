@@ -21,6 +21,7 @@ from tfmot_ops.contract import (
 from tfmot_ops.core import keras
 from tfmot_ops.tracking.datasets import dataset_of
 from tfmot_ops.tracking.models import data_of_model
+from tfmot_ops.tracking.writing import Measured, log_metrics
 
 L = keras.layers
 RMSE = Headline(name="rmse", higher_is_better=False, is_share=False)
@@ -230,6 +231,24 @@ def test_models_are_ranked_by_what_was_measured(tmp_path, model):
     assert (data.name, data.digest) == ("digits", "ab" * 6)
     evaluate = store.client.get_run(Store(tmp_path, "sparse50_wi8_ai8").run("evaluate").info.run_id)
     assert [each.model_id for each in evaluate.inputs.model_inputs] == [ranked[0].model_id]
+
+
+def test_figures_that_a_model_took_over_from_its_run_get_their_data_set(tmp_path, model):
+    """As those of a registered file: MLflow copies the metrics of a run onto the models that it logs, without data."""
+    store = Store(tmp_path)
+    store.open()
+    options = TrainOptions(dataset="digits", model="/models/own net.h5")
+    store.step(options, metrics={"accuracy": 0.9})
+    store.step(options, model=model, metrics={"accuracy": 0.9}, parameters=DATA)
+    run = store.run("train")
+    (logged,) = store.client.search_logged_models([run.info.experiment_id])
+    assert {(m.key, m.value, m.dataset_name) for m in logged.metrics} == {
+        ("accuracy", 0.9, None),
+        ("accuracy", 0.9, "digits"),
+    }
+    data = data_of_model(store.client, logged.model_id)
+    log_metrics(store.client, run.info.run_id, {"accuracy": 0.9}, Measured(logged.model_id, dataset=data))
+    assert len(store.client.get_logged_model(logged.model_id).metrics) == 2, "once is enough"
 
 
 def test_a_chain_recorded_again_adds_nothing(tmp_path, model):

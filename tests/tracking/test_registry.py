@@ -38,6 +38,7 @@ from tfmot_ops.contract import (
 )
 from tfmot_ops.errors import SpecError, StepFailedError
 from tfmot_ops.tracking import StepRun, promote, registry_of, rollback
+from tfmot_ops.tracking.models import model_of_version
 from tfmot_ops.tracking.registry import version_of
 
 keras = core.keras
@@ -132,11 +133,10 @@ def test_a_version_has_to_be_better_than_the_champion_and_every_broken_rule_is_n
     assert "required 10000 or less, received 90000" in third.error.message
 
 
-@pytest.mark.usefixtures("versions")
 def test_a_registered_file_is_ranked_among_the_models(uri: str, versions: list[Any]) -> None:
     client = mlflow.MlflowClient(tracking_uri=uri)
     numbers = [result.parameters["registered_version"] for result in versions[:2]]
-    wanted = [client.get_model_version("net", number).model_id for number in numbers]
+    wanted = [model_of_version(client, "net", number) for number in numbers]
     experiment = client.get_experiment_by_name("tfmot_ops").experiment_id
     order = [{"field_name": "metrics.accuracy", "ascending": False}]
     found = client.search_logged_models([experiment], "tags.`tfmot_ops.kind` = 'register'", order_by=order)
@@ -145,6 +145,7 @@ def test_a_registered_file_is_ranked_among_the_models(uri: str, versions: list[A
     assert figures == [{"accuracy": 0.9, "size_bytes": 9e3}, {"accuracy": 0.8, "size_bytes": 9e3}]
 
 
+@pytest.mark.usefixtures("versions")
 def test_a_version_has_a_card(uri: str, tmp_path: Path) -> None:
     version = registry_of(uri).get_model_version("net", "2")
     for text in (

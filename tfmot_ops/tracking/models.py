@@ -119,6 +119,14 @@ def model_of_file(client: mlflow.MlflowClient, run_id: str, sha256: str) -> str 
     return str(found[0].model_id) if found else None
 
 
+def model_of_version(client: mlflow.MlflowClient, name: str, version: str) -> str | None:
+    """Id of the logged model of a version of a registered model; None for a version without one."""
+    found = client.get_model_version(name, version)
+    # MLflow 3.17 leaves `model_id` empty when it reads a version from a database; the source names the model, too.
+    named = re.fullmatch(r"models:/(m-\w+)", str(found.source))
+    return found.model_id or (named[1] if named else None)
+
+
 def data_of_model(client: mlflow.MlflowClient, model_id: str) -> Dataset | None:
     """The data set that a logged model was measured on, by name and digest only; None if it is not known."""
     metrics = client.get_logged_model(model_id).metrics or []

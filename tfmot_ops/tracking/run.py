@@ -31,7 +31,14 @@ from tfmot_ops.tracking.datasets import EVALUATION, TRAINING, dataset_of, log_da
 from tfmot_ops.tracking.epochs import EpochLog
 from tfmot_ops.tracking.labels import named_by, run_name, spec_tags, tags_of
 from tfmot_ops.tracking.model_card import put_card
-from tfmot_ops.tracking.models import data_of_model, log_keras_model, model_of_file, register_tflite, tell_file
+from tfmot_ops.tracking.models import (
+    data_of_model,
+    log_keras_model,
+    model_of_file,
+    model_of_version,
+    register_tflite,
+    tell_file,
+)
 from tfmot_ops.tracking.owner import owner_tag
 from tfmot_ops.tracking.patience import briefly, tell_waits_to
 from tfmot_ops.tracking.pictures import put_pictures
@@ -185,13 +192,12 @@ class StepRun:
         return result.model_copy(update={"parameters": parameters})
 
     def _rank(self, options: RegisterOptions, version: str, sha256: str) -> None:
-        """Give the logged model of a version the figures of its file, so that MLflow ranks it among the others."""
-        model_id = self._client.get_model_version(options.name, version).model_id
-        if not model_id:  # of a version that was made by hand
-            return
+        """Name the data set of the figures on the logged model of a version, so that MLflow compares it with others."""
         source = model_of_file(self._client, self.run_id, sha256)
         data = data_of_model(self._client, source) if source is not None else None
-        log_metrics(self._client, self.run_id, options.metrics, Measured(str(model_id), dataset=data))
+        model_id = model_of_version(self._client, options.name, version)
+        if data is not None and model_id is not None:
+            log_metrics(self._client, self.run_id, options.metrics, Measured(model_id, dataset=data))
 
     def metrics_of_champion(self, options: RegisterOptions) -> dict[str, float] | None:
         """The metrics of the present champion; None without one, or if this step itself made it in an earlier attempt.
