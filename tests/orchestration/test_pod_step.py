@@ -32,23 +32,29 @@ class Cluster(BaseHTTPRequestHandler):
     case = SimpleNamespace()
 
     @classmethod
-    def begin(cls, status, events=(), refuses=None, meanwhile=None):
+    def begin(cls, status, events=(), refuses=None, meanwhile=None, secrets_status=201):
         """A case.
 
         Status of each pod, events, {number of a reading of a pod: HTTP status}, {method: what happens before its first
-        request is answered}.
+        request is answered}, HTTP status of the answer to the creation of a Secret.
         """
         said = {"status": status, "events": events, "refuses": refuses or {}, "meanwhile": dict(meanwhile or {})}
-        cls.case = SimpleNamespace(**said, pods={}, images=[], reads=0)
+        cls.case = SimpleNamespace(**said, pods={}, images=[], reads=0, secrets=[], sent=[])
+        cls.case.secrets_status = secrets_status
 
     def answer(self):
         case, parts = self.case, urllib.parse.urlsplit(self.path).path.split("/")
         size = int(self.headers.get("Content-Length", 0))
         sent = json.loads(self.rfile.read(size)) if size else {}
-        if self.command == "POST" and len(case.images) == QUOTA:
+        if self.command == "POST" and parts[-1] == "secrets":
+            case.secrets.append(sent)
+            self.give(case.secrets_status, sent if case.secrets_status == 201 else {"kind": "Status"})
+        elif self.command == "POST" and len(case.images) == QUOTA:
             self.give(403, {"kind": "Status", "code": 403, "message": "exceeded quota"})
         elif self.command == "POST":
             case.images.append(sent["spec"]["containers"][0]["image"])
+            sent["metadata"]["uid"] = f"uid-{len(case.images)}"
+            case.sent.append(sent)
             case.pods[sent["metadata"]["name"]] = sent | {"status": case.status}
             self.give(201, sent)
         elif parts[-1] in ("pods", "events"):
@@ -87,7 +93,7 @@ def kubeconfig(port, folder):
     return str(path)
 
 
-def run(config_file, case, on_return=None, device="cpu", **options):
+def run(config_file, case, on_return=None, device="cpu", secrets=None, **options):
     """A step as Airflow runs it, with its triggerer: what is told, logged, and left.
 
     `on_return` is what `meanwhile` is once a deferred step comes back.
@@ -108,19 +114,22 @@ def run(config_file, case, on_return=None, device="cpu", **options):
     context, log, step = {"ti": ti, "run_id": "r", "dag": None}, [], None
     signal.signal(signal.SIGTERM, lambda *_: (step.kill(), KILLED.set()))
     signal.signal(signal.SIGALRM, time_out)
-    step, told = runner.start(spec, context, log.append), "deferred again and again"
+    passed = {} if secrets is None else {"secrets": secrets}
+    step, told = runner.start(spec, context, log.append, **passed), "deferred again and again"
     for _ in range(QUOTA):
         try:
             told = f"{step.wait()}"
         except TaskDeferred as deferred:
             event = asyncio.run(anext(deferred.trigger.run())).payload
             Cluster.case.meanwhile |= on_return or {}
-            step = runner.resume(spec, context, log.append, event)
+            step = runner.resume(spec, context, log.append, event, **passed)
             continue
         except (TfmotOpsError, AirflowTaskTimeout) as error:
             told = str(error) or type(error).__name__
         break
-    return {"told": told, "log": log, "images": Cluster.case.images, "left": list(Cluster.case.pods)}
+    case = Cluster.case
+    received = {"images": case.images, "secrets": case.secrets, "sent": case.sent, "left": list(case.pods)}
+    return {"told": told, "log": log, **received}
 
 
 KILLED = threading.Event()
@@ -171,7 +180,14 @@ EVENTS = [
 ]
 OVER = {"reason": "DeadlineExceeded", "message": "Pod was active longer than the specified deadline"}
 FALLBACK = {"case": NO_NODE, "device": "gpu", "fallback": Device.CPU}
+#: What the connection of MLflow gives a step.
+TOKEN = {"MLFLOW_TRACKING_TOKEN": "t0ken-of-mlflow", "MLFLOW_TRACKING_USERNAME": ""}
 CASES = {
+    "with-secrets": {"case": NO_IMAGE, "secrets": TOKEN, "env_from": [{"configMapRef": {"name": "own"}}]},
+    "with-secrets-deferred": {"case": NO_IMAGE, "secrets": TOKEN, "deferrable": True},
+    "fallback-with-secrets": {**FALLBACK, "secrets": TOKEN},
+    "secrets-there-already": {"case": {**NO_IMAGE, "secrets_status": 409}, "secrets": TOKEN},
+    "secrets-forbidden": {"case": {**NO_IMAGE, "secrets_status": 403}, "secrets": TOKEN},
     "fallback": FALLBACK,
     "fallback-deferred": {**FALLBACK, "deferrable": True},
     "fallback-named-in-resources": {
@@ -217,6 +233,35 @@ def test_a_fallback_that_finds_no_node_either_ends_there(answers, case):
     assert answer["log"] == ["no node takes the GPU pod (0/1 nodes are available): the runner falls back to the CPU"]
     assert "no node takes the CPU pod of step train" in answer["told"]
     assert "`fallback`" not in answer["told"]
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if "with-secrets" in name])
+def test_each_pod_owns_a_secret_with_its_variables_and_holds_no_value_of_it(answers, case):
+    answer = answers[case]
+    assert len(answer["secrets"]) == len(answer["sent"]) == len(answer["images"])
+    for number, (secret, pod) in enumerate(zip(answer["secrets"], answer["sent"], strict=True), start=1):
+        name = pod["metadata"]["name"]
+        assert secret["stringData"] == TOKEN
+        owner = {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": f"uid-{number}"}
+        assert secret["metadata"]["ownerReferences"] == [owner]
+        step, sidecar = pod["spec"]["containers"]
+        assert step["envFrom"][0] == {"secretRef": {"name": secret["metadata"]["name"]}}
+        assert not sidecar.get("envFrom")
+    assert "t0ken" not in json.dumps([answer["sent"], answer["log"], answer["told"]])
+    if case == "with-secrets":
+        # Of two sources of a variable Kubernetes takes the last one: the runner's own wins.
+        assert step["envFrom"][1:] == [{"configMapRef": {"name": "own"}}]
+
+
+def test_a_retry_that_takes_up_a_pod_takes_its_secret_for_its_own(answers):
+    assert "ErrImagePull" in answers["secrets-there-already"]["told"]
+
+
+def test_a_cluster_that_takes_no_secret_is_told_and_the_pod_goes(answers):
+    told = answers["secrets-forbidden"]["told"]
+    assert "a role with `create` on `secrets` in the namespace jobs" in told
+    assert "runner's env_from" in told
+    assert "t0ken" not in told
 
 
 @pytest.mark.parametrize("case", [name for name in CASES if name.startswith("kill")])

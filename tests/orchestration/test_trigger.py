@@ -76,6 +76,8 @@ def attempted(home):
         if not name.startswith(("TFMOT_OPS_RUNNER", "TFMOT_OPS_ALLOWED"))
     }
     clean |= {"AIRFLOW_VAR_MLFLOW": f"http://svc:{SECRET}@127.0.0.1:1", "TFMOT_OPS_TRACKING_WAIT": "2"}
+    connection = {"conn_type": "tfmot_ops_mlflow", "host": "127.0.0.1", "port": 1, "login": "svc", "password": SECRET}
+    clean["AIRFLOW_CONN_MLFLOW"] = json.dumps(connection)
     done = subprocess.run(
         [sys.executable, str(FOLDER / "attempts.py"), str(home)],
         env=clean,
@@ -115,6 +117,12 @@ def test_a_server_that_is_away_is_named_without_the_secret(attempted, name):
     assert "tracking: http://***@127.0.0.1:1 does not answer" in log
 
 
+def test_the_server_of_a_connection_is_named(attempted):
+    states, log = attempted["a connection with a secret"]
+    assert states == [["failed", 2]], "a server that is away may come back"
+    assert "tracking: http://127.0.0.1:1 does not answer" in log
+
+
 def test_secrets_turn_up_in_no_log_and_no_database(attempted, home):
     for name, (_, log) in attempted.items():
         assert SECRET not in log, name
@@ -138,7 +146,7 @@ def test_the_link_to_mlflow_holds_no_password(monkeypatch):
     uri = f"http://svc:{SECRET}@mlflow.example:5000/?token={SECRET}"
     options = {"model": "resnet8", "dataset": "digits"}
     assert (
-        TrainOperator(task_id="train", options=options, tracking_uri=uri)._mlflow_ui() == "http://mlflow.example:5000"
+        TrainOperator(task_id="train", options=options, tracking_uri=uri)._server().ui == "http://mlflow.example:5000"
     )
     monkeypatch.setenv("TFMOT_OPS_MLFLOW_UI", f"https://{SECRET}@mlflow.example/ui/")
-    assert TrainOperator(task_id="train", options=options)._mlflow_ui() == "https://mlflow.example/ui"
+    assert TrainOperator(task_id="train", options=options)._server().ui == "https://mlflow.example/ui"

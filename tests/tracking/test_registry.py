@@ -38,6 +38,7 @@ from tfmot_ops.contract import (
 )
 from tfmot_ops.errors import SpecError, StepFailedError
 from tfmot_ops.tracking import StepRun, promote, registry_of, rollback
+from tfmot_ops.tracking.models import model_of_version
 from tfmot_ops.tracking.registry import version_of
 
 keras = core.keras
@@ -130,6 +131,18 @@ def test_a_version_has_to_be_better_than_the_champion_and_every_broken_rule_is_n
     assert "2 of its gates failed" in third.error.message
     assert "better than the champion's 0.8, received 0.7" in third.error.message
     assert "required 10000 or less, received 90000" in third.error.message
+
+
+def test_a_registered_file_is_ranked_among_the_models(uri: str, versions: list[Any]) -> None:
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    numbers = [result.parameters["registered_version"] for result in versions[:2]]
+    wanted = [model_of_version(client, "net", number) for number in numbers]
+    experiment = client.get_experiment_by_name("tfmot_ops").experiment_id
+    order = [{"field_name": "metrics.accuracy", "ascending": False}]
+    found = client.search_logged_models([experiment], "tags.`tfmot_ops.kind` = 'register'", order_by=order)
+    ranked = [each for each in found if each.model_id in wanted]
+    figures = [{metric.key: metric.value for metric in each.metrics} for each in ranked]
+    assert figures == [{"accuracy": 0.9, "size_bytes": 9e3}, {"accuracy": 0.8, "size_bytes": 9e3}]
 
 
 @pytest.mark.usefixtures("versions")

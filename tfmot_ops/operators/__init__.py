@@ -2,6 +2,7 @@
 
 from tfmot_ops.operators.assets import model_asset
 from tfmot_ops.operators.links import MlflowRunLink
+from tfmot_ops.operators.mlflow_hook import MlflowHook
 from tfmot_ops.operators.register import RegisterOperator
 from tfmot_ops.operators.step import (
     CloseRunOperator,
@@ -15,6 +16,7 @@ from tfmot_ops.operators.step import (
     TrainOperator,
 )
 from tfmot_ops.operators.sweep import CompatSweepOperator, ForecastOperator, ListOperator, SummarizeSweepOperator
+from tfmot_ops.system.environment import SECTION, read_options_from
 
 __all__ = [
     "CloseRunOperator",
@@ -23,6 +25,7 @@ __all__ = [
     "FineTuneOperator",
     "ForecastOperator",
     "ListOperator",
+    "MlflowHook",
     "MlflowRunLink",
     "OpenRunOperator",
     "PruneOperator",
@@ -34,3 +37,14 @@ __all__ = [
     "TrainOperator",
     "model_asset",
 ]
+
+
+def _option(name: str) -> str | None:
+    """An option of this package in Airflow's configuration; None where it is not set."""
+    from airflow.sdk.configuration import conf
+
+    value = conf.get(SECTION, name, fallback=None)
+    return None if value is None else str(value)
+
+
+read_options_from(_option)

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.sdk import BaseOperator, Connection
-from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowFailException
 from airflow.sdk.log import mask_secret
 from pydantic import ValidationError
 
-from tfmot_ops.contract import Options, StepOptions, StepSpec
+from tfmot_ops.contract import Options, StepOptions, StepResult, StepSpec
 from tfmot_ops.contract.refusal import quoted, refusal
 from tfmot_ops.errors import SpecError, UnsupportedModelError
-from tfmot_ops.operators.links import DEFAULT_UI, MlflowRunLink, run_url
+from tfmot_ops.operators.lineage import facets_of, lineage_of
+from tfmot_ops.operators.links import MlflowRunLink, run_url
 from tfmot_ops.operators.literals import refuse_inputs, refuse_options
 from tfmot_ops.operators.results import artifact_of, mapping_of, results_by_step, run_id_of
+from tfmot_ops.operators.server import Server, keywords_for, server_of
 from tfmot_ops.recipes.files import is_recipe_file, read_policy, read_recipe, read_target, read_training
 from tfmot_ops.runners import (
     OPTIONS_VARIABLE,
@@ -28,7 +30,7 @@ from tfmot_ops.runners import (
     look_up,
 )
 from tfmot_ops.system import environment
-from tfmot_ops.system.uri_secrets import address, secrets_of
+from tfmot_ops.system.uri_secrets import secrets_of
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperatorLink, Context
@@ -54,15 +56,18 @@ class StepOperator(BaseOperator):
         runner: a Runner, a runner's name, or arguments of a runner (see `choose_runner`). The default is the DAG run's
             parameter `runner`, then the deployment's runner (`TFMOT_OPS_RUNNER` with `TFMOT_OPS_RUNNER_OPTIONS`), then
             `local`. A template may give a name but no arguments; the name is checked like the parameter `runner`.
-        tracking_uri: MLflow tracking URI. The default is `TFMOT_OPS_TRACKING_URI`, then `MLFLOW_TRACKING_URI`, read
-            when the task runs. Without a tracking URI nothing is recorded, and `output_uri` is required.
+        tracking_uri: MLflow tracking URI. The default is the connection `mlflow_conn_id`, then
+            `TFMOT_OPS_TRACKING_URI`, then `MLFLOW_TRACKING_URI`, read when the task runs. Without any of them nothing
+            is recorded, and `output_uri` is required.
         experiment: name of the MLflow experiment.
         parent_run: the result of an OpenRunOperator (`open_run.output`) or the id of an MLflow run.
         output_uri: folder for the outputs; None stores them as artifacts of the step's MLflow run.
         seed: random seed of the step.
         device: `cpu` or `gpu`.
-        mlflow_conn_id: Airflow connection with the host of the MLflow UI for the task's link. The default is the
-            variable `TFMOT_OPS_MLFLOW_UI`, then an http tracking URI, then http://127.0.0.1:5000.
+        mlflow_conn_id: Airflow connection of MLflow (see `MlflowHook`), by which the step records and the task's link
+            is made; the step gets its credentials as environment variables. The default is `TFMOT_OPS_MLFLOW_CONN_ID`.
+            With a `tracking_uri` it is for the link only. Without a connection, the link leads to
+            `TFMOT_OPS_MLFLOW_UI`, then an http tracking URI, then http://127.0.0.1:5000.
     """
 
     #: Kind of the step; a subclass sets it, and StepOperator itself takes it from `options["kind"]`.
@@ -117,6 +122,8 @@ class StepOperator(BaseOperator):
         self.mlflow_conn_id = mlflow_conn_id
         self.mlflow_run_url = ""
         self._running: RunningStep | None = None
+        self._spec: StepSpec | None = None
+        self._result: StepResult | None = None
         self._killed = False
         # Not in a mapped task: there the values are known when it runs, and a refusal has to say so to Airflow.
         if not getattr(self, "_BaseOperator__from_mapped", False):
@@ -160,12 +167,13 @@ class StepOperator(BaseOperator):
 
     def _run(self, context: Context, event: dict[str, Any] | None) -> dict[str, Any]:
         try:
-            spec = self.build_spec(context)
-            runner = self._choose_runner(context)
+            spec = self._spec = self.build_spec(context)
+            runner, secrets = self._choose_runner(context), self._server().secrets
             if event is None:
-                self._running = runner.start(spec, context, self.log.info)
+                self._running = runner.start(spec, context, self.log.info, **keywords_for(runner.start, secrets))
             else:
-                self._running = _resumable(runner).resume(spec, context, self.log.info, event)
+                resume = _resumable(runner).resume
+                self._running = resume(spec, context, self.log.info, event, **keywords_for(resume, secrets))
             if self._killed:  # on_kill was called before the step was started
                 self._running.kill()
             result = self._running.wait()
@@ -173,14 +181,23 @@ class StepOperator(BaseOperator):
             # The same request would fail again, so Airflow must not retry it.
             raise AirflowFailException(str(error)) from error
         finally:
-            left = self._running.result if self._running is not None else None
+            left = self._result = self._running.result if self._running is not None else None
             self._running = None
             # Also for a failed step, as the user will open its MLflow run.
             if left is not None and left.tracking_run_id:
-                self.mlflow_run_url = run_url(self._mlflow_ui(), left.tracking_run_id)
+                self.mlflow_run_url = run_url(self._server().ui, left.tracking_run_id)
         answer = result.model_dump(mode="json", exclude=_NOT_IN_XCOM)
         self._judge(answer, context)
         return answer
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """What the step read and wrote, for Airflow's OpenLineage provider, which also calls it after a failure.
+
+        Returns:
+            An OperatorLineage; None for a step that was not started, and where the provider is not installed.
+        """
+        del task_instance
+        return facets_of(lineage_of(self._spec, self._result)) if self._spec is not None else None
 
     def _choose_runner(self, context: Context) -> Runner:
         parameter = context["params"].get("runner")
@@ -249,12 +266,13 @@ class StepOperator(BaseOperator):
             options["policy"] = read_policy(policy) if policy else None
         return options
 
-    def _resolved_tracking_uri(self) -> str:
-        return next(filter(None, (self.tracking_uri, *environment.tracking_uris())), "")
+    def _server(self) -> Server:
+        """The MLflow server of this task."""
+        return server_of(self.tracking_uri, self.mlflow_conn_id)
 
     def _tracking(self, context: Context) -> dict[str, Any] | None:
         """The spec's field `tracking`, as plain data, so that it is checked with the other fields."""
-        uri = self._resolved_tracking_uri()
+        uri = self._server().uri
         if not uri:
             return None
         ti = context["ti"]
@@ -266,20 +284,6 @@ class StepOperator(BaseOperator):
             # A retry has the same key, so it continues its MLflow run.
             "key": {name: str(value) for name, value in key.items()},
         }
-
-    def _mlflow_ui(self) -> str:
-        if self.mlflow_conn_id:
-            try:
-                connection = Connection.get(self.mlflow_conn_id)
-            except AirflowNotFoundException:
-                # The step has succeeded; a missing connection for its link must not fail the task.
-                self.log.warning("no connection %s: the link to MLflow is a guess", self.mlflow_conn_id)
-            else:
-                port = f":{connection.port}" if connection.port else ""
-                return f"{connection.schema or 'http'}://{connection.host}{port}"
-        uri = self._resolved_tracking_uri()
-        ui = environment.MLFLOW_UI.get() or (uri if uri.startswith(("http://", "https://")) else DEFAULT_UI)
-        return address(ui)
 
 
 class OpenRunOperator(StepOperator):

@@ -62,7 +62,11 @@ class RunningStep(Protocol):
 
 @runtime_checkable
 class Runner(Protocol):
-    """Starts steps in one kind of place. Implementations are frozen dataclasses: Airflow hashes their `repr`."""
+    """Starts steps in one kind of place. Implementations are frozen dataclasses: Airflow hashes their `repr`.
+
+    `start` and `resume` of a runner that can pass secrets also take the keyword `secrets`: environment variables (name
+    -> value) that the step gets and nothing else shows, such as the password of MLflow.
+    """
 
     def start(self, spec: StepSpec, context: Mapping[str, Any] | None, log: Log) -> RunningStep:
         """Start a step and return at once.
@@ -232,9 +236,11 @@ class FakeRunner:
     specs: list[StepSpec] = field(default_factory=list, repr=False)
     killed: list[StepSpec] = field(default_factory=list, repr=False)
 
-    def start(self, spec: StepSpec, context: Mapping[str, Any] | None, log: Log) -> RunningStep:
+    def start(
+        self, spec: StepSpec, context: Mapping[str, Any] | None, log: Log, *, secrets: Mapping[str, str] | None = None
+    ) -> RunningStep:
         """Record the spec; `wait` of the returned step gives the prepared result."""
-        del context
+        del context, secrets
         attempt = sum(1 for seen in self.specs if seen.step_id == spec.step_id)
         self.specs.append(spec)
         log(f"fake step {spec.step_id}")

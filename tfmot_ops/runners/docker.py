@@ -13,7 +13,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from tfmot_ops.contract import Device, StepResult, StepSpec
-from tfmot_ops.errors import SpecError, StepFailedError, TfmotOpsError
+from tfmot_ops.errors import StepFailedError, TfmotOpsError
+from tfmot_ops.runners import docker_engine
 from tfmot_ops.runners import image as images
 from tfmot_ops.runners.base import Log, judge, peek
 
@@ -72,10 +73,12 @@ class DockerRunner:
     docker_url: str | None = None
     docker_conn_id: str | None = None
 
-    def start(self, spec: StepSpec, context: Mapping[str, Any] | None, log: Log) -> DockerStep:
+    def start(
+        self, spec: StepSpec, context: Mapping[str, Any] | None, log: Log, *, secrets: Mapping[str, str] | None = None
+    ) -> DockerStep:
         """Prepare the container; `wait` creates, starts and follows it with one call of the provider's operator."""
         try:
-            return DockerStep(self, spec, context, log)
+            return DockerStep(self, spec, context, log, secrets=secrets or {})
         except ImportError as error:
             raise images.missing_provider("docker") from error
 
@@ -93,8 +96,13 @@ class DockerRunner:
         """Whether this runner requests a GPU for this step."""
         return (self.device or spec.device) is Device.GPU
 
-    def operator(self, spec: StepSpec, context: Mapping[str, Any] | None) -> DockerOperator:
+    def operator(self, spec: StepSpec, context: Mapping[str, Any] | None, secrets: Mapping[str, str]) -> DockerOperator:
         """The provider's operator for a step, with a client that is connected to the engine.
+
+        Args:
+            spec: the step.
+            context: Airflow's task context; None outside Airflow.
+            secrets: further variables of the container; those of `env_conn_id` override them.
 
         Raises:
             StepFailedError: no engine answers.
@@ -104,6 +112,7 @@ class DockerRunner:
 
         gpu = self.wants_gpu(spec)
         task = images.task_key(context)
+        own = docker_engine.variables_of(self.env_conn_id) if self.env_conn_id else {}
         operator = DockerOperator(
             task_id=spec.step_id,
             image=self.gpu_image if gpu else self.image,
@@ -111,7 +120,7 @@ class DockerRunner:
             command=list(images.ARGUMENTS),
             user=f"{images.UID}:{images.UID}",
             environment=images.environment(spec, Device.GPU if gpu else Device.CPU, self.env),
-            private_environment=self._secrets(),
+            private_environment={**secrets, **own},
             mem_limit=self.memory,
             cpus=self.cpus,
             network_mode=self.network,
@@ -128,7 +137,7 @@ class DockerRunner:
             docker_conn_id=self.docker_conn_id,
             do_xcom_push=False,
         )
-        client = _client(operator)
+        client = docker_engine.connect(operator)
         # DockerOperator has no arguments for these settings.
         client.create_host_config = functools.partial(
             client.create_host_config,
@@ -141,30 +150,24 @@ class DockerRunner:
         )
         return operator
 
-    def _secrets(self) -> dict[str, str]:
-        if self.env_conn_id is None:
-            return {}
-        from airflow.sdk import Connection
-
-        extra = Connection.get(self.env_conn_id).extra_dejson
-        if not all(isinstance(value, str) for value in extra.values()):
-            raise SpecError(
-                f"connection {self.env_conn_id}: its extra becomes variables",
-                required="a JSON object of strings",
-                received=", ".join(f"{name}: {type(value).__name__}" for name, value in extra.items()),
-                remedy="write each value as a string",
-            )
-        return {str(name): value for name, value in extra.items()}
-
 
 class DockerStep:
     """A container; see `RunningStep`."""
 
-    def __init__(self, runner: DockerRunner, spec: StepSpec, context: Mapping[str, Any] | None, log: Log) -> None:
+    def __init__(
+        self,
+        runner: DockerRunner,
+        spec: StepSpec,
+        context: Mapping[str, Any] | None,
+        log: Log,
+        *,
+        secrets: Mapping[str, str],
+    ) -> None:
         self._runner = runner
         self._spec = spec
         self._context = context
         self._log = log
+        self._secrets = secrets
         self._killed = False
         self._lines: list[str] = []
         self._operator = self._make(runner)
@@ -198,7 +201,7 @@ class DockerStep:
         return str(container["Id"]) if container else None
 
     def _make(self, runner: DockerRunner) -> DockerOperator:
-        operator = runner.operator(self._spec, self._context)
+        operator = runner.operator(self._spec, self._context, self._secrets)
         operator.cli.create_container = functools.partial(self._create, operator, operator.cli.create_container)
         return operator
 
@@ -381,18 +384,3 @@ class DockerStep:
             pass
         except OSError as error:
             self._log(f"container {container[:12]}: {getattr(error, 'explanation', None) or error}")
-
-
-def _client(operator: DockerOperator) -> Any:
-    from airflow.sdk.exceptions import AirflowException
-    from docker.errors import DockerException
-
-    try:
-        return operator.cli
-    except (AirflowException, DockerException, OSError) as error:
-        raise StepFailedError(
-            f"no Docker engine answers for step {operator.task_id}",
-            required=f"an engine at {operator.docker_url}",
-            received=f"{error} (the log of the provider's hook says more)",
-            remedy="start it, or correct the runner's `docker_url` or `docker_conn_id`, or DOCKER_HOST",
-        ) from error

@@ -19,19 +19,35 @@ if TYPE_CHECKING:
 class KubernetesRunner(PodTemplate):
     """Runs each step in a hardened pod; its arguments are the attributes of `PodTemplate`."""
 
-    def start(self, spec: StepSpec, context: Mapping[str, Any] | None, log: Log) -> PodStep:
+    def start(
+        self, spec: StepSpec, context: Mapping[str, Any] | None, log: Log, *, secrets: Mapping[str, str] | None = None
+    ) -> PodStep:
         """Prepare the pod; `wait` creates and follows it with one call of the provider's operator."""
-        return self._step(spec, context, log, None)
+        return self._step(spec, context, log, None, secrets=secrets)
 
-    def resume(self, spec: StepSpec, context: Mapping[str, Any], log: Log, event: Mapping[str, Any]) -> PodStep:
+    def resume(
+        self,
+        spec: StepSpec,
+        context: Mapping[str, Any],
+        log: Log,
+        event: Mapping[str, Any],
+        *,
+        secrets: Mapping[str, str] | None = None,
+    ) -> PodStep:
         """Resume a pod after a deferral; see `ResumableRunner`."""
-        return self._step(spec, context, log, event)
+        return self._step(spec, context, log, event, secrets=secrets)
 
     def _step(
-        self, spec: StepSpec, context: Mapping[str, Any] | None, log: Log, event: Mapping[str, Any] | None
+        self,
+        spec: StepSpec,
+        context: Mapping[str, Any] | None,
+        log: Log,
+        event: Mapping[str, Any] | None,
+        *,
+        secrets: Mapping[str, str] | None,
     ) -> PodStep:
         try:
             from tfmot_ops.runners.pod import PodStep
         except ImportError as error:
             raise missing_provider("kubernetes") from error
-        return PodStep(self, spec, context, log, event)
+        return PodStep(self, spec, context, log, event, secrets=secrets or {})

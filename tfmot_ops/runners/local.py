@@ -46,7 +46,9 @@ class LocalRunner:
     working_dir: str | None = None
     module: str = "tfmot_ops.cli"
 
-    def start(self, spec: StepSpec, context: Mapping[str, Any] | None, log: Log) -> LocalStep:
+    def start(
+        self, spec: StepSpec, context: Mapping[str, Any] | None, log: Log, *, secrets: Mapping[str, str] | None = None
+    ) -> LocalStep:
         """Start `python -m tfmot_ops.cli run` on the spec; see `Runner.start`."""
         del context
         folder = ScratchFolder()  # mode 0700: other users must not read the spec
@@ -61,7 +63,13 @@ class LocalRunner:
                 stderr=subprocess.STDOUT,
                 bufsize=0,
                 cwd=self.working_dir,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **_DEVICE_ENVIRONMENT[spec.device], **self.env},
+                env={
+                    **os.environ,
+                    "PYTHONUNBUFFERED": "1",
+                    **_DEVICE_ENVIRONMENT[spec.device],
+                    **(secrets or {}),
+                    **self.env,
+                },
             )
         except BaseException:
             folder.cleanup()

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from airflow.providers.cncf.kubernetes.kubernetes_helper_functions import KubernetesApiException
@@ -20,7 +20,9 @@ from urllib3.exceptions import HTTPError
 from tfmot_ops.contract import Device, StepResult, StepSpec
 from tfmot_ops.errors import StepFailedError, TfmotOpsError
 from tfmot_ops.runners import image as images
+from tfmot_ops.runners import pod_advice
 from tfmot_ops.runners.base import Log, judge, peek
+from tfmot_ops.runners.pod_secret import SecretRefusedError, create_secret, refer_to_secret
 from tfmot_ops.runners.pod_template import CONTAINER_SECURITY, GPU_RESOURCE, PodTemplate
 
 if TYPE_CHECKING:
@@ -30,41 +32,6 @@ _SIDECAR_RESOURCES = {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"
 _NOT_FOUND = 404
 #: Exceptions for an API server that refuses a request or does not answer.
 _API_ERRORS = (ApiException, KubernetesApiException, HTTPError)
-
-
-class _Advice(NamedTuple):
-    """`required` and `remedy` of an error message; `{runner}` is replaced by the step's runner."""
-
-    required: str
-    remedy: str
-
-
-_IMAGE: Final = _Advice(
-    "an image that the node has or can pull",
-    "build (docker/Dockerfile) or push it, or correct `image`, `gpu_image`, `sidecar_image` or `image_pull_secrets`",
-)
-_CONFIG: Final = _Advice(
-    "Secrets, ConfigMaps and arguments that a container can be made from",
-    "make what is missing in the pods' namespace, or correct the runner's `env_from`, `volumes` or `volume_mounts`",
-)
-_DEADLINE: Final = _Advice(
-    "a step that ends within the runner's `deadline_s`, {runner.deadline_s} s from the start of its pod",
-    "raise `deadline_s`, or use fewer epochs or samples",
-)
-_SLOW: Final = _Advice(
-    "containers that run within `startup_timeout_s`, {runner.startup_timeout_s} s, once their pod has a node",
-    "check the pod's volumes, or raise `startup_timeout_s` if the image takes long to pull",
-)
-_NODE: Final = _Advice(
-    "a node that runs, and has enough memory and disk, until the pod's end",
-    "retry; if it happens again, request enough resources (the runner's `resources`), or check the node",
-)
-#: Kubernetes' reason for a waiting container or an ended pod -> advice in the error message.
-_ADVICE: Final = {
-    **dict.fromkeys(("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"), _IMAGE),
-    **dict.fromkeys(("CreateContainerConfigError", "CreateContainerError", "RunContainerError"), _CONFIG),
-    "DeadlineExceeded": _DEADLINE,
-}
 
 
 class StepPodManager(PodManager):
@@ -89,6 +56,8 @@ class StepPodManager(PodManager):
 class StepPodOperator(KubernetesPodOperator):
     """A pod operator that keeps the step's result, and reads the pod's final state before the pod is deleted.
 
+    The step's container gets `variables` from a Secret of its own, see `create_secret`.
+
     Attributes:
         answer: content of the step's result file.
         seen: the pod in its final state; None if it could not be read.
@@ -99,9 +68,10 @@ class StepPodOperator(KubernetesPodOperator):
     seen: V1Pod | None = None
     unread: Exception | None = None
 
-    def __init__(self, *, sidecar_image: str, **kwargs: Any) -> None:
+    def __init__(self, *, sidecar_image: str, variables: Mapping[str, str], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.sidecar_image = sidecar_image
+        self._variables = variables
 
     @cached_property
     def pod_manager(self) -> StepPodManager:
@@ -115,6 +85,8 @@ class StepPodOperator(KubernetesPodOperator):
             if container.name == PodDefaults.SIDECAR_CONTAINER_NAME:
                 container.image = self.sidecar_image
                 container.resources = _SIDECAR_RESOURCES
+        if self._variables:
+            refer_to_secret(pod, self.base_container_name)
         return pod
 
     def extract_xcom(self, pod: V1Pod, *, ignore_kill_failure: bool = True) -> None:
@@ -128,6 +100,13 @@ class StepPodOperator(KubernetesPodOperator):
         self.pod = super().get_or_create_pod(pod_request_obj, context)
         if self._killed:
             raise _stopped(self.task_id)
+        if self._variables:
+            try:
+                # Read, as the provider gives back its request, which has no uid.
+                create_secret(self.client, self.pod_manager.read_pod(self.pod), self._variables)
+            except BaseException:
+                self.delete()  # its container would wait for the Secret until the pod's deadline
+                raise
         return self.pod
 
     def cleanup(self, *args: Any, **kwargs: Any) -> None:
@@ -179,8 +158,11 @@ class PodStep:
         context: Mapping[str, Any] | None,
         log: Log,
         event: Mapping[str, Any] | None,
+        *,
+        secrets: Mapping[str, str],
     ) -> None:
         self._runner = runner
+        self._secrets = secrets
         self._spec = spec
         # The provider's operator expects Airflow's own type of context.
         self._context: Any = context or _outside_airflow(spec)
@@ -202,6 +184,8 @@ class PodStep:
             if (timeout := _first(AirflowTaskTimeout, error)) is not None:
                 self._operator.delete()
                 raise timeout from None
+            if (refused := _first(SecretRefusedError, error)) is not None and not self._killed:
+                raise refused from None
             fallen = self._falls_back()
             if not fallen and not self._killed:
                 self.result = peek(self._operator.answer)
@@ -238,6 +222,7 @@ class PodStep:
             task_id=self._spec.step_id,
             name=StepPodOperator._set_name(f"tfmot-ops-{self._spec.step_id}"[:200]),  # noqa: SLF001 - execute does
             sidecar_image=runner.sidecar_image or template["spec"]["containers"][0]["image"],
+            variables=self._secrets,
             pod_template_dict=template,
             # Everything else is in the pod template; the operator would overwrite or needs these arguments itself.
             namespace=runner.namespace,
@@ -306,13 +291,17 @@ class PodStep:
 
     def _cut_short(self, reason: str, message: str | None) -> TfmotOpsError:
         over = ", as it ran longer than deadline_s" if reason == "DeadlineExceeded" else ""
-        return self._advised(f"was ended: {reason}{over}", _ADVICE.get(reason, _NODE), message or reason)
+        return self._advised(
+            f"was ended: {reason}{over}", pod_advice.BY_REASON.get(reason, pod_advice.NODE), message or reason
+        )
 
     def _not_started(self, waiting: Any) -> TfmotOpsError:
         received = waiting.message or self._operator.last_warning() or f"the state {waiting.reason}, and no warning"
-        return self._advised(f"did not start: {waiting.reason}", _ADVICE.get(waiting.reason, _SLOW), received)
+        return self._advised(
+            f"did not start: {waiting.reason}", pod_advice.BY_REASON.get(waiting.reason, pod_advice.SLOW), received
+        )
 
-    def _advised(self, end: str, advice: _Advice, received: str) -> TfmotOpsError:
+    def _advised(self, end: str, advice: pod_advice.Advice, received: str) -> TfmotOpsError:
         required = advice.required.format(runner=self._runner)
         summary = f"the pod of step {self._spec.step_id} {end}"
         return StepFailedError(summary, required=required, received=received, remedy=advice.remedy)
@@ -391,7 +380,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__context__
 
 
-def _first(kind: type[BaseException], error: BaseException) -> BaseException | None:
+def _first(kind: type[BaseException] | tuple[type[BaseException], ...], error: BaseException) -> BaseException | None:
     return next((found for found in _chain(error) if isinstance(found, kind)), None)
 
 

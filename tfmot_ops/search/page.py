@@ -103,8 +103,19 @@ def page(points: Sequence[Point], headline: Headline, title: str, rows: Sequence
         title: of the search.
         rows: the table; its first row holds the titles.
     """
+    return render(title, figure(points, headline).to_html(full_html=False, include_plotlyjs=True), rows)
+
+
+def render(title: str, charts: str, rows: Sequence[Sequence[str]], below: str = "") -> str:
+    """A page as HTML: a title, charts and a table; it asks no network for anything.
+
+    Args:
+        title: of the page.
+        charts: HTML, which goes into the page as it is.
+        rows: the table; its first row holds the titles. A row that begins with `chosen` or `this chain` stands out.
+        below: HTML under the table, which goes into the page as it is.
+    """
     from jinja2 import Environment, PackageLoader
 
-    chart = figure(points, headline).to_html(full_html=False, include_plotlyjs=True)
     template = Environment(autoescape=True, loader=PackageLoader("tfmot_ops.search", "")).get_template("page.html.j2")
-    return template.render(title=title, titles=rows[0], rows=rows[1:], chart=chart)
+    return template.render(title=title, titles=rows[0] if rows else (), rows=rows[1:], charts=charts, below=below)

@@ -1,7 +1,8 @@
 """Every environment variable that this package reads, and the functions that read them.
 
 A variable that is empty counts as one that is not set. Switches that this package sets for TensorFlow, Keras and
-MLflow, and never reads, stand where it sets them.
+MLflow, and never reads, stand where it sets them. Where Airflow's tasks run, a variable with an `option` that is not
+set is read from Airflow's configuration instead (`read_options_from`).
 """
 
 from __future__ import annotations
@@ -9,9 +10,24 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+#: Section of Airflow's configuration with the options of variables.
+SECTION: Final = "tfmot_ops"
+#: Reads an option of Airflow's configuration; no function outside of Airflow.
+_sources: list[Callable[[str], str | None]] = []
+
+
+def read_options_from(source: Callable[[str], str | None]) -> None:
+    """Have variables that are not set read from a configuration.
+
+    Args:
+        source: option -> its value, None or empty where it is not set. It replaces the source of an earlier call.
+    """
+    _sources[:] = [source]
 
 
 @dataclass(frozen=True)
@@ -23,38 +39,51 @@ class Variable:
         does: effect of the variable, in one sentence.
         default: behaviour if the variable is not set.
         internal: this package sets the variable for its own processes and containers; nobody else sets it.
+        option: option of Airflow's configuration, section `tfmot_ops`, that is read where the variable is not set; None
+            for a variable without one.
+        is_secret: whether the value may hold a secret.
     """
 
     name: str
     does: str
     default: str
     internal: bool = False
+    option: str | None = None
+    is_secret: bool = False
 
     def get(self) -> str | None:
-        """The value; None where the variable is empty or not set."""
-        return os.environ.get(self.name) or None
+        """The value, also of the option; None where both are empty or not set."""
+        value = os.environ.get(self.name)
+        if not value and self.option is not None:
+            value = next(filter(None, (source(self.option) for source in _sources)), None)
+        return value or None
 
 
 RUNNER: Final = Variable(
     "TFMOT_OPS_RUNNER",
     "Names the deployment's runner: local, docker or kubernetes.",
     "local",
+    option="runner",
 )
 RUNNER_OPTIONS: Final = Variable(
     "TFMOT_OPS_RUNNER_OPTIONS",
     "Gives the arguments of the deployment's runner, as a JSON object.",
     "the runner's own defaults",
+    option="runner_options",
+    is_secret=True,
 )
 ALLOWED_RUNNERS: Final = Variable(
     "TFMOT_OPS_ALLOWED_RUNNERS",
     "Names the runners that a DAG run may choose besides the deployment's, with commas between them.",
     "the deployment's runner alone; any runner where TFMOT_OPS_RUNNER is not set either",
+    option="allowed_runners",
 )
 ALLOWED_PATHS: Final = Variable(
     "TFMOT_OPS_ALLOWED_PATHS",
     "Names the folders and URI prefixes that a DAG run's parameters may name for models, data sets, recipes, training "
     "plans and outputs, with commas between them.",
     "/data, object stores and MLflow",
+    option="allowed_paths",
 )
 FORECAST_PYTHONS: Final = Variable(
     "TFMOT_OPS_FORECAST_PYTHONS",
@@ -67,10 +96,18 @@ FORECAST_IMAGES: Final = Variable(
     "Maps each name that the parameter `next_image` of the DAG compat_forecast may have to an image, as a JSON object.",
     "no name",
 )
+MLFLOW_CONN_ID: Final = Variable(
+    "TFMOT_OPS_MLFLOW_CONN_ID",
+    "Names the Airflow connection with the address, login, password or token of MLflow.",
+    "TFMOT_OPS_TRACKING_URI says where MLflow is",
+    option="mlflow_conn_id",
+)
 TRACKING_URI: Final = Variable(
     "TFMOT_OPS_TRACKING_URI",
     "Says where MLflow is.",
     "MLFLOW_TRACKING_URI",
+    option="tracking_uri",
+    is_secret=True,
 )
 MLFLOW_TRACKING_URI: Final = Variable(
     "MLFLOW_TRACKING_URI",
@@ -81,6 +118,7 @@ MLFLOW_UI: Final = Variable(
     "TFMOT_OPS_MLFLOW_UI",
     "Gives the address of MLflow in a browser, for links to runs.",
     "the tracking URI, where that is http or https",
+    option="mlflow_ui",
 )
 TRACKING_WAIT: Final = Variable(
     "TFMOT_OPS_TRACKING_WAIT",
@@ -91,6 +129,8 @@ SWEEP_WEBHOOK: Final = Variable(
     "TFMOT_OPS_SWEEP_WEBHOOK",
     "Gives the address that the DAG compat_sweep posts regressions to, as JSON.",
     "regressions are reported in the task's log only",
+    option="sweep_webhook",
+    is_secret=True,
 )
 CHECKPOINTS: Final = Variable(
     "TFMOT_OPS_CHECKPOINTS",

@@ -9,7 +9,7 @@ import mlflow
 from mlflow.entities import RunStatus
 
 from tfmot_ops.contract import ACCURACY, CloseRunOptions, Headline, Status, StepResult
-from tfmot_ops.tracking import pictures
+from tfmot_ops.tracking import pictures, plots
 from tfmot_ops.tracking.children import KIND_TAG, PARENT_TAG, Child, children_of, step_of
 from tfmot_ops.tracking.datasets import TRAINING, dataset_of, log_dataset
 from tfmot_ops.tracking.description import StepRow, artifact_address, describe
@@ -42,13 +42,19 @@ def close(client: mlflow.MlflowClient, run_id: str, options: CloseRunOptions, wo
         if data is not None:
             log_dataset(client, run_id, data, TRAINING)
     shown = pictures.bring_to_parent(client, run_id, children, headline, workdir)
+    known = client.get_run(run_id).data.tags
+    # Before the page, which finds the chains of the same model and data by these tags.
+    log_tags(client, run_id, {name: value for name, value in _said_by(results).items() if name not in known})
+    has_page = plots.put_page(client, run_id, children, headline, workdir)
     run = client.get_run(run_id)
-    tags = {**_said_by(results), **run.data.tags}
+    tags = dict(run.data.tags)
     experiment = str(run.info.experiment_id)
     rows = _rows(children, options, experiment)
     addresses = {caption: artifact_address(run_id, path) for caption, path in shown.items()}
-    view = put_view(client, experiment, headline)
-    tags[NOTE] = describe(tags, rows, figures, headline, view=view, pictures=addresses)
+    links = {f"All chains by {headline.words}": put_view(client, experiment, headline)}
+    if has_page:
+        links["Page of plots"] = artifact_address(run_id, plots.PAGE)
+    tags[NOTE] = describe(tags, rows, figures, headline, links=links, pictures=addresses)
     log_tags(client, run_id, {name: value for name, value in tags.items() if run.data.tags.get(name) != value})
 
 

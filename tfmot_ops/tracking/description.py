@@ -42,7 +42,7 @@ def describe(
     figures: Mapping[str, float],
     headline: Headline,
     *,
-    view: str,
+    links: Mapping[str, str],
     pictures: Mapping[str, str],
 ) -> str:
     """The description of a chain.
@@ -52,7 +52,7 @@ def describe(
         rows: the steps, in order.
         figures: of the parent run, see `summary`.
         headline: the metric by which the task's models are compared.
-        view: address of the view that compares the chains, within MLflow's page.
+        links: words -> address within MLflow's page.
         pictures: caption -> address within MLflow's page.
 
     Returns:
@@ -64,8 +64,8 @@ def describe(
     parts += [f"```\n{_plain(row.problem or '')}\n```" for row in failed[:1] if row.problem]
     text = hide("\n\n".join(part for part in parts if part))[:_LONGEST]
     # Not hidden, as the view's address has a parameter that is called a key.
-    links = [f"[All chains by {headline.words}]({view})"]
-    for link in [*links, *(f"![{caption}]({address})" for caption, address in pictures.items())]:
+    shown = [f"[{words}]({address})" for words, address in links.items()]
+    for link in [*shown, *(f"![{caption}]({address})" for caption, address in pictures.items())]:
         text += f"\n\n{link}" if len(text) + len(link) + 2 <= _LONGEST else ""
     return text
 

@@ -1,11 +1,12 @@
-"""Draws the pictures of a chain with matplotlib, each into a PNG file; knows nothing of MLflow."""
+"""Draws the pictures of a chain with matplotlib, each into a PNG or SVG file; knows nothing of MLflow."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,30 @@ _DPI = 100
 _MOST_BARS = 40
 #: Above this number of classes a confusion matrix has no numbers in its cells, and above the next no names.
 _MOST_NUMBERS, _MOST_NAMES = 20, 40
+#: Length of an axis of costs, relative to the largest cost.
+_ROOM = 1.35
 _TRAINING, _VALIDATION, _WORST, _BAR = "#1f77b4", "#ff7f0e", "#c1432e", "#5b8db8"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The point of one chain.
+
+    Attributes:
+        name: of the chain.
+        value: of the metric, as its axis shows it.
+        costs: cost -> value, as its axis shows it.
+        color: of the point.
+        is_this: whether the point stands out, as that of the chain that the page is about.
+        is_labelled: whether its name stands beside it.
+    """
+
+    name: str
+    value: float
+    costs: Mapping[str, float]
+    color: str
+    is_this: bool
+    is_labelled: bool
 
 
 def draw_curves(path: Path, histories: Histories, names: Sequence[str]) -> None:
@@ -147,6 +171,48 @@ def draw_errors(path: Path, normal: npt.ArrayLike, anomalous: npt.ArrayLike) -> 
     _save(figure, path)
 
 
+def draw_tradeoff(
+    path: Path, marks: Sequence[Mark], costs: Mapping[str, str], title: str, reference: float | None
+) -> None:
+    """Draw a metric over several costs, one panel each, with a point for each chain.
+
+    Args:
+        path: SVG file to write; the group of the point `i` of panel `p` has the id `mark-<p>-<i>`.
+        marks: the chains. In a panel, those are left out that do not have its cost.
+        costs: cost -> title of its axis.
+        title: of the metric's axis.
+        reference: the float model's value of the metric; None if it is not known.
+    """
+    figure = _figure(4.2 * len(costs), 3.8)
+    for panel, (cost, words) in enumerate(costs.items()):
+        axes = figure.add_subplot(1, len(costs), panel + 1)
+        if reference is not None:
+            axes.axhline(reference, color="0.6", lw=1.0, ls="--", label="float model")
+        for index, mark in enumerate(marks):
+            if cost not in mark.costs:
+                continue
+            place = mark.costs[cost], mark.value
+            size = 11 if mark.is_this else 8
+            (point,) = axes.plot(*place, "o", color=mark.color, ms=size, zorder=3 if mark.is_labelled else 2)
+            point.set_gid(f"mark-{panel}-{index}")
+            if mark.is_labelled:
+                # Below the point of this chain and above the others: of two close points both names can be read.
+                style: dict[str, Any] = {"xytext": (0, 8)}
+                if mark.is_this:
+                    style = {"xytext": (0, -16), "weight": "bold"}
+                axes.annotate(mark.name, place, textcoords="offset points", fontsize=8, ha="center", **style)
+        axes.set_xlabel(words)
+        axes.set_ylabel(title if panel == 0 else "")
+        axes.margins(y=0.2)
+        axes.locator_params(axis="x", nbins=5)
+        # From 0, as a file that is 2 % smaller has to look so, and with room for the names at the right.
+        axes.set_xlim(0.0, _ROOM * max(mark.costs[cost] for mark in marks if cost in mark.costs))
+        axes.grid(alpha=0.3)
+        if reference is not None:
+            axes.legend(fontsize=8, frameon=False, loc="best")
+    _save(figure, path)
+
+
 def _are_long(names: Sequence[str]) -> bool:
     return max((len(name) for name in names), default=0) > 3  # noqa: PLR2004 - as wide as a cell
 
@@ -161,5 +227,10 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    # Without the version of matplotlib, so that the same figures give the same file.
-    figure.savefig(path, format="png", metadata={"Software": None})
+    import matplotlib as mpl
+
+    # Without matplotlib's version, a date and random names, so that the same figures give the same file. Text in an SVG
+    # stays text, which a reader can select and search.
+    metadata: dict[str, None] = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "tfmot_ops"}):
+        figure.savefig(path, format=path.suffix.removeprefix("."), metadata=metadata)

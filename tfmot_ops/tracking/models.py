@@ -11,6 +11,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
+from mlflow.entities import Dataset
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
@@ -118,6 +119,23 @@ def model_of_file(client: mlflow.MlflowClient, run_id: str, sha256: str) -> str 
     return str(found[0].model_id) if found else None
 
 
+def model_of_version(client: mlflow.MlflowClient, name: str, version: str) -> str | None:
+    """Id of the logged model of a version of a registered model; None for a version without one."""
+    found = client.get_model_version(name, version)
+    # MLflow 3.17 leaves `model_id` empty when it reads a version from a database; the source names the model, too.
+    named = re.fullmatch(r"models:/(m-\w+)", str(found.source))
+    return found.model_id or (named[1] if named else None)
+
+
+def data_of_model(client: mlflow.MlflowClient, model_id: str) -> Dataset | None:
+    """The data set that a logged model was measured on, by name and digest only; None if it is not known."""
+    metrics = client.get_logged_model(model_id).metrics or []
+    for metric in sorted(metrics, key=lambda each: each.timestamp, reverse=True):
+        if metric.dataset_name and metric.dataset_digest:
+            return Dataset(metric.dataset_name, metric.dataset_digest, source_type="tfmot_ops", source="{}")
+    return None
+
+
 def _forget(client: mlflow.MlflowClient, run_id: str) -> None:
     """Delete the models of earlier attempts, also one that was created but never became an output of the run.
 
@@ -204,6 +222,7 @@ def register_tflite(
     sha256: str,
     options: RegisterOptions,
     *,
+    labels: Mapping[str, str],
     parent: str | None = None,
 ) -> str:
     """Register a TFLite file as a model that `mlflow.pyfunc` loads, under an alias.
@@ -217,6 +236,7 @@ def register_tflite(
         tflite: the file.
         sha256: of the file.
         options: of the step.
+        labels: tags of the logged model, so that a search for models can filter by them.
         parent: run of the whole chain; None for a step of its own, whose run alone counts.
 
     Returns:
@@ -231,12 +251,20 @@ def register_tflite(
         if version.name == options.name
         and (version.run_id == run_id or (parent is not None and version.tags.get(CHAIN_TAG) == parent))
     ]
-    version = made[0] if made else _new_version(client, run_id, tflite, options.name, tags)
+    version = made[0] if made else _new_version(client, run_id, tflite, options.name, tags=tags, labels=labels)
     client.set_registered_model_alias(options.name, options.alias, version)
     return version
 
 
-def _new_version(client: mlflow.MlflowClient, run_id: str, tflite: Path, name: str, tags: Mapping[str, str]) -> str:
+def _new_version(
+    client: mlflow.MlflowClient,
+    run_id: str,
+    tflite: Path,
+    name: str,
+    *,
+    tags: Mapping[str, str],
+    labels: Mapping[str, str],
+) -> str:
     """Log a file as a model and register it.
 
     Not by one call of MLflow, which would create the version without its tag: a kill between the two would leave a
@@ -257,6 +285,7 @@ def _new_version(client: mlflow.MlflowClient, run_id: str, tflite: Path, name: s
             pip_requirements=_pinned(_TFLITE_REQUIREMENTS),
             signature=signature,
             input_example=example,
+            tags=dict(labels),
         )
         return str(info.model_id)
 

@@ -31,6 +31,7 @@ MISSING_TAG = "tfmot_ops.pictures_missing"
 _EPOCH = "epoch."
 _SQNR_OUTPUT, _DETAILS_OUTPUT = "layer_sqnr", "details"
 _SQNR_COLUMN = "float_to_tflite_db"
+_CURVES = "training_curves.png"
 # File name without suffix -> caption, in the order of the description.
 _CAPTIONS = {
     "confusion_matrix": "confusion matrix",
@@ -45,8 +46,8 @@ _DETAILS: dict[str, tuple[str, tuple[str, str], Callable[[Path, Any, Any], None]
     "scatter": ("error_plot", ("targets", "predictions"), drawing.draw_scatter),
     "errors": ("error_histogram", ("normal", "anomalous"), drawing.draw_errors),
 }
-# What an incomplete output or a matplotlib that cannot be used raises: a picture is not worth a failed step.
-_TOLERATED = (ImportError, LookupError, MlflowException, OSError, TfmotOpsError, TypeError, ValueError)
+#: What an incomplete output or a matplotlib that cannot be used raises: a picture is not worth a failed step.
+TOLERATED = (ImportError, LookupError, MlflowException, OSError, TfmotOpsError, TypeError, ValueError)
 
 
 def put_pictures(
@@ -66,8 +67,10 @@ def put_pictures(
     store, folder = MlflowStore(client, run_id), workdir / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     headline = result.headline or ACCURACY
-    drawings: dict[str, Callable[[], None]] = {
-        "training curves": lambda: _curves(client, children_of(client, parent) if parent else [], headline, folder),
+    drawings: dict[str, Callable[[], object]] = {
+        "training curves": lambda: draw_curves_of(
+            client, children_of(client, parent) if parent else [], headline, folder / _CURVES
+        ),
         "layers": lambda: _layers(_output(store, result, _SQNR_OUTPUT, workdir), folder),
         "details": lambda: _details(_output(store, result, _DETAILS_OUTPUT, workdir), folder),
     }
@@ -75,7 +78,7 @@ def put_pictures(
     for name, draw in drawings.items():
         try:
             draw()
-        except _TOLERATED as error:
+        except TOLERATED as error:
             missing[name] = f"{type(error).__name__}: {error}"
     for path in sorted(folder.glob("*.png")):
         put_file(client, run_id, path, FOLDER)
@@ -101,11 +104,11 @@ def bring_to_parent(
                 download(f"runs:/{child.run_id}/{artifact.path}", folder, client.tracking_uri)
         pictures = sorted(folder.rglob("*.png"))
         if not pictures:
-            _curves(client, children, headline, folder)
+            draw_curves_of(client, children, headline, folder / _CURVES)
             pictures = sorted(folder.rglob("*.png"))
         for path in pictures:
             put_file(client, parent, path, FOLDER)
-    except _TOLERATED as error:
+    except TOLERATED as error:
         client.set_tag(parent, MISSING_TAG, f"{type(error).__name__}: {error}")
         return {}
     stems = {path.stem for path in pictures}
@@ -117,7 +120,18 @@ def _output(store: MlflowStore, result: StepResult, name: str, workdir: Path) ->
     return None if artifact is None else store.fetch(artifact, workdir / "outputs" / name)
 
 
-def _curves(client: mlflow.MlflowClient, children: Sequence[Child], headline: Headline, folder: Path) -> None:
+def draw_curves_of(client: mlflow.MlflowClient, children: Sequence[Child], headline: Headline, path: Path) -> bool:
+    """Draw the loss and the headline of all epochs of a chain, as `drawing.draw_curves` does.
+
+    Args:
+        client: connected to the tracking server.
+        children: the runs of the chain's steps.
+        headline: the metric by which the task's models are compared.
+        path: PNG or SVG file to write.
+
+    Returns:
+        Whether a step has epochs; otherwise no file is written.
+    """
     histories: dict[str, Mapping[str, Sequence[tuple[int, float]]]] = {}
     for child in children:
         names = [name for name in child.run.data.metrics if name.startswith(_EPOCH)]
@@ -127,7 +141,8 @@ def _curves(client: mlflow.MlflowClient, children: Sequence[Child], headline: He
     panels = [name for name in dict.fromkeys(("loss", headline.name, *sorted(known))) if name in known]
     panels = [name for name in panels if not name.startswith("val_")][:2]
     if panels:
-        drawing.draw_curves(folder / "training_curves.png", histories, panels)
+        drawing.draw_curves(path, histories, panels)
+    return bool(panels)
 
 
 def _history(client: mlflow.MlflowClient, run_id: str, name: str) -> list[tuple[int, float]]:

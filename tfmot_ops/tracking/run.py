@@ -31,7 +31,14 @@ from tfmot_ops.tracking.datasets import EVALUATION, TRAINING, dataset_of, log_da
 from tfmot_ops.tracking.epochs import EpochLog
 from tfmot_ops.tracking.labels import named_by, run_name, spec_tags, tags_of
 from tfmot_ops.tracking.model_card import put_card
-from tfmot_ops.tracking.models import log_keras_model, model_of_file, register_tflite, tell_file
+from tfmot_ops.tracking.models import (
+    data_of_model,
+    log_keras_model,
+    model_of_file,
+    model_of_version,
+    register_tflite,
+    tell_file,
+)
 from tfmot_ops.tracking.owner import owner_tag
 from tfmot_ops.tracking.patience import briefly, tell_waits_to
 from tfmot_ops.tracking.pictures import put_pictures
@@ -121,11 +128,15 @@ class StepRun:
 
     def model(self, model: Any, example: Any) -> None:
         """Log the model the step made; `finish` gives it the step's metrics."""
+        name = f"{named_by(self._labels)} {self._spec.step_id}".strip()
+        self._model_id = log_keras_model(self._client, self.run_id, model, example, name=name, tags=self._model_tags())
+
+    def _model_tags(self) -> dict[str, str]:
+        """Tags of a model that this step logs."""
         tags = {**self._labels, STEP_TAG: self._spec.step_id, KIND_TAG: self._spec.options.kind}
         if self._spec.tracking and self._spec.tracking.parent_run_id:
             tags[PARENT_TAG] = self._spec.tracking.parent_run_id
-        name = f"{named_by(self._labels)} {self._spec.step_id}".strip()
-        self._model_id = log_keras_model(self._client, self.run_id, model, example, name=name, tags=tags)
+        return tags
 
     def finish(self, result: StepResult, workdir: Path) -> StepResult:
         """Record the result and end the run.
@@ -168,13 +179,25 @@ class StepRun:
         tflite = self.store.fetch(artifact, workdir / "register")
         options = cast("RegisterOptions", self._spec.options)
         parent = self._spec.tracking.parent_run_id if self._spec.tracking else None
-        version = register_tflite(self._client, self.run_id, tflite, artifact.sha256, options, parent=parent)
+        labels = self._model_tags()
+        version = register_tflite(
+            self._client, self.run_id, tflite, artifact.sha256, options, labels=labels, parent=parent
+        )
+        self._rank(options, version, artifact.sha256)
         put_card(self._client, self.run_id, version, options, tflite=artifact, parent=parent)
         parameters = {**result.parameters, "registered_version": version}
         if options.promote:
             done = promote(self._client, options.name, version, to=options.champion_alias, expected=self._compared_with)
             parameters["replaced_version"] = done.replaced
         return result.model_copy(update={"parameters": parameters})
+
+    def _rank(self, options: RegisterOptions, version: str, sha256: str) -> None:
+        """Name the data set of the figures on the logged model of a version, so that MLflow compares it with others."""
+        source = model_of_file(self._client, self.run_id, sha256)
+        data = data_of_model(self._client, source) if source is not None else None
+        model_id = model_of_version(self._client, options.name, version)
+        if data is not None and model_id is not None:
+            log_metrics(self._client, self.run_id, options.metrics, Measured(model_id, dataset=data))
 
     def metrics_of_champion(self, options: RegisterOptions) -> dict[str, float] | None:
         """The metrics of the present champion; None without one, or if this step itself made it in an earlier attempt.

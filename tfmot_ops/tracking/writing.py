@@ -55,7 +55,7 @@ def log_metrics(
     """
     measured = measured or Measured()
     known = client.get_run(run_id).data.metrics
-    of_model = _of_model(client, measured.model_id)
+    of_model = _of_model(client, measured)
     names, now = accepted_names(metrics), get_current_time_millis()
     entities = []
     for name, value in metrics.items():
@@ -108,9 +108,18 @@ def flatten(tree: Mapping[str, JsonValue], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _of_model(client: mlflow.MlflowClient, model_id: str | None) -> dict[str, float]:
-    """The latest value of each metric of a logged model, which begins with those that its run had before."""
-    metrics = client.get_logged_model(model_id).metrics or [] if model_id else []
+def _of_model(client: mlflow.MlflowClient, measured: Measured) -> dict[str, float]:
+    """The latest value of each metric that a logged model need not be given again.
+
+    A logged model begins with the metrics that its run had before, which name no data set: for the step that made the
+    model, those do not count.
+    """
+    if measured.model_id is None:
+        return {}
+    metrics = client.get_logged_model(measured.model_id).metrics or []
+    if measured.is_own and measured.dataset is not None:
+        data = (measured.dataset.name, measured.dataset.digest)
+        metrics = [metric for metric in metrics if (metric.dataset_name, metric.dataset_digest) == data]
     return {metric.key: metric.value for metric in sorted(metrics, key=lambda metric: metric.timestamp)}
 
 

@@ -56,6 +56,7 @@ DAGS = {
     "output": made("output", OpenRunOperator, output_uri=GIVEN),
     "server": made("server", OpenRunOperator, tracking_uri=GIVEN),
     "uri": made("uri", OpenRunOperator, tracking_uri="{{ var.value.mlflow }}"),
+    "connection": made("connection", OpenRunOperator, mlflow_conn_id="mlflow"),
     "mapped_uri": made("mapped_uri", OpenRunOperator, tracking_uri="{{ var.value.mlflow }}", options=[{"name": "a"}]),
 }
 
@@ -80,6 +81,7 @@ def attempts(folder, program):
         "allowed by the parameter": ("plain", {"runner": "local"}, docker | {ALLOWED_RUNNERS_VARIABLE: "local"}),
         "a secret URI": ("uri", {}, {}),
         "a mapped secret URI": ("mapped_uri", {}, {}),
+        "a connection with a secret": ("connection", {}, {}),
     }
     for path in sorted(Path(folder, "files").iterdir()):
         found[f"file {path.name}"] = ("recipe", {"given": str(path)}, {environment.ALLOWED_PATHS.name: folder})
