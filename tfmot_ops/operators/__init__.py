@@ -4,6 +4,7 @@ from tfmot_ops.operators.assets import model_asset
 from tfmot_ops.operators.links import MlflowRunLink
 from tfmot_ops.operators.mlflow_hook import MlflowHook
 from tfmot_ops.operators.register import RegisterOperator
+from tfmot_ops.operators.search import CandidateOperator, ChooseOperator, PlanCandidatesOperator
 from tfmot_ops.operators.step import (
     CloseRunOperator,
     EvaluateOperator,
@@ -19,6 +20,8 @@ from tfmot_ops.operators.sweep import CompatSweepOperator, ForecastOperator, Lis
 from tfmot_ops.system.environment import SECTION, read_options_from
 
 __all__ = [
+    "CandidateOperator",
+    "ChooseOperator",
     "CloseRunOperator",
     "CompatSweepOperator",
     "EvaluateOperator",
@@ -28,6 +31,7 @@ __all__ = [
     "MlflowHook",
     "MlflowRunLink",
     "OpenRunOperator",
+    "PlanCandidatesOperator",
     "PruneOperator",
     "QuantizeOperator",
     "RegisterOperator",
