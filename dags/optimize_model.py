@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, Param
 
-from tfmot_ops.contract import BUILTIN_DATASETS, BUILTIN_MODELS, PRESET_RECIPES, SHIPPED_TARGETS, Device
+from tfmot_ops.contract import PRESET_RECIPES, SHIPPED_TARGETS
 from tfmot_ops.operators import (
     CloseRunOperator,
     EvaluateOperator,
@@ -19,42 +19,14 @@ from tfmot_ops.operators import (
     RegisterOperator,
     StripOperator,
     TrainOperator,
+    forms,
 )
 from tfmot_ops.operators.approval import ApprovePromotionOperator
 from tfmot_ops.recipes import RECIPE_NAME
-from tfmot_ops.runners import RUNNERS
 
 # The trigger form is made from these, and a value that does not fit is refused when the run is triggered.
 PARAMS = {
-    "model": Param(
-        "resnet8",
-        type="string",
-        minLength=1,
-        examples=[*BUILTIN_MODELS, "application:MobileNetV2"],
-        description="Built in, `application:<Name>`, path or MLflow URI of a saved model, or a registered name.",
-    ),
-    "dataset": Param(
-        "digits",
-        type="string",
-        minLength=1,
-        examples=[*BUILTIN_DATASETS, "npz:/data/arrays.npz", "images:/data/folder", "audio:/data/words"],
-        description="A built-in data set, a kind with a path (`npz:`, `images:`, `audio:`, `csv:`, `tfrecord:`), or a "
-        "registered name.",
-    ),
-    "task": Param(
-        None,
-        type=["null", "string"],
-        minLength=1,
-        examples=["classification", "multilabel", "regression", "segmentation", "reconstruction", "own"],
-        description="What the targets mean. Empty: as the data set says, or as follows from its targets.",
-    ),
-    "metric": Param(
-        None,
-        type=["null", "string"],
-        minLength=1,
-        description="Headline of the task `own`: `<metric>` or `<output>:<metric>`, a name of tf_keras.metrics or a "
-        "registered one. Empty: the model's loss.",
-    ),
+    **forms.model_and_data(),
     "recipe": Param(
         "sparse50_wi8_ai8",
         type="string",
@@ -68,64 +40,16 @@ PARAMS = {
         pattern=r"\.(yaml|yml|json)$",
         description="A recipe of your own, used instead of the preset: path of a file on the workers.",
     ),
-    "training_file": Param(
-        None,
-        type=["null", "string"],
-        pattern=r"\.(yaml|yml|json)$",
-        description="A training plan (schedule, early stopping, augmentation, distillation): path of a file on the "
-        "workers. Empty: as the recipe file says.",
-    ),
+    **forms.training_file("as the recipe file says"),
     "target": Param(
         None,
         type=["null", "string"],
         enum=[None, *SHIPPED_TARGETS],
         description="Device that the file is for. Empty: as the recipe file says, else no certain device.",
     ),
-    "epochs": Param(
-        None,
-        type=["null", "integer"],
-        minimum=0,
-        maximum=1000,
-        description="Epochs of the float training. Empty: 10, or 0 for a saved model, which comes trained.",
-    ),
-    "fine_tune_epochs": Param(
-        None,
-        type=["null", "integer"],
-        minimum=0,
-        maximum=1000,
-        description="Empty: as the recipe says, or 0 for a recipe that does not prune.",
-    ),
-    "qat_epochs": Param(
-        None, type=["null", "integer"], minimum=0, maximum=1000, description="Empty: as the recipe says."
-    ),
-    "limit": Param(None, type=["null", "integer"], minimum=50, description="Maximum number of training samples."),
-    "batch_size": Param(64, type="integer", minimum=1, maximum=4096),
-    "seed": Param(0, type="integer", minimum=0, maximum=2**31 - 1),
-    "register": Param(
-        None,
-        type=["null", "string"],
-        pattern=r"^[^/:]+$",
-        description="Name of the registered model that the file becomes a version of. Empty: it is not registered.",
-    ),
-    "policy_file": Param(
-        None,
-        type=["null", "string"],
-        pattern=r"\.(yaml|yml|json)$",
-        description="Rules that have to hold for the registration: path of a file on the workers.",
-    ),
-    "promote": Param(False, type="boolean", description="Whether the new version becomes the champion at once."),
-    "approval": Param(
-        False,
-        type="boolean",
-        description="Whether a person decides in Airflow, by the figures, if the new version becomes the champion.",
-    ),
-    "runner": Param(
-        None,
-        type=["null", "string"],
-        enum=[None, *RUNNERS],
-        description="Where the steps run. Empty: as the deployment says, else in a local process.",
-    ),
-    "device": Param("cpu", type="string", enum=[device.value for device in Device]),
+    **forms.training(),
+    **forms.release(),
+    **forms.place(),
 }
 
 # Rendered as native objects, so a number stays a number and an empty field stays None.

@@ -30,6 +30,7 @@ SUFFIXES = {
     ArtifactFormat.JSON: ".json",
     ArtifactFormat.HTML: ".html",
     ArtifactFormat.CSV: ".csv",
+    ArtifactFormat.PNG: ".png",
 }
 
 # An object store shows an object only once it is complete, so a temporary name is not needed there; renaming would

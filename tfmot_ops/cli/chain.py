@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tempfile
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from tfmot_ops.cli.shared_steps import SharedSteps
 from tfmot_ops.contract import (
     Artifact,
     ArtifactFormat,
+    Device,
     Recipe,
     Status,
     StepResult,
@@ -71,6 +73,8 @@ class Chain:
         fresh: run all steps, including those that an earlier call of the same command finished.
         within: id of the MLflow run that contains the parent run; None for a parent run of its own.
         shared: results of other chains, which this one takes over where its steps are given the same.
+        key: text that identifies the chain in a later attempt, as the task of a DAG; empty for the arguments above.
+        device: on which the steps compute.
         results: results of the steps that ran, in order.
         closed: result of the step that ends the MLflow run of the chain.
     """
@@ -89,6 +93,8 @@ class Chain:
     fresh: bool = False
     within: str | None = None
     shared: SharedSteps | None = None
+    key: str = ""
+    device: Device = Device.CPU
     results: list[StepResult] = field(default_factory=list)
     closed: StepResult | None = None
     _key: str = "unknown until it runs"
@@ -162,6 +168,11 @@ class Chain:
             self.shared.keep(spec, result)
         return result
 
+    def take_over(self, name: str, result: StepResult) -> None:
+        """Let the result of a step without inputs stand for this chain's own, where `shared` is given."""
+        if self.shared is not None:
+            self.shared.keep(self._spec(name, self._options(name)), result)
+
     def save_tflite(self) -> Path:
         """Copy the TFLite file of the chain to the output folder and verify its sha256.
 
@@ -228,6 +239,8 @@ class Chain:
         return {what: _output(made, source, what) for what, source in CHAIN.get(name, {}).items()}
 
     def _identity(self) -> str:
+        if self.key:
+            return hashlib.sha256(self.key.encode()).hexdigest()[:32]
         place = {"output": str(self.output.resolve()), "uri": self.tracking_uri, "experiment": self.experiment}
         return resume.identity(self._parameters(), {"model": self.model, "dataset": self.dataset}, place)
 
@@ -237,6 +250,7 @@ class Chain:
             "inputs": inputs or {},
             "output_uri": None if self.tracking_uri else str(self.output.resolve() / name),
             "seed": self.seed,
+            "device": self.device,
             "tracking": self._tracking(name),
             "options": {"kind": name, **options},
         }

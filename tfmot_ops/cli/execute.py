@@ -132,6 +132,10 @@ def execute(spec: StepSpec, say: Callable[[str], None] = say, *, stays: bool = F
 
     _quiet()
     steps.check(spec)
+    if spec.options.is_a_chain:
+        from tfmot_ops.cli.candidate import run_candidate
+
+        return run_candidate(spec, say)
     started = time.perf_counter()
     run: StepRun | None = None
     with tempfile.TemporaryDirectory(prefix="tfmot-ops-") as folder:

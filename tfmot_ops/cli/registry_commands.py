@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from tfmot_ops.contract import RegisterOptions, Status, StepSpec, Tracking
+from tfmot_ops.contract import RegisterOptions, Status, StepResult, StepSpec, Tracking
 from tfmot_ops.contract.refusal import refusal
 from tfmot_ops.errors import SpecError
 from tfmot_ops.system import environment
@@ -56,29 +56,52 @@ def register(  # noqa: PLR0917 - typer reads the options from the signature, nob
 
     Exits with 4 when a rule does not hold; all rules are judged, and each one that fails is named.
     """
-    from tfmot_ops.cli import execute
     from tfmot_ops.recipes import read_policy
-    from tfmot_ops.tracking import registry_of
 
     rules = read_policy(policy) if policy is not None else None
-    options = {"name": name, "alias": alias, "policy": rules, "promote": promote}
+    given = {"name": name, "alias": alias, "policy": rules, "promote": promote}
     try:
-        RegisterOptions(**options)
+        options = RegisterOptions.model_validate(given)
     except ValidationError as error:
         raise refusal("arguments", error, "`tfmot-ops registry register --help` lists what each takes") from error
-    with _refusals_told(tracking_uri):
-        spec = _spec(registry_of(tracking_uri), run, tracking_uri, name)
-    spec = spec.model_copy(update={"options": RegisterOptions(**{**spec.options.model_dump(), **options})})
-    result = execute.execute(spec, execute.say_on_stderr)
+    result = register_chain(run, tracking_uri, options)
     if as_json:
         typer.echo(result.model_dump_json(indent=2))
     elif result.error is None:
-        version = result.parameters["registered_version"]
-        replaced = result.parameters.get("replaced_version")
-        champion = f" and the champion; {_before(replaced)}" if promote else ""
-        typer.echo(f"{name}: version {version} is {alias}{champion}")
+        typer.echo(registered_text(result, options))
     if result.error is not None:
         raise typer.Exit(result.error.exit_code)
+
+
+def register_chain(run: str, tracking_uri: str, options: RegisterOptions) -> StepResult:
+    """Register the file of a chain with its card, if every rule holds; progress is told on stderr.
+
+    Args:
+        run: id of the chain's run, or of the run of one of its steps.
+        tracking_uri: of the tracking server.
+        options: name, alias, policy and promotion; the metrics are taken from the chain.
+
+    Returns:
+        The result of the step `register`, with the error of a rule that does not hold.
+
+    Raises:
+        SpecError: there is no such run, or its chain made and measured no file.
+        StepFailedError: MLflow cannot be used.
+    """
+    from tfmot_ops.cli import execute
+    from tfmot_ops.tracking import registry_of
+
+    with _refusals_told(tracking_uri):
+        spec = _spec(registry_of(tracking_uri), run, tracking_uri, options.name)
+    known = {name: getattr(spec.options, name) for name in ("metrics", "headline")}
+    spec = spec.model_copy(update={"options": options.model_copy(update=known)})
+    return execute.execute(spec, execute.say_on_stderr)
+
+
+def registered_text(result: StepResult, options: RegisterOptions) -> str:
+    """A line on a version that was registered: `digits: version 3 is candidate`."""
+    champion = f" and the champion; {_before(result.parameters.get('replaced_version'))}" if options.promote else ""
+    return f"{options.name}: version {result.parameters['registered_version']} is {options.alias}{champion}"
 
 
 def _spec(client: mlflow.MlflowClient, run: str, tracking_uri: str, name: str) -> StepSpec:
@@ -97,8 +120,11 @@ def _spec(client: mlflow.MlflowClient, run: str, tracking_uri: str, name: str) -
     """
     from tfmot_ops.tracking import children_of, parent_of
 
-    run = parent_of(client, run)
+    parent = parent_of(client, run)
     results = [child.result for child in children_of(client, run) if child.result is not None]
+    if not results:  # the run of a step; the run of a candidate's chain has a parent too, the search
+        run = parent
+        results = [child.result for child in children_of(client, run) if child.result is not None]
     ended_well = [result for result in results if result.status is Status.OK]
     made = [result for result in ended_well if result.kind == "quantize" and "tflite" in result.outputs]
     measured = [result for result in ended_well if result.kind == "evaluate"]

@@ -19,9 +19,9 @@ from tfmot_ops.cli.execute import execute
 from tfmot_ops.cli.shared_steps import SharedSteps
 from tfmot_ops.contract import (
     ACCURACY,
-    Document,
-    Headline,
-    Limits,
+    Candidate,
+    Found,
+    Goals,
     Status,
     StepResult,
     StepSpec,
@@ -31,47 +31,17 @@ from tfmot_ops.contract import (
     TrainingPlan,
 )
 from tfmot_ops.errors import StepFailedError
-from tfmot_ops.search.goals import Goals, judge, require_goals
-from tfmot_ops.search.ladder import Candidate, Ladder, Tried, ladder, next_candidate
+from tfmot_ops.search.found import best, figures_of, verdict
+from tfmot_ops.search.goals import with_limits_as_goals
+from tfmot_ops.search.ladder import Ladder, epochs_of, ladder, training_of
+from tfmot_ops.search.report import Ended, name_of
+from tfmot_ops.search.rungs import walk
 from tfmot_ops.system import files
 from tfmot_ops.system.processes import stop_arrived
 
 #: File in the output folder with what the search has found so far.
 STATE = "search.json"
 _LARGEST_STATE = 64 * 2**20
-
-
-class Found(Document):
-    """One candidate that was tried.
-
-    Attributes:
-        candidate: what was tried.
-        metrics: of its file; empty where its chain failed.
-        headline: the task's metric.
-        seconds: wall time of the steps that ran for it.
-        error: why its chain failed; empty where it did not.
-        tflite: its file; None where its chain failed.
-        run_id: its MLflow run; None without tracking.
-    """
-
-    candidate: Candidate
-    metrics: dict[str, float]
-    headline: Headline
-    seconds: float
-    error: str = ""
-    tflite: Path | None = None
-    run_id: str | None = None
-
-    def tried(self, goals: Goals) -> Tried:
-        """How the candidate stands to the goals."""
-        return Tried(self.candidate, judge(goals, self.metrics, self.headline))
-
-    def verdict(self, goals: Goals) -> str:
-        """The goals that the candidate misses, with the values received; or `all goals met`, or its failure."""
-        if self.error:
-            return f"failed: {self.error.splitlines()[0]}"
-        missed = [goal for goal in self.tried(goals).judged if not goal.is_met]
-        return "; ".join(f"{goal.required}, received {goal.received}" for goal in missed) or "all goals met"
 
 
 @dataclass
@@ -124,8 +94,7 @@ class Search:
             SpecError: an argument is wrong; nothing was written.
             StepFailedError: the output folder or MLflow cannot be used, or the same search runs already.
         """
-        target = self._with_limits_as_goals()
-        require_goals(self.goals)
+        self.goals, target = with_limits_as_goals(self.goals, targets.resolve_target(self.target))
         self.ladder = ladder(self.goals, target, self.training)
         for candidate in self.ladder.candidates:
             self._chain(candidate, target).check()
@@ -162,33 +131,25 @@ class Search:
             say(f"search: trying {candidate.name}: {candidate.tries}")
             self.found.append(self._try(candidate, target, shared, say))
             self._write(shared)
-            say(f"search: {candidate.name}: {self.found[-1].verdict(self.goals)}")
+            say(f"search: {candidate.name}: {verdict(self.found[-1], self.goals)}")
         self._close(say)
         return self.best
 
     @property
     def best(self) -> Found | None:
         """The first candidate that was tried and meets all goals; None without one."""
-        return next((each for each in self.found if each.tried(self.goals).meets_all), None)
+        return best(self.found, self.goals)
+
+    @property
+    def ended(self) -> Ended:
+        """What the search found, for its report."""
+        return Ended(self.name, self.target_name, self.goals, self.found, self.ladder.left_out)
 
     def _next(self) -> Candidate | None:
         """The candidate to try next; None where the search is over."""
-        if not self.everything:
-            tried = [each.tried(self.goals) for each in self.found]
-            return None if self.best else next_candidate(self.ladder.candidates, tried)
-        done = {each.candidate.name for each in self.found}
-        return next((each for each in self.ladder.candidates if each.name not in done), None)
-
-    def _with_limits_as_goals(self) -> Target:
-        """The target without its limits, beyond which a step fails: each becomes a goal where the search has none."""
-        target = targets.resolve_target(self.target)
-        pairs = {"max_flash": "flash_bytes", "max_ram": "ram_bytes"}
-        pairs |= {"min_npu_share": "npu_share", "max_latency": "inference_ms"}
-        taken = {
-            goal: getattr(target.limits, limit) for goal, limit in pairs.items() if getattr(self.goals, goal) is None
-        }
-        self.goals = self.goals.model_copy(update={name: value for name, value in taken.items() if value is not None})
-        return target.model_copy(update={"limits": Limits()})
+        if self.best is not None and not self.everything:
+            return None
+        return walk(self.ladder.candidates, self.found, self.goals, everything=self.everything)[1]
 
     def _chain(self, candidate: Candidate, target: Target, shared: SharedSteps | None = None) -> Chain:
         return Chain(
@@ -198,20 +159,14 @@ class Search:
             output=self.output / candidate.name,
             tracking_uri=self.tracking_uri,
             experiment=self.experiment,
-            epochs=self._epochs(candidate),
+            epochs=epochs_of(candidate, self.epochs),
             data=self.data,
-            training=self.training if candidate.recipe.training is None else None,
+            training=training_of(candidate, self.training),
             target=target,
             seed=self.seed,
             within=self.run_id,
             shared=shared,
         )
-
-    def _epochs(self, candidate: Candidate) -> dict[str, int]:
-        """The epochs that the user gave; those of pruning are for recipes that prune."""
-        return {
-            step: count for step, count in self.epochs.items() if candidate.zeros or step not in {"prune", "fine_tune"}
-        }
 
     def _try(self, candidate: Candidate, target: Target, shared: SharedSteps, say: Callable[[str], None]) -> Found:
         started = time.monotonic()
@@ -255,7 +210,7 @@ class Search:
     @property
     def name(self) -> str:
         """What the search is called in MLflow."""
-        return f"search {Path(self.model).name} {self.dataset.rpartition('/')[2]}"
+        return name_of(self.model, self.dataset)
 
     @property
     def target_name(self) -> str:
@@ -310,13 +265,3 @@ class Search:
             "found": [each.model_dump(mode="json") for each in self.found],
         }
         files.write(self.output / STATE, json.dumps(state, indent=1))
-
-
-def figures_of(results: list[StepResult]) -> dict[str, float]:
-    """The metrics of a chain's file, with `latency_ratio`: its latency to the float32 TFLite file's."""
-    by_step = {result.step_id: result.metrics for result in results}
-    metrics = dict(by_step.get("evaluate", {}))
-    float_ms = by_step.get("train", {}).get("latency_ms")
-    if float_ms and "latency_ms" in metrics:
-        metrics["latency_ratio"] = metrics["latency_ms"] / float_ms
-    return metrics

@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from tfmot_ops.cli import chain_options as options
 from tfmot_ops.cli import execute
 from tfmot_ops.cli.execute import say_on_stderr
+from tfmot_ops.contract import Found, Goals, RegisterOptions, StepError
 from tfmot_ops.contract.refusal import refusal
-from tfmot_ops.errors import StepFailedError
+from tfmot_ops.errors import SpecError, StepFailedError
 
 
 def search(  # noqa: PLR0917 - typer reads the options from the signature, nobody calls it
@@ -68,6 +69,19 @@ def search(  # noqa: PLR0917 - typer reads the options from the signature, nobod
     output: Annotated[Path, typer.Option(help="Folder for files, table and page.", metavar="DIR")] = Path(
         "tfmot-ops-search"
     ),
+    register: Annotated[
+        str | None,
+        typer.Option(
+            help="Registered model that the chosen file becomes a version of, as `tfmot-ops registry register` does.",
+            metavar="NAME",
+            show_default="not registered",
+        ),
+    ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(help="Rules that have to hold for the registration, a .yaml or .json file.", metavar="FILE"),
+    ] = None,
+    promote: Annotated[bool, typer.Option("--promote", help="Make the version the champion at once.")] = False,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start over instead of continuing an earlier start of this search.")
     ] = False,
@@ -78,10 +92,12 @@ def search(  # noqa: PLR0917 - typer reads the options from the signature, nobod
     One float model is trained for all candidates. The search stops at the first candidate that meets every goal, and
     exits with 4 if none does; then it names the nearest ones and what each misses. The same command goes on where an
     earlier start was stopped.
+
+    With `--register`, the chosen file is put into MLflow's model registry. Nothing is registered if no candidate meets
+    every goal, or if a rule of the policy does not hold: the exit code is 4.
     """
     from tfmot_ops.cli.search import Search
     from tfmot_ops.recipes.files import read_training
-    from tfmot_ops.search.goals import Goals
 
     tracking_uri = options.store_of(tracking_uri, output, no_tracking=no_tracking)
     say = say_on_stderr if as_json else execute.say
@@ -115,13 +131,72 @@ def search(  # noqa: PLR0917 - typer reads the options from the signature, nobod
             everything=everything,
             fresh=fresh,
         )
+        release = _release(register, policy, promote=promote, tracking_uri=tracking_uri)
         best = run.run(say)
     except ValidationError as error:
         raise refusal("arguments", error, "`tfmot-ops search --help` lists what each option takes") from error
     from tfmot_ops.cli.search_report import report
 
-    document: dict[str, Any] = report(run, best, say)
+    document: dict[str, Any] = report(run, say)
     lines = document.pop("lines")
+    refused = _handed_over(best, release, str(tracking_uri), document, lines) if release is not None else None
     typer.echo(json.dumps(document, indent=2) if as_json else "\n" + "\n".join(lines))
     if best is None:
         raise typer.Exit(StepFailedError.exit_code)
+    if refused is not None:
+        raise typer.Exit(refused.exit_code)
+
+
+def _release(
+    name: str | None, policy: Path | None, *, promote: bool, tracking_uri: str | None
+) -> RegisterOptions | None:
+    """How the chosen file is registered; None where it is not.
+
+    Raises:
+        SpecError: the rest was given without a name, or nothing is recorded in MLflow.
+        ValidationError: MLflow does not take the name.
+    """
+    from tfmot_ops.recipes import read_policy
+
+    if name is None:
+        if policy is not None or promote:
+            raise SpecError(
+                "--policy and --promote are about a registration, and nothing is registered",
+                required="--register NAME",
+                received="no --register",
+                remedy="name the registered model, or leave the other option out",
+            )
+        return None
+    if tracking_uri is None:
+        raise SpecError(
+            "--register needs MLflow, and nothing is recorded there",
+            required="a tracking server with a model registry",
+            received="--no-tracking",
+            remedy="leave --no-tracking out",
+        )
+    return RegisterOptions(name=name, policy=read_policy(policy) if policy else None, promote=promote)
+
+
+def _handed_over(
+    best: Found | None, release: RegisterOptions, tracking_uri: str, document: dict[str, Any], lines: list[str]
+) -> StepError | None:
+    """Register the chosen file, and add to the command's answer what came of it.
+
+    Returns:
+        Why the file was not registered; None where it was, or where no candidate was chosen.
+    """
+    from tfmot_ops.cli.registry_commands import register_chain, registered_text
+
+    document["registered"] = None
+    if best is None or best.run_id is None:
+        lines.append(f"{release.name}: nothing registered, as no candidate meets every goal")
+        return None
+    result = register_chain(best.run_id, tracking_uri, release)
+    if result.error is not None:
+        lines.append(f"{release.name}: nothing registered: {result.error.message}")
+        return result.error
+    names = {"version": "registered_version", "replaced": "replaced_version"}
+    versions = {name: result.parameters.get(parameter) for name, parameter in names.items()}
+    document["registered"] = {"name": release.name, "alias": release.alias, **versions}
+    lines.append(registered_text(result, release))
+    return None

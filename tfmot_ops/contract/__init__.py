@@ -16,7 +16,6 @@ from tfmot_ops.contract.headline import ACCURACY, Headline
 from tfmot_ops.contract.options import (
     CloseRunOptions,
     CompatOptions,
-    DataOptions,
     EvaluateOptions,
     FineTuneOptions,
     ForecastOptions,
@@ -25,13 +24,9 @@ from tfmot_ops.contract.options import (
     Options,
     PruneOptions,
     QuantizeOptions,
-    RecipeRef,
-    Recorded,
     RegisterOptions,
-    StepOptions,
     StripOptions,
     SummarizeOptions,
-    TrainingOptions,
     TrainOptions,
 )
 from tfmot_ops.contract.recipe import (
@@ -57,6 +52,8 @@ from tfmot_ops.contract.result import (
     mapped_step,
 )
 from tfmot_ops.contract.scope import Scope
+from tfmot_ops.contract.search import Candidate, Found, Goals
+from tfmot_ops.contract.search_options import CandidateOptions, ChooseOptions
 from tfmot_ops.contract.spec import (
     BUILTIN_DATASETS,
     BUILTIN_MODELS,
@@ -67,6 +64,7 @@ from tfmot_ops.contract.spec import (
     StepSpec,
     Tracking,
 )
+from tfmot_ops.contract.step_options import DataOptions, RecipeRef, Recorded, StepOptions, TrainingOptions
 from tfmot_ops.contract.target import SHIPPED_TARGETS, IoType, Limits, Target, TargetRef, Vela, WeightScales
 from tfmot_ops.contract.training import TrainingPlan
 
@@ -85,6 +83,9 @@ __all__ = [
     "ArtifactFormat",
     "Backend",
     "Budget",
+    "Candidate",
+    "CandidateOptions",
+    "ChooseOptions",
     "CloseRunOptions",
     "CompatOptions",
     "CompatResult",
@@ -94,6 +95,8 @@ __all__ = [
     "EvaluateOptions",
     "FineTuneOptions",
     "ForecastOptions",
+    "Found",
+    "Goals",
     "Headline",
     "IoType",
     "Judgement",

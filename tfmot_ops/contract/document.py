@@ -40,6 +40,7 @@ class ArtifactFormat(StrEnum):
     JSON = "json"
     HTML = "html"
     CSV = "csv"
+    PNG = "png"
 
 
 class Artifact(Document):

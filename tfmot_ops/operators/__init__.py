@@ -3,6 +3,7 @@
 from tfmot_ops.operators.assets import model_asset
 from tfmot_ops.operators.links import MlflowRunLink
 from tfmot_ops.operators.register import RegisterOperator
+from tfmot_ops.operators.search import CandidateOperator, ChooseOperator, PlanCandidatesOperator
 from tfmot_ops.operators.step import (
     CloseRunOperator,
     EvaluateOperator,
@@ -17,6 +18,8 @@ from tfmot_ops.operators.step import (
 from tfmot_ops.operators.sweep import CompatSweepOperator, ForecastOperator, ListOperator, SummarizeSweepOperator
 
 __all__ = [
+    "CandidateOperator",
+    "ChooseOperator",
     "CloseRunOperator",
     "CompatSweepOperator",
     "EvaluateOperator",
@@ -25,6 +28,7 @@ __all__ = [
     "ListOperator",
     "MlflowRunLink",
     "OpenRunOperator",
+    "PlanCandidatesOperator",
     "PruneOperator",
     "QuantizeOperator",
     "RegisterOperator",

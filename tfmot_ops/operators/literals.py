@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from tfmot_ops.contract import Artifact, Options
-from tfmot_ops.contract.options import StepOptions
 from tfmot_ops.contract.refusal import refusal
+from tfmot_ops.contract.step_options import StepOptions
 from tfmot_ops.errors import SpecError
 from tfmot_ops.recipes.files import is_recipe_file
 from tfmot_ops.recipes.names import decode

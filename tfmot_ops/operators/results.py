@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tfmot_ops.contract import Artifact, mapped_step
@@ -76,3 +76,12 @@ def run_id_of(parent: Any) -> str | None:
     if isinstance(parent, Mapping):
         parent = parent.get("tracking_run_id")
     return str(parent) if parent else None
+
+
+def flat(results: Any) -> Iterable[Mapping[str, Any]]:
+    """The mappings in nested lists, without the None of skipped and failed tasks."""
+    if isinstance(results, Mapping):
+        yield results
+    elif isinstance(results, Iterable) and not isinstance(results, str):
+        for each in results:
+            yield from flat(each)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
 from tfmot_ops.errors import SpecError
-from tfmot_ops.operators.results import mapping_of
+from tfmot_ops.operators.results import flat, mapping_of
 from tfmot_ops.operators.step import StepOperator
 from tfmot_ops.runners import (
     IMAGES_VARIABLE,
@@ -293,14 +293,5 @@ def _listed(catalogue: Any) -> list[str]:
 
 def _cells(name: str, shards: Any) -> dict[str, Any]:
     """`<name>_0000`, ... -> the output `cells` of each shard; a shard without a result is left out."""
-    ended = [result for result in _flat(shards) if "cells" in result.get("outputs", {})]
+    ended = [result for result in flat(shards) if "cells" in result.get("outputs", {})]
     return {f"{name}_{index:04}": result["outputs"]["cells"] for index, result in enumerate(ended)}
-
-
-def _flat(shards: Any) -> Iterable[Mapping[str, Any]]:
-    """The results in nested lists of results, without the None of skipped and failed tasks."""
-    if isinstance(shards, Mapping):
-        yield shards
-    elif isinstance(shards, Iterable) and not isinstance(shards, str):
-        for each in shards:
-            yield from _flat(each)

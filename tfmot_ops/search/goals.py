@@ -7,10 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pydantic import Field
-
-from tfmot_ops.contract import Document, Headline
-from tfmot_ops.contract.target import Bytes
+from tfmot_ops.contract import Goals, Headline, Limits, Target
 from tfmot_ops.errors import SpecError
 
 
@@ -19,32 +16,6 @@ class Kind(StrEnum):
 
     ACCURACY = "accuracy"
     SIZE = "size"
-
-
-class Goals(Document):
-    """What the file has to be; None sets no goal.
-
-    Attributes:
-        max_drop: how much worse than the float model the headline metric may be: points of a share such as accuracy
-            (1.0 for one point), else in the metric's unit.
-        min_metric: worst value of the headline metric: a share in [0, 1], else in the metric's unit. For a metric of
-            which less is better, the largest value.
-        max_flash: most bytes on the device: the TFLite file, or the file that Vela makes of it.
-        max_ram: most bytes of memory for activations on the device.
-        max_gzip: most bytes of the gzipped TFLite file, as an app downloads it.
-        max_latency_ratio: longest inference with one thread, as a ratio to the float32 TFLite file's on this machine.
-        max_latency: longest inference on the device in milliseconds: Vela's estimate, or measured on this machine.
-        min_npu_share: least share of operations on the NPU, in [0, 1].
-    """
-
-    max_drop: float | None = None
-    min_metric: float | None = None
-    max_flash: Bytes | None = None
-    max_ram: Bytes | None = None
-    max_gzip: Bytes | None = None
-    max_latency_ratio: float | None = Field(default=None, gt=0.0)
-    max_latency: float | None = Field(default=None, gt=0.0)
-    min_npu_share: float | None = Field(default=None, ge=0.0, le=1.0)
 
 
 @dataclass(frozen=True)
@@ -156,3 +127,17 @@ def require_goals(goals: Goals) -> None:
             received="none",
             remedy="--max-drop 1, for example, allows one point of accuracy",
         )
+
+
+def with_limits_as_goals(goals: Goals, target: Target) -> tuple[Goals, Target]:
+    """The goals with the target's limits where they set none, and the target without limits, beyond which steps fail.
+
+    Raises:
+        SpecError: there is no goal, nor a limit.
+    """
+    pairs = {"max_flash": "flash_bytes", "max_ram": "ram_bytes"}
+    pairs |= {"min_npu_share": "npu_share", "max_latency": "inference_ms"}
+    taken = {goal: getattr(target.limits, limit) for goal, limit in pairs.items() if getattr(goals, goal) is None}
+    goals = goals.model_copy(update={name: value for name, value in taken.items() if value is not None})
+    require_goals(goals)
+    return goals, target.model_copy(update={"limits": Limits()})

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tfmot_ops import targets
-from tfmot_ops.contract import Document, IoType, Recipe, Target
+from tfmot_ops.contract import Candidate, Goals, IoType, Target
 from tfmot_ops.contract.training import Distillation, TrainingPlan
 from tfmot_ops.errors import SpecError
 from tfmot_ops.recipes.names import decode
-from tfmot_ops.search.goals import Goals, Judged, Kind
+from tfmot_ops.search.goals import Judged, Kind
 
 #: Recipes without pruning, cheapest first, and what each tries.
 _DENSE = (
@@ -23,24 +23,6 @@ _WIDER = ("wi8_ai16_ptq", "activations of 16 bits, quantised after training")
 _DISTILLED = ("wi8_ai8_distilled", "trained with int8 rounding to give the float model's outputs")
 #: Percent of zeros, in the order in which they are tried: the middle, the far end, and what lies between.
 _ZEROS = (50, 80, 90, 65, 70, 85, 60)
-
-
-class Candidate(Document):
-    """One recipe that the search may try.
-
-    Attributes:
-        name: of the recipe.
-        recipe: what to do.
-        tries: what is different about it, for people.
-        zeros: percent of zeros in pruned kernels; 0 without pruning.
-        wide: whether activations have 16 bits.
-    """
-
-    name: str
-    recipe: Recipe
-    tries: str
-    zeros: int = 0
-    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,6 +101,16 @@ def _zeros_help(goals: Goals, target: Target | None) -> bool:
     """Whether zeros make a goal easier: gzip always; the flash of an Ethos-U, whose weights Vela compresses."""
     compresses = target is not None and target.vela is not None
     return goals.max_gzip is not None or (goals.max_flash is not None and compresses)
+
+
+def epochs_of(candidate: Candidate, epochs: Mapping[str, int]) -> dict[str, int]:
+    """Step -> epochs for a candidate, of those that the user gave: epochs of pruning are for recipes that prune."""
+    return {step: count for step, count in epochs.items() if candidate.zeros or step not in {"prune", "fine_tune"}}
+
+
+def training_of(candidate: Candidate, training: TrainingPlan | None) -> TrainingPlan | None:
+    """The user's training plan for a candidate; None where the candidate's recipe has a plan, which is made of it."""
+    return training if candidate.recipe.training is None else None
 
 
 def next_candidate(candidates: Sequence[Candidate], tried: Sequence[Tried]) -> Candidate | None:

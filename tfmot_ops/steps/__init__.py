@@ -150,7 +150,7 @@ def run_step(
         outputs=work.outputs,
         metrics=work.metrics,
         parameters=hide_in(work.parameters),
-        headline=work.headline if isinstance(work, ModelWork) else None,
+        headline=work.headline if isinstance(work, ModelWork) else work.given_headline,
         layers=tuple(work.layers),
         versions=installed(),
         duration_s=duration_s,

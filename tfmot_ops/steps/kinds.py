@@ -39,6 +39,7 @@ from tfmot_ops.steps.requirements import (
     require_stripped,
     require_wrappers_of,
 )
+from tfmot_ops.steps.search import choose
 from tfmot_ops.steps.training import Rate, targets_for, train
 from tfmot_ops.steps.work import ModelOptions, ModelWork, Work
 
@@ -280,8 +281,8 @@ def _record(work: Work[Any]) -> None:
     work.say("nothing is recorded in MLflow" if work.spec.tracking is None else f"{done} the chain's MLflow run")
 
 
-#: Kind -> function that runs it. Its argument is a `ModelWork` if the options' `computes_with_a_model` is true, else
-#: a `Work`.
+#: Kind -> function that runs it, for each kind that is no chain of other steps. Its argument is a `ModelWork` if the
+#: options' `computes_with_a_model` is true, else a `Work`.
 KINDS: dict[str, Callable[[Any], None]] = {
     "open_run": _record,
     "train": _train,
@@ -295,5 +296,6 @@ KINDS: dict[str, Callable[[Any], None]] = {
     "compat": sweep.compat,
     "summarize": sweep.summarize,
     "forecast": sweep.forecast,
+    "choose": choose,
     "close_run": _record,
 }

@@ -68,7 +68,10 @@ ModelOptions = TypeVar("ModelOptions", bound=DataOptions)
 
 @dataclass
 class Work(Generic[AnyOptions]):
-    """A running step: its spec, store and work folder, and the outputs, metrics and parameters it has so far."""
+    """A running step: its spec, store and work folder, and the outputs, metrics and parameters it has so far.
+
+    `given_headline` is the metric by which the models are compared, for a kind that is given figures and no data set.
+    """
 
     spec: StepSpec
     store: Store
@@ -78,6 +81,7 @@ class Work(Generic[AnyOptions]):
     metrics: dict[str, float] = field(default_factory=dict)
     parameters: dict[str, JsonValue] = field(default_factory=dict)
     layers: list[LayerReport] = field(default_factory=list)
+    given_headline: Headline | None = None
 
     @property
     def options(self) -> AnyOptions:
