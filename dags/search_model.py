@@ -152,7 +152,9 @@ with DAG(
         planned.append(plan.output)
         tried.append(rung.output)
 
-    choose = ChooseOperator(task_id="choose", parent_run=open_run.output, **search())
+    # By a template, as `open_run.output` would place the task right after a setup task, where Airflow allows no trigger
+    # rule but all_success.
+    choose = ChooseOperator(task_id="choose", parent_run="{{ ti.xcom_pull(task_ids='open_run') }}", **search())
     register = RegisterOperator(
         task_id="register",
         inputs={"tflite": choose.output},

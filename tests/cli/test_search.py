@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -20,13 +21,16 @@ from tfmot_ops import targets
 from tfmot_ops.cli import search
 from tfmot_ops.cli.app import app
 from tfmot_ops.cli.shared_steps import SharedSteps
-from tfmot_ops.contract import ACCURACY
+from tfmot_ops.contract import ACCURACY, Found, Goals
 from tfmot_ops.core import keras, save_model
 from tfmot_ops.core.keras.seeds import set_seed
-from tfmot_ops.search.goals import Goals
+from tfmot_ops.errors import SpecError
 from tfmot_ops.search.ladder import ladder
+from tools.demo.workbench import Workbench
 
 pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
 
 L = keras.layers
 
@@ -76,17 +80,30 @@ def test_a_goal_that_ptq_meets_takes_one_candidate(given: list[str], tmp_path: P
     assert Path(found["picture"]).read_bytes().startswith(b"\x89PNG")
 
 
-def test_zeros_are_tried_where_ptq_is_too_large_and_the_float_model_is_made_once(given: list[str], tmp_path: Path):
-    place = ["--output", str(tmp_path), "--tracking-uri", f"sqlite:///{tmp_path / 'mlflow.db'}"]
-    goals = ["--max-drop", "30", "--max-gzip", "3300", "--fine-tune-epochs", "2"]
-    result = run(*given, *goals, *place, "--json")
+#: Of the command and of the DAG: PTQ is accurate and too large, and half of the weights zero is small enough.
+GOALS = {"target": "cortex_m", "max_drop": 30, "max_gzip": "4000"}
+EPOCHS = {"fine_tune_epochs": 2, "qat_epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def zeros(given: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], dict[str, Any]]:
+    """A search that registers what it chooses: (folder, arguments for where it is recorded, its answer)."""
+    folder = tmp_path_factory.mktemp("zeros")
+    place = ["--output", str(folder), "--tracking-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    goals = [f"--{name.replace('_', '-')}={value}" for name, value in (GOALS | EPOCHS).items()]
+    result = run(*given, *goals, *place, "--register", "rows", "--promote", "--json")
     assert result.exit_code == 0, result.output
-    found = document(result)
+    return folder, place, document(result)
+
+
+def test_zeros_are_tried_where_ptq_is_too_large_and_the_float_model_is_made_once(
+    given: list[str], zeros: tuple[Path, list[str], dict[str, Any]]
+):
+    folder, place, found = zeros
     names = [each["name"] for each in found["candidates"]]
-    assert names[0] == "wi8_ai8_ptq"
+    assert names == ["wi8_ai8_ptq", "sparse50_wi8_ai8"]
     assert found["chosen"] == names[-1]
-    assert names[-1].startswith("sparse")
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     runs = client.search_runs([experiment_id(client)])
     kinds = [each.data.tags["tfmot_ops.kind"] for each in runs]
     assert kinds.count("train") == 1
@@ -95,21 +112,128 @@ def test_zeros_are_tried_where_ptq_is_too_large_and_the_float_model_is_made_once
     (parent,) = [each for each in runs if each.info.run_name.startswith("search")]
     chains = [each for each in runs if each.data.tags["tfmot_ops.kind"] == "open_run" and each is not parent]
     assert {each.data.tags["mlflow.parentRunId"] for each in chains} == {parent.info.run_id}
+    chosen = found["candidates"][-1]["metrics"]
+    assert parent.data.metrics["int8_accuracy"] == pytest.approx(chosen["accuracy"])
+    artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert artifacts >= {"search.html", "search.png", "search.csv"}
     # Other goals take what is known: a new run of MLflow, and no candidate is tried again.
-    again = run(*given, "--max-drop", "30", "--max-gzip", "1M", "--fine-tune-epochs", "2", *place, "--json")
+    goals = [*given, "--target", "cortex_m", "--max-drop", "30", "--max-gzip", "1M", "--fine-tune-epochs", "2", *place]
+    again = run(*goals, "--json")
     assert again.exit_code == 0, again.output
     assert document(again)["chosen"] == "wi8_ai8_ptq"
     assert len(client.search_runs([experiment_id(client)])) == len(runs) + 1
-    chosen = found["candidates"][-1]["metrics"]
-    assert parent.data.metrics["int8_accuracy"] == pytest.approx(chosen["accuracy"])
-    assert {file.path for file in client.list_artifacts(parent.info.run_id)} >= {"search.html", "search.png"}
+
+
+def test_the_chosen_file_is_registered_with_its_card(zeros: tuple[Path, list[str], dict[str, Any]]):
+    folder, _, found = zeros
+    assert found["registered"] == {"name": "rows", "alias": "candidate", "version": "1", "replaced": None}
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    version = client.get_model_version_by_alias("rows", "champion")
+    assert version.version == "1"
+    assert "steps: prune, fine_tune, strip, quantize, evaluate" in version.description
+    assert "`sparse50_wi8_ai8`" in version.description
+    digest = hashlib.sha256(Path(found["candidates"][-1]["tflite"]).read_bytes()).hexdigest()
+    assert digest in version.description
+
+
+@pytest.fixture(scope="module")
+def dag_runs(given: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What `search_dag.py` wrote down: one run of the DAG with real steps, some with made-up figures."""
+    bench = Workbench(home=tmp_path_factory.mktemp("bench"), dags=ROOT / "dags")
+    bench.prepare(lambda _: None)
+    params = {"model": given[1], "dataset": given[3], "candidates": 3, "register": "rows", **GOALS, **EPOCHS}
+    answer = bench.home / "answer.json"
+    script = Path(__file__).with_name("search_dag.py")
+    done = subprocess.run(
+        [sys.executable, str(script), json.dumps(params), str(answer)],
+        env=bench.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-6000:]
+    return {**json.loads(answer.read_text()), "log": done.stdout, "uri": bench.tracking_uri}
+
+
+def test_the_dag_chooses_as_the_command_does(dag_runs: dict[str, Any], zeros: tuple[Path, list[str], dict[str, Any]]):
+    real, by_command = dag_runs["real"], zeros[2]
+    assert real["state"] == "success", dag_runs["log"][-6000:]
+    # The second way of quantising after training is tried at the same time as the first.
+    assert real["labels"] == ["sparse50_wi8_ai8", "wi8_ai8_ptq", "wi8_ai8_ptq_aeq"]
+    assert real["tasks"]["rung_3[-1]"][0] == "skipped"
+    chosen = real["results"]["choose[-1]"]
+    assert chosen["parameters"]["chosen"] == by_command["chosen"] == "sparse50_wi8_ai8"
+    of_command = by_command["candidates"][-1]["metrics"]
+    for metric in ("accuracy", "accuracy_drop", "size_bytes", "gzip_bytes", "sparsity", "target_ram_bytes"):
+        assert chosen["metrics"][metric] == of_command[metric], metric
+    file = chosen["outputs"]["tflite"]
+    assert file["sha256"] == hashlib.sha256(Path(by_command["candidates"][-1]["tflite"]).read_bytes()).hexdigest()
+
+
+def test_the_dag_records_what_the_command_does_and_registers(dag_runs: dict[str, Any]):
+    client = mlflow.MlflowClient(dag_runs["uri"])
+    runs = client.search_runs([experiment_id(client)])
+    kinds = [each.data.tags["tfmot_ops.kind"] for each in runs]
+    assert (kinds.count("train"), kinds.count("quantize"), kinds.count("evaluate")) == (1, 3, 3)
+    assert {each.info.status for each in runs} == {"FINISHED"}
+    (parent,) = [each for each in runs if each.info.run_name == "search rows.h5 rows.npz"]
+    artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert artifacts >= {"search.html", "search.png", "search.csv"}
+    chains = [each for each in runs if each.data.tags["tfmot_ops.kind"] == "open_run" and each is not parent]
+    assert {each.data.tags["mlflow.parentRunId"] for each in chains} == {parent.info.run_id}
+    version = client.get_model_version_by_alias("rows", "candidate")
+    assert "steps: prune, fine_tune, strip, quantize, evaluate" in version.description
+    assert dag_runs["real"]["tasks"]["approve[-1]"][0] == "skipped"
+
+
+def test_unreachable_goals_fail_the_dag_without_a_retry_and_name_the_nearest(dag_runs: dict[str, Any]):
+    ended = dag_runs["unreachable"]
+    assert ended["state"] == "failed"
+    assert ended["tasks"]["choose[-1]"] == ["failed", 1]
+    assert ended["tasks"]["register[-1]"][0] == "upstream_failed"
+    text = ended["reasons"]["choose"]
+    assert "No candidate meets every goal. The nearest:" in text
+    assert "  wi8_ai8: drop at most 1.0 points, received 2.0 points" in text
+    assert "A smaller model, more epochs, or a milder goal would help." in text
+    # A candidate whose task failed is left out, and the search went on.
+    assert ended["labels"] == ["wi8_ai8", "wi8_ai8_distilled", "wi8_ai8_ptq", "wi8_ai8_ptq_aeq"]
+    assert "failed: its task ended without a result" in text
+    (closed,) = [spec for spec in ended["specs"] if spec["step_id"] == "close_run"]
+    assert closed["options"]["failed"] == ["evaluate"]
+
+
+def test_the_dag_keeps_to_its_budget(dag_runs: dict[str, Any]):
+    assert dag_runs["out of budget"]["labels"] == ["wi8_ai8_ptq"]
+    assert dag_runs["out of budget"]["state"] == "failed"
+
+
+def test_without_a_goal_or_a_float_model_the_dag_says_so(dag_runs: dict[str, Any]):
+    assert dag_runs["no goal"]["state"] == "failed"
+    assert dag_runs["no goal"]["tasks"]["train[-1]"][0] == "upstream_failed"
+    assert "the search has no goal" in dag_runs["no goal"]["reasons"]["check"]
+    assert dag_runs["no float model"]["state"] == "failed"
+    assert "there is no float model" in dag_runs["no float model"]["reasons"]["choose"]
+    assert dag_runs["no float model"]["labels"] == []
+
+
+def test_the_form_of_the_dag_has_the_fields_of_the_chain_and_the_goals(dag_runs: dict[str, Any]):
+    fields = dag_runs["fields"]
+    assert {"model", "dataset", "task", "metric", "training_file", "epochs", "limit", "register", "runner"} <= set(
+        fields
+    )
+    assert set(Goals.model_fields) <= set(fields)
+    assert fields["max_drop"]["type"] == ["null", "number"]
+    assert all(dag_runs["refused"].values()), dag_runs["refused"]
+    assert dag_runs["doc"].startswith("Find the recipe that meets your goals")
+    assert dag_runs["slots"] >= 1
+    assert "rung_1" in dag_runs["upstream"]["plan_2"]
+    assert {"rung_1", "rung_4", "plan_4", "train"} <= set(dag_runs["upstream"]["choose"])
 
 
 def test_an_unreachable_goal_ends_with_4_and_the_nearest(given: list[str], tmp_path: Path):
-    result = run(*given, "--max-ram", "1", "--target", "cortex_m", "--no-tracking", "--output", str(tmp_path))
+    place = ["--output", str(tmp_path), "--tracking-uri", f"sqlite:///{tmp_path / 'mlflow.db'}"]
+    result = run(*given, "--max-ram", "1", "--target", "cortex_m", "--register", "rows", *place)
     assert result.exit_code == 4, result.output
     assert "No candidate meets every goal. The nearest:" in result.stdout
     assert "ram at most 0.0 KiB, received" in result.stdout
+    assert "rows: nothing registered, as no candidate meets every goal" in result.stdout
     # Nothing that a recipe changes would help, so the search ends after the first.
     assert not (tmp_path / "wi8_ai8").exists()
 
@@ -137,13 +261,30 @@ def test_a_wrong_request_is_refused_before_anything_is_written(
     assert not output.exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--register", "rows", "--no-tracking"], "--register needs MLflow"),
+        (["--promote"], "--register NAME"),
+        (["--register", "a/b"], "field name"),
+    ],
+)
+def test_a_registration_that_cannot_be_is_refused_before_anything_is_written(
+    given: list[str], arguments: list[str], message: str, tmp_path: Path
+):
+    result = run(*given, "--max-drop", "1", *arguments, "--output", str(tmp_path / "out"))
+    assert isinstance(result.exception, SpecError)
+    assert message in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_candidate_that_failed_is_tried_again(tmp_path: Path):
     goals = Goals(max_drop=1.0)
     wanted = search.Search("mlp", "digits", goals, tmp_path, None)
     (first, second, *_) = ladder(goals, None).candidates
     (tmp_path / "good.tflite").write_bytes(b"")
-    failed = search.Found(candidate=first, metrics={}, headline=ACCURACY, seconds=1.0, error="no space left")
-    good = search.Found(
+    failed = Found(candidate=first, metrics={}, headline=ACCURACY, seconds=1.0, error="no space left")
+    good = Found(
         candidate=second, metrics={"accuracy": 0.9}, headline=ACCURACY, seconds=1.0, tflite=tmp_path / "good.tflite"
     )
     target = targets.resolve_target("litert_cpu")

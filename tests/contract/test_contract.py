@@ -11,6 +11,9 @@ from pydantic import ValidationError
 from tfmot_ops.contract import (
     Artifact,
     ArtifactFormat,
+    Candidate,
+    CandidateOptions,
+    ChooseOptions,
     CloseRunOptions,
     CompatOptions,
     CompatResult,
@@ -18,6 +21,9 @@ from tfmot_ops.contract import (
     EvaluateOptions,
     FineTuneOptions,
     ForecastOptions,
+    Found,
+    Goals,
+    Headline,
     Judgement,
     LayerReport,
     ListOptions,
@@ -52,6 +58,22 @@ RECIPE = Recipe(
     sparsity=Sparsity(ratio=0.5, n_of_m=(2, 4), scope=Scope(include=("block_*",), exclude=("class:Dense",))),
     quantization=Quantization(calibration_samples=100),
 )
+TRAINED = StepResult(
+    step_id="train",
+    kind="train",
+    spec_sha256="12" * 32,
+    status=Status.OK,
+    outputs={"model": MODEL},
+    metrics={"accuracy": 0.9, "latency_ms": 0.5},
+)
+FOUND = Found(
+    candidate=Candidate(name="mine", recipe=RECIPE, tries="half of the weights are zero", zeros=50),
+    metrics={"accuracy": 0.89, "target_flash_bytes": 5000.0},
+    headline=Headline(name="accuracy"),
+    seconds=12.5,
+    file=TFLITE,
+    run_id="89ab",
+)
 OPTIONS = (
     OpenRunOptions(name="optimize resnet8", parameters={"model": "resnet8", "limit": None}),
     TrainOptions(dataset="digits", model="resnet8", epochs=3, limit=100),
@@ -65,6 +87,15 @@ OPTIONS = (
     CompatOptions(architectures=("MobileNetV2",), recipe="wi8_ai8", memory_limit_gib=16.0),
     SummarizeOptions(architectures=("MobileNet",), recipes=("wi8_ai8",)),
     ForecastOptions(),
+    CandidateOptions(
+        dataset="digits",
+        model="resnet8",
+        recipe=RECIPE,
+        trained=TRAINED,
+        shared={"34" * 32: TRAINED},
+        target="cortex_m",
+    ),
+    ChooseOptions(target="cortex_m", goals=Goals(max_drop=1.0, max_flash=8192), found=(FOUND,), left_out={"x": "why"}),
     CloseRunOptions(steps={"train": {"accuracy": 0.9}}, failed=("quantize",)),
 )
 

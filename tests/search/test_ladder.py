@@ -7,11 +7,11 @@ import math
 import pytest
 
 from tfmot_ops import targets
-from tfmot_ops.contract import ACCURACY, Headline
+from tfmot_ops.contract import ACCURACY, Candidate, Goals, Headline
 from tfmot_ops.errors import SpecError
 from tfmot_ops.search.front import front, nearest
-from tfmot_ops.search.goals import Goals, judge, require_goals
-from tfmot_ops.search.ladder import Candidate, Tried, ladder, next_candidate
+from tfmot_ops.search.goals import judge, require_goals
+from tfmot_ops.search.ladder import Tried, ladder, next_candidate
 
 NPU = targets.resolve_target("ethos_u55_128")
 

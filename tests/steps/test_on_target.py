@@ -12,8 +12,7 @@ from tfmot_ops import targets
 from tfmot_ops.cli.chain import Chain
 from tfmot_ops.cli.chain_table import summary_notes
 from tfmot_ops.cli.search import Search
-from tfmot_ops.contract import Limits, Status, StepResult, Target
-from tfmot_ops.contract import Goals
+from tfmot_ops.contract import Goals, Limits, Status, StepResult, Target
 
 pytestmark = pytest.mark.slow
 
