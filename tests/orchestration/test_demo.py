@@ -46,6 +46,13 @@ def test_progress_and_not_pages_of_log(shown):
     assert len(Path(log).read_text(encoding="utf-8").splitlines()) > 100
 
 
+def test_a_task_that_is_skipped_is_not_called_done(shown):
+    ends = {line.split()[0]: line.split()[1] for line in shown if " after " in line and line.split()[1:2] != ["epoch"]}
+    assert ends["evaluate"] == "done"
+    # No registered model is named, so nothing is registered, and nobody is asked.
+    assert ends["register"] == "skipped"
+
+
 def test_how_to_see_more(shown):
     assert any("make ui" in line for line in shown)
     (folder,) = [line.removeprefix("Artifacts: ") for line in shown if line.startswith("Artifacts: ")]

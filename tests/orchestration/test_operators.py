@@ -1,23 +1,27 @@
 """The operators under Airflow's own `dag.test()`; only the place where steps run is a fake."""
 
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
 from airflow.sdk import DAG, XComArg
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from tfmot_ops.contract import StepResult
+from tfmot_ops.contract import StepResult, StepSpec
 from tfmot_ops.errors import RecipeError, SpecError
 from tfmot_ops.operators import (
+    ChooseOperator,
     CloseRunOperator,
     EvaluateOperator,
     FineTuneOperator,
     OpenRunOperator,
+    PlanCandidatesOperator,
     QuantizeOperator,
     RegisterOperator,
     StepOperator,
     TrainOperator,
 )
+from tfmot_ops.operators.search import check_goals
 from tfmot_ops.runners import FakeRunner
 
 pytestmark = pytest.mark.airflow
@@ -282,3 +286,58 @@ class Adding(TrainOperator):
 
 def test_a_subclass_that_adds_options_is_not_asked_for_them():
     Adding(task_id="one", options={"model": "resnet8"})
+
+
+def test_a_search_without_a_goal_or_with_a_wrong_one_is_refused_before_it_trains():
+    with pytest.raises(AirflowFailException, match="the search has no goal"):
+        check_goals(dict.fromkeys(("max_drop", "max_flash")), "litert_cpu")
+    with pytest.raises(AirflowFailException, match="max_flash"):
+        check_goals({"max_flash": "much"}, "litert_cpu")
+    with pytest.raises(AirflowFailException, match="cortex_m"):
+        check_goals({"max_drop": 1}, "toaster")
+
+
+def test_nothing_is_chosen_or_tried_without_a_float_model():
+    with pytest.raises(AirflowFailException, match="there is no float model"):
+        ChooseOperator(task_id="choose").execute({})
+    with pytest.raises(AirflowSkipException, match="there is no float model"):
+        PlanCandidatesOperator(task_id="plan").execute({})
+
+
+def planned(minutes_ago=1, **given):
+    request = {"model": "mlp", "dataset": "digits", "target": "cortex_m", "training": None, "qat_epochs": 3}
+    budget = {"candidates": 9, "minutes": 5.0}
+    plan = PlanCandidatesOperator(
+        task_id="plan", request=request | {"fine_tune_epochs": 2}, trained={"metrics": {}}, budget=budget, **given
+    )
+    started = datetime.now(UTC) - timedelta(minutes=minutes_ago)
+    return plan.execute({"dag_run": SimpleNamespace(start_date=started)})
+
+
+def test_a_rung_after_another_takes_over_pruned_models_and_a_failed_candidate_is_left_out():
+    first = planned(goals={"max_drop": 1.0})
+    assert [options["recipe"]["name"] for options in first] == ["wi8_ai8_ptq", "wi8_ai8_ptq_aeq"]
+    assert all("fine_tune_epochs" not in options and options["qat_epochs"] == 3 for options in first)
+    made = {"spec_sha256": "0" * 64, "step_id": "strip", "kind": "strip", "status": "ok"}
+    result = {
+        "metrics": {"accuracy": 0.8, "accuracy_drop": 0.1},
+        "headline": {"name": "accuracy"},
+        "duration_s": 1.0,
+        "tracking_run_id": "r",
+        "outputs": {"tflite": {"uri": "runs:/r/t", "sha256": "0" * 64, "size_bytes": 1, "format": "tflite"}},
+        "parameters": {"candidate": "wi8_ai8_ptq", "shared": {"digest": made}},
+    }
+    # The second candidate has no result: its task failed.
+    second = planned(goals={"max_drop": 1.0}, planned=[first], tried=[[result]])
+    assert [options["recipe"]["name"] for options in second] == ["wi8_ai8", "wi8_ai8_distilled"]
+    assert all(options["shared"] == {"digest": made} for options in second)
+    StepSpec.model_validate({
+        "step_id": "rung_2",
+        "output_uri": "memory://x",
+        "options": {"kind": "candidate", **second[0], "trained": made | {"step_id": "train", "kind": "train"}},
+    })  # fmt: skip
+
+
+def test_no_candidate_is_started_after_the_minutes_of_the_budget():
+    assert planned(minutes_ago=4, goals={"max_drop": 1.0})
+    assert planned(minutes_ago=6, goals={"max_drop": 1.0}) == []

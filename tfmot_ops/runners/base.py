@@ -11,7 +11,15 @@ from typing import Any, Protocol, runtime_checkable
 
 from pydantic import ValidationError
 
-from tfmot_ops.contract import Artifact, Status, StepResult, StepSpec
+from tfmot_ops.contract import (
+    Artifact,
+    CandidateOptions,
+    ChooseOptions,
+    Status,
+    StepOptions,
+    StepResult,
+    StepSpec,
+)
 from tfmot_ops.errors import SpecError, StepFailedError, TfmotOpsError, UnsupportedModelError
 
 #: Function that is called with each line of the step's output, without the line break.
@@ -250,9 +258,13 @@ class FakeRunner:
 
 
 def fake_result(spec: StepSpec) -> StepResult:
-    """A plausible result: URIs of files that do not exist (`model`, `tflite` of `quantize`), one metric, a run id."""
+    """A plausible result: URIs of files that do not exist (`model`, `tflite` of `quantize`), one metric, a run id.
+
+    In a search every candidate has the same figures, and the first one that was tried is chosen.
+    """
     names: dict[str, dict[str, str]] = {kind: {} for kind in ("open_run", "close_run", "evaluate", "register")}
     names["quantize"] = {"model": "keras_h5", "tflite": "tflite"}
+    names["candidate"] = names["choose"] = {"tflite": "tflite"}
     formats = names.get(spec.options.kind, {"model": "keras_h5"})
     outputs = {
         name: Artifact.model_validate(
@@ -267,5 +279,17 @@ def fake_result(spec: StepSpec) -> StepResult:
         status=Status.OK,
         outputs=outputs,
         metrics={"accuracy": 0.5},
+        parameters=_parameters_of_search(spec.options),
         tracking_run_id=spec.sha256()[:32],
     )
+
+
+def _parameters_of_search(options: StepOptions) -> dict[str, Any]:
+    """The parameters in which tasks of a search tell others what they did; empty for other kinds of steps."""
+    if isinstance(options, CandidateOptions):
+        return {"candidate": options.recipe if isinstance(options.recipe, str) else options.recipe.name, "shared": {}}
+    if isinstance(options, ChooseOptions):
+        first = options.found[0] if options.found else None
+        chosen, run = (first.candidate.name, first.run_id) if first else (None, None)
+        return {"chosen": chosen, "chosen_run": run, "search": "a made-up choice"}
+    return {}

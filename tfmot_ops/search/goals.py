@@ -122,10 +122,9 @@ def require_goals(goals: Goals) -> None:
     if goals == Goals():
         raise SpecError(
             "the search has no goal",
-            required="at least one of --max-drop, --min-metric, --max-flash, --max-ram, --max-gzip, "
-            "--max-latency-ratio, --max-latency, --min-npu-share",
+            required="at least one of " + ", ".join(Goals.model_fields),
             received="none",
-            remedy="--max-drop 1, for example, allows one point of accuracy",
+            remedy="--max-drop 1, for example, or max_drop 1 in the form of the DAG, allows one point of accuracy",
         )
 
 

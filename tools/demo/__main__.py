@@ -30,6 +30,7 @@ _PROGRESS = re.compile(r"tfmot-ops: (.*?)(?:\s+\[[\w.]+\](?: \w+=.*)?)?$")
 _TASK_STARTS = re.compile(r"\[DAG TEST\] starting task_id=(\S+)")
 _TASK_ENDS = re.compile(r"\[DAG TEST\] end task task_id=(\S+)")
 _TASK_FAILS = "Task failed with exception"
+_TASK_IS_SKIPPED = "Skipping task."
 #: Without a terminal a table is not cut to the 80 columns that rich assumes.
 _PLAIN_WIDTH = 140
 
@@ -42,20 +43,21 @@ class LogView:
     status: Status | None
     began: dict[str, float] = field(default_factory=dict)
     task: str = ""
-    failed: bool = False
+    outcome: str = "done"
 
     def see(self, line: str) -> None:
         """Show what a line of the log says, if it is for people."""
         if found := _TASK_STARTS.search(line):
-            self.task, self.failed = found[1], False
+            self.task, self.outcome = found[1], "done"
             self.began[self.task] = time.monotonic()
             self._now(f"{self.task} starts")
         elif _TASK_FAILS in line:
-            self.failed = True
+            self.outcome = "failed"
+        elif _TASK_IS_SKIPPED in line:
+            self.outcome = "skipped"
         elif found := _TASK_ENDS.search(line):
             seconds = time.monotonic() - self.began.get(found[1], time.monotonic())
-            how = "failed" if self.failed else "done"
-            self.console.print(f"{found[1]:<10} {how} after {seconds:.1f} s", highlight=False)
+            self.console.print(f"{found[1]:<10} {self.outcome} after {seconds:.1f} s", highlight=False)
         elif (found := _PROGRESS.search(line)) and found[1].strip():
             text = found[1].strip()
             self._now(text if text.startswith(self.task) else f"{self.task}: {text}")
