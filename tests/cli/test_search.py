@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 from tfmot_ops import targets
 from tfmot_ops.cli import search
 from tfmot_ops.cli.app import app
+from tfmot_ops.cli.execute import execute
 from tfmot_ops.cli.shared_steps import SharedSteps
-from tfmot_ops.contract import ACCURACY, Found, Goals
+from tfmot_ops.contract import ACCURACY, Found, Goals, Status, StepSpec, Tracking
 from tfmot_ops.core import keras, save_model
 from tfmot_ops.core.keras.seeds import set_seed
 from tfmot_ops.errors import SpecError
@@ -291,6 +292,43 @@ def test_a_candidate_that_failed_is_tried_again(tmp_path: Path):
     again = search.Search("mlp", "digits", goals, tmp_path, None)
     again._taken_up(target, lambda _: None)
     assert again.found == [good]
+
+
+def test_a_retry_of_a_candidate_goes_on_in_its_runs(given: list[str], tmp_path: Path):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    common = {"model": given[1], "dataset": given[3]}
+
+    def spec(kind: str, **options: Any) -> StepSpec:
+        key = {"dag_id": "search_model", "run_id": "r", "task_id": kind, "map_index": "0"}
+        tracking = Tracking(uri=uri, key=key)
+        return StepSpec.model_validate({"step_id": kind, "tracking": tracking, "options": {"kind": kind, **options}})
+
+    trained = execute(spec("train", **common), lambda _: None)
+    candidate = spec("candidate", **common, recipe="wi8_ai8_ptq", trained=trained)
+
+    def killed(text: str) -> None:
+        if text.startswith("quantize"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(candidate, killed)
+    client = mlflow.MlflowClient(uri)
+    (chain,) = client.search_runs([experiment_id(client)], "tags.`tfmot_ops.kind` = 'open_run'")
+    # As after a kill by force: nobody ended the run.
+    client.update_run(chain.info.run_id, status="RUNNING")
+    said: list[str] = []
+    result = execute(candidate, said.append)
+    assert result.status is Status.OK, result.error
+    assert f"continues run {chain.info.run_id}; done so far: train, prune, fine_tune, strip" in said
+    assert result.tracking_run_id == chain.info.run_id
+    assert result.metrics["latency_ratio"] > 0
+    # An answer that was lost on the way is given again, and nothing runs twice.
+    again = execute(candidate, lambda _: None)
+    assert again.outputs == result.outputs
+    runs = client.search_runs([experiment_id(client)])
+    assert {each.info.status for each in runs} == {"FINISHED"}
+    kinds = sorted(each.data.tags["tfmot_ops.kind"] for each in runs)
+    assert kinds == ["evaluate", "fine_tune", "open_run", "prune", "quantize", "strip", "train"]
 
 
 def test_a_killed_search_goes_on(given: list[str], tmp_path: Path):

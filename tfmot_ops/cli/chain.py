@@ -116,7 +116,8 @@ class Chain:
         self.check()
         files.check_writable(self.output)
         tracking = (self.tracking_uri, self.experiment) if self.tracking_uri is not None else None
-        with resume.attempt(self._identity(), self.output.resolve(), tracking, self.fresh, say) as attempt:
+        place = self.output.resolve()
+        with resume.attempt(self._identity(), place, tracking, self.fresh, say, is_retry=bool(self.key)) as attempt:
             self._key = attempt.key
             opened = self._step("open_run", self._opening(), say)
             if opened.status is Status.FAILED:
@@ -138,10 +139,14 @@ class Chain:
         return last
 
     def _take_up(self, attempt: resume.Attempt, say: Callable[[str], None]) -> None:
+        if not attempt.parent and not attempt.results:
+            return
         with tempfile.TemporaryDirectory() as folder:
             for name in CHAIN:
                 spec = self._spec(name, self._options(name), self._inputs(name))
                 result = attempt.finished(spec, resume.fetch_from(self.tracking_uri), Path(folder))
+                if result is None and self.shared is not None:
+                    result = self.shared.find(spec)
                 if result is None:
                     break
                 self.results.append(result)

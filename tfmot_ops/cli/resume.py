@@ -71,7 +71,9 @@ class Attempt:
 
 
 @contextlib.contextmanager
-def attempt(of: str, output: Path, tracking: tuple[str, str] | None, fresh: bool, say: Say) -> Iterator[Attempt]:
+def attempt(
+    of: str, output: Path, tracking: tuple[str, str] | None, fresh: bool, say: Say, *, is_retry: bool = False
+) -> Iterator[Attempt]:
     """Start a command, and resume an interrupted earlier start of it unless another process is running it.
 
     Args:
@@ -80,6 +82,8 @@ def attempt(of: str, output: Path, tracking: tuple[str, str] | None, fresh: bool
         tracking: MLflow tracking URI and experiment; None records nothing.
         fresh: do not resume; run all steps.
         say: called with each message.
+        is_retry: whether an earlier start is an earlier attempt at the same task of a DAG, which has ended, whatever
+            its MLflow run says.
 
     Raises:
         StepFailedError: nothing is recorded, and another process works in the same output folder, where the files of
@@ -102,11 +106,11 @@ def attempt(of: str, output: Path, tracking: tuple[str, str] | None, fresh: bool
         elif fresh:
             _forget(output, folder)
         else:
-            new = _taken_up(new, tracking, say)
+            new = _taken_up(new, tracking, say, is_retry=is_retry)
         yield new
 
 
-def _taken_up(new: Attempt, tracking: tuple[str, str] | None, say: Say) -> Attempt:
+def _taken_up(new: Attempt, tracking: tuple[str, str] | None, say: Say, *, is_retry: bool) -> Attempt:
     if tracking is None:
         new.results = _kept_results(new.folder)
         return new
@@ -114,7 +118,7 @@ def _taken_up(new: Attempt, tracking: tuple[str, str] | None, say: Say) -> Attem
     from tfmot_ops.tracking.patience import tell_waits_to
 
     tell_waits_to(say)
-    found = find_unfinished(*tracking, new.identity)
+    found = find_unfinished(*tracking, new.identity, is_retry=is_retry)
     if found is None:
         return new
     return Attempt(new.identity, found.key, tracking[0], new.folder, found.parent, found.results)

@@ -235,6 +235,7 @@ class CandidateOperator(StepOperator):
     """Tries one candidate of a search: prune, fine-tune, strip, quantise, evaluate, in one step. Output `tflite`.
 
     The chain has an MLflow run with a run for each of its steps; a retry continues after the last one that ended well.
+    A task that is cleared in Airflow takes over the steps that ended well, too, unless what they are given has changed.
     Map it over the result of a PlanCandidatesOperator: `CandidateOperator.partial(task_id="rung_1",
     **candidate_resources()).expand(options=plan.output)`.
     """

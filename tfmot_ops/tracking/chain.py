@@ -28,17 +28,19 @@ class Unfinished:
     results: dict[str, StepResult]
 
 
-def find_unfinished(uri: str, experiment: str, identity: str) -> Unfinished | None:
+def find_unfinished(uri: str, experiment: str, identity: str, *, is_retry: bool = False) -> Unfinished | None:
     """The latest parent run of a command, if the same command can continue it.
 
     Args:
         uri: MLflow tracking URI.
         experiment: experiment name.
         identity: prefix of the entry `run_id` in the tracking keys of the command's runs.
+        is_retry: whether the latest run is an earlier attempt at the same task. It has ended, even if its process was
+            killed on another machine and the run is still RUNNING; and one that succeeded lost its answer on the way.
 
     Returns:
-        The run's data; None if the latest run succeeded, failed with an error that a retry cannot cure, or may still
-        be running.
+        The run's data; None if the latest run succeeded or may still be running, unless it is an earlier attempt, or
+        failed with an error that a retry cannot cure.
 
     Raises:
         StepFailedError: MLflow cannot be used.
@@ -47,7 +49,7 @@ def find_unfinished(uri: str, experiment: str, identity: str) -> Unfinished | No
     opened = f"tags.`{KEY_TAG}.run_id` LIKE '{identity}-%' and tags.`{KIND_TAG}` = 'open_run'"
     latest_first = ["attributes.start_time DESC"]
     for parent in client.search_runs([experiment_id], opened, max_results=1, order_by=latest_first):
-        if parent.info.status in {"RUNNING", "FINISHED"}:
+        if parent.info.status in {"RUNNING", "FINISHED"} and not is_retry:
             return None
         results = _results(client, parent.info.run_id)
         errors = [result.error for result in results.values() if result.error is not None]
