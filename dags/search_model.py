@@ -2,8 +2,8 @@
 
 The candidates of the ladder are tried in rungs, each a mapped task: those that are quantised after training; those that
 train with int8 rounding; those that are pruned, in two parts. The figures of a rung decide on the next one, and the
-choice is the one of `tfmot-ops search`. If no candidate meets every goal, the task `choose` fails and names the nearest
-ones and what each misses.
+choice is the one of `tfmot-ops search`: the first that meets the goals, or the smallest with `everything`. If no
+candidate meets every goal, the task `choose` fails and names the nearest ones and what each misses.
 
 With the parameter `register`, the chosen file is then put into MLflow's model registry if the rules of `policy_file`
 hold. With `promote`, the new version becomes the champion; with `approval`, only if a person says so.
@@ -154,7 +154,12 @@ with DAG(
 
     # By a template, as `open_run.output` would place the task right after a setup task, where Airflow allows no trigger
     # rule but all_success.
-    choose = ChooseOperator(task_id="choose", parent_run="{{ ti.xcom_pull(task_ids='open_run') }}", **search())
+    choose = ChooseOperator(
+        task_id="choose",
+        options={"everything": "{{ params.everything }}"},
+        parent_run="{{ ti.xcom_pull(task_ids='open_run') }}",
+        **search(),
+    )
     register = RegisterOperator(
         task_id="register",
         inputs={"tflite": choose.output},

@@ -135,3 +135,21 @@ def test_two_with_the_same_pruned_model_are_not_in_one_rung():
     rungs = by_rungs(both, goals, world)
     (of_first,) = [rung for rung in rungs if first.name in rung]
     assert twin.name not in of_first
+
+
+def test_a_search_for_the_whole_front_takes_the_smallest_that_is_good_and_else_the_first():
+    goals = Goals(max_drop=1.0)
+    candidates = ladder(goals, NPU).candidates[:4]
+    sizes, drops, accuracies = (99_000, 50_000, 50_300, 10_000), (0.0, 0.0, 0.0, 0.02), (0.9, 0.9, 0.91, 0.88)
+    found = [
+        Found(
+            candidate=each,
+            metrics={"accuracy": accuracy, "accuracy_drop": drop, "target_flash_bytes": float(size)},
+            headline=ACCURACY,
+            seconds=1.0,
+        )
+        for each, size, drop, accuracy in zip(candidates, sizes, drops, accuracies, strict=True)
+    ]
+    assert best(found, goals) == found[0]
+    assert best(found, goals, everything=True) == found[2]  # as small as the one before it, and better
+    assert best(found[3:], goals, everything=True) is None

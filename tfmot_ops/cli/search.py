@@ -137,13 +137,15 @@ class Search:
 
     @property
     def best(self) -> Found | None:
-        """The first candidate that was tried and meets all goals; None without one."""
-        return best(self.found, self.goals)
+        """The candidate to take; None where none meets all goals."""
+        return best(self.found, self.goals, everything=self.everything)
 
     @property
     def ended(self) -> Ended:
         """What the search found, for its report."""
-        return Ended(self.name, self.target_name, self.goals, self.found, self.ladder.left_out)
+        return Ended(
+            self.name, self.target_name, self.goals, self.found, self.ladder.left_out, everything=self.everything
+        )
 
     def _next(self) -> Candidate | None:
         """The candidate to try next; None where the search is over."""

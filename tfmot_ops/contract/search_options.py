@@ -52,6 +52,8 @@ class ChooseOptions(StepOptions):
         goals: what the file has to be.
         found: the candidates that were tried, in the order in which they are judged.
         left_out: name of a candidate that the search cannot try -> why.
+        everything: whether the search went on after the first candidate that meets the goals; then the smallest one
+            that meets them is chosen.
     """
 
     makes = ("page", "picture", "table", "tflite")
@@ -63,3 +65,4 @@ class ChooseOptions(StepOptions):
     goals: Goals
     found: tuple[Found, ...] = ()
     left_out: dict[str, str] = Field(default_factory=dict)
+    everything: bool = later(False)

@@ -244,10 +244,10 @@ class CandidateOperator(StepOperator):
 
 
 class ChooseOperator(_Searching, StepOperator):
-    """Chooses the first candidate that meets every goal, and makes table, page and picture. Output `tflite`, its file.
+    """Chooses the candidate that meets every goal, and makes table, page and picture. Output `tflite`, its file.
 
     The task fails without a retry if no candidate meets every goal; the message names the nearest ones and what each
-    misses.
+    misses. With the option `everything` the smallest of several is chosen, else the first.
     """
 
     kind = "choose"

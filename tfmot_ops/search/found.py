@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from tfmot_ops.contract import Found, Goals, StepResult
 from tfmot_ops.search.goals import judge
 from tfmot_ops.search.ladder import Tried
+
+#: Ratio of two sizes up to which they count as equal.
+_SAME_SIZE = 1.01
 
 
 def tried(found: Found, goals: Goals) -> Tried:
@@ -22,9 +26,27 @@ def verdict(found: Found, goals: Goals) -> str:
     return "; ".join(f"{goal.required}, received {goal.received}" for goal in missed) or "all goals met"
 
 
-def best(found: Sequence[Found], goals: Goals) -> Found | None:
-    """The first candidate, in the given order, that meets all goals; None without one."""
-    return next((each for each in found if tried(each, goals).meets_all), None)
+def best(found: Sequence[Found], goals: Goals, *, everything: bool = False) -> Found | None:
+    """The candidate to take: the first, in the given order, that meets all goals; None without one.
+
+    Args:
+        found: the candidates that were tried.
+        goals: what the file has to be.
+        everything: for a search that went on after the first: the smallest on the device of those that meet all goals.
+            Of candidates whose sizes differ by less than 1 % the one with the best metric, and of equal ones the first.
+    """
+    fitting = [each for each in found if tried(each, goals).meets_all]
+    if not fitting or not everything:
+        return fitting[0] if fitting else None
+    sizes = [each.metrics.get("target_flash_bytes", each.metrics.get("size_bytes", math.inf)) for each in fitting]
+    small = [each for each, size in zip(fitting, sizes, strict=True) if size <= min(sizes) * _SAME_SIZE]
+    return max(small, key=_worth)
+
+
+def _worth(found: Found) -> float:
+    value = found.metrics.get(found.headline.name, math.nan)
+    value = value if found.headline.higher_is_better else -value
+    return -math.inf if math.isnan(value) else value
 
 
 def figures_of(results: Sequence[StepResult]) -> dict[str, float]:

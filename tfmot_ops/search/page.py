@@ -11,7 +11,8 @@ from tfmot_ops.search.front import COSTS
 
 #: State of a candidate -> its colour in the page and in the picture.
 COLOURS = {"chosen": "#0f7b3f", "front": "#1f5fbf", "other": "#8a8f98"}
-_WORDS = {"chosen": "chosen", "front": "on the Pareto front", "other": "beaten by another candidate"}
+#: State of a candidate -> what the legends call it.
+WORDS = {"chosen": "chosen", "front": "on the Pareto front", "other": "beaten by another candidate"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def _trace(go: Any, group: list[Point], state: str, cost: str, heights: list[flo
         x=_values(group, cost),
         y=heights,
         mode="markers+text",
-        name=_WORDS[state],
+        name=WORDS[state],
         text=[point.name for point in group],
         textposition="top center",
         hovertext=[point.verdict for point in group],

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tfmot_ops.contract import Found, Goals, Headline
+from tfmot_ops.contract import Found, Goals
 from tfmot_ops.search.found import best, tried, verdict
 from tfmot_ops.search.front import front, nearest
-from tfmot_ops.search.page import COLOURS, Point, page
+from tfmot_ops.search.page import Point, page
+from tfmot_ops.search.picture import draw
 from tfmot_ops.system import files
 
 #: File names in the folder of a search, and among the artifacts of its MLflow run.
@@ -29,8 +30,9 @@ class Ended:
         name: of the search: `search mlp digits`.
         target: name or file of the device.
         goals: what the file has to be.
-        found: the candidates that were tried; the first of them that meets all goals is chosen.
+        found: the candidates that were tried.
         left_out: name of a candidate that was not tried -> why.
+        everything: whether the search went on after the first candidate that meets all goals, see `best`.
     """
 
     name: str
@@ -38,11 +40,12 @@ class Ended:
     goals: Goals
     found: Sequence[Found]
     left_out: Mapping[str, str] = field(default_factory=dict)
+    everything: bool = False
 
     @property
     def best(self) -> Found | None:
         """The chosen candidate; None where none meets all goals."""
-        return best(self.found, self.goals)
+        return best(self.found, self.goals, everything=self.everything)
 
 
 def name_of(model: str, dataset: str) -> str:
@@ -118,7 +121,13 @@ def conclusion(ended: Ended) -> list[str]:
     """Which candidate to take and why; without one, the nearest ones and what each misses."""
     if ended.best is not None:
         chosen = ended.best
-        return [f"Take {chosen.candidate.name}: {chosen.candidate.tries}. It is the first that meets every goal."]
+        count = sum(tried(each, ended.goals).meets_all for each in ended.found)
+        which = (
+            f"the smallest of the {count} that meet every goal"
+            if ended.everything and count > 1
+            else "the first that meets every goal"
+        )
+        return [f"Take {chosen.candidate.name}: {chosen.candidate.tries}. It is {which}."]
     text = ["No candidate meets every goal. The nearest:"]
     judged = [tried(each, ended.goals) for each in ended.found]
     close = {each.candidate.name for each in nearest(judged)}
@@ -145,7 +154,7 @@ def write(ended: Ended, folder: Path, say: Callable[[str], None]) -> dict[str, P
         return {}
     states, headline, title = _states(ended), measured[0].headline, _title(ended)
     points = [Point(e.candidate.name, states[e.candidate.name], verdict(e, ended.goals), e.metrics) for e in measured]
-    _draw(points, headline, title, folder / PICTURE)
+    draw(points, headline, ended.goals, title, folder / PICTURE)
     files.write(folder / TABLE, _csv(ended))
     paths = {"picture": folder / PICTURE, "table": folder / TABLE}
     if importlib.util.find_spec("plotly") is None:
@@ -167,24 +176,3 @@ def _title(ended: Ended) -> str:
     """What was searched, for which device, under which goals."""
     goals = tried(ended.found[0], ended.goals).judged
     return f"{ended.name} for {ended.target}: {', '.join(goal.required for goal in goals)}"
-
-
-def _draw(points: list[Point], headline: Headline, title: str, path: Path) -> None:
-    """The same points as a PNG, for MLflow's pages and documents."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    chart = Figure(figsize=(8.0, 5.0), layout="tight")
-    FigureCanvasAgg(chart)
-    axes = chart.subplots()
-    cost = "target_flash_bytes" if "target_flash_bytes" in points[0].metrics else "size_bytes"
-    for point in points:
-        place = point.metrics[cost] / 1024, point.metrics[headline.name] * (100 if headline.is_share else 1)
-        axes.scatter(*place, s=90 if point.state == "chosen" else 45, color=COLOURS[point.state])
-        axes.annotate(point.name, place, xytext=(4, 5), textcoords="offset points", fontsize=9)
-    axes.set_xlabel("flash in KiB")
-    axes.set_ylabel(headline.words + (" in %" if headline.is_share else ""))
-    axes.set_title(title)
-    axes.margins(0.15)
-    with files.whole(path) as part:
-        chart.savefig(part, format="png", dpi=120)

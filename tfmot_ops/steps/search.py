@@ -10,9 +10,11 @@ _FORMATS = {"page": ArtifactFormat.HTML, "picture": ArtifactFormat.PNG, "table":
 
 
 def choose(work: Work[ChooseOptions]) -> None:
-    """Choose the first candidate that meets all goals; a search without one does not fail this step."""
+    """Choose among the candidates that meet all goals; a search without one does not fail this step."""
     options = work.options
-    ended = Ended(options.name, options.target, options.goals, options.found, options.left_out)
+    ended = Ended(
+        options.name, options.target, options.goals, options.found, options.left_out, everything=options.everything
+    )
     for name, path in write(ended, work.workdir, work.progress.message).items():
         # The same file names as those of the command, whose stem is not the output's name.
         work.outputs[name] = work.store.put(path, path.stem, _FORMATS[name])
