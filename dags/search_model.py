@@ -60,7 +60,7 @@ PARAMS = {
     "target": Param("litert_cpu", type="string", enum=list(SHIPPED_TARGETS), description="Device the file is for."),
     **GOALS,
     "candidates": Param(
-        16,
+        20,
         type="integer",
         minimum=1,
         maximum=100,

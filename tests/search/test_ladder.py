@@ -39,6 +39,9 @@ def world(dense_drop: float, *, densest: int = 90, largest: float = 100_000) -> 
     for zeros in (50, 60, 65, 70, 80, 85, 90):
         drop = 0.0 if zeros <= densest else 0.05
         found[f"sparse{zeros}_wi8_ai8"] = {"accuracy_drop": drop, "target_flash_bytes": largest * (1 - zeros / 100)}
+    for macs in (25, 40, 50, 70):  # fewer filters cost more accuracy than zeros
+        drop = 0.0 if 100 - macs <= densest - 30 else 0.05
+        found[f"macs{macs}_wi8_ai8"] = {"accuracy_drop": drop, "target_flash_bytes": largest * macs / 100}
     return found
 
 
@@ -69,7 +72,20 @@ def test_goals_that_cannot_be_met_end_without_trying_everything():
     names, best = played(Goals(max_drop=1.0, max_flash=1_000), world(0.0, densest=90))
     assert best is None
     # 90 % is still too large, so nothing with fewer zeros is tried after it.
-    assert names == ["wi8_ai8_ptq", "sparse50_wi8_ai8", "sparse80_wi8_ai8", "sparse90_wi8_ai8"]
+    # The same holds for removed filters: 75 % of the multiplications are too many, and the file is too large still.
+    assert names[:4] == ["wi8_ai8_ptq", "sparse50_wi8_ai8", "sparse80_wi8_ai8", "sparse90_wi8_ai8"]
+    assert names[4:] == ["macs50_wi8_ai8", "macs25_wi8_ai8"]
+
+
+def test_filters_are_removed_where_zeros_help_nothing():
+    goals = Goals(max_drop=1.0, max_flash=60_000)
+    names, best = played(goals, world(0.0), target="cortex_m")
+    assert (names, best) == (["wi8_ai8_ptq", "macs50_wi8_ai8"], "macs50_wi8_ai8")
+    # QAT and more zeros cannot mend the accuracy of a file that is small enough.
+    assert played(Goals(max_drop=1.0, max_flash=200_000), world(0.05))[0] == [
+        *("wi8_ai8_ptq", "wi8_ai8_ptq_aeq", "wi8_ai8", "wi8_ai8_distilled")
+    ]
+    assert "macs50_wi8_ai8" in ladder(Goals(max_drop=1.0), None).left_out
 
 
 def test_zeros_are_no_candidates_where_they_help_nothing():
@@ -82,6 +98,7 @@ def test_zeros_are_no_candidates_where_they_help_nothing():
 def test_what_a_target_does_not_take_is_left_out_with_the_reason():
     found = ladder(Goals(max_drop=1.0), targets.resolve_target("per_tensor_npu"))
     assert "int8 activations" in found.left_out["wi8_ai16_ptq"]
+    assert "every layer in int8" in found.left_out["wi8_ai8_keep10"]
     assert "wi8_ai8_ptq_aeq" in found.left_out
     assert "wi8_ai16_ptq" in [rung.name for rung in ladder(Goals(max_drop=1.0), None).candidates]
 

@@ -47,7 +47,9 @@ def random_world(names: list[str], seed: int) -> World:
     chance = np.random.default_rng(seed)
     world = {}
     for name in names:
-        zeros = int(name.removeprefix("sparse").partition("_")[0]) / 100 if name.startswith("sparse") else 0.0
+        number = name.removeprefix("sparse").removeprefix("macs").partition("_")[0]
+        zeros = int(number) / 100 if name.startswith("sparse") else 0.0
+        zeros = 1.0 - int(number) / 100 if name.startswith("macs") else zeros
         drop = 0.01 * chance.uniform(-0.5, 2.0) + 0.03 * zeros**4 * chance.uniform(0.5, 1.5)
         size = 100_000 * (1 - 0.8 * zeros) * chance.uniform(0.9, 1.1)
         if chance.random() > 0.1:
@@ -83,7 +85,7 @@ def test_a_rung_has_what_needs_the_same_work_and_stops_at_the_first_that_is_good
     world = {each.name: {"accuracy_drop": 0.02} for each in candidates}
     assert by_rungs(candidates, goals, world) == [
         ["wi8_ai8_ptq", "wi8_ai8_ptq_aeq", "wi8_ai16_ptq"],
-        ["wi8_ai8", "wi8_ai8_distilled"],
+        ["wi8_ai8", "wi8_ai8_distilled", "wi8_ai8_keep10"],
     ]
     world["wi8_ai8_ptq_aeq"] = {"accuracy_drop": 0.0}
     assert len(by_rungs(candidates, goals, world)) == 1
@@ -97,7 +99,7 @@ def test_a_later_candidate_of_a_rung_that_meets_the_goals_does_not_end_the_searc
         "wi8_ai16_ptq": {"accuracy_drop": 0.0},
         "wi8_ai8": {"accuracy_drop": 0.001},
     }
-    assert by_rungs(candidates, goals, world)[1] == ["wi8_ai8", "wi8_ai8_distilled"]
+    assert by_rungs(candidates, goals, world)[1] == ["wi8_ai8", "wi8_ai8_distilled", "wi8_ai8_keep10"]
     found = [measured(each, world) for each in candidates]
     chosen = best(in_order(candidates, found, goals), goals)
     assert chosen is not None

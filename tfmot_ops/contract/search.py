@@ -46,14 +46,21 @@ class Candidate(Document):
         recipe: what to do.
         tries: what is different about it, for people.
         zeros: percent of zeros in pruned kernels; 0 without pruning.
-        wide: whether activations have 16 bits.
+        removed: percent of the multiplications that went with removed filters; 0 where no filter is removed.
+        wide: whether layers or activations have more than 8 bits.
     """
 
     name: str
     recipe: Recipe
     tries: str
     zeros: int = 0
+    removed: int = later(0)
     wide: bool = False
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the model has all its filters and no zeros: its int8 file costs the same, however it is made."""
+        return not self.zeros and not self.removed
 
 
 class Found(Document):

@@ -217,13 +217,17 @@ class PlanCandidatesOperator(_Searching):
         }
 
     def _shared_with(self, candidate: Candidate, candidates: Sequence[Candidate]) -> dict[str, Any]:
-        """The results of the steps that prune, of an earlier candidate that has as many zeros; empty without one."""
+        """The results of the steps that prune, of an earlier candidate that prunes alike; empty without one."""
         by_name = {each.name: each for each in candidates}
         for result in flat(self.tried):
             other = by_name.get(result["parameters"]["candidate"])
-            if other is not None and other.recipe.sparsity == candidate.recipe.sparsity:
+            if other is not None and _pruning(other) == _pruning(candidate):
                 return dict(result["parameters"]["shared"])
         return {}
+
+
+def _pruning(candidate: Candidate) -> tuple[Any, Any]:
+    return candidate.recipe.channels, candidate.recipe.sparsity
 
 
 def _minutes_since_start(context: Context) -> float:

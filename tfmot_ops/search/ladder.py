@@ -19,10 +19,15 @@ _DENSE = (
     ("wi8_ai8_ptq_aeq", "quantised after training by Google's AI Edge Quantizer, which rounds and scales otherwise"),
     ("wi8_ai8", "trained with int8 rounding (QAT)"),
 )
-_WIDER = ("wi8_ai16_ptq", "activations of 16 bits, quantised after training")
+_WIDER = (
+    ("wi8_ai8_keep10", "the layers that lose most by int8 in float, the others trained with int8 rounding"),
+    ("wi8_ai16_ptq", "activations of 16 bits, quantised after training"),
+)
 _DISTILLED = ("wi8_ai8_distilled", "trained with int8 rounding to give the float model's outputs")
 #: Percent of zeros, in the order in which they are tried: the middle, the far end, and what lies between.
 _ZEROS = (50, 80, 90, 65, 70, 85, 60)
+#: Percent of the multiplications that go with removed filters, in the order in which they are tried.
+_REMOVED = (50, 75, 30, 60)
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,8 @@ def ladder(goals: Goals, target: Target | None, training: TrainingPlan | None = 
     )
     if plan.distillation is None:
         _add(found, Candidate(name=name, recipe=recipe, tries=tries), target)
-    name, tries = _WIDER
-    _add(found, Candidate(name=name, recipe=decode(name), tries=tries, wide=True), target)
+    for name, tries in _WIDER:
+        _add(found, Candidate(name=name, recipe=decode(name), tries=tries, wide=True), target)
     for zeros in _ZEROS:
         name = f"sparse{zeros}_wi8_ai8"
         if _zeros_help(goals, target):
@@ -82,6 +87,13 @@ def ladder(goals: Goals, target: Target | None, training: TrainingPlan | None = 
             _add(found, Candidate(name=name, recipe=decode(name), tries=tries, zeros=zeros), target)
         else:
             found.left_out[name] = "zeros help none of the goals on this target"
+    for removed in _REMOVED:
+        name = f"macs{100 - removed}_wi8_ai8"
+        if _limits_a_cost(goals):
+            tries = f"filters removed with {removed} % of the multiplications, trained, then trained with int8 rounding"
+            _add(found, Candidate(name=name, recipe=decode(name), tries=tries, removed=removed), target)
+        else:
+            found.left_out[name] = "fewer filters help none of the goals"
     return found
 
 
@@ -103,9 +115,17 @@ def _zeros_help(goals: Goals, target: Target | None) -> bool:
     return goals.max_gzip is not None or (goals.max_flash is not None and compresses)
 
 
+def _limits_a_cost(goals: Goals) -> bool:
+    """Whether a goal is about what a smaller model needs less of."""
+    limits = (goals.max_flash, goals.max_ram, goals.max_gzip, goals.max_latency, goals.max_latency_ratio)
+    return any(limit is not None for limit in limits)
+
+
 def epochs_of(candidate: Candidate, epochs: Mapping[str, int]) -> dict[str, int]:
     """Step -> epochs for a candidate, of those that the user gave: epochs of pruning are for recipes that prune."""
-    return {step: count for step, count in epochs.items() if candidate.zeros or step not in {"prune", "fine_tune"}}
+    return {
+        step: count for step, count in epochs.items() if not candidate.is_dense or step not in {"prune", "fine_tune"}
+    }
 
 
 def training_of(candidate: Candidate, training: TrainingPlan | None) -> TrainingPlan | None:
@@ -124,17 +144,26 @@ def why_not(candidate: Candidate, tried: Sequence[Tried]) -> str | None:
     tried = [
         each for each in tried if any(math.isfinite(goal.miss) for goal in each.judged)
     ]  # a failed one shows nothing
-    dense = [each for each in tried if not each.candidate.zeros]
-    if not candidate.zeros:
+    dense = [each for each in tried if each.candidate.is_dense]
+    if candidate.is_dense:
         return _why_not_dense(candidate, dense)
-    for each in (each for each in tried if each.candidate.zeros):
-        other = each.candidate
-        if other.zeros < candidate.zeros and each.misses(Kind.ACCURACY):
-            return f"{other.name} is too inaccurate already with fewer zeros"
-        if other.zeros < candidate.zeros and not each.misses(Kind.SIZE):
-            return f"{other.name} is small enough with fewer zeros"
-        if other.zeros > candidate.zeros and each.misses(Kind.SIZE):
-            return f"{other.name} is too large already with more zeros"
+    small = [each for each in dense if not each.misses(Kind.SIZE)]
+    if small:
+        return f"{small[0].candidate.name} is small enough already; what it misses, a smaller file does not mend"
+    return _why_not_beside("zeros", candidate, tried) or _why_not_beside("removed", candidate, tried)
+
+
+def _why_not_beside(what: str, candidate: Candidate, tried: Sequence[Tried]) -> str | None:
+    """As `why_not`, by candidates with another share of the same: a larger share is smaller and less accurate."""
+    share = getattr(candidate, what)
+    for each in tried if share else ():
+        other, name = getattr(each.candidate, what), each.candidate.name
+        if 0 < other < share and each.misses(Kind.ACCURACY):
+            return f"{name} is too inaccurate already, and less is taken from it"
+        if 0 < other < share and not each.misses(Kind.SIZE):
+            return f"{name} is small enough, and less is taken from it"
+        if other > share and each.misses(Kind.SIZE):
+            return f"{name} is too large already, and more is taken from it"
     return None
 
 
@@ -144,5 +173,5 @@ def _why_not_dense(candidate: Candidate, dense: Sequence[Tried]) -> str | None:
     if fits:
         return f"{fits[0].candidate.name} is accurate enough already; what it misses, this does not change"
     if candidate.wide and any(each.misses(Kind.SIZE) for each in dense):
-        return "activations of 16 bits make nothing smaller"
+        return "more bits make nothing smaller"
     return None

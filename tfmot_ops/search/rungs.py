@@ -90,7 +90,7 @@ def next_rung(
         and _work(each.recipe) == _work(wanted.recipe)
         and (everything or why_not(each, judged) is None)
     ]
-    if not is_last and wanted.recipe.sparsity is not None:
+    if not is_last and _prunes(wanted.recipe):
         same = _each_pruned_model_once(same)
         same = same[: (len(same) + 1) // 2]
     return same[: max(0, budget - len(found))]
@@ -98,12 +98,16 @@ def next_rung(
 
 def _work(recipe: Recipe) -> tuple[bool, bool]:
     """The kind of work that a recipe needs: (whether it prunes, whether it trains with int8 rounding)."""
-    return recipe.sparsity is not None, recipe.quantization is not None and recipe.quantization.method is Method.QAT
+    return _prunes(recipe), recipe.quantization is not None and recipe.quantization.method is Method.QAT
+
+
+def _prunes(recipe: Recipe) -> bool:
+    return recipe.sparsity is not None or recipe.channels is not None
 
 
 def _each_pruned_model_once(candidates: Sequence[Candidate]) -> list[Candidate]:
     """The candidates without those that prune as one before them does."""
     first: dict[str, Candidate] = {}
     for each in candidates:
-        first.setdefault(each.recipe.model_dump_json(include={"sparsity", "budget"}), each)
+        first.setdefault(each.recipe.model_dump_json(include={"sparsity", "channels", "budget"}), each)
     return list(first.values())
