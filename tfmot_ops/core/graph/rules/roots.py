@@ -16,15 +16,12 @@ from tfmot_ops.core.graph.layers import AxisMean, InverseRoot, Shift
 from tfmot_ops.core.graph.pointwise import Pointwise
 from tfmot_ops.core.graph.rewrite import Rewriter
 from tfmot_ops.core.graph.rules.arithmetic import arguments_of, symbol_of, without_addend
+from tfmot_ops.core.graph.signs import is_never_negative
 from tfmot_ops.core.keras.pinned import keras
 
 _L = keras.layers
 #: Operands at which a function is compared with a root, from the smallest to the largest usual variance.
 _GRID = np.concatenate([[0.0], np.geomspace(1e-6, 1e3, 64)]).astype(np.float32)
-#: Functions whose result is not negative where their operand is not.
-_KEEP_SIGN = {"math.reduce_mean", "math.reduce_sum", "math.reduce_max", "identity", "reshape", "expand_dims"}
-_NEVER_NEGATIVE = {"math.square", "math.squared_difference", "math.abs", "math.reduce_variance", "nn.relu"}
-_MEANS = (AxisMean, _L.GlobalAveragePooling1D, _L.GlobalAveragePooling2D, _L.Reshape)
 
 
 def inverse_root(node: Node, out: Rewriter) -> Any:
@@ -81,7 +78,7 @@ def _root(node: Node, out: Rewriter, function: Any) -> tuple[Tensor, float] | No
     elif symbol_of(node) == {tf.math.sqrt: "math.sqrt", tf.math.rsqrt: "math.rsqrt"}[function]:
         operand, addends = without_addend(operand, out)
         addend = float(addends[0]) if np.ptp(addends) == 0.0 else None
-    return (operand, addend) if addend and _is_never_negative(operand) else None
+    return (operand, addend) if addend and is_never_negative(operand) else None
 
 
 def _addend(layer: Pointwise, function: Any) -> float | None:
@@ -94,15 +91,3 @@ def _addend(layer: Pointwise, function: Any) -> float | None:
         addend = at_zero**2 if function is tf.math.sqrt else at_zero**-2
         expected = np.asarray(function(tf.constant(_GRID, tf.float64) + addend))
     return addend if np.allclose(values, expected, rtol=1e-3) else None
-
-
-def _is_never_negative(tensor: Tensor) -> bool:
-    node = tensor.producer
-    if node is None:
-        return False
-    if symbol_of(node) in _NEVER_NEGATIVE or isinstance(node.layer, _L.ReLU):
-        return True
-    if type(node.layer) is _L.Multiply:
-        return len(set(node.inputs())) == 1
-    keeps = symbol_of(node) in _KEEP_SIGN or type(node.layer) in _MEANS
-    return keeps and all(_is_never_negative(each) for each in node.inputs())
