@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Node, Tensor
-from tfmot_ops.core.graph.layers import AxisMean, InverseRoot
+from tfmot_ops.core.graph.layers import AxisMean, InverseRoot, Power
 from tfmot_ops.core.graph.pointwise import Pointwise
 from tfmot_ops.core.graph.roles import activation_name
 from tfmot_ops.core.keras.pinned import keras
@@ -43,7 +43,7 @@ def is_never_negative(tensor: Tensor) -> bool:
     if node is None:
         return False
     symbol, layer = getattr(node.layer, "symbol", None), node.layer
-    if symbol in _NEVER_NEGATIVE or isinstance(layer, InverseRoot) or activation_name(layer) in _ACTIVATIONS:
+    if symbol in _NEVER_NEGATIVE or isinstance(layer, InverseRoot | Power) or activation_name(layer) in _ACTIVATIONS:
         return True
     if type(layer) is Pointwise:
         return _gives_no_negative(layer, known=is_never_negative(node.inputs()[0]))

@@ -18,8 +18,8 @@ import tensorflow as tf
 
 from tfmot_ops.core.graph.finite import require_finite_folded
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
-from tfmot_ops.core.graph.layers import Affine, LearnedTensor, MaskedScores, scale_and_offset
-from tfmot_ops.core.graph.of_weights import calls_of_weights
+from tfmot_ops.core.graph.layers import Affine, LearnedTensor, MaskedScores, Power, scale_and_offset
+from tfmot_ops.core.graph.of_weights import calls_of_weights, weights_of
 from tfmot_ops.core.graph.operations import Kernel, Role
 from tfmot_ops.core.graph.roles import is_elu, kernels, role, spec_of
 from tfmot_ops.core.graph.run import run_graph
@@ -165,9 +165,13 @@ class _Emitter:
         """The placeholder for a function that becomes a table."""
         if self.tables is None or layer.name in self.tables.refused:
             return in_float(layer, args, kwargs)
-        compute = lambda value: call_for_inference(layer, (value,), kwargs)  # noqa: E731 - as short as a name for it
+        exponent = weights_of(node.inputs()[1], self.graph) if isinstance(layer, Power) else None
+        value = args[0] if exponent is None else args[0][0]
+        compute = lambda value: call_for_inference(  # noqa: E731 - as short as a name for it
+            layer, (value if exponent is None else [value, exponent],), kwargs
+        )
         ranges = self.scales.range(node.inputs()[0]), self.scales.range(node.output())
-        return self.tables.placeholder(layer.name, compute, args[0], ranges, is_elu=is_elu(layer))
+        return self.tables.placeholder(layer.name, compute, value, ranges, is_elu=is_elu(layer))
 
     def _in_float(self, node: Node, layer: Layer, args: Args, kwargs: Kwargs) -> Any:
         """Emit a call of `unrounded` such that the converter leaves it in float."""

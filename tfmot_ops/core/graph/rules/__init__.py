@@ -20,7 +20,7 @@ from tfmot_ops.core.graph.rules.patches import patches
 from tfmot_ops.core.graph.rules.pools import pool
 from tfmot_ops.core.graph.rules.products import einsum, product
 from tfmot_ops.core.graph.rules.recurrent import recurrent
-from tfmot_ops.core.graph.rules.roots import division_by_root, inverse_root, variance
+from tfmot_ops.core.graph.rules.roots import division_by_root, inverse_root, learned_power, variance
 from tfmot_ops.core.graph.rules.softmaxes import softmax_by_hand, softmax_of_inner_axis
 from tfmot_ops.core.graph.rules.standardization import normalization, normalization_of_axes, preprocessing
 from tfmot_ops.core.graph.rules.statistics import reduction, unit_length
@@ -63,4 +63,13 @@ RULES = (
 )
 
 #: The same for QAT. PTQ and float files leave recurrent layers and statistics to the converter.
-QAT_RULES = (recurrent, reduction, unit_length, normalization_of_axes, cumulative_sum, local_response, *RULES)
+QAT_RULES = (
+    recurrent,
+    reduction,
+    unit_length,
+    normalization_of_axes,
+    cumulative_sum,
+    local_response,
+    learned_power,
+    *RULES,
+)

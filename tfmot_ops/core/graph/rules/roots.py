@@ -12,11 +12,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Node, Tensor
-from tfmot_ops.core.graph.layers import AxisMean, InverseRoot, Shift
+from tfmot_ops.core.graph.layers import AxisMean, InverseRoot, Power, Shift
+from tfmot_ops.core.graph.of_weights import weights_of
 from tfmot_ops.core.graph.pointwise import Pointwise
 from tfmot_ops.core.graph.rewrite import Rewriter
 from tfmot_ops.core.graph.rules.arithmetic import arguments_of, symbol_of, without_addend
 from tfmot_ops.core.graph.signs import is_never_negative
+from tfmot_ops.core.graph.steepness import is_close_when_rounded
 from tfmot_ops.core.keras.pinned import keras
 
 _L = keras.layers
@@ -43,6 +45,22 @@ def division_by_root(node: Node, out: Rewriter) -> Any:
         return None
     inverse = _emit(out, *found, path=f"{node.path}_inverse")
     return out.call(_L.Multiply(name=node.layer.name), node.path, [numerator, inverse], shape=node.output().shape)
+
+
+def learned_power(node: Node, out: Rewriter) -> Any:
+    """X ** p with a learned number p and an x that is never negative -> Power, a table for the p at the export."""
+    operands: Any = node.args if symbol_of(node) == "math.pow" and len(node.args) == 2 else ()  # noqa: PLR2004 - x and p
+    if not all(isinstance(operand, Tensor) for operand in operands) or len(operands) == 0:
+        return None
+    tensor, exponent = operands
+    is_number = exponent.producer in out.of_weights and exponent.shape == ()
+    if not is_number or not tensor.is_float or not is_never_negative(tensor):
+        return None
+    value = float(weights_of(exponent, out.graph))
+    steps = [{"function": "math.pow", "args": [{"value": 0}, value], "kwargs": {}}]
+    if not is_close_when_rounded(steps, lowest=0.0):
+        return None
+    return out.call(Power(name=node.layer.name), node.path, [tensor, exponent], shape=tensor.shape)
 
 
 def variance(node: Node, out: Rewriter) -> Any:
