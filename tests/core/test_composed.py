@@ -96,7 +96,7 @@ CALLS: dict[str, tuple[np.ndarray, dict[str, Call]]] = {
             "cosine": lambda x: tf.nn.l2_normalize(x, -1) * tf.nn.l2_normalize(x[:, ::-1], -1),
         },
     ),
-    "normalisations": (
+    "images": (
         IMAGES,
         {
             "layer over all axes": L.LayerNormalization(axis=[1, 2, 3]),
@@ -104,6 +104,8 @@ CALLS: dict[str, tuple[np.ndarray, dict[str, Call]]] = {
             "layer over rows": lambda x: L.LayerNormalization(axis=1)(tf.reshape(x, [-1, 16, 6])),
             "group of rows": L.GroupNormalization(2, axis=1),
             "unit over several": L.UnitNormalization(axis=[1, 2]),
+            "random height": L.RandomHeight(0.2),
+            "random width": L.RandomWidth(0.2),
             "local response": lambda x: tf.nn.local_response_normalization(x, 2, alpha=0.5),
         },
     ),

@@ -160,10 +160,10 @@ _SYMBOLS: dict[str, Callable[[Any], Any]] = {
     "zeros_like": lambda x: tf.concat([x, tf.zeros_like(x)], -1),
     "fill": lambda x: tf.concat([x, tf.fill([tf.shape(x)[0], 8, 8, 1], 9.0)], -1),
 }
-#: Rows that cannot stand alone: a normalisation's root, a table that is read by integers, a weight that functions read;
-#: tested with their users.
+#: Rows that cannot stand alone: a normalisation's root, a table that is read by integers, a weight that functions read,
+#: layers that forget the size of an axis; tested with their users (tests/core/test_composed.py and others).
 _ELSEWHERE = {layers.InverseRoot, layers.LearnedTensor, layers.MaskedScores, layers.Einsum, layers.Power}
-_ELSEWHERE |= {L.RepeatVector, L.Embedding, L.Dot}
+_ELSEWHERE |= {L.RepeatVector, L.Embedding, L.Dot, L.RandomHeight, L.RandomWidth}
 
 
 def _image(call: Callable[[Any], Any]) -> Any:
