@@ -14,6 +14,7 @@ from tfmot_ops import core
 from tfmot_ops.contract import Outcome
 from tfmot_ops.core import keras
 from tfmot_ops.core.graph import layers, operations, roles
+from tfmot_ops.core.graph.float_reasons import float_reason
 from tfmot_ops.core.graph.pointwise import Pointwise
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.keras.wrapped import inner_layer
@@ -159,10 +160,10 @@ _SYMBOLS: dict[str, Callable[[Any], Any]] = {
     "zeros_like": lambda x: tf.concat([x, tf.zeros_like(x)], -1),
     "fill": lambda x: tf.concat([x, tf.fill([tf.shape(x)[0], 8, 8, 1], 9.0)], -1),
 }
-#: Rows that cannot stand alone: a normalisation's root, a table that is read by integers, a weight that functions read;
-#: tested with their users.
-_ELSEWHERE = {layers.InverseRoot, layers.LearnedTensor, layers.MaskedScores, layers.Einsum}
-_ELSEWHERE |= {L.RepeatVector, L.Embedding, L.Dot}
+#: Rows that cannot stand alone: a normalisation's root, a table that is read by integers, a weight that functions read,
+#: layers that forget the size of an axis; tested with their users (tests/core/test_composed.py and others).
+_ELSEWHERE = {layers.InverseRoot, layers.LearnedTensor, layers.MaskedScores, layers.Einsum, layers.Power}
+_ELSEWHERE |= {L.RepeatVector, L.Embedding, L.Dot, L.RandomHeight, L.RandomWidth}
 
 
 def _image(call: Callable[[Any], Any]) -> Any:
@@ -277,9 +278,13 @@ def test_layer_as_the_activation_of_another(make: Callable[[], Any]) -> None:
 
 
 def test_a_limit_of_tflite_is_told_from_one_of_ours() -> None:
-    assert roles.float_reason(L.Conv3D(4, 3)) == "TFLite computes Conv3D in float only"
-    assert roles.float_reason(L.MaxPooling3D()) == "TFLite has no operation for MaxPooling3D"
-    assert roles.float_reason(L.LSTM(4)).startswith("LSTM stays in float: int8 needs a known number of steps")
+    assert float_reason(L.Conv3D(4, 3)) == "TFLite computes Conv3D in float only"
+    assert float_reason(L.MaxPooling3D()) == "TFLite has no operation for MaxPooling3D"
+    assert (
+        float_reason(L.ConvLSTM2D(4, 3))
+        == "ConvLSTM2D is a loop of convolutions, which the TFLite converter leaves in float"
+    )
+    assert float_reason(L.LSTM(4)).startswith("LSTM stays in float: int8 needs a known number of steps")
 
 
 def test_every_row_is_checked() -> None:

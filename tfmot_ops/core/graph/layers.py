@@ -244,5 +244,22 @@ class LearnedTensor(keras.layers.Layer):
         }
 
 
+@keras.saving.register_keras_serializable("tfmot_ops")
+class Power(keras.layers.Layer):
+    """y = x ** p of a list [x, p]: a tensor that is never negative, and one learned number of shape ()."""
+
+    #: Lower limit of x: at 0 the slope of a root is infinite, and training would give NaN.
+    LOWEST = 1e-20
+
+    def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
+        """[x, p] to a tensor of the shape of x."""
+        value, exponent = inputs
+        return tf.pow(tf.maximum(value, self.LOWEST), exponent)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """The shape of x."""
+        return input_shape[0]
+
+
 #: All layer classes of this module.
-LAYERS = (Affine, HardSwish, InverseRoot, AxisMean, Shift, Einsum, MaskedScores, LearnedTensor)
+LAYERS = (Affine, HardSwish, InverseRoot, AxisMean, Shift, Einsum, MaskedScores, LearnedTensor, Power)

@@ -6,25 +6,31 @@ layer and no separable convolution, so that few rules are enough to place the qu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+from tfmot_ops.core.graph.clusters import fuse_pointwise
 from tfmot_ops.core.graph.custom import open_custom_layers
+from tfmot_ops.core.graph.factors import divide_by_tables
 from tfmot_ops.core.graph.ir import Graph, Tensor, map_tensors
 from tfmot_ops.core.graph.operations import Role
-from tfmot_ops.core.graph.pointwise import fuse_pointwise
 from tfmot_ops.core.graph.precision import in_float32
-from tfmot_ops.core.graph.rewrite import Rule, rewrite
+from tfmot_ops.core.graph.rewrite import rewrite
 from tfmot_ops.core.graph.roles import activation_name, role
-from tfmot_ops.core.graph.rules import RULES
+from tfmot_ops.core.graph.rules import QAT_RULES, RULES
 from tfmot_ops.core.graph.whole_numbers import with_integer_inputs
 from tfmot_ops.core.keras.policies import new_layers_of
 
 
 @new_layers_of("float32")
-def normalize_graph(graph: Graph, rules: Sequence[Rule] = RULES) -> Graph:
-    """Go over to float32, open the custom layers, fuse functions of single elements, apply all rules, merge twins."""
+def normalize_graph(graph: Graph, *, for_qat: bool = False) -> Graph:
+    """Go over to float32, open the custom layers, fuse functions of single elements, apply all rules, merge twins.
+
+    Args:
+        graph: from `read_graph`.
+        for_qat: whether QAT follows. Then calls that the converter computes in float after training become int8 calls.
+    """
     opened = with_integer_inputs(open_custom_layers(in_float32(graph)))
-    return _merge_twins(rewrite(fuse_pointwise(opened), rules))
+    if for_qat:
+        divide_by_tables(opened)
+    return _merge_twins(rewrite(fuse_pointwise(opened, for_qat=for_qat), QAT_RULES if for_qat else RULES))
 
 
 def _merge_twins(graph: Graph) -> Graph:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors
 from tfmot_ops.core.graph.layers import LearnedTensor
 from tfmot_ops.core.keras.private import QuantizeLayer
 
@@ -22,3 +27,21 @@ def calls_of_weights(graph: Graph) -> set[Node]:
             if not isinstance(node.layer, QuantizeLayer):
                 found.add(node)
     return found
+
+
+def weights_of(tensor: Tensor, graph: Graph) -> Any:
+    """The present values of a tensor that depends on weights alone.
+
+    Args:
+        tensor: the result of one of the calls that `calls_of_weights` finds, or of a quantiser of such a result, which
+            is passed through.
+        graph: holds the weights.
+    """
+    node = tensor.producer
+    if node is None:
+        raise ValueError("an input of the graph does not depend on weights alone")
+    with tf.init_scope():
+        if isinstance(node.layer, LearnedTensor):
+            return np.asarray(graph.weights_of(node.layer)[0])
+        args, kwargs = map_tensors((node.args, node.kwargs), lambda operand: weights_of(operand, graph))
+        return np.asarray(args[0] if isinstance(node.layer, QuantizeLayer) else node.layer(*args, **kwargs))

@@ -25,6 +25,7 @@ from tfmot_ops.core.graph.layers import (
     InverseRoot,
     LearnedTensor,
     MaskedScores,
+    Power,
     Shift,
 )
 from tfmot_ops.core.graph.pointwise import Pointwise
@@ -253,6 +254,7 @@ LAYERS: dict[type, OpSpec] = {
     _L.ELU: TABLE,
     _L.ThresholdedReLU: TABLE,
     Pointwise: TABLE,
+    Power: TABLE,
     # Shape and position only.
     _L.Reshape: _pass("RESHAPE"),
     _L.Flatten: _pass("RESHAPE"),
@@ -280,6 +282,8 @@ LAYERS: dict[type, OpSpec] = {
     _L.GaussianDropout: _pass(),
     _L.ActivityRegularization: _pass(),
     _L.RandomFlip: _pass(),
+    _L.RandomHeight: _pass(),
+    _L.RandomWidth: _pass(),
     _L.RandomRotation: _pass(),
     _L.RandomZoom: _pass(),
     _L.RandomTranslation: _pass(),

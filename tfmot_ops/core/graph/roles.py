@@ -78,11 +78,6 @@ def kernel_of(layer: Layer, attribute: str) -> Any:
     return value
 
 
-def float_reason(layer: Layer) -> str:
-    """Why a layer of the role FLOAT stays in float: a limit of TFLite, or of this project."""
-    return LAYERS.get(type(layer), UNKNOWN).why_float.format(describe(layer))
-
-
 def is_elu(layer: Layer) -> bool:
     """Whether a layer computes ELU as TFLite's own operation does: x where x > 0, exp(x) - 1 elsewhere."""
     layer = _computed(layer)

@@ -22,7 +22,6 @@ from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors, unique_names
 from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import rebuild
-from tfmot_ops.core.graph.rules import QAT_RULES, RULES
 from tfmot_ops.core.graph.run import infer, run_graph
 from tfmot_ops.core.keras.batches import filled, fitted, fixed_batch_size
 from tfmot_ops.core.keras.pinned import keras
@@ -97,7 +96,7 @@ def layer_sqnr(
         ArtifactError: the bytes are no TFLite file.
     """
     # As `quantize` normalises it, so that the calls of the two models correspond.
-    normal = normalize_graph(read_graph(float_model), RULES if quantized_model is None else QAT_RULES)
+    normal = normalize_graph(read_graph(float_model), for_qat=quantized_model is not None)
     names = unique_names(dict.fromkeys(node.path for node in normal.nodes), normal.input_names.values())
     paths = {names[node.path]: node.path for node in normal.nodes}
     # Rebuilt as a model, as layers that a rule made are not built yet.

@@ -17,7 +17,6 @@ from tfmot_ops.core.graph.new_values import reads_rounded, refuse_far_constants,
 from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import OnTensor, rebuild
-from tfmot_ops.core.graph.rules import QAT_RULES
 from tfmot_ops.core.graph.run import infer, run_graph
 from tfmot_ops.core.graph.samples import Calibration, calibration_batches
 from tfmot_ops.core.keras import private
@@ -132,7 +131,7 @@ def _without_garbage_collection() -> Iterator[None]:
 
 def _with_quantisers(model: keras.Model, source: Graph, recipe: Recipe) -> tuple[keras.Model, list[LayerReport]]:
     _refuse(source)
-    graph = normalize_graph(source, QAT_RULES)
+    graph = normalize_graph(source, for_qat=True)
     _refuse_lambdas(graph)
     refuse_pads_out_of_range(graph)
     plan = make_plan(graph, source, recipe.quantization or Quantization(), _required_sparsity(model, recipe))

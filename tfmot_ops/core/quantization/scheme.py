@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from tfmot_ops.contract import LayerReport, Outcome, Quantization, WeightScales
+from tfmot_ops.core.graph.float_reasons import float_reason
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
-from tfmot_ops.core.graph.layers import MaskedScores
+from tfmot_ops.core.graph.layers import MaskedScores, Power
 from tfmot_ops.core.graph.new_values import constants
 from tfmot_ops.core.graph.of_weights import calls_of_weights
 from tfmot_ops.core.graph.operations import ACTIVATIONS, UNKNOWN, Kernel, OpSpec, Role
 from tfmot_ops.core.graph.poles import float_calls
-from tfmot_ops.core.graph.roles import activation_name, float_reason, kernels, role, spec_of
+from tfmot_ops.core.graph.roles import activation_name, kernels, role, spec_of
 from tfmot_ops.core.graph.whole_numbers import WHOLE_NUMBERS, read_exactly, uses_whole_numbers
 from tfmot_ops.core.keras.private import QuantizeLayer
 from tfmot_ops.core.keras.types import Layer
@@ -178,8 +179,8 @@ class _Placer:
         is_float = (
             masked or node.origin in self.excluded or node in self.unrounded or uses_whole_numbers(node, self.exact)
         )
-        is_table_of_two = spec_of(node.layer).table and len(node.inputs()) > 1
-        kind = Role.FLOAT if is_float or is_table_of_two else role(node.layer)
+        varying = sum(tensor.producer not in self.constant for tensor in node.inputs())
+        kind = Role.FLOAT if is_float or (spec_of(node.layer).table and varying > 1) else role(node.layer)
         # The range of a call with a constant in its output (tf.pad) must contain input and constant.
         return Role.SAME_SCALE if kind is Role.PASS and constants(node) else kind
 
@@ -274,12 +275,14 @@ class _Placer:
         return {
             tensor: RangeQuantizer()
             for tensor in outputs
-            if (self.results[tensor] and tensor not in self.exact)
-            or any(
-                tensor not in self.exact and self.roles[reader] not in {Role.FLOAT, Role.CONSTANT}
-                for reader in self.consumers.get(tensor, [])
-            )
+            if tensor not in self.exact
+            and (self.results[tensor] or any(self._reads_int8(reader, tensor) for reader in self.consumers[tensor]))
         }
+
+    def _reads_int8(self, reader: Node, tensor: Tensor) -> bool:
+        """Whether a call is int8 and reads a tensor of the file, which the exponent of a table is not."""
+        is_exponent = isinstance(reader.layer, Power) and tensor is reader.inputs()[1]
+        return self.roles[reader] not in {Role.FLOAT, Role.CONSTANT} and not is_exponent
 
     def _output(self, node: Node, tensor: Tensor) -> tuple[Any, str]:
         readers, kind = self.consumers.get(tensor, []), self.roles[node]

@@ -9,7 +9,7 @@ to one range are emitted with one range. So the converter has nothing left to fo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -18,8 +18,8 @@ import tensorflow as tf
 
 from tfmot_ops.core.graph.finite import require_finite_folded
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
-from tfmot_ops.core.graph.layers import Affine, LearnedTensor, MaskedScores, scale_and_offset
-from tfmot_ops.core.graph.of_weights import calls_of_weights
+from tfmot_ops.core.graph.layers import Affine, LearnedTensor, MaskedScores, Power, scale_and_offset
+from tfmot_ops.core.graph.of_weights import calls_of_weights, weights_of
 from tfmot_ops.core.graph.operations import Kernel, Role
 from tfmot_ops.core.graph.roles import is_elu, kernels, role, spec_of
 from tfmot_ops.core.graph.run import run_graph
@@ -130,8 +130,7 @@ class _Emitter:
             # The only tensor may be in a list or a dict, as of `tf.split(x, 1)`.
             (value,) = tf.nest.flatten(result)
             value = self._quantize_output(node, value)
-            if node not in self.fused and len(value.shape) > len(outputs[0].shape):
-                value = tf.squeeze(value, 1)
+            value = value if node in self.fused else _in_shape(value, outputs[0].shape)
             return tf.nest.pack_sequence_as(result, [value])
 
     def _compute(self, node: Node, layer: Layer, args: Args, kwargs: Kwargs) -> Any:
@@ -165,9 +164,13 @@ class _Emitter:
         """The placeholder for a function that becomes a table."""
         if self.tables is None or layer.name in self.tables.refused:
             return in_float(layer, args, kwargs)
-        compute = lambda value: call_for_inference(layer, (value,), kwargs)  # noqa: E731 - as short as a name for it
+        exponent = weights_of(node.inputs()[1], self.graph) if isinstance(layer, Power) else None
+        value = args[0] if exponent is None else args[0][0]
+        compute = lambda value: call_for_inference(  # noqa: E731 - as short as a name for it
+            layer, (value if exponent is None else [value, exponent],), kwargs
+        )
         ranges = self.scales.range(node.inputs()[0]), self.scales.range(node.output())
-        return self.tables.placeholder(layer.name, compute, args[0], ranges, is_elu=is_elu(layer))
+        return self.tables.placeholder(layer.name, compute, value, ranges, is_elu=is_elu(layer))
 
     def _in_float(self, node: Node, layer: Layer, args: Args, kwargs: Kwargs) -> Any:
         """Emit a call of `unrounded` such that the converter leaves it in float."""
@@ -259,17 +262,19 @@ class _Emitter:
         return np.maximum(limits, smallest) if np.any(smallest > limits) else None
 
     def _affine(self, node: Node, layer: Layer, value: TensorLike) -> Any:
-        """A free-standing affine as a 1x1 depthwise convolution, its input reshaped to [N, H, W, C] where needed."""
+        """A free-standing affine as a 1x1 depthwise convolution, its input reshaped to [N, H, W, C] where needed.
+
+        The result stays [N, H, W, C] until it is quantised: the converter exchanges a reshape and the sum or product
+        that reads it, and then finds two ranges for one tensor.
+        """
         scale, offset = affine_constants(layer, self.graph)
-        shape = value.shape.as_list()
-        batch, *sizes, channels = shape
+        batch, *sizes, channels = value.shape.as_list()
         scale, offset = np.broadcast_to(scale, (channels,)), np.broadcast_to(offset, (channels,))
         is_image = len(sizes) == 2  # noqa: PLR2004 - height and width
         image = value if is_image else tf.reshape(value, [batch, 1, int(np.prod(sizes, dtype=int)), channels])
         kernel = scale.reshape(1, 1, channels, 1)
         result = tf.nn.depthwise_conv2d(image, self._affine_kernel(node, kernel, offset), [1, 1, 1, 1], "VALID")
-        result = _add_bias(result, offset)
-        return result if is_image else tf.reshape(result, shape)
+        return _add_bias(result, offset)
 
     def _affine_kernel(self, node: Node, kernel: np.ndarray, offset: np.ndarray) -> Any:
         constant = tf.constant(kernel, name="kernel")
@@ -331,6 +336,15 @@ class _Emitter:
 def _is_kept(node: Node) -> bool:
     """Whether the recipe's scope leaves a call in float that could be int8."""
     return bool(getattr(getattr(node.layer, "quantize_config", None), "keep_float", False))
+
+
+def _in_shape(value: TensorLike, shape: Sequence[int | None]) -> Any:
+    """A value computed as [N, H, W, C] in a call's own shape, in which one size besides the batch may be None."""
+    extra = len(value.shape) - len(shape)
+    if extra > 0:
+        return tf.squeeze(value, [*range(1, 1 + extra)])
+    sizes = [-1 if size is None else size for size in shape[1:]]
+    return tf.reshape(value, [value.shape[0], *sizes]) if extra < 0 else value
 
 
 def _along_outputs(kernel: Kernel, value: np.ndarray, scale: np.ndarray) -> np.ndarray:

@@ -1,8 +1,9 @@
 """The rules of normalisation, in modules by kind of layer. A rule is `(call, rewriter) -> new outputs, or None`."""
 
-from tfmot_ops.core.graph.rules.activations import activation_layer, fused_activation, gated
+from tfmot_ops.core.graph.rules.activations import activation_layer, fused_activation, gated, two_sided_relu
 from tfmot_ops.core.graph.rules.arithmetic import arithmetic, function
 from tfmot_ops.core.graph.rules.attention import attention, einsum_dense, masked_softmax, multi_head_attention
+from tfmot_ops.core.graph.rules.bands import cumulative_sum, local_response
 from tfmot_ops.core.graph.rules.casts import cast_to_own_type
 from tfmot_ops.core.graph.rules.convolutions import (
     dense_on_image,
@@ -16,11 +17,13 @@ from tfmot_ops.core.graph.rules.means import mean_of_one
 from tfmot_ops.core.graph.rules.merges import average, merge_of_many, sum_function
 from tfmot_ops.core.graph.rules.padding import pad_below_all
 from tfmot_ops.core.graph.rules.patches import patches
+from tfmot_ops.core.graph.rules.pools import pool
 from tfmot_ops.core.graph.rules.products import einsum, product
 from tfmot_ops.core.graph.rules.recurrent import recurrent
-from tfmot_ops.core.graph.rules.roots import division_by_root, inverse_root, variance
+from tfmot_ops.core.graph.rules.roots import division_by_root, inverse_root, learned_power, variance
 from tfmot_ops.core.graph.rules.softmaxes import softmax_by_hand, softmax_of_inner_axis
-from tfmot_ops.core.graph.rules.standardization import normalization, preprocessing
+from tfmot_ops.core.graph.rules.standardization import normalization, normalization_of_axes, preprocessing
+from tfmot_ops.core.graph.rules.statistics import reduction, unit_length
 
 #: In order of precedence: the first rule that does not return None replaces the call.
 RULES = (
@@ -35,6 +38,8 @@ RULES = (
     product,
     einsum,
     patches,
+    pool,
+    two_sided_relu,
     arithmetic,
     function,
     sum_function,
@@ -57,5 +62,14 @@ RULES = (
     average,
 )
 
-#: The same for QAT. PTQ and float files leave recurrent layers to the converter, which unrolls or fuses them itself.
-QAT_RULES = (recurrent, *RULES)
+#: The same for QAT. PTQ and float files leave recurrent layers and statistics to the converter.
+QAT_RULES = (
+    recurrent,
+    reduction,
+    unit_length,
+    normalization_of_axes,
+    cumulative_sum,
+    local_response,
+    learned_power,
+    *RULES,
+)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from tfmot_ops.core.graph.clusters import pointwise_of
 from tfmot_ops.core.graph.ir import Node, Tensor
 from tfmot_ops.core.graph.layers import Affine, HardSwish, scale_and_offset
-from tfmot_ops.core.graph.pointwise import pointwise_of
 from tfmot_ops.core.graph.rebuild import copy_layer, is_public
 from tfmot_ops.core.graph.rewrite import Rewriter
 from tfmot_ops.core.graph.roles import spec_of
@@ -172,6 +172,22 @@ def _relu_form(node: Node, out: Rewriter) -> Tensor | None:
         return None
     scale = 6.0 / float(bound or 0.0)
     return bounded_relu(node, out, node.inputs()[0], node.path, bound=6.0, scale=scale, offset=0.0, result=1.0 / scale)
+
+
+def two_sided_relu(node: Node, out: Rewriter) -> Any:
+    """`tf.nn.crelu(x)` -> relu(x) and relu(-x), concatenated."""
+    if getattr(node.layer, "symbol", None) not in {"nn.crelu", "compat.v1.nn.crelu"} or len(node.inputs()) != 1:
+        return None
+    (tensor,), result = node.inputs(), node.output()
+    grown = [axis for axis, pair in enumerate(zip(tensor.shape, result.shape, strict=True)) if pair[0] != pair[1]]
+    if len(grown) != 1 or not tensor.is_float:
+        return None
+    name = node.layer.name
+    positive = out.call(_L.ReLU(name=f"{name}_positive"), f"{node.path}_positive", tensor)
+    opposite = out.affine(f"{node.path}_opposite", tensor, -1.0, 0.0)
+    negative = out.call(_L.ReLU(name=f"{name}_negative"), f"{node.path}_negative", opposite)
+    joined = _L.Concatenate(grown[0], name=name)
+    return out.call(joined, node.path, [positive, negative], shape=result.shape)
 
 
 def gated(node: Node, out: Rewriter) -> Any:

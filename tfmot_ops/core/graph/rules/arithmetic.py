@@ -15,6 +15,7 @@ from tfmot_ops.core.graph.layers import Affine, AxisMean, LearnedTensor, Shift, 
 from tfmot_ops.core.graph.rewrite import Rewriter, channel_constant
 from tfmot_ops.core.graph.rules.activations import emit_activation
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.private import TFOpLambda
 
 _L = keras.layers
 _MERGES = {
@@ -31,6 +32,7 @@ _ACTIVATIONS = {
     "nn.silu": "swish",
     "nn.swish": "swish",
     "nn.softmax": "softmax",
+    "nn.log_softmax": tf.nn.log_softmax,
     "math.sigmoid": "sigmoid",
     "nn.sigmoid": "sigmoid",
     "math.tanh": "tanh",
@@ -41,6 +43,9 @@ _ACTIVATIONS = {
     "nn.softplus": "softplus",
     "math.softplus": "softplus",
 }
+_OVER_AN_AXIS = {"nn.softmax", "nn.log_softmax"}
+_SCALAR_PRODUCTS = {"math.scalar_mul", "compat.v1.math.scalar_mul", "compat.v1.scalar_mul"}
+_QUOTIENTS = {"math.truediv", "math.divide"}
 _POOLS = {(1,): _L.GlobalAveragePooling1D, (1, 2): _L.GlobalAveragePooling2D}
 
 
@@ -69,8 +74,10 @@ def arithmetic(node: Node, out: Rewriter) -> Any:
     symbol = symbol_of(node)
     if symbol in {"math.negative", "nn.bias_add"}:
         return _one_sided(node, out, symbol)
+    if symbol in _SCALAR_PRODUCTS:
+        return _scalar_product(node, out)
     operands = _operands(node)
-    if operands is None or symbol not in {*_MERGES, "math.truediv", "math.divide"}:
+    if operands is None or symbol not in {*_MERGES, *_QUOTIENTS}:
         return None
     left, right = operands
     constants = [_constant(operand, out) for operand in operands]
@@ -79,6 +86,8 @@ def arithmetic(node: Node, out: Rewriter) -> Any:
         result = _with_constant(node, out, left, constants[1], reversed_=False)
     elif constants[0] is not None and isinstance(right, Tensor):
         result = _with_constant(node, out, right, constants[0], reversed_=True)
+    if result is None and symbol in _QUOTIENTS and isinstance(left, Tensor):
+        result = _times_inverse(node, out, left, right)
     if result is not None or not (isinstance(left, Tensor) and isinstance(right, Tensor)):
         return result
     if symbol not in _MERGES or not (left.is_float and right.is_float) or _broadcast_differently(left, right):
@@ -121,6 +130,37 @@ def _broadcast_differently(left: Tensor, right: Tensor) -> bool:
 def _operands(node: Node) -> tuple[Any, Any] | None:
     values = [*node.args, *(value for name, value in node.kwargs.items() if name in {"x", "y"})]
     return (values[0], values[1]) if len(values) == 2 else None  # noqa: PLR2004 - the two sides of an operator
+
+
+def _scalar_product(node: Node, out: Rewriter) -> Any:
+    """`tf.math.scalar_mul(c, x)` with a constant c -> c * x."""
+    given = arguments_of(node) or {}
+    scalar, tensor = given.get("scalar"), given.get("x")
+    if not isinstance(tensor, Tensor) or not (tensor.is_float and tensor.rank_allows_channels):
+        return None
+    return None if channel_constant(scalar, tensor) is None else out.affine(node.path, tensor, np.asarray(scalar), 0.0)
+
+
+def _times_inverse(node: Node, out: Rewriter, tensor: Tensor, divisor: Any) -> Any:
+    """X / c with a constant, or a tensor of weights alone, as x * (1 / c): TFLite divides in float only."""
+    if not tensor.is_float or tensor.producer in out.of_weights:
+        return None
+    if isinstance(divisor, Tensor):
+        if divisor.producer not in out.of_weights:
+            return None
+        layer = TFOpLambda(tf.math.reciprocal, name=f"{node.layer.name}_inverse")
+        inverse: Any = out.call(layer, f"{node.path}_inverse", divisor)
+        out.of_weights.add(inverse.producer)
+    else:
+        values = np.asarray(divisor, np.float32)
+        if not np.all(values):
+            return None
+        inverse = 1.0 / values
+    product = TFOpLambda(tf.math.multiply, name=node.layer.name)
+    result = out.call(product, node.path, tensor, shape=node.output().shape)
+    if result.producer is not None:
+        result.producer.args = (tensor, inverse)
+    return result
 
 
 def _one_sided(node: Node, out: Rewriter, symbol: str) -> Any:
@@ -183,7 +223,7 @@ def function(node: Node, out: Rewriter) -> Any:
 
 def _is_default(symbol: str, constants: Sequence[Any], tensor: Tensor) -> bool:
     """Whether a function has its default arguments only; a softmax also the last axis, given by its number."""
-    return not constants or (symbol == "nn.softmax" and _is_last_axis(constants, tensor))
+    return not constants or (symbol in _OVER_AN_AXIS and _is_last_axis(constants, tensor))
 
 
 def _is_last_axis(constants: Sequence[Any], tensor: Tensor) -> bool:

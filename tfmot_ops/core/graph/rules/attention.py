@@ -6,24 +6,21 @@ Equations: Vaswani et al. 2017 (arXiv:1706.03762), as tf_keras computes them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Node, Tensor, tensors
-from tfmot_ops.core.graph.layers import Affine, MaskedScores
+from tfmot_ops.core.graph.layers import MaskedScores
 from tfmot_ops.core.graph.rewrite import Rewriter
 from tfmot_ops.core.graph.rules.activations import after
+from tfmot_ops.core.graph.rules.emitting import Emitter
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
-from tfmot_ops.core.keras.private import TFOpLambda
-from tfmot_ops.core.keras.types import Args, Array, Function, Kwargs
+from tfmot_ops.core.keras.types import Array
 
 _L = keras.layers
-#: Size of each axis; None where it is unknown.
-Shape = tuple[int | None, ...]
 #: [N, T, channels]
 _RANK = 3
 
@@ -44,7 +41,7 @@ def einsum_dense(node: Node, out: Rewriter) -> Any:
     kept, shape = tensor.shape[:-summed], kernel.shape[summed:]
     if not shape or kept[1:].count(None) > 1:
         return None
-    emit = _Emitter(node, out)
+    emit = Emitter(node, out)
     channels = math.prod(kernel.shape[:summed])
     rows = emit.reshape("rows", tensor, (*kept, channels))
     weights = [np.reshape(kernel, (channels, -1)), *(np.ravel(array) for array in bias)]
@@ -71,7 +68,7 @@ def multi_head_attention(node: Node, out: Rewriter) -> Any:
     if inputs is None or config["activity_regularizer"] or not isinstance(config["output_shape"] or 0, int):
         return None
     query, value, key = inputs
-    heads, emit = config["num_heads"], _Emitter(node, out)
+    heads, emit = config["num_heads"], Emitter(node, out)
     weights = iter(out.graph.weights_of(layer))
 
     def dense(role: str, tensor: Tensor, axes: int) -> Tensor:
@@ -101,12 +98,48 @@ def multi_head_attention(node: Node, out: Rewriter) -> Any:
 
 
 def attention(node: Node, out: Rewriter) -> Any:
-    """Attention with score_mode="dot", use_scale=False and no mask -> softmax(q k^T) v."""
+    """Attention, AdditiveAttention without padding masks -> softmax(scores) v."""
     layer = node.layer
-    if type(layer) is not _L.Attention or layer.use_scale or layer.score_mode != "dot":
+    if type(layer) not in {_L.Attention, _L.AdditiveAttention}:
         return None
-    inputs = _query_value_key(node)
-    return inputs and _Emitter(node, out).attend(inputs[0], inputs[2], inputs[1], float(layer.dropout))
+    inputs = _query_value_key(node, masks=True)
+    causal = bool(layer.causal or node.kwargs.get("use_causal_mask"))
+    if inputs is None or (causal and not all(tensor.shape[1] for tensor in inputs)):
+        return None
+    query, value, key = inputs
+    emit, weights = Emitter(node, out), list(out.graph.weights_of(layer))
+    if type(layer) is _L.Attention and layer.score_mode == "dot":
+        scores = emit.matmul("scores", query, key, transpose=True)
+        scores = _times_learned(emit, "scores_scaled", scores, weights[0]) if layer.use_scale else scores
+    else:
+        scores = _additive_scores(emit, query, key, weights)
+    return emit.weigh(scores, value, float(layer.dropout), causal=causal)
+
+
+def _additive_scores(emit: Emitter, query: Tensor, key: Tensor, weights: list[Array]) -> Tensor:
+    """Emit the sum over c of w[c] * tanh(query[t, c] + key[s, c]), for all pairs t and s: [N, T, S].
+
+    Attention(score_mode="concat") has one number in place of w, and one that scales the sum within the tanh.
+    """
+    layer, (batch, steps, channels), read = emit.node.layer, query.shape, key.shape[1]
+    by_row = emit.function("query_rows", tf.expand_dims, (query,), {"axis": 2}, shape=(batch, steps, 1, channels))
+    by_column = emit.function("key_columns", tf.expand_dims, (key,), {"axis": 1}, shape=(batch, 1, read, channels))
+    pairs = emit.merge("pairs", _L.Add, by_row, by_column)
+    additive = type(layer) is _L.AdditiveAttention
+    if layer.use_scale and not additive:
+        pairs = _times_learned(emit, "pairs_scaled", pairs, weights[0])
+    bent = emit.call("tanh", lambda name: _L.Activation("tanh", name=name), pairs, pairs.shape)
+    if layer.use_scale and additive:
+        columns = emit.dense("sums", bent, [np.reshape(weights[0], (-1, 1))], None, None)
+        return emit.squeeze("scores", columns, [3])
+    sums = emit.function("sums", tf.reduce_sum, (bent,), {"axis": 3}, shape=pairs.shape[:-1])
+    return sums if additive else _times_learned(emit, "scores", sums, weights[-1])
+
+
+def _times_learned(emit: Emitter, role: str, tensor: Tensor, weight: Array) -> Tensor:
+    """Emit the product with one learned number."""
+    factor = emit.learned(f"{role}_factor", tensor, weight)
+    return emit.function(role, tf.multiply, (tensor, factor), {}, shape=tensor.shape)
 
 
 def _query_value_key(node: Node, *, masks: bool = False) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -137,7 +170,7 @@ def _is_mask_known(node: Node, inputs: list[Tensor]) -> bool:
     return fits and all(len(tensor.shape) == _RANK and tensor.shape[1] for tensor in inputs)
 
 
-def _mask(node: Node, emit: _Emitter) -> Tensor | None:
+def _mask(node: Node, emit: Emitter) -> Tensor | None:
     """The argument `attention_mask` [N, T, S] as [N, 1, T, S], one for all heads; None without one."""
     mask = node.kwargs.get("attention_mask")
     if mask is None:
@@ -157,7 +190,7 @@ def masked_softmax(node: Node, out: Rewriter) -> Any:
         return None
     if mask.dtype != "bool" or node.layer.axis != -1 or len(mask.shape) != len(tensor.shape):
         return None
-    emit = _Emitter(node, out)
+    emit = Emitter(node, out)
     scores = emit.call("masked", lambda name: MaskedScores(name=name), [tensor, mask], tensor.shape)
     return emit.call("", lambda name: _L.Softmax(name=name), scores, scores.shape)
 
@@ -169,84 +202,3 @@ def _named_inputs(node: Node) -> dict[str, Tensor]:
     by_position = first if isinstance(first, list | tuple) else node.args
     given = dict(zip(names, by_position, strict=False)) | {n: node.kwargs[n] for n in names if n in node.kwargs}
     return {name: tensor for name, tensor in given.items() if isinstance(tensor, Tensor)}
-
-
-class _Emitter:
-    """Emits the calls that replace one call; makes one layer per role, so that a shared layer stays shared."""
-
-    def __init__(self, node: Node, out: Rewriter) -> None:
-        self.node = node
-        self.out = out
-
-    def call(
-        self,
-        role: str,
-        make: Callable[[str], object],
-        inputs: object,
-        shape: tuple[int | None, ...],
-        weights: list[Array] | None = None,
-    ) -> Tensor:
-        """Emit a call of the layer `make(name)`; `role` becomes the suffix of the name and of the path."""
-        suffix = f"_{role}" if role else ""
-        layer = self.out.once(self.node.layer, role or "projection", lambda: make(f"{self.node.layer.name}{suffix}"))
-        return self.out.call(layer, f"{self.node.path}{suffix}", inputs, shape=shape, weights=weights)
-
-    def dense(self, role: str, tensor: Tensor, weights: list[Array], *regularizers: object) -> Tensor:
-        """A Dense layer with these weights, its kernel [channels, units]."""
-        units, (of_kernel, of_bias) = weights[0].shape[1], regularizers
-        trainable = self.node.layer.trainable
-        return self.call(role, lambda name: _L.Dense(
-            units, use_bias=len(weights) > 1, kernel_regularizer=of_kernel, bias_regularizer=of_bias, name=name,
-            trainable=trainable,
-        ), tensor, (*tensor.shape[:-1], units), weights)  # fmt: skip
-
-    def scale(self, role: str, tensor: Tensor, factor: float) -> Tensor:
-        """Emit a frozen multiplication by `factor`, which export folds into the projection before it."""
-        ones = np.ones(tensor.channels or 1, np.float32)
-        return self.call(role, lambda name: Affine(name=name), tensor, tensor.shape, [ones * factor, ones * 0.0, ones])
-
-    def reshape(self, role: str, tensor: Tensor, shape: tuple[int | None, ...]) -> Tensor:
-        """Emit a Reshape, unless the tensor has the shape already; one size besides the batch may be None."""
-        if shape == tensor.shape:
-            return tensor
-        sizes = [-1 if size is None else size for size in shape[1:]]
-        return self.call(role, lambda name: _L.Reshape(sizes, name=name), tensor, shape)
-
-    def permute(self, role: str, tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
-        """Emit a Permute; `axes` counts from 1, as axis 0 is the batch."""
-        shape = (tensor.shape[0], *(tensor.shape[axis] for axis in axes))
-        return self.call(role, lambda name: _L.Permute(axes, name=name), tensor, shape)
-
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        dropout: float,
-        *,
-        mask: Tensor | None = None,
-        causal: bool = False,
-    ) -> Tensor:
-        """softmax(query key^T) value over the last two axes; see `MaskedScores` for mask and causal."""
-        scores = self._product("scores", query, key, transpose=True)
-        if mask is not None or causal:
-            inputs = scores if mask is None else [scores, mask]
-            scores = self.call("masked", lambda name: MaskedScores(causal=causal, name=name), inputs, scores.shape)
-        weights = self.call("softmax", lambda name: _L.Softmax(name=name), scores, scores.shape)
-        if dropout:
-            weights = self.call("dropout", lambda name: _L.Dropout(dropout, name=name), weights, weights.shape)
-        return self._product("mixed", weights, value, transpose=False)
-
-    def _product(self, role: str, left: Tensor, right: Tensor, *, transpose: bool) -> Tensor:
-        shape = (*left.shape[:-1], right.shape[-2] if transpose else right.channels)
-        return self.function(role, tf.linalg.matmul, (left, right), {"transpose_b": transpose}, shape=shape)
-
-    def function(
-        self, role: str, function: Function, args: Args, kwargs: Kwargs, *, shape: Shape, dtype: str = ""
-    ) -> Tensor:
-        """Emit a call of a TensorFlow function, whose result has the dtype of the first argument unless told."""
-        result = self.call(role, lambda name: TFOpLambda(function, name=name), args[0], shape)
-        result.dtype = dtype or result.dtype
-        if result.producer is not None:
-            result.producer.args, result.producer.kwargs = args, kwargs
-        return result

@@ -12,19 +12,18 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Node, Tensor
-from tfmot_ops.core.graph.layers import AxisMean, InverseRoot, Shift
+from tfmot_ops.core.graph.layers import AxisMean, InverseRoot, Power, Shift
+from tfmot_ops.core.graph.of_weights import weights_of
 from tfmot_ops.core.graph.pointwise import Pointwise
 from tfmot_ops.core.graph.rewrite import Rewriter
 from tfmot_ops.core.graph.rules.arithmetic import arguments_of, symbol_of, without_addend
+from tfmot_ops.core.graph.signs import is_never_negative
+from tfmot_ops.core.graph.steepness import is_close_when_rounded
 from tfmot_ops.core.keras.pinned import keras
 
 _L = keras.layers
 #: Operands at which a function is compared with a root, from the smallest to the largest usual variance.
 _GRID = np.concatenate([[0.0], np.geomspace(1e-6, 1e3, 64)]).astype(np.float32)
-#: Functions whose result is not negative where their operand is not.
-_KEEP_SIGN = {"math.reduce_mean", "math.reduce_sum", "math.reduce_max", "identity", "reshape", "expand_dims"}
-_NEVER_NEGATIVE = {"math.square", "math.squared_difference", "math.abs", "math.reduce_variance", "nn.relu"}
-_MEANS = (AxisMean, _L.GlobalAveragePooling1D, _L.GlobalAveragePooling2D, _L.Reshape)
 
 
 def inverse_root(node: Node, out: Rewriter) -> Any:
@@ -46,6 +45,22 @@ def division_by_root(node: Node, out: Rewriter) -> Any:
         return None
     inverse = _emit(out, *found, path=f"{node.path}_inverse")
     return out.call(_L.Multiply(name=node.layer.name), node.path, [numerator, inverse], shape=node.output().shape)
+
+
+def learned_power(node: Node, out: Rewriter) -> Any:
+    """X ** p with a learned number p and an x that is never negative -> Power, a table for the p at the export."""
+    operands: Any = node.args if symbol_of(node) == "math.pow" and len(node.args) == 2 else ()  # noqa: PLR2004 - x and p
+    if not all(isinstance(operand, Tensor) for operand in operands) or len(operands) == 0:
+        return None
+    tensor, exponent = operands
+    is_number = exponent.producer in out.of_weights and exponent.shape == ()
+    if not is_number or not tensor.is_float or not is_never_negative(tensor):
+        return None
+    value = float(weights_of(exponent, out.graph))
+    steps = [{"function": "math.pow", "args": [{"value": 0}, value], "kwargs": {}}]
+    if not is_close_when_rounded(steps, lowest=0.0):
+        return None
+    return out.call(Power(name=node.layer.name), node.path, [tensor, exponent], shape=tensor.shape)
 
 
 def variance(node: Node, out: Rewriter) -> Any:
@@ -81,7 +96,7 @@ def _root(node: Node, out: Rewriter, function: Any) -> tuple[Tensor, float] | No
     elif symbol_of(node) == {tf.math.sqrt: "math.sqrt", tf.math.rsqrt: "math.rsqrt"}[function]:
         operand, addends = without_addend(operand, out)
         addend = float(addends[0]) if np.ptp(addends) == 0.0 else None
-    return (operand, addend) if addend and _is_never_negative(operand) else None
+    return (operand, addend) if addend and is_never_negative(operand) else None
 
 
 def _addend(layer: Pointwise, function: Any) -> float | None:
@@ -94,15 +109,3 @@ def _addend(layer: Pointwise, function: Any) -> float | None:
         addend = at_zero**2 if function is tf.math.sqrt else at_zero**-2
         expected = np.asarray(function(tf.constant(_GRID, tf.float64) + addend))
     return addend if np.allclose(values, expected, rtol=1e-3) else None
-
-
-def _is_never_negative(tensor: Tensor) -> bool:
-    node = tensor.producer
-    if node is None:
-        return False
-    if symbol_of(node) in _NEVER_NEGATIVE or isinstance(node.layer, _L.ReLU):
-        return True
-    if type(node.layer) is _L.Multiply:
-        return len(set(node.inputs())) == 1
-    keeps = symbol_of(node) in _KEEP_SIGN or type(node.layer) in _MEANS
-    return keeps and all(_is_never_negative(each) for each in node.inputs())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Node, Tensor
 from tfmot_ops.core.graph.rewrite import Rewriter
@@ -14,6 +16,8 @@ from tfmot_ops.core.graph.rules.masks import masked_by_hand
 from tfmot_ops.core.keras.pinned import keras
 
 _L = keras.layers
+#: Keras' names for the logarithm of a softmax.
+LOG_SOFTMAX = {"nn.log_softmax", "math.log_softmax"}
 #: Largest number that may be added to the sum: the sum is 1 or more, as the largest exponential is exp(0).
 _SMALL = 1e-6
 
@@ -40,7 +44,10 @@ def softmax_by_hand(node: Node, out: Rewriter) -> Any:
 
 
 def softmax_of_inner_axis(node: Node, out: Rewriter) -> Any:
-    """A softmax over another axis than the last -> Permute, Softmax, Permute: TFLite has the last axis only."""
+    """A softmax, or its logarithm, over another axis than the last -> Permute, Softmax, Permute.
+
+    TFLite computes both over the last axis only.
+    """
     axis = _axis(node)
     inputs = node.inputs()
     if axis is None or len(inputs) != 1 or not inputs[0].is_float:
@@ -53,7 +60,8 @@ def softmax_of_inner_axis(node: Node, out: Rewriter) -> Any:
     order = [number for number in range(rank) if number != axis] + [axis]
     name, last = node.layer.name, tuple(tensor.shape[number] for number in order)
     permute = out.once(node.layer, "axis_last", lambda: _L.Permute(order[1:], name=f"{name}_axis_last"))
-    softmax = out.once(node.layer, "softmax", lambda: _L.Softmax(name=f"{name}_softmax"))
+    make = partial(_L.Activation, tf.nn.log_softmax) if symbol_of(node) in LOG_SOFTMAX else _L.Softmax
+    softmax = out.once(node.layer, "softmax", lambda: make(name=f"{name}_softmax"))
     back = out.once(
         node.layer, "axis_back", lambda: _L.Permute([int(number) for number in np.argsort(order)][1:], name=name)
     )
@@ -63,7 +71,7 @@ def softmax_of_inner_axis(node: Node, out: Rewriter) -> Any:
 
 def _axis(node: Node) -> int | None:
     """The one axis of a softmax without a mask; None for any other call."""
-    if symbol_of(node) == "nn.softmax":
+    if symbol_of(node) in {"nn.softmax", *LOG_SOFTMAX}:
         axis = (arguments_of(node) or {}).get("axis")
     elif type(node.layer) is _L.Softmax and node.kwargs.get("mask") is None:
         axis = node.layer.axis

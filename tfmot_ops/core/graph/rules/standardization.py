@@ -11,6 +11,8 @@ from tfmot_ops.core.graph.ir import Node, Tensor
 from tfmot_ops.core.graph.layers import AxisMean, InverseRoot, Shift
 from tfmot_ops.core.graph.rewrite import Rewriter, channel_constant
 from tfmot_ops.core.graph.rules.arithmetic import arguments_of, symbol_of
+from tfmot_ops.core.graph.rules.emitting import Emitter
+from tfmot_ops.core.graph.steepness import FEWEST_ELEMENTS
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Function
 
@@ -49,13 +51,49 @@ def normalization(node: Node, out: Rewriter) -> Any:
         result = _standardized(node, out, tensor, [rank - 1])
         return _learned_affine(node, out, result)
     if type(layer) is _L.GroupNormalization:
-        return _group_normalization(node, out)
+        (tensor,) = node.inputs()
+        is_last = int(np.ravel(layer.axis)[0]) % len(tensor.shape) == len(tensor.shape) - 1
+        return _group_normalization(node, out, tensor) if is_last else None
     if type(layer) is _L.UnitNormalization:
         return _unit_length(node, out, layer.axis)
     if symbol_of(node) == "math.l2_normalize":
         given = arguments_of(node) or {}
         return _unit_length(node, out, given.get("axis"), float(given.get("epsilon", _LENGTH_EPSILON)))
     return None
+
+
+def normalization_of_axes(node: Node, out: Rewriter) -> Any:
+    """LayerNormalization over other axes than the last -> over the last one, between transposes and reshapes.
+
+    For example over the axes 1, 2 and 3 of [N, H, W, C]: reshaped to [N, H * W * C], normalised, and reshaped back.
+    GroupNormalization of channels in another axis than the last is transposed too.
+    """
+    layer = node.layer
+    if type(layer) not in {_L.LayerNormalization, _L.GroupNormalization}:
+        return None
+    (tensor,) = node.inputs()
+    rank = len(tensor.shape)
+    # Ascending, as Keras reads scale and offset in the order of the input's axes.
+    axes = sorted(int(axis) % rank for axis in np.ravel(layer.axis))
+    others = [axis for axis in range(rank) if axis not in axes]
+    unknown = [axis for axis in range(1, rank) if tensor.shape[axis] is None]
+    if axes == [rank - 1] or 0 in axes or set(unknown) & set(axes) or len(unknown) > 1 or not tensor.is_float:
+        return None
+    elements = math.prod(tensor.shape[axis] or 1 for axis in axes)
+    if type(layer) is _L.LayerNormalization and elements < FEWEST_ELEMENTS:
+        return None
+    emit, order = Emitter(node, out), [*others, *axes]
+    in_order = emit.permute("axes_last", tensor, tuple(order[1:])) if order != sorted(order) else tensor
+    if type(layer) is _L.GroupNormalization:
+        result = _group_normalization(node, out, in_order)
+    else:
+        joined = (*(tensor.shape[axis] for axis in others), elements)
+        flat = emit.reshape("axes_joined", in_order, joined)
+        result = _learned_affine(node, out, _standardized(node, out, flat, [len(joined) - 1]))
+        result = emit.reshape("axes_split", result, in_order.shape)
+    if result is None or in_order is tensor:
+        return result
+    return emit.permute("axes_back", result, tuple(order.index(axis) for axis in range(1, rank)))
 
 
 #: TensorFlow's lower limit of the sum of squares, in `tf.math.l2_normalize`.
@@ -79,11 +117,10 @@ def _unit_length(node: Node, out: Rewriter, axis: Any, epsilon: float = _LENGTH_
     return out.affine(node.path, scaled, 1.0 / math.sqrt(size), 0.0)
 
 
-def _group_normalization(node: Node, out: Rewriter) -> Any:
-    layer, (tensor,) = node.layer, node.inputs()
-    axis = layer.axis if isinstance(layer.axis, int) else layer.axis[0]
-    sizes = tensor.shape[1:-1]
-    if axis % len(tensor.shape) != len(tensor.shape) - 1 or not tensor.channels or None in sizes:
+def _group_normalization(node: Node, out: Rewriter, tensor: Tensor) -> Any:
+    """Emit GroupNormalization of a tensor [N, ..., C]; None where a size besides the batch is unknown."""
+    layer, sizes = node.layer, tensor.shape[1:-1]
+    if not tensor.channels or None in sizes:
         return None
     groups = tensor.channels if layer.groups == -1 else layer.groups
     # [N, H, W, C] -> [N, H * W, groups, C / groups]: four axes, for an input of any rank.
@@ -97,8 +134,8 @@ def _group_normalization(node: Node, out: Rewriter) -> Any:
 
 def _learned_affine(node: Node, out: Rewriter, tensor: Tensor) -> Tensor:
     layer, weights = node.layer, list(out.graph.weights_of(node.layer))
-    scale = weights.pop(0) if layer.scale else 1.0
-    offset = weights.pop(0) if layer.center else 0.0
+    scale = np.ravel(weights.pop(0)) if layer.scale else 1.0
+    offset = np.ravel(weights.pop(0)) if layer.center else 0.0
     if not (layer.scale or layer.center):
         return tensor
     return out.affine(node.path, tensor, scale, offset, trainable=layer.trainable)

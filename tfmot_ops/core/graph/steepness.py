@@ -1,0 +1,95 @@
+"""Whether a function of one number, computed from int8 values, is close to the function itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfmot_ops.core.graph.ir import Node, Tensor
+from tfmot_ops.core.graph.pointwise import Pointwise
+
+#: Fewer elements have norms and deviations so different in size that their inverses lose in int8: 23 dB for 4 of them.
+FEWEST_ELEMENTS = 8
+#: Lower limit of what a root is taken of: at 0 its slope is infinite, and training would give NaN.
+TINY = 1e-20
+#: Largest magnitude of the inputs for which a function has to be finite, and its largest slope there, to count as tame.
+_FAR, _STEEP, _POINTS = 64.0, 16.0, 8193
+#: Largest magnitudes that `is_close_when_rounded` tries, and the signal-to-noise ratio in dB that it asks for.
+_MAGNITUDES, _LEAST_DB = (0.25, 4.0, 64.0), 30.0
+#: Functions whose results are roots.
+_ROOTS = {"math.sqrt", "math.reduce_std", "math.reduce_euclidean_norm", "norm", "linalg.norm", "compat.v1.norm"}
+#: Functions of roots that may stand before an inverse: ConvNeXt V2 divides by the mean of the channels' norms.
+_OF_ROOTS = {"math.reduce_mean", "identity", "reshape", "expand_dims", "compat.v1.squeeze"}
+#: What stands between a root and its inverse: a small constant that is added, or a lower limit.
+_OF_INVERSES = {"math.reciprocal", "math.truediv", "math.divide", "math.add", "__operators__.add", "math.maximum"}
+
+
+def is_tame(steps: Sequence[Mapping[str, Any]], *, lowest: float = -1.0) -> bool:
+    """Whether a function is finite and not steep for all inputs of the usual magnitudes.
+
+    Example: `x / (1 + |x|)` is; `log(x + 1e-5)` is not: close to 0 the steps of int8 would be seen in its result.
+
+    Args:
+        steps: the function, as `Pointwise` takes it.
+        lowest: the lowest input as a part of the highest: 0 for a tensor that is never negative.
+    """
+    grid = np.linspace(lowest * _FAR, _FAR, _POINTS, dtype=np.float32)
+    values = _values(steps, grid)
+    return bool(np.isfinite(values).all() and (np.abs(np.diff(values)) <= _STEEP * np.diff(grid)).all())
+
+
+def is_close_when_rounded(steps: Sequence[Mapping[str, Any]], *, lowest: float) -> bool:
+    """Whether a function of rounded inputs has 30 dB or more, also where most inputs are close to 0.
+
+    Example: a square root has, whose slope at 0 is infinite; a logarithm, an inverse and x ** 0.2 have not. The inputs
+    are r * u * u with u evenly spaced, as squares are spread, for several magnitudes r.
+
+    Args:
+        steps: the function, as `Pointwise` takes it.
+        lowest: see `is_tame`.
+    """
+    spaced = np.linspace(-1.0 if lowest else 0.0, 1.0, _POINTS)
+    for magnitude in _MAGNITUDES:
+        inputs = magnitude * spaced * np.abs(spaced)
+        step = magnitude * (1.0 - lowest) / 255
+        exact, rounded = _values(steps, inputs), _values(steps, np.round(inputs / step) * step)
+        if not (np.isfinite(exact).all() and np.isfinite(rounded).all()):
+            return False
+        noise = float(np.sum((rounded - exact) ** 2))
+        if float(np.sum(exact**2)) < noise * 10 ** (_LEAST_DB / 10):
+            return False
+    return True
+
+
+def is_inverse_of_root(source: Tensor, steps: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a function is 1 / (x + c) of a root x or a mean of roots, as in a division by a norm or by a deviation.
+
+    Layer normalisation has such an inverse too. It serves in int8, as norms of one tensor are of similar magnitude.
+    """
+    node = source.producer
+    while node is not None and _symbol(node) in _OF_ROOTS and len(node.inputs()) == 1:
+        node = node.inputs()[0].producer
+    if node is None or _symbol(node) not in _ROOTS or not {step["function"] for step in steps} <= _OF_INVERSES:
+        return False
+    return _symbol(node) == "math.sqrt" or reduced_elements(node) >= FEWEST_ELEMENTS
+
+
+def reduced_elements(node: Node) -> int:
+    """How many elements a reduction makes one of; 0 where sizes are unknown."""
+    before, after = (tensor.shape[1:] for tensor in (node.inputs()[0], node.output()))
+    if None in before or None in after:
+        return 0
+    return math.prod(size or 0 for size in before) // max(math.prod(size or 0 for size in after), 1)
+
+
+def _symbol(node: Node) -> str | None:
+    return getattr(node.layer, "symbol", None)
+
+
+def _values(steps: Sequence[Mapping[str, Any]], inputs: np.ndarray) -> np.ndarray:
+    with tf.init_scope():
+        return np.asarray(Pointwise(steps)(tf.constant(inputs, tf.float32)), np.float64)
