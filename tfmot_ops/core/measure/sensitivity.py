@@ -17,7 +17,6 @@ from tfmot_ops.contract import Method, Recipe
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors, unique_names
 from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.read import read_graph
-from tfmot_ops.core.graph.rules import QAT_RULES
 from tfmot_ops.core.graph.run import infer
 from tfmot_ops.core.graph.samples import Calibration, calibration_batches
 from tfmot_ops.core.keras import private
@@ -258,7 +257,7 @@ class _Group:
 
 def _origins(model: keras.Model) -> dict[str, str]:
     """Name of a layer of the QAT model -> path of the layer of the user's model that it was made from."""
-    normal = normalize_graph(read_graph(model), QAT_RULES)
+    normal = normalize_graph(read_graph(model), for_qat=True)
     names = unique_names(dict.fromkeys(node.path for node in normal.nodes), normal.input_names.values())
     return {names[node.path]: node.origin for node in normal.nodes}
 
