@@ -35,6 +35,12 @@ def _squash(x: Any, compute: Call) -> Any:
     return compute(tf.reduce_sum(tf.square(x), -1, keepdims=True))
 
 
+def _squash_by_exponential(x: Any) -> Any:
+    """Of Efficient-CapsNet (Mazzia et al. 2021, arXiv:2101.12491)."""
+    norm = tf.norm(x, axis=-1, keepdims=True)
+    return (1 - 1 / (tf.exp(norm) + 1e-20)) * (x / (norm + 1e-7))
+
+
 def _response(x: Any) -> Any:
     """As in ConvNeXt V2."""
     norm = tf.norm(x, axis=-1, keepdims=True)
@@ -91,6 +97,7 @@ CALLS: dict[str, tuple[np.ndarray, dict[str, Call]]] = {
             "squash": lambda x: _squash(x, lambda n: x * n / (1 + n) / tf.sqrt(n + 1e-7)),
             "squash by a factor": lambda x: _squash(x, lambda n: n / (1 + n) / tf.sqrt(n + 1e-7) * x),
             "squash by a norm": lambda x: _squash(x, lambda n: x * (tf.norm(x, axis=-1, keepdims=True) / (1 + n))),
+            "squash by an exponential": _squash_by_exponential,
             "division by a norm": lambda x: x / (tf.norm(x, axis=-1, keepdims=True) + 1e-7),
             "response normalisation": _response,
             "cosine": lambda x: tf.nn.l2_normalize(x, -1) * tf.nn.l2_normalize(x[:, ::-1], -1),

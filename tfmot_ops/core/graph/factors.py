@@ -55,13 +55,10 @@ def _regroup(graph: Graph) -> None:
         scaled = _scaled(node, clusters)
         before = known.get(scaled.base) if scaled is not None else None
         is_inner = scaled is not None and len(readers[scaled.base]) == 1 and scaled.base not in results
-        if scaled is None or before is None or not is_inner or not _combine(before, scaled):
+        call = _combined(node, before, scaled, clusters) if scaled and before and is_inner else None
+        if scaled is None or before is None or call is None:
             nodes.append(node)
         else:
-            # (x / f) / g = x / (f * g); (x * f) / g = x / (g / f); (x / f) * g = x * (g / f).
-            function = tf.multiply if before.divides == scaled.divides else tf.divide
-            call = _call(function, f"{node.path}_factor", (scaled.factor, before.factor), node, scaled.factor)
-            clusters.sources[call] = scaled.source
             scaled = scaled._replace(base=before.base, factor=call.output())
             apply = tf.divide if scaled.divides else tf.multiply
             nodes += [call, _call(apply, node.path, (scaled.base, scaled.factor), node)]
@@ -70,10 +67,24 @@ def _regroup(graph: Graph) -> None:
     graph.nodes = nodes
 
 
-def _combine(before: _Scaled, after: _Scaled) -> bool:
-    """Whether two factors become one: both of one tensor, of one shape, and one of them divides."""
+def _combined(node: Node, before: _Scaled, after: _Scaled, clusters: Clusters) -> Node | None:
+    """The call that makes one factor of two; None where they are no table, or functions of different tensors."""
     same = before.source is after.source and before.factor.shape == after.factor.shape
-    return same and (before.divides or after.divides)
+    if not same or not (before.divides or after.divides):
+        return None
+    # (x / f) / g = x / (f * g); (x * f) / g = x / (g / f); (x / f) * g = x * (g / f).
+    function = tf.multiply if before.divides == after.divides else tf.divide
+    call = _call(function, f"{node.path}_factor", (after.factor, before.factor), node, after.factor)
+    clusters.sources[call] = after.source
+    steps = clusters.steps(call)
+    if clusters.fits_table(call, _inverted(steps) if after.divides else steps):
+        return call
+    del clusters.sources[call]
+    return None
+
+
+def _inverted(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [*steps, {"function": "math.reciprocal", "args": [{"value": len(steps)}], "kwargs": {}}]
 
 
 def _scaled(node: Node, clusters: Clusters) -> _Scaled | None:
@@ -101,9 +112,7 @@ def _as_product(node: Node, clusters: Clusters) -> list[Node]:
     before = divisor.producer
     if before is None or clusters.source_of(before) is None:
         return []
-    steps = clusters.steps(before)
-    inverse = {"function": "math.reciprocal", "args": [{"value": len(steps)}], "kwargs": {}}
-    if not clusters.fits_table(before, [*steps, inverse]):
+    if not clusters.fits_table(before, _inverted(clusters.steps(before))):
         return []
     call = _call(tf.math.reciprocal, f"{node.path}_inverse", (divisor,), node, divisor)
     return [call, _call(tf.math.multiply, node.path, (dividend, call.output()), node)]
