@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
-from tfmot_ops.contract import Headline
+from tfmot_ops.contract import Goals, Headline
 from tfmot_ops.search.front import COSTS
 
+#: Cost -> the goal that limits it.
+_LIMITS = {
+    "target_flash_bytes": "max_flash",
+    "gzip_bytes": "max_gzip",
+    "target_ram_bytes": "max_ram",
+    "latency_ms": "max_latency",
+}
 #: State of a candidate -> its colour in the page and in the picture.
 COLOURS = {"chosen": "#0f7b3f", "front": "#1f5fbf", "other": "#8a8f98"}
 #: State of a candidate -> what the legends call it.
@@ -36,12 +44,26 @@ def _unit(metric: str) -> tuple[float, str]:
     return (1.0, "ms") if metric.endswith("_ms") else (1 / 1024, "KiB")
 
 
-def figure(points: Sequence[Point], headline: Headline) -> Any:
+def worst_value(points: Sequence[Point], headline: Headline, goals: Goals) -> float | None:
+    """The worst value of the metric that meets the goals, a share in percent; None without such a goal."""
+    found = [] if goals.min_metric is None else [goals.min_metric]
+    reference = points[0].metrics.get(f"float_{headline.name}")
+    if goals.max_drop is not None and reference is not None:
+        drop = goals.max_drop / 100 if headline.is_share else goals.max_drop
+        found.append(reference - drop if headline.higher_is_better else reference + drop)
+    if not found:
+        return None
+    strictest = max(found) if headline.higher_is_better else min(found)
+    return strictest * (100.0 if headline.is_share else 1.0)
+
+
+def figure(points: Sequence[Point], headline: Headline, goals: Goals) -> Any:
     """The Plotly figure: the headline metric over a cost, which a menu chooses among those that were measured.
 
     Args:
         points: the candidates whose chain ended well.
         headline: the task's metric.
+        goals: drawn as dashed lines, as far as they limit one of the two axes.
     """
     import plotly.graph_objects as go
 
@@ -58,6 +80,8 @@ def figure(points: Sequence[Point], headline: Headline) -> Any:
         "xaxis": {"title": {"text": _axis(costs[0])}, "rangemode": "tozero"},
         "yaxis": {"title": {"text": headline.words + (" in %" if headline.is_share else "")}, "automargin": True},
         "legend": {"orientation": "h", "y": -0.2},
+        "height": 520,
+        "shapes": _lines(points, headline, goals, costs[0]),
     }
     if len(costs) > 1:
         groups = [[p for p in points if p.state == state] for state in ("chosen", "front", "other")]
@@ -65,7 +89,10 @@ def figure(points: Sequence[Point], headline: Headline) -> Any:
             {
                 "label": COSTS[cost],
                 "method": "update",
-                "args": [{"x": [_values(group, cost) for group in groups if group]}, {"xaxis.title.text": _axis(cost)}],
+                "args": [
+                    {"x": [_values(group, cost) for group in groups if group]},
+                    {"xaxis.title.text": _axis(cost), "shapes": _lines(points, headline, goals, cost)},
+                ],
             }
             for cost in costs
         ]
@@ -73,15 +100,27 @@ def figure(points: Sequence[Point], headline: Headline) -> Any:
     return go.Figure(traces, layout)
 
 
+def _lines(points: Sequence[Point], headline: Headline, goals: Goals, cost: str) -> list[dict[str, Any]]:
+    """Plotly's shapes for the goals: the largest cost, and the worst value of the metric."""
+    line = {"type": "line", "line": {"dash": "dash", "width": 1, "color": "#555555"}}
+    limit, worst = getattr(goals, _LIMITS.get(cost, ""), None), worst_value(points, headline, goals)
+    lines = [] if worst is None else [{**line, "xref": "paper", "x0": 0, "x1": 1, "y0": worst, "y1": worst}]
+    if limit is not None:
+        place = _unit(cost)[0] * limit
+        lines.append({**line, "yref": "paper", "y0": 0, "y1": 1, "x0": place, "x1": place})
+    return lines
+
+
 def _trace(go: Any, group: list[Point], state: str, cost: str, heights: list[float]) -> Any:
+    # Names of beaten candidates would hide each other: they are shown under the pointer.
     return go.Scatter(
         x=_values(group, cost),
         y=heights,
-        mode="markers+text",
+        mode="markers" if state == "other" else "markers+text",
         name=WORDS[state],
         text=[point.name for point in group],
-        textposition="top center",
-        hovertext=[point.verdict for point in group],
+        textposition="top center" if state == "chosen" else "bottom center",
+        hovertext=[f"{point.name}: {point.verdict}" for point in group],
         marker={"size": 16 if state == "chosen" else 11, "color": COLOURS[state]},
     )
 
@@ -95,16 +134,28 @@ def _values(group: list[Point], metric: str) -> list[float | None]:
     return [scale * point.metrics[metric] if metric in point.metrics else None for point in group]
 
 
-def page(points: Sequence[Point], headline: Headline, title: str, rows: Sequence[Sequence[str]]) -> str:
+def page(
+    points: Sequence[Point],
+    headline: Headline,
+    goals: Goals,
+    title: str,
+    *,
+    conclusion: Sequence[str],
+    rows: Sequence[Sequence[str]],
+) -> str:
     """The page as HTML, with Plotly's own script in it (about 4.7 MB), so that it works without a network.
 
     Args:
         points: the candidates whose chain ended well; at least one.
         headline: the task's metric.
+        goals: what the file has to be.
         title: of the search.
+        conclusion: which candidate to take, in lines of text.
         rows: the table; its first row holds the titles.
     """
-    return render(title, figure(points, headline).to_html(full_html=False, include_plotlyjs=True), rows)
+    main = "".join(f'<p class="main">{escape(line)}</p>' for line in conclusion)
+    chart = figure(points, headline, goals).to_html(full_html=False, include_plotlyjs=True)
+    return render(title, main + chart, rows)
 
 
 def render(title: str, charts: str, rows: Sequence[Sequence[str]], below: str = "") -> str:

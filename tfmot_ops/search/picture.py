@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tfmot_ops.contract import Goals, Headline
-from tfmot_ops.search.page import COLOURS, WORDS, Point
+from tfmot_ops.search.page import COLOURS, WORDS, Point, worst_value
 from tfmot_ops.system import files
 
 #: Places of a name beside its point, in points of 1/72 inch: (x, y, which end of the text is there). The first that is
@@ -50,25 +50,12 @@ def draw(points: Sequence[Point], headline: Headline, goals: Goals, title: str, 
     axes.set_ylabel(headline.words + (" in %" if headline.is_share else ""))
     axes.set_title(title, fontsize=10)
     axes.margins(0.15)
-    _draw_goals(axes, goals, _worst(points, headline, goals), headline)
+    _draw_goals(axes, goals, worst_value(points, headline, goals), headline)
     axes.legend(loc="best", fontsize=8)
     canvas.draw()
     _write_names(axes, _names(axes, places), canvas.get_renderer())
     with files.whole(path) as part:
         chart.savefig(part, format="png", dpi=120)
-
-
-def _worst(points: Sequence[Point], headline: Headline, goals: Goals) -> float | None:
-    """The worst value of the metric that meets the goals, in the unit of the axis; None without such a goal."""
-    found = [] if goals.min_metric is None else [goals.min_metric]
-    reference = points[0].metrics.get(f"float_{headline.name}")
-    if goals.max_drop is not None and reference is not None:
-        drop = goals.max_drop / 100 if headline.is_share else goals.max_drop
-        found.append(reference - drop if headline.higher_is_better else reference + drop)
-    if not found:
-        return None
-    strictest = max(found) if headline.higher_is_better else min(found)
-    return strictest * (100.0 if headline.is_share else 1.0)
 
 
 def _draw_goals(axes: Any, goals: Goals, worst: float | None, headline: Headline) -> None:

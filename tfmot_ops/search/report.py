@@ -160,7 +160,9 @@ def write(ended: Ended, folder: Path, say: Callable[[str], None]) -> dict[str, P
     if importlib.util.find_spec("plotly") is None:
         say("search: no page, as Plotly is not installed: pip install 'tfmot-ops[search]'")
         return paths
-    files.write(folder / PAGE, page(points, headline, title, rows(ended)))
+    files.write(
+        folder / PAGE, page(points, headline, ended.goals, title, conclusion=conclusion(ended), rows=rows(ended))
+    )
     return {"page": folder / PAGE, **paths}
 
 
