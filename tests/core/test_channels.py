@@ -147,6 +147,8 @@ def test_a_scope_and_a_share_that_cannot_be_reached() -> None:
     assert smaller.get_layer("stem").filters == 16
     with pytest.raises(RecipeError, match=r"at most 1% of [\d,]+ multiplications"):
         core.prune_channels(model, half(0.01))
+    with pytest.raises(RecipeError, match=r"LayerNormalization \(1 calls\).* need all channels"):
+        core.prune_channels(net(other_layers), half(0.01))
     with pytest.raises(RecipeError, match="without channels"):
         core.prune_channels(model, FLOAT)
     assert core.recipes.decode("macs50_wi8_ai8").channels == Channels(macs=0.5)

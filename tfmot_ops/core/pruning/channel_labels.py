@@ -8,6 +8,7 @@ tensors makes the labels of a channel one.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -56,6 +57,7 @@ class ChannelLabels:
 
     Attributes:
         of: tensor -> labels [channels] of its last axis; those that belong together are not made equal yet, see `root`.
+        need_all: classes of the layers, or names of the functions, that need all channels of their inputs.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -64,6 +66,7 @@ class ChannelLabels:
         self._filters: dict[Layer, Labels] = {}
         self._reads: dict[Layer, Labels] = {}
         self.of: dict[Tensor, Labels] = {}
+        self.need_all: Counter[str] = Counter()
         for tensor in graph.inputs():
             self.of[tensor] = self._fixed_labels(tensor)
         for node in graph.nodes:
@@ -115,6 +118,7 @@ class ChannelLabels:
             self.of[outputs[0]] = labels
             return
         # What the call does with channels is not known, so it has to find all of them.
+        self.need_all[symbol_of(node) or type(node.layer).__name__] += bool(inputs)
         for tensor in node.inputs():
             self._fix(self.of[tensor])
         for tensor in outputs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +36,8 @@ from tfmot_ops.recipes.scope import select
 
 #: Least share of a layer's filters that stays, so that no layer becomes the bottleneck of the network.
 _LEAST_SHARE = 0.1
+#: Classes of layers that an error names.
+_NAMES_SHOWN = 3
 
 Mask = npt.NDArray[np.bool_]
 
@@ -129,10 +131,15 @@ class _Plan:
             raise RecipeError(
                 f"channels: {macs:.0%} of the multiplications cannot be reached",
                 required=f"at most {macs:.0%} of {self._macs(whole):,.0f} multiplications",
-                received=f"{self._macs(kept) / self._macs(whole):.0%} with every filter removed that can go",
+                received=f"{self._macs(kept) / self._macs(whole):.0%} with every filter removed that can go; "
+                f"{self._named(self.channels.need_all) or 'no layer'} need all channels of their inputs",
                 remedy="raise channels.macs, or exclude fewer layers by channels.scope",
             )
         return kept
+
+    @staticmethod
+    def _named(layers: Counter[str]) -> str:
+        return ", ".join(f"{name} ({count} calls)" for name, count in layers.most_common(_NAMES_SHOWN) if count)
 
     def _order(self, excluded: set[str]) -> Labels:
         """The labels that may be removed, the least important first, as far as each layer keeps enough filters."""
