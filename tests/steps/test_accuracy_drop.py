@@ -67,7 +67,8 @@ def test_the_drop_of_a_chain_is_against_the_trained_model(chain):
 def test_each_step_makes_the_outputs_that_its_options_name(chain):
     assert len(chain.results) == 6
     for result in chain.results:
-        assert set(result.outputs) == set(CLASSES[result.kind].makes)
+        # The output `sensitivity` is for recipes with `quantization.keep`, which this one has not.
+        assert set(result.outputs) == set(CLASSES[result.kind].makes) - {"sensitivity"}
 
 
 def test_size_and_compression_are_against_the_trained_model(chain):

@@ -11,8 +11,8 @@ import pytest
 from tfmot_ops import targets
 from tfmot_ops.cli.chain import Chain
 from tfmot_ops.cli.chain_table import summary_notes
-from tfmot_ops.cli.search import Search
 from tfmot_ops.contract import Goals, Limits, Status, StepResult, Target
+from tfmot_ops.search.goals import with_limits_as_goals
 
 pytestmark = pytest.mark.slow
 
@@ -77,10 +77,9 @@ def test_the_target_of_a_recipe_file_counts(rows: str, tmp_path: Path):
     assert result.parameters["target"] == "per_tensor_npu"
 
 
-def test_the_limits_of_a_target_are_goals_of_a_search(tmp_path: Path):
+def test_the_limits_of_a_target_are_goals_of_a_search():
     limits = Limits(flash_bytes=2048, ram_bytes=100, npu_share=0.9, inference_ms=3.0)
     target = targets.resolve_target("ethos_u55_128").model_copy(update={"limits": limits})
-    search = Search("mlp", "digits", Goals(max_flash=4096), tmp_path, None, target=target)
-    free = search._with_limits_as_goals()
+    goals, free = with_limits_as_goals(Goals(max_flash=4096), target)
     assert free.limits == Limits()
-    assert search.goals == Goals(max_flash=4096, max_ram=100, min_npu_share=0.9, max_latency=3.0)
+    assert goals == Goals(max_flash=4096, max_ram=100, min_npu_share=0.9, max_latency=3.0)
