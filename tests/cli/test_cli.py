@@ -63,7 +63,7 @@ class Optimized(NamedTuple):
 @pytest.fixture(scope="module")
 def optimized(tmp_path_factory):
     folder = tmp_path_factory.mktemp("optimize")
-    arguments = "optimize --model mobilenet_like --dataset digits --recipe sparse50_wi8_ai8 --output out"
+    arguments = "optimize --model resnet8 --dataset digits --recipe sparse50_wi8_ai8 --output out"
     budget = "--epochs 2 --fine-tune-epochs 2 --qat-epochs 1 --limit 100 --batch-size 32 --seed 3"
     done = _command(*f"{arguments} {budget}".split(), folder=folder)
     assert done.returncode == 0, done.stderr
@@ -102,7 +102,7 @@ def test_optimize_leaves_one_run_a_step_under_one_parent(optimized):
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
     assert [run.info.run_name for run in children] == CHAIN
     assert {run.info.status for run in runs} == {"FINISHED"}
-    assert parent.info.run_name == "mobilenet_like digits sparse50_wi8_ai8"
+    assert parent.info.run_name == "resnet8 digits sparse50_wi8_ai8"
     evaluated = children[CHAIN.index("evaluate")].data.metrics
     assert parent.data.metrics["int8_accuracy"] == evaluated["accuracy"]
     assert parent.data.metrics["accuracy_drop"] == evaluated["accuracy_drop"]
@@ -258,7 +258,7 @@ def test_a_step_that_fails_says_so_in_its_result_and_exit_code(tmp_path):
 
 def test_a_retry_with_the_same_key_leaves_one_run_and_one_result(tmp_path):
     tracking = Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db", key={"dag_id": "d", "task_id": "train"})
-    spec = StepSpec(step_id="train", tracking=tracking, options=TrainOptions(model="mobilenet_like", **DATA, epochs=0))
+    spec = StepSpec(step_id="train", tracking=tracking, options=TrainOptions(model="resnet8", **DATA, epochs=0))
     first, second = execute.execute(spec), execute.execute(spec)
     assert first.status is Status.OK, first.error
     assert first.tracking_run_id == second.tracking_run_id
@@ -315,7 +315,7 @@ for line in child.stdout:
 
 @pytest.mark.slow
 def test_a_killed_parent_takes_the_step_with_it(tmp_path):
-    options = TrainOptions(model="mobilenet_like", **DATA, epochs=100_000)
+    options = TrainOptions(model="resnet8", **DATA, epochs=100_000)
     spec = StepSpec(step_id="train", output_uri=str(tmp_path / "out"), options=options)
     arguments = ["run", "--spec", str(_write(spec, tmp_path)), "--result", "result.json", "--die-with-parent"]
     parent = subprocess.Popen(

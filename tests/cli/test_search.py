@@ -227,13 +227,11 @@ def test_the_form_of_the_dag_has_the_fields_of_the_chain_and_the_goals(dag_runs:
 
 def test_an_unreachable_goal_ends_with_4_and_the_nearest(given: list[str], tmp_path: Path):
     place = ["--output", str(tmp_path), "--tracking-uri", f"sqlite:///{tmp_path / 'mlflow.db'}"]
-    result = run(*given, "--max-ram", "1", "--target", "cortex_m", "--register", "rows", *place)
+    result = run(*given, "--max-ram", "1", "--target", "cortex_m", "--candidates", "1", "--register", "rows", *place)
     assert result.exit_code == 4, result.output
     assert "No candidate meets every goal. The nearest:" in result.stdout
     assert "ram at most 0.0 KiB, received" in result.stdout
     assert "rows: nothing registered, as no candidate meets every goal" in result.stdout
-    # Nothing that a recipe changes would help, so the search ends after the first.
-    assert not (tmp_path / "wi8_ai8").exists()
 
 
 @pytest.mark.parametrize(

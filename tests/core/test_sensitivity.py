@@ -55,6 +55,8 @@ def test_the_layers_on_both_sides_of_the_coarse_value_are_the_most_sensitive(mod
     assert {path for row in rows for path in row.paths} == {layer.name for layer in model.layers} - {"input_1"}
     weights = {"first": 216, "second": 576, "last": 576, "side": 24, "scores": 32}
     assert {row.paths[0]: row.weights for row in rows if row.weights} == weights
+    macs = {name: count * (1 if name == "scores" else 64) for name, count in weights.items()}
+    assert {row.paths[0]: row.macs for row in rows if row.weights} == macs
     table = list(csv.DictReader(core.sensitivity_csv(rows).splitlines()))
     assert {row["paths"] for row in table[:2]} == {" ".join(BEFORE), " ".join(BEHIND)}
     assert [float(row["alone_db"]) for row in table] == sorted(float(row["alone_db"]) for row in table)
@@ -88,8 +90,8 @@ def test_keeping_both_sides_of_the_coarse_value_in_float_brings_the_outputs_back
     assert found["kept"][1].int8_mac_fraction == pytest.approx(1.0 - kept / sum(macs.values()))
 
 
-def _row(name: str, weights: int, alone_db: float, result_db: float, *readers: int) -> LayerSensitivity:
-    return LayerSensitivity((name,), weights, alone_db, result_db, 40.0, readers)
+def _row(name: str, weights: int, alone_db: float, result_db: float, *readers: int, macs: int = 0) -> LayerSensitivity:
+    return LayerSensitivity((name,), weights, macs, alone_db, result_db, 40.0, readers)
 
 
 def test_a_budget_is_for_what_takes_most_noise_away() -> None:
@@ -98,6 +100,9 @@ def test_a_budget_is_for_what_takes_most_noise_away() -> None:
     assert choose(weights, 0.9) == {0}
     assert choose(weights, 0.95) == {0, 1}
     assert choose(weights, 0.04) == set()
+    early = [_row("a", 10, 20.0, 60.0, 1, macs=900), _row("b", 990, 22.0, 60.0, -1, macs=100)]
+    assert choose(early, 0.5) == set()  # few weights, but most of the multiplications; and the other way round
+    assert choose(early, 0.95) == {0}
 
 
 def test_the_noise_of_a_value_goes_only_if_all_its_readers_are_in_float() -> None:

@@ -63,11 +63,11 @@ def test_a_ptq_chain_has_no_qat_column_and_no_sparse_encoding(tmp_path):
     assert not [name for name in {*result.metrics, *result.parameters} if "sparse" in name]
 
 
-def test_a_chain_that_keeps_its_most_sensitive_layers_in_float(tmp_path):
+def test_a_chain_with_fewer_filters_that_keeps_its_most_sensitive_layers_in_float(tmp_path):
     chain = Chain(
         model="resnet8",
         dataset="digits",
-        recipe="wi8_ai8_keep30_ptq",
+        recipe="macs50_wi8_ai8_keep30_ptq",
         output=tmp_path,
         tracking_uri=None,
         epochs={"train": 1},
@@ -77,17 +77,13 @@ def test_a_chain_that_keeps_its_most_sensitive_layers_in_float(tmp_path):
     result = chain.run(said.append)
     assert result.status is Status.OK, result.error
     (kept,) = (line.partition("kept in float: ")[2].split(", ") for line in said if "kept in float: " in line)
-    assert 0.5 < result.metrics["int8_mac_fraction"] < 1.0
+    assert 0.7 <= result.metrics["int8_mac_fraction"] < 1.0
+    # 30 % of the weights take four bytes; the float size is that of the trained model with all its filters.
+    assert result.metrics["size_bytes"] < 0.35 * result.metrics["float_size_bytes"]
+    assert any(" filters stay" in row.reason for each in chain.results for row in each.layers)
     quantized = next(each for each in chain.results if each.step_id == "quantize")
     rows = table_of(quantized, "sensitivity")
     weights = {row["paths"]: int(row["weights"]) for row in rows}
     inside = [paths for paths in weights if set(paths.split()) <= set(kept)]
     assert inside
     assert sum(weights[paths] for paths in inside) <= 0.3 * sum(weights.values())
-
-
-def test_a_chain_without_half_of_the_multiplications(tmp_path):
-    result, rows = evaluated("macs50_wi8_ai8_ptq", tmp_path)
-    assert result.metrics["int8_mac_fraction"] == 1.0
-    assert result.metrics["size_bytes"] < 0.2 * result.metrics["float_size_bytes"]  # the trained model, of all filters
-    assert "stem_conv" in {row["path"] for row in rows}

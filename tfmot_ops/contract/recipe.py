@@ -117,8 +117,8 @@ class Keep(Document):
     """Which layers stay in float because rounding them costs most.
 
     Attributes:
-        budget: largest share of the kernels' weights that may stay in float; 0.1 for a tenth. The layers are chosen by
-            how much noise each adds to the model's outputs on calibration samples.
+        budget: largest share of the kernels' weights, and of the multiplications by them, that may stay in float; 0.1
+            for a tenth. The layers are chosen by how much noise each adds to the outputs on calibration samples.
         samples: number of calibration samples for that choice. The choice takes the time of about
             samples * (number of layers) inferences in Python.
     """

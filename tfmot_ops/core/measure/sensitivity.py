@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from tfmot_ops.contract import Method, Recipe
@@ -49,6 +51,7 @@ class LayerSensitivity:
     Attributes:
         paths: paths of the group's layers in the user's model, in the order of their calls.
         weights: number of weights that become int8.
+        macs: number of multiplications by these weights for one sample; a size that the model leaves open counts as 1.
         alone_db: with this group alone rounded, weights and result.
         result_db: with the group's result alone rounded.
         others_db: with this group alone in float. Its result is rounded all the same, as int8 layers read it.
@@ -57,6 +60,7 @@ class LayerSensitivity:
 
     paths: tuple[str, ...]
     weights: int
+    macs: int
     alone_db: float
     result_db: float
     others_db: float
@@ -103,6 +107,7 @@ def sensitivity(
         LayerSensitivity(
             paths=tuple(group.paths),
             weights=group.weights,
+            macs=group.macs,
             **{f"{name}_db": each.db for name, each in noise.items()},
             readers=tuple(sorted(_readers(graph, group, place_of))),
         )
@@ -144,7 +149,7 @@ def keep_sensitive(
 
 
 def choose(rows: Sequence[LayerSensitivity], budget: float) -> set[int]:
-    """The groups to keep in float, such that most noise goes and their weights are at most a share of all weights.
+    """The groups to keep in float, such that most noise goes, for a share of all weights and of all multiplications.
 
     A group in float takes the noise of its weights away. The noise of its result goes only if all groups that read it
     are in float, too, as an int8 layer reads int8 values. So a choice is a group alone, a group with its readers, or a
@@ -153,29 +158,34 @@ def choose(rows: Sequence[LayerSensitivity], budget: float) -> set[int]:
 
     Args:
         rows: from `sensitivity`.
-        budget: largest share, from 0 to 1.
+        budget: largest share of each of the two, from 0 to 1.
 
     Returns:
         Places in `rows`.
     """
     kept: set[int] = set()
-    largest, least = budget * sum(row.weights for row in rows), _LEAST_GAIN * _left(rows, kept)
+    largest, least = budget * _costs(rows, range(len(rows))), _LEAST_GAIN * _left(rows, kept)
     choices = [choice for choice in _choices(rows) if all(rows[place].paths for place in choice)]
     while True:
         before = _left(rows, kept)
-        left: dict[frozenset[int], tuple[float, int]] = {}
+        left: dict[frozenset[int], float] = {}
         for choice in choices:
             more = frozenset(kept | choice)
-            weights = sum(rows[place].weights for place in more)
-            if weights <= largest:
-                left[more] = _left(rows, more), weights
-        lowest = min((noise for noise, _ in left.values()), default=before)
+            if (_costs(rows, more) <= largest).all():
+                left[more] = _left(rows, more)
+        lowest = min(left.values(), default=before)
         if before - lowest <= least:
             return kept
         # Of choices that differ by less than what counts, the one with the fewest weights.
-        near = [more for more, (noise, _) in left.items() if noise <= lowest + least]
-        best = min(near, key=lambda more: left[more][1])
+        near = [more for more, noise in left.items() if noise <= lowest + least]
+        best = min(near, key=lambda more: tuple(_costs(rows, more)))
         kept = set(best)
+
+
+def _costs(rows: Sequence[LayerSensitivity], places: Iterable[int]) -> npt.NDArray[np.int64]:
+    """(weights, multiplications) of some groups together."""
+    chosen = [rows[place] for place in places]
+    return np.array([sum(row.weights for row in chosen), sum(row.macs for row in chosen)], np.int64)
 
 
 def _choices(rows: Sequence[LayerSensitivity]) -> list[set[int]]:
@@ -210,10 +220,10 @@ def sensitivity_csv(rows: Sequence[LayerSensitivity]) -> str:
     """The rows with weights as CSV with a header, the most sensitive first: paths joined by spaces, ratios in dB."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["paths", "weights", "alone_db", "result_db", "others_db"])
+    writer.writerow(["paths", "weights", "macs", "alone_db", "result_db", "others_db"])
     for row in sorted((row for row in rows if row.weights), key=lambda row: row.alone_db):
         ratios = (f"{value:.2f}" for value in (row.alone_db, row.result_db, row.others_db))
-        writer.writerow([" ".join(row.paths), row.weights, *ratios])
+        writer.writerow([" ".join(row.paths), row.weights, row.macs, *ratios])
     return text.getvalue()
 
 
@@ -249,11 +259,13 @@ class _Group:
         nodes: the calls, with those of the quantisers of their results.
         paths: of their layers in the user's model; a dict for its order.
         weights: number of weights that are rounded.
+        macs: number of multiplications by them for one sample.
     """
 
     nodes: dict[Node, None] = field(default_factory=dict)
     paths: dict[str, None] = field(default_factory=dict)
     weights: int = 0
+    macs: int = 0
 
 
 def _origins(model: keras.Model) -> dict[str, str]:
@@ -282,10 +294,10 @@ def _groups(graph: Graph, origins: Mapping[str, str]) -> list[_Group]:
             path = origins.get(inner_layer(node.layer).name)
             if path is not None and not isinstance(node.layer, QuantizeLayer):
                 group.paths[path] = None
-            if node.layer not in counted:
-                counted.add(node.layer)
-                shapes = [variable.shape for variable, *_ in private.weight_variables(node.layer)]
-                group.weights += sum(int(np.prod(shape)) for shape in shapes)
+            size = sum(int(np.prod(variable.shape)) for variable, *_ in private.weight_variables(node.layer))
+            group.weights += 0 if node.layer in counted else size
+            group.macs += size * (math.prod(side or 1 for side in node.output().shape[1:-1]) if size else 0)
+            counted.add(node.layer)
     return groups
 
 
