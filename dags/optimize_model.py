@@ -4,8 +4,6 @@ With the parameter `register`, the file is then put into MLflow's model registry
 With `promote`, the new version becomes the champion; with `approval`, only if a person says so.
 """
 
-from datetime import timedelta
-
 from airflow.sdk import DAG, Param
 
 from tfmot_ops.contract import PRESET_RECIPES, SHIPPED_TARGETS
@@ -37,7 +35,7 @@ PARAMS = {
     "recipe_file": Param(
         None,
         type=["null", "string"],
-        pattern=r"\.(yaml|yml|json)$",
+        pattern=forms.DOCUMENT,
         description="A recipe of your own, used instead of the preset: path of a file on the workers.",
     ),
     **forms.training_file("as the recipe file says"),
@@ -53,20 +51,12 @@ PARAMS = {
 }
 
 # Rendered as native objects, so a number stays a number and an empty field stays None.
-DATA = {
-    "dataset": "{{ params.dataset }}",
-    "task": "{{ params.task }}",
-    "metric": "{{ params.metric }}",
-    "batch_size": "{{ params.batch_size }}",
-    "limit": "{{ params.limit }}",
-}
 RECIPE = {"recipe": "{{ params.recipe_file or params.recipe }}"}
 TARGET = {"target": "{{ params.target }}"}
 # These outputs are named differently from the inputs they become, so each is given as the fields of its artifact.
 QAT_MODEL = "{{ ti.xcom_pull(task_ids='quantize')['outputs']['model'] }}"
 TRAINED_MODEL = "{{ ti.xcom_pull(task_ids='train')['outputs']['model'] }}"
 TRAINING = {"training": "{{ params.training_file or params.recipe_file }}"}
-RELEASE = {"name": "{{ params.register }}", "policy": "{{ params.policy_file }}"}
 FINE_TUNE_EPOCHS = {"epochs": "{{ params.fine_tune_epochs }}"}
 
 with DAG(
@@ -78,41 +68,36 @@ with DAG(
     tags=["tfmot_ops"],
     params=PARAMS,
     render_template_as_native_obj=True,
-    default_args={
-        "retries": 1,
-        "retry_delay": timedelta(seconds=5),
-        "device": "{{ params.device }}",
-        "seed": "{{ params.seed }}",
-    },
+    default_args=forms.DEFAULT_ARGS,
 ) as dag:
     open_run = OpenRunOperator(task_id="open_run", options={"parameters": "{{ params }}"})
     train = TrainOperator(
         task_id="train",
-        options={"model": "{{ params.model }}", "epochs": "{{ params.epochs }}", **TRAINING, **DATA},
+        options={"model": "{{ params.model }}", "epochs": "{{ params.epochs }}", **TRAINING, **forms.DATA},
         parent_run=open_run.output,
     )
     prune = PruneOperator(
         task_id="prune",
         inputs={"model": train.output},
-        options={**RECIPE, **FINE_TUNE_EPOCHS, **DATA},
+        options={**RECIPE, **FINE_TUNE_EPOCHS, **forms.DATA},
         parent_run=open_run.output,
     )
     fine_tune = FineTuneOperator(
         task_id="fine_tune",
         inputs={"model": prune.output, "trained": TRAINED_MODEL},
-        options={**RECIPE, **FINE_TUNE_EPOCHS, **TRAINING, **DATA},
+        options={**RECIPE, **FINE_TUNE_EPOCHS, **TRAINING, **forms.DATA},
         parent_run=open_run.output,
     )
     strip = StripOperator(
         task_id="strip",
         inputs={"model": fine_tune.output},
-        options={**RECIPE, **DATA},
+        options={**RECIPE, **forms.DATA},
         parent_run=open_run.output,
     )
     quantize = QuantizeOperator(
         task_id="quantize",
         inputs={"model": strip.output, "trained": TRAINED_MODEL},
-        options={**RECIPE, **TARGET, "epochs": "{{ params.qat_epochs }}", **TRAINING, **DATA},
+        options={**RECIPE, **TARGET, "epochs": "{{ params.qat_epochs }}", **TRAINING, **forms.DATA},
         parent_run=open_run.output,
     )
     evaluate = EvaluateOperator(
@@ -123,13 +108,13 @@ with DAG(
             "quantized": QAT_MODEL,
             "trained": TRAINED_MODEL,
         },
-        options={**RECIPE, **TARGET, **DATA},
+        options={**RECIPE, **TARGET, **forms.DATA},
         parent_run=open_run.output,
     )
     register = RegisterOperator(
         task_id="register",
         inputs={"tflite": quantize.output},
-        options={**RELEASE, "promote": "{{ params.promote and not params.approval }}"},
+        options={**forms.RELEASE, "promote": "{{ params.promote and not params.approval }}"},
         measured=evaluate.output,
         parent_run=open_run.output,
     )
@@ -144,7 +129,7 @@ with DAG(
     promote = RegisterOperator(
         task_id="promote",
         inputs={"tflite": quantize.output},
-        options={**RELEASE, "promote": True},
+        options={**forms.RELEASE, "promote": True},
         measured=evaluate.output,
         parent_run=open_run.output,
     )

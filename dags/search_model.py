@@ -9,7 +9,6 @@ With the parameter `register`, the chosen file is then put into MLflow's model r
 hold. With `promote`, the new version becomes the champion; with `approval`, only if a person says so.
 """
 
-from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import DAG, Param, task
@@ -79,9 +78,7 @@ PARAMS = {
 }
 
 # Rendered as native objects, so a number stays a number and an empty field stays None.
-DATA = {name: f"{{{{ params.{name} }}}}" for name in ("dataset", "task", "metric", "batch_size", "limit")}
-TRAINING = {"model": "{{ params.model }}", "training": "{{ params.training_file }}", **DATA}
-RELEASE = {"name": "{{ params.register }}", "policy": "{{ params.policy_file }}"}
+TRAINING = {"model": "{{ params.model }}", "training": "{{ params.training_file }}", **forms.DATA}
 # The run of the chosen candidate's chain, so that the card of the version tells its steps.
 CHOSEN_RUN = "{{ ti.xcom_pull(task_ids='choose')['parameters']['chosen_run'] }}"
 
@@ -94,12 +91,7 @@ with DAG(
     tags=["tfmot_ops"],
     params=PARAMS,
     render_template_as_native_obj=True,
-    default_args={
-        "retries": 1,
-        "retry_delay": timedelta(seconds=5),
-        "device": "{{ params.device }}",
-        "seed": "{{ params.seed }}",
-    },
+    default_args=forms.DEFAULT_ARGS,
 ) as dag:
 
     @task
@@ -163,7 +155,7 @@ with DAG(
     register = RegisterOperator(
         task_id="register",
         inputs={"tflite": choose.output},
-        options={**RELEASE, "promote": "{{ params.promote and not params.approval }}"},
+        options={**forms.RELEASE, "promote": "{{ params.promote and not params.approval }}"},
         measured=choose.output,
         parent_run=CHOSEN_RUN,
     )
@@ -178,7 +170,7 @@ with DAG(
     promote = RegisterOperator(
         task_id="promote",
         inputs={"tflite": choose.output},
-        options={**RELEASE, "promote": True},
+        options={**forms.RELEASE, "promote": True},
         measured=choose.output,
         parent_run=CHOSEN_RUN,
     )

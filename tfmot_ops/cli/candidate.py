@@ -16,7 +16,7 @@ from tfmot_ops.errors import SpecError, TfmotOpsError
 from tfmot_ops.search.found import figures_of
 from tfmot_ops.system.versions import installed
 
-#: Steps before `quantize` that candidates with the same sparsity share, as `trained` is shared by all.
+#: Steps that candidates with the same pruning share; the step `train` is shared by all candidates.
 _PRUNING = ("prune", "fine_tune", "strip")
 #: Fields of a result that a DAG does not hand on: tables, which the MLflow runs hold.
 _TABLES = {"layers", "versions"}
@@ -105,7 +105,7 @@ def _chain(spec: StepSpec, options: CandidateOptions, folder: Path) -> Chain:
 
 
 def _shared(chain: Chain) -> dict[str, object]:
-    """Digest -> result, of the steps that prune, as a later candidate is given them."""
+    """Digest -> result of each step that prunes, in the form in which a later candidate is given them."""
     results = chain.shared.results if chain.shared is not None else {}
     return {
         digest: result.model_dump(mode="json", exclude=_TABLES)

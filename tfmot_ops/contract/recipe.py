@@ -119,8 +119,8 @@ class Keep(Document):
     Attributes:
         budget: largest share of the kernels' weights, and of the multiplications by them, that may stay in float; 0.1
             for a tenth. The layers are chosen by how much noise each adds to the outputs on calibration samples.
-        samples: number of calibration samples for that choice. The choice takes the time of about
-            samples * (number of layers) inferences in Python.
+        samples: number of calibration samples for that choice. The choice takes about
+            3 * samples * (number of layers) inferences, with each layer called from Python.
     """
 
     budget: float = Field(gt=0.0, lt=1.0)

@@ -1,16 +1,31 @@
 """Fields of trigger forms that several DAGs have: model and data, training, release, and where the steps run.
 
-Each function makes new `Param` objects, as Airflow keeps the values of a DAG run in them.
+Each function makes new `Param` objects, as Airflow keeps the values of a DAG run in them. The constants are the
+templates that hand the fields to the tasks.
 """
 
 from __future__ import annotations
+
+from datetime import timedelta
 
 from airflow.sdk import Param
 
 from tfmot_ops.contract import BUILTIN_DATASETS, BUILTIN_MODELS, Device
 from tfmot_ops.runners import RUNNERS
 
-_DOCUMENT = r"\.(yaml|yml|json)$"
+#: Pattern of the path of a YAML or JSON file.
+DOCUMENT = r"\.(yaml|yml|json)$"
+#: Options of every step that reads the data set.
+DATA = {name: f"{{{{ params.{name} }}}}" for name in ("dataset", "task", "metric", "batch_size", "limit")}
+#: Options of the tasks that register the file.
+RELEASE = {"name": "{{ params.register }}", "policy": "{{ params.policy_file }}"}
+#: Arguments of every task.
+DEFAULT_ARGS = {
+    "retries": 1,
+    "retry_delay": timedelta(seconds=5),
+    "device": "{{ params.device }}",
+    "seed": "{{ params.seed }}",
+}
 _MOST_EPOCHS = 1000
 
 
@@ -59,7 +74,7 @@ def training_file(otherwise: str) -> dict[str, Param]:
         "training_file": Param(
             None,
             type=["null", "string"],
-            pattern=_DOCUMENT,
+            pattern=DOCUMENT,
             description="A training plan (schedule, early stopping, augmentation, distillation): path of a file on the "
             f"workers. Empty: {otherwise}.",
         )
@@ -104,7 +119,7 @@ def release() -> dict[str, Param]:
         "policy_file": Param(
             None,
             type=["null", "string"],
-            pattern=_DOCUMENT,
+            pattern=DOCUMENT,
             description="Rules that have to hold for the registration: path of a file on the workers.",
         ),
         "promote": Param(False, type="boolean", description="Whether the new version becomes the champion at once."),

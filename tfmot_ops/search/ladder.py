@@ -28,6 +28,8 @@ _DISTILLED = ("wi8_ai8_distilled", "trained with int8 rounding to give the float
 _ZEROS = (50, 80, 90, 65, 70, 85, 60)
 #: Percent of the multiplications that go with removed filters, in the order in which they are tried.
 _REMOVED = (50, 75, 30, 60)
+#: Field of a candidate -> what it counts, in messages.
+_WORDS = {"zeros": "zeros", "removed": "removed filters"}
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def _zeros_help(goals: Goals, target: Target | None) -> bool:
 
 
 def _limits_a_cost(goals: Goals) -> bool:
-    """Whether a goal is about what a smaller model needs less of."""
+    """Whether a goal limits flash, memory, download or latency, which a model with fewer filters needs less of."""
     limits = (goals.max_flash, goals.max_ram, goals.max_gzip, goals.max_latency, goals.max_latency_ratio)
     return any(limit is not None for limit in limits)
 
@@ -154,16 +156,23 @@ def why_not(candidate: Candidate, tried: Sequence[Tried]) -> str | None:
 
 
 def _why_not_beside(what: str, candidate: Candidate, tried: Sequence[Tried]) -> str | None:
-    """As `why_not`, by candidates with another share of the same: a larger share is smaller and less accurate."""
+    """As `why_not`, by candidates with more or fewer zeros, or more or fewer removed filters.
+
+    Args:
+        what: `zeros` or `removed`: the field of the candidates that is compared. A larger value makes the file smaller
+            and less accurate.
+        candidate: the one to judge.
+        tried: those that were tried.
+    """
     share = getattr(candidate, what)
     for each in tried if share else ():
         other, name = getattr(each.candidate, what), each.candidate.name
         if 0 < other < share and each.misses(Kind.ACCURACY):
-            return f"{name} is too inaccurate already, and less is taken from it"
+            return f"{name} is too inaccurate already, with fewer {_WORDS[what]}"
         if 0 < other < share and not each.misses(Kind.SIZE):
-            return f"{name} is small enough, and less is taken from it"
+            return f"{name} is small enough already, with fewer {_WORDS[what]}"
         if other > share and each.misses(Kind.SIZE):
-            return f"{name} is too large already, and more is taken from it"
+            return f"{name} is too large already, with more {_WORDS[what]}"
     return None
 
 

@@ -40,7 +40,7 @@ _AXES = {
 def put_page(
     client: mlflow.MlflowClient, run_id: str, children: Sequence[Child], headline: Headline, workdir: Path
 ) -> bool:
-    """Store the page on the parent run; a retry replaces it. What cannot be drawn is told by a tag, and fails nothing.
+    """Store the page on the parent run; a retry replaces it. A tag names what cannot be drawn.
 
     Args:
         client: connected to the tracking server.

@@ -13,9 +13,9 @@ from tfmot_ops.search.front import front
 from tfmot_ops.tracking.children import KIND_TAG
 from tfmot_ops.tracking.labels import DATASET, MODEL, RECIPE
 
-#: Most chains that are compared, the latest ones: a page of more says nothing at once.
+#: Most chains that are compared, the latest ones: a chart of more points would be hard to read.
 MOST = 50
-#: Metric of a parent run -> the cost that it is, by the names of a search's costs; the less the better.
+#: Metric of a parent run -> the cost that it measures, under the name that a search uses; less is better.
 COSTS = {"tflite_size_bytes": "size_bytes", "tflite_gzip_bytes": "gzip_bytes", "tflite_latency_ms": "latency_ms"}
 
 

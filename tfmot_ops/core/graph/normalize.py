@@ -21,7 +21,7 @@ from tfmot_ops.core.keras.policies import new_layers_of
 
 @new_layers_of("float32")
 def normalize_graph(graph: Graph, *, for_qat: bool = False) -> Graph:
-    """Go over to float32, open the custom layers, fuse functions of single elements, apply all rules, merge twins.
+    """Convert to float32, open the custom layers, fuse functions of single elements, apply all rules, merge twins.
 
     Args:
         graph: from `read_graph`.

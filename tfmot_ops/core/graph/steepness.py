@@ -79,7 +79,7 @@ def is_inverse_of_root(source: Tensor, steps: Sequence[Mapping[str, Any]]) -> bo
 
 
 def reduced_elements(node: Node) -> int:
-    """How many elements a reduction makes one of; 0 where sizes are unknown."""
+    """Number of elements that a reduction combines into one; 0 where sizes are unknown."""
     before, after = (tensor.shape[1:] for tensor in (node.inputs()[0], node.output()))
     if None in before or None in after:
         return 0

@@ -149,7 +149,7 @@ def keep_sensitive(
 
 
 def choose(rows: Sequence[LayerSensitivity], budget: float) -> set[int]:
-    """The groups to keep in float, such that most noise goes, for a share of all weights and of all multiplications.
+    """Choose the groups to keep in float: they remove most noise, for a share of all weights and multiplications.
 
     A group in float takes the noise of its weights away. The noise of its result goes only if all groups that read it
     are in float, too, as an int8 layer reads int8 values. So a choice is a group alone, a group with its readers, or a
@@ -176,7 +176,7 @@ def choose(rows: Sequence[LayerSensitivity], budget: float) -> set[int]:
         lowest = min(left.values(), default=before)
         if before - lowest <= least:
             return kept
-        # Of choices that differ by less than what counts, the one with the fewest weights.
+        # Of choices whose noise differs by less than `least`, the one with the fewest weights.
         near = [more for more, noise in left.items() if noise <= lowest + least]
         best = min(near, key=lambda more: tuple(_costs(rows, more)))
         kept = set(best)
@@ -247,7 +247,7 @@ class _Noise:
 
     @property
     def db(self) -> float:
-        """The ratio of the output that has the lowest one."""
+        """Signal to quantisation noise ratio in dB, the lowest one of the outputs."""
         return min((power_ratio_db(*powers) for powers in self.powers.values()), default=float("inf"))
 
 

@@ -117,7 +117,7 @@ class ChannelLabels:
         if labels is not None and len(labels) == outputs[0].channels:
             self.of[outputs[0]] = labels
             return
-        # What the call does with channels is not known, so it has to find all of them.
+        # It is not known what the call does with channels, so all channels of its inputs and results stay.
         self.need_all[symbol_of(node) or type(node.layer).__name__] += bool(inputs)
         for tensor in node.inputs():
             self._fix(self.of[tensor])
@@ -125,7 +125,7 @@ class ChannelLabels:
             self.of[tensor] = self._fixed_labels(tensor)
 
     def _rule(self, node: Node, inputs: list[Tensor]) -> _Rule | None:
-        """How a call hands channels on; None if that is not known."""
+        """The function that labels the result of a call; None if it is not known what the call does with channels."""
         kind, layer = type(node.layer), node.layer
         has_layer_inside = isinstance(getattr(layer, "activation", None), keras.layers.Layer)
         is_grouped = kind in WITH_FILTERS and getattr(layer, "groups", 1) != 1

@@ -227,7 +227,7 @@ class _Plan:
         return rows
 
     def without(self, kept: Mask) -> Graph:
-        """The graph without the channels of the removed labels. It is this graph, changed: call it once, at the end."""
+        """Remove the channels of the removed labels from the graph, in place. To be called once, at the end."""
         smaller: dict[Layer, Layer] = {}
         for node in self.graph.nodes:
             if node.layer not in smaller:

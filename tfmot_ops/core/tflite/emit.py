@@ -186,7 +186,7 @@ class _Emitter:
         return value if is_inside else float_barrier(value)
 
     def _at_kept(self, tensor: object, value: TensorLike) -> Any:
-        """What a call that is kept in float reads: behind a barrier, unless another such call computes it.
+        """An argument of a call that is kept in float: behind a float barrier, unless another such call computes it.
 
         A value between two such calls has no range, so that the converter leaves both in float, and may fuse them.
         """

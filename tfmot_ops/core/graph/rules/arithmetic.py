@@ -142,7 +142,7 @@ def _scalar_product(node: Node, out: Rewriter) -> Any:
 
 
 def _times_inverse(node: Node, out: Rewriter, tensor: Tensor, divisor: Any) -> Any:
-    """X / c with a constant, or a tensor of weights alone, as x * (1 / c): TFLite divides in float only."""
+    """A quotient x / c, with c a constant or a tensor of weights, as x * (1 / c): TFLite divides in float only."""
     if not tensor.is_float or tensor.producer in out.of_weights:
         return None
     if isinstance(divisor, Tensor):

@@ -117,7 +117,7 @@ class Emitter:
     def function(
         self, role: str, function: Function, args: Args, kwargs: Kwargs, *, shape: Shape, dtype: str = ""
     ) -> Tensor:
-        """Emit a call of a TensorFlow function, whose result has the dtype of the first argument unless told."""
+        """Emit a call of a TensorFlow function; an empty `dtype` stands for that of the first argument."""
         result = self.call(role, lambda name: TFOpLambda(function, name=name), args[0], shape)
         result.dtype = dtype or result.dtype
         if result.producer is not None:

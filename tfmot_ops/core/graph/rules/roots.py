@@ -48,7 +48,7 @@ def division_by_root(node: Node, out: Rewriter) -> Any:
 
 
 def learned_power(node: Node, out: Rewriter) -> Any:
-    """X ** p with a learned number p and an x that is never negative -> Power, a table for the p at the export."""
+    """A power x ** p with a learned p, of an x that is never negative -> Power, a table for the p at the export."""
     operands: Any = node.args if symbol_of(node) == "math.pow" and len(node.args) == 2 else ()  # noqa: PLR2004 - x and p
     if not all(isinstance(operand, Tensor) for operand in operands) or len(operands) == 0:
         return None

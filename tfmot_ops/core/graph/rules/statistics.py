@@ -98,7 +98,7 @@ def _norm(found: _Reduction, last: str) -> Tensor | None:
 
 
 def _log_sum_exp(found: _Reduction, last: str) -> Tensor:
-    """M + log(sum(exp(x - m))) with the maximum m: the sum is 1 or more, where the logarithm is flat."""
+    """The maximum m plus log(sum(exp(x - m))): the sum is 1 or more, where the logarithm is flat."""
     emit, tensor = found.emit, found.tensor
     maximum = _reduce(found, "maximum", tf.reduce_max, tensor)
     centred = emit.merge("centred", _L.Subtract, tensor, maximum)
