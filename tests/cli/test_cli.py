@@ -70,6 +70,7 @@ def optimized(tmp_path_factory):
     return Optimized(folder, done.stdout.splitlines(), f"sqlite:///{folder}/out/mlflow.db")
 
 
+@pytest.mark.slow
 def test_optimize_ends_with_a_table_and_the_path_of_an_int8_file(optimized):
     *_, last = optimized.lines
     path = Path(last.removeprefix("TFLite: "))
@@ -207,6 +208,7 @@ def test_a_bad_spec_is_told_by_field_and_writes_nothing(case, tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_a_bad_spec_ends_the_command_with_2_and_leaves_no_file_and_no_run(tmp_path):
     document = {
         "step_id": "train",
@@ -242,6 +244,7 @@ def test_optimize_with_a_wrong_name_writes_nothing(model, dataset, recipe, told,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_step_that_fails_says_so_in_its_result_and_exit_code(tmp_path):
     lost = Artifact(uri=f"{tmp_path}/gone.h5", sha256="0" * 64, size_bytes=1, format=ArtifactFormat.KERAS_H5)
     options = FineTuneOptions(**DATA, recipe="wi8_ai8")
@@ -256,6 +259,7 @@ def test_a_step_that_fails_says_so_in_its_result_and_exit_code(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_retry_with_the_same_key_leaves_one_run_and_one_result(tmp_path):
     tracking = Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db", key={"dag_id": "d", "task_id": "train"})
     spec = StepSpec(step_id="train", tracking=tracking, options=TrainOptions(model="resnet8", **DATA, epochs=0))

@@ -35,6 +35,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_import_stays_lean(case, tmp_path):
     code = f"import {case.modules}, json, sys; print(json.dumps(sorted(sys.modules)))"

@@ -13,6 +13,8 @@ from tfmot_ops import core
 from tfmot_ops.core.tflite.interpreter import make_interpreter
 from tfmot_ops.errors import CalibrationError, SamplesError
 
+pytestmark = pytest.mark.slow
+
 K = core.keras
 L = K.layers
 QAT, PTQ, FLOAT = (core.recipes.decode(name) for name in ("wi8_ai8", "wi8_ai8_ptq", "wi8_afp32"))

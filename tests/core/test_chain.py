@@ -66,6 +66,7 @@ def _difference(a: Any, b: Any) -> float:
     return float(np.abs(a.predict(x, verbose=0) - b.predict(x, verbose=0)).max())
 
 
+@pytest.mark.slow
 def test_normalize_keeps_outputs_weights_and_names(model):
     before = [w.copy() for w in model.get_weights()]
     flat = core.normalize(model)
@@ -75,6 +76,7 @@ def test_normalize_keeps_outputs_weights_and_names(model):
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -120,6 +122,7 @@ def test_two_of_four_pattern_is_in_the_int8_weights(model):
     assert ((groups == 0).sum(axis=1) >= 2).all()
 
 
+@pytest.mark.slow
 def test_two_free_standing_affines_do_not_share_a_kernel(model):
     """The converter merges equal constants and folds scales into the one that is left."""
     x, _ = _data()
@@ -133,6 +136,7 @@ def test_two_free_standing_affines_do_not_share_a_kernel(model):
     assert core.agreement(quantized, data, x)["sqnr_db"] > 25
 
 
+@pytest.mark.slow
 def test_prune_without_end_step_applies_the_mask_at_once_and_training_keeps_it(model):
     recipe = core.recipes.decode("sparse80_wi8_ai8")
     pruned, _ = core.prune(model, recipe)
@@ -142,6 +146,7 @@ def test_prune_without_end_step_applies_the_mask_at_once_and_training_keeps_it(m
     assert core.assert_sparsity(core.strip(pruned), recipe) == at_once
 
 
+@pytest.mark.slow
 def test_pruned_model_keeps_pattern_and_structure_over_a_file(model, tmp_path):
     pruned, _ = core.prune(model, core.recipes.decode("sparse2of4_wi8_ai8"))
     core.save_model(pruned, tmp_path / "pruned.h5")
@@ -162,6 +167,7 @@ def test_scope_prunes_depthwise_where_named_and_refuses_what_matches_nothing(mod
         core.prune(model, wrong)
 
 
+@pytest.mark.slow
 def test_excluded_layer_stays_float_and_is_reported(model):
     x, _ = _data()
     recipe = Recipe(name="partly", quantization=Quantization(scope=Scope(exclude=("hidden",))))
@@ -171,6 +177,7 @@ def test_excluded_layer_stays_float_and_is_reported(model):
     assert 0.5 < profile.int8_mac_fraction < 1.0
 
 
+@pytest.mark.slow
 def test_lost_sparsity_names_the_layer(model):
     recipe = core.recipes.decode("sparse50_wi8_ai8")
     with pytest.raises(SparsityLostError, match="'stem'"):
@@ -227,6 +234,7 @@ def test_decoder_refuses_what_it_cannot_say(name):
         core.recipes.decode(name)
 
 
+@pytest.mark.slow
 def test_compile_configuration_survives_the_chain(model):
     recipe = core.recipes.decode("sparse50_wi8_ai8")
     pruned, _ = core.prune(model, recipe)
@@ -244,6 +252,7 @@ def test_every_layer_of_the_users_model_is_reported(model):
     assert {r.path: r.outcome for r in reports}["rescaling"] is Outcome.ABSORBED
 
 
+@pytest.mark.slow
 def test_strip_and_export_leave_their_argument_alone(model):
     recipe = core.recipes.decode("sparse50_wi8_ai8")
     pruned, _ = core.prune(model, recipe)
@@ -262,6 +271,7 @@ def _unchanged(model, call):
     assert all(np.array_equal(a, b.numpy()) for a, b in zip(before, model.weights, strict=True))
 
 
+@pytest.mark.slow
 def test_scopes_name_the_users_layers_to_the_end_of_the_chain(model):
     """Nested paths and classes that normalisation takes apart."""
     scope = Scope(include=("block/*", "class:SeparableConv2D"))
@@ -276,6 +286,7 @@ def test_scopes_name_the_users_layers_to_the_end_of_the_chain(model):
     assert kept == {"block/separable_conv2d", "block/separable_conv2d_depthwise", "block/separable_conv2d_relu"}
 
 
+@pytest.mark.slow
 def test_lost_sparsity_of_a_named_depthwise_kernel_is_noticed(model):
     scope = Scope(include=("depthwise",))
     recipe = Recipe(name="depthwise", sparsity=Sparsity(ratio=0.5, scope=scope), quantization=Quantization())

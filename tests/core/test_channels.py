@@ -14,6 +14,8 @@ from tfmot_ops.core.keras.seeds import set_seed
 from tfmot_ops.errors import RecipeError
 from tfmot_ops.models import build_model
 
+pytestmark = pytest.mark.slow
+
 L = keras.layers
 X = np.random.default_rng(0).normal(size=(8, 12, 12, 3)).astype(np.float32)
 FLOAT = Recipe(name="float32")

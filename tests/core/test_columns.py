@@ -49,6 +49,7 @@ def trained(x: Any, y: Any, **more: Any) -> tuple[Any, Any]:
     return made.get_weights(), history
 
 
+@pytest.mark.slow
 def test_columns_train_as_arrays_do(tmp_path: Path):
     weights, history = trained(X, Y)
     for x, y in ((lazy(X), Y), (mapped(X, tmp_path, "x"), mapped(Y, tmp_path, "y")), (X, lazy(Y))):
@@ -57,6 +58,7 @@ def test_columns_train_as_arrays_do(tmp_path: Path):
         assert same_history == history
 
 
+@pytest.mark.slow
 def test_a_column_is_read_in_batches_only():
     most = 0
 
@@ -72,6 +74,7 @@ def test_a_column_is_read_in_batches_only():
     assert most == 16
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_columns_belongs_to_their_digest(tmp_path: Path):
     said: list[str] = []
     checkpoint = Checkpoint(tmp_path / "state.npz", said.append)
@@ -98,6 +101,7 @@ def test_outputs_by_batch_are_those_of_all_samples(batch: int):
     assert np.array_equal(together, core.predict(file, X, batch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["training", "validation"])
 def test_a_sample_that_cannot_be_read_ends_the_training_with_its_own_error(part: str):
     def broken(place: int) -> np.ndarray:

@@ -20,6 +20,8 @@ from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import rebuild
 
+pytestmark = pytest.mark.slow
+
 L, K = keras.layers, keras.backend
 QAT = core.recipes.decode("wi8_ai8")
 RNG = np.random.default_rng(0)

@@ -10,6 +10,8 @@ import pytest
 
 from tfmot_ops import core
 
+pytestmark = pytest.mark.slow
+
 K = core.keras
 L = K.layers
 QAT, SPARSE = core.recipes.decode("wi8_ai8"), core.recipes.decode("sparse50_wi8_ai8")

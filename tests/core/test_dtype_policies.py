@@ -13,6 +13,8 @@ from tfmot_ops import core
 from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.read import read_graph
 
+pytestmark = pytest.mark.slow
+
 K = core.keras
 L = K.layers
 QAT, PTQ, SPARSE = (core.recipes.decode(name) for name in ("wi8_ai8", "wi8_ai8_ptq", "sparse50_wi8_ai8"))

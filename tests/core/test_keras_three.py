@@ -76,6 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
 @pytest.mark.parametrize("name", ["functional", "sequential"])
 def test_a_graph_of_layers_that_both_have_gives_the_same_outputs(folder: Path, name: str, suffix: str) -> None:

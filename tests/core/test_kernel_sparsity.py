@@ -15,6 +15,7 @@ L = keras.layers
 RECIPE = core.recipes.decode("sparse50")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer", "kernels"),
     [(L.LSTM(6), 2), (L.Bidirectional(L.GRU(6)), 4), (L.Conv1D(4, 3), 1), (L.SeparableConv1D(4, 3), 1)],
@@ -27,6 +28,7 @@ def test_each_pruned_kernel_is_found_with_its_zeros(layer: Any, kernels: int) ->
     assert all(abs(sparsity - 0.5) < 0.05 for _, sparsity in found)
 
 
+@pytest.mark.slow
 def test_a_recurrent_kernel_without_zeros_is_the_lowest() -> None:
     inputs = keras.Input((5, 8))
     stripped = core.strip(core.prune(keras.Model(inputs, L.Dense(3)(L.LSTM(6)(inputs))), RECIPE)[0])

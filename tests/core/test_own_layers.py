@@ -63,6 +63,7 @@ def save(path: Path) -> np.ndarray:
     return model.predict(np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32), verbose=0)[:, 0]
 
 
+@pytest.mark.slow
 def test_an_entry_point_makes_a_layer_known_to_every_process(tmp_path: Path) -> None:
     install(tmp_path, "Doubled = own_module:Doubled")
     expected = save(tmp_path / "m.h5")

@@ -283,6 +283,7 @@ def _private_uses(path: Path) -> list[str]:
 ALLOWED = re.compile(r"^runners/pod\.py:\d+ reads StepPodOperator\._set_name$")
 
 
+@pytest.mark.slow
 def test_nothing_reaches_around_the_door() -> None:
     uses = [use for path in PACKAGE.rglob("*.py") if path != DOOR for use in _private_uses(path)]
     assert [use for use in uses if not ALLOWED.match(use)] == []

@@ -94,6 +94,7 @@ def test_a_derived_normalization_is_folded_and_stays_frozen(freeze: bool) -> Non
     assert len(core.normalize(model).trainable_weights) == len(model.trainable_weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [SameConvolution(5), Doubled(8), Positions()], ids=lambda layer: type(layer).__name__)
 def test_derived_layers_and_tables_of_positions_are_int8(layer: Any) -> None:
     model = _between(layer)
@@ -126,6 +127,7 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions_by_hand_are_int8(name: str) -> None:
     assert _only_int8(_int8(_between(FUNCTIONS[name]), X))

@@ -14,6 +14,8 @@ from tfmot_ops.core.graph.rules.recurrent import MOST_STEPS
 from tfmot_ops.core.quantization.qat import unrounded
 from tfmot_ops.core.training.loop import fit
 
+pytestmark = pytest.mark.slow
+
 keras = core.keras
 L = keras.layers
 QAT, SPARSE = core.recipes.decode("wi8_ai8"), core.recipes.decode("sparse50_wi8_ai8")

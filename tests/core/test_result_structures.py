@@ -147,6 +147,7 @@ def _list(outputs: Any) -> list[Any]:
     return outputs if isinstance(outputs, list) else [outputs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BODIES)
 def test_structures_of_results(name: str) -> None:
     model = _model(BODIES[name])

@@ -64,6 +64,7 @@ def test_the_layers_on_both_sides_of_the_coarse_value_are_the_most_sensitive(mod
     assert [float(row["alone_db"]) for row in table] == sorted(float(row["alone_db"]) for row in table)
 
 
+@pytest.mark.slow
 def test_the_noise_of_the_groups_adds_up_to_that_of_the_model(model: Any) -> None:
     plain = keras.models.clone_model(model)  # other weights, without the coarse value
     rows = core.sensitivity(plain, QAT, X, samples=64)

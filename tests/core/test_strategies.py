@@ -16,6 +16,8 @@ from tfmot_ops import core
 from tfmot_ops.core.keras.compiling import compile_parameters
 from tfmot_ops.errors import NotFiniteError
 
+pytestmark = pytest.mark.slow
+
 K = core.keras
 L = K.layers
 QAT = core.recipes.decode("wi8_ai8")

@@ -35,6 +35,7 @@ L = keras.layers
 # --- augmentation ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_augmentation_is_seeded_by_the_epoch_and_not_in_the_model(tmp_path: Path):
     def attempt(epochs_killed: int = 0, checkpoint: Checkpoint | None = None) -> Any:
         model = small()
@@ -169,6 +170,7 @@ def test_probabilities_that_int8_rounds_to_0_are_not_far_from_small_ones():
     assert float(output_distance(taught, rounded, Outputs.PROBABILITIES, 4.0)) > 0.1
 
 
+@pytest.mark.slow
 def test_a_student_learns_the_teachers_classes_without_labels():
     teacher = small(seed=3)
     teacher.set_weights([3.0 * weight for weight in teacher.get_weights()])
@@ -214,6 +216,7 @@ def test_the_validation_is_measured_by_the_compiled_loss_alone():
 # --- frozen layers -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["float", "pruned", "quantised"])
 def test_frozen_layers_keep_their_weights(kind: str):
     model, recipe = small(), core.recipes.decode("sparse50_wi8_ai8")

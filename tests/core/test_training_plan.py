@@ -75,6 +75,7 @@ def test_the_compiled_optimizer_is_back_after_a_training_with_another(tmp_path: 
     assert same(core.load_model(tmp_path / "model.h5").get_weights(), model.get_weights())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [keras.optimizers.SGD, keras.optimizers.legacy.SGD])
 @pytest.mark.parametrize(
     ("clipping", "largest"),
@@ -140,6 +141,7 @@ def stopped(values: list[float], first_epoch: int = 1, **plan: Any) -> tuple[lis
     return model.get_weights(), told, len(history["loss"])
 
 
+@pytest.mark.slow
 def test_a_training_stops_and_takes_the_best_epochs_weights():
     weights, told, epochs = stopped([1.0, 0.5, 0.7, 0.6, 0.1], patience=2)
     assert epochs == 4
@@ -157,6 +159,7 @@ def test_a_training_that_does_not_stop_takes_the_best_epochs_weights_too():
     assert len(told) == 1
 
 
+@pytest.mark.slow
 def test_small_changes_and_epochs_that_do_not_count():
     assert stopped([0.1, 1.0, 0.99, 0.98, 0.97], first_epoch=2, patience=2, min_delta=0.1)[2] == 4
     weights, _, _ = stopped([0.1, 1.0, 0.9], first_epoch=3, patience=1)
@@ -203,6 +206,7 @@ def test_a_metric_that_is_not_reported_is_refused_before_training():
     assert same(model.get_weights(), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed_after", [2, 3, 4])
 def test_a_killed_training_with_early_stopping_ends_as_one_that_was_not(killed_after: int, tmp_path: Path):
     values = [1.0, 0.5, 0.7, 0.6, 0.1]
@@ -247,6 +251,7 @@ def test_weights_are_kerass_sample_weights():
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_sample_of_weight_0_is_not_learnt():
     weights = (Y != 2).astype(np.float32)
     after = trained(small(), batch_size=48, weights=weights)

@@ -82,6 +82,7 @@ def _recurrent() -> Any:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "suffix"),
     [

@@ -253,6 +253,7 @@ OTHERS: dict[str, Callable[..., Path]] = {
 NAMES = [name + suffix for name in harms(Path("/x")) for suffix in (".h5", ".keras")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*NAMES, *OTHERS])
 def test_a_harmful_file_is_refused_before_anything_happens(files, name) -> None:
     answer = files["answers"][name]
@@ -275,6 +276,7 @@ def test_the_original_load_model_refuses_too(files) -> None:
         tfmot_utils.Quantize.load_model(str(path))
 
 
+@pytest.mark.slow
 def test_a_refused_model_ends_a_command_with_3(files, tmp_path) -> None:
     arguments = ["--model", str(files["folder"] / "write_file.h5"), "--dataset", "digits", "--recipe", "wi8_ai8_ptq"]
     command = [sys.executable, "-m", "tfmot_ops.cli", "optimize", *arguments, "--no-tracking"]

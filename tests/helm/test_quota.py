@@ -81,6 +81,7 @@ def pods(environment):
     return json.loads(done.stdout.split("answer ", 1)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", FILES)
 def test_the_numbers_of_a_values_file_agree(case, pods):
     quota = one(render(FILES[case]), "ResourceQuota", "tfmot-ops")["spec"]["hard"]

@@ -146,6 +146,7 @@ def test_the_policy_opens_the_way_to_the_real_mlflow(with_dependency):
     assert [p["port"] for p in service["spec"]["ports"]] == [80], "TFMOT_OPS_TRACKING_URI names no port"
 
 
+@pytest.mark.slow
 def test_mlflow_answers_to_the_name_that_steps_use():
     allowed = values_of("values.yaml")["mlflow"]["serverAllowedHosts"]
     _, data = deployed_runner({})
@@ -261,6 +262,7 @@ def test_another_runner_gets_its_own_options_only():
     assert json.loads(data["TFMOT_OPS_RUNNER_OPTIONS"]) == {"memory": "4g"}
 
 
+@pytest.mark.slow
 def test_airflow_finds_each_dag_of_the_config_map_once(tmp_path):
     """In the layout of a kubelet: the files are links into ..data, which is a link to a folder beside it."""
     folder = tmp_path / "from-chart"

@@ -43,6 +43,7 @@ def parsed(bench, run_python):
     return parse(bench, run_python)
 
 
+@pytest.mark.slow
 def test_parsing_is_quick_and_loads_no_tensorflow(parsed):
     assert parsed["errors"] == {}
     assert parsed["heavy"] == []
@@ -50,6 +51,7 @@ def test_parsing_is_quick_and_loads_no_tensorflow(parsed):
     assert parsed["seconds"] < 2
 
 
+@pytest.mark.slow
 def test_the_same_folder_gives_the_same_document(parsed, bench, run_python):
     # An address in it would make a new DAG version at each parse.
     again = parse(bench, run_python)["document"]

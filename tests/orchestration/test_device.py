@@ -9,6 +9,7 @@ from tfmot_ops.errors import StepFailedError
 from tfmot_ops.runners import LocalRunner
 
 
+@pytest.mark.slow
 def test_a_gpu_that_is_not_there_fails_the_step(tmp_path):
     options = {"kind": "train", "model": "resnet8", "dataset": "digits", "limit": 60, "epochs": 0}
     fields = {"step_id": "train", "output_uri": str(tmp_path), "options": options, "device": "gpu"}

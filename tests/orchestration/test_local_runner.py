@@ -116,6 +116,7 @@ def test_a_failure_is_the_exception_of_its_exit_code(name, error, text):
     assert type(caught.value) is error
 
 
+@pytest.mark.slow
 def test_the_real_command_refuses_a_wrong_name():
     options = TrainOptions(dataset="no_such_data", model="resnet8")
     step = LocalRunner().start(StepSpec(step_id="train", output_uri="memory://", options=options), None, print)

@@ -31,6 +31,7 @@ def specs(run, step_id=None):
     return [spec for spec in run["specs"] if step_id in (None, spec["step_id"])]
 
 
+@pytest.mark.slow
 def test_a_green_chain(fake_runs):
     run = fake_runs["green"]
     assert run["state"] == "success"

@@ -62,6 +62,7 @@ def pods(answer):
     return answer["pods"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", ["cpu", "gpu", "pool", "fallback", "all"])
 def test_strictly_valid(pods, name, version):

@@ -222,6 +222,7 @@ def answers(bench, run_python):
     return json.loads(run_python([__file__], bench.environment()).rpartition("\nanswer ")[2])
 
 
+@pytest.mark.slow
 def test_no_pod_is_left(answers):
     assert {name: answer["left"] for name, answer in answers.items() if answer["left"]} == {}
 

@@ -48,6 +48,7 @@ int main() {
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", [[], ["--dataset", "digits"]])
 def test_the_compiled_array_gives_the_vectors_in_tflite_micro(dataset: list[str], tmp_path: Path):
     file = _file(tmp_path)

@@ -129,6 +129,7 @@ def test_the_target_of_the_documentation_is_one():
 # Input and output types, and scales
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["wi8_ai8", "wi8_ai8_ptq"])
 @pytest.mark.parametrize("kind", ["int8", "uint8", "float32"])
 def test_inputs_and_outputs_have_the_targets_types(recipe: str, kind: str):
@@ -148,6 +149,7 @@ def _scales(data: bytes) -> list[int]:
     return [len(q.scale) for q in quantizations if q is not None and q.scale is not None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["wi8_ai8", "wi8_ai8_ptq"])
 def test_a_target_with_one_scale_gets_one_scale_in_every_kernel(recipe: str):
     model, data = exported(net("gelu"), recipe, "per_tensor_npu")
@@ -183,6 +185,7 @@ def test_qat_rounds_the_folded_kernel_as_the_file_does(layer: Any):
 # Operations
 
 
+@pytest.mark.slow
 def test_a_gelu_becomes_a_table_with_the_same_outputs_where_the_device_has_none():
     _, plain = exported(net("gelu"), "wi8_ai8", None)
     _, data = exported(net("gelu"), "wi8_ai8", "cortex_m")

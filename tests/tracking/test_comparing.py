@@ -41,6 +41,7 @@ def chain(tmp_path_factory, model):
     return store
 
 
+@pytest.mark.slow
 def test_parent_and_children_have_the_tags_to_filter_by(chain):
     shown = {"model": "own net.h5", "dataset": "digits", "recipe": "sparse50_wi8_ai8", "task": "classification"}
     wanted = {f"tfmot_ops.{name}": value for name, value in {**shown, "device": "cpu"}.items()}
@@ -179,6 +180,7 @@ def test_a_data_set_without_a_schema_or_with_an_odd_one_is_taken():
     assert [each["name"] for each in json.loads(tensors["targets"])] == ["y.box"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("details", DETAILS)
 def test_pictures_are_on_the_evaluate_run_and_on_the_parent(tmp_path, model, details):
     store = Store(tmp_path)
@@ -211,6 +213,7 @@ def test_a_picture_that_cannot_be_drawn_fails_nothing_and_is_told(tmp_path, deta
     assert store.files(store.run("evaluate")) == []
 
 
+@pytest.mark.slow
 def test_models_are_ranked_by_what_was_measured(tmp_path, model):
     for recipe, accuracy in (("wi8_ai8", 0.8), ("sparse50_wi8_ai8", 0.9), ("sparse80_wi8_ai8", 0.7)):
         store = Store(tmp_path, recipe)
@@ -251,6 +254,7 @@ def test_figures_that_a_model_took_over_from_its_run_get_their_data_set(tmp_path
     assert len(store.client.get_logged_model(logged.model_id).metrics) == 2, "once is enough"
 
 
+@pytest.mark.slow
 def test_a_chain_recorded_again_adds_nothing(tmp_path, model):
     store = Store(tmp_path)
     store.chain(model)
@@ -267,6 +271,7 @@ def test_a_chain_recorded_again_adds_nothing(tmp_path, model):
             assert len(steps) == len(set(steps)), name
 
 
+@pytest.mark.slow
 def test_a_model_that_a_retry_replaced_takes_the_figures_over(tmp_path, model):
     store = Store(tmp_path)
     store.chain(model, accuracy=0.8)

@@ -61,6 +61,7 @@ def store(tmp_path_factory) -> Store:
     return store
 
 
+@pytest.mark.slow
 def test_the_chains_with_the_same_model_and_data_are_compared(store):
     run = store.run()
     # The other chains of this test have no data set of their own, by whose digest MLflow would tell them apart.
@@ -75,6 +76,7 @@ def test_the_chains_with_the_same_model_and_data_are_compared(store):
     }
 
 
+@pytest.mark.slow
 def test_data_that_changed_under_its_name_is_not_compared(store):
     assert [chain.recipe for chain in chains_beside(store.client, store.run(), ACCURACY)] == ["sparse50_wi8_ai8"]
     again = Store(store.folder, "again")
@@ -142,6 +144,7 @@ def test_a_page_that_cannot_be_drawn_fails_nothing_and_is_told(tmp_path, monkeyp
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt install chromium")
 def test_the_page_in_a_browser(store, tmp_path):
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

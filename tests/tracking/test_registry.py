@@ -199,6 +199,7 @@ def test_a_better_version_replaces_the_champion_that_it_was_compared_with(uri: s
     assert "better than the champion's 0.6, received 0.6" in results[2].error.message
 
 
+@pytest.mark.slow
 def test_two_steps_of_one_chain_register_and_promote_one_version(uri: str, file: Path) -> None:
     parent, metrics = chain(uri, file), {"accuracy": 0.9}
     for task, promotes in (("register", False), ("promote", True), ("promote", True)):
