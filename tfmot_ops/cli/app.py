@@ -29,6 +29,7 @@ from tfmot_ops.system.uri_secrets import hide
 app = typer.Typer(
     help="Prune, quantise and export tf_keras models to int8 TFLite, tracked in MLflow.",
     no_args_is_help=True,
+    rich_markup_mode=None,  # plain help: paragraphs are wrapped again, and options leave room for their texts
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -124,7 +125,10 @@ def list_names(
     ] = "models",
     as_json: Annotated[bool, typer.Option("--json", help="A JSON list of the names.")] = False,
 ) -> None:
-    """List the names that `--model`, `--dataset`, `--recipe`, `--target` and `--task` take."""
+    """List the names of models, data sets, recipes, targets and tasks.
+
+    The options `--model`, `--dataset`, `--recipe`, `--target` and `--task` take these names.
+    """
     from tfmot_ops import steps
 
     names = steps.catalogue(what)
@@ -177,10 +181,10 @@ def sweep(  # noqa: PLR0917 - typer reads the options from the signature, nobody
     experiment: Annotated[str, typer.Option(help="MLflow experiment.")] = "tfmot_ops_sweep",
     as_json: Annotated[bool, typer.Option("--json", help="The SweepResult as JSON on stdout.")] = False,
 ) -> None:
-    """Run every architecture through the whole chain, each in its own process, and report what broke.
+    """Run every architecture through the chain; report what broke.
 
-    The results are compared with expected.yaml and the last good sweep. A regression makes the command fail only
-    after all results are recorded.
+    Each cell of the matrix (an architecture with a recipe) runs in its own process. The results are compared with
+    expected.yaml and the last good sweep. A regression makes the command fail only after all results are recorded.
     """
     from rich.console import Console
 
@@ -235,7 +239,10 @@ def forecast(  # noqa: PLR0917 - typer reads the options from the signature, nob
     seed: _CellSeed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="The table as JSON on stdout.")] = False,
 ) -> None:
-    """Show which cells would break under other package versions: the same sweep with another environment's Python."""
+    """Show what would break under other package versions.
+
+    Every cell of the sweep runs twice, with this Python and with that of the other environment; then both are compared.
+    """
     from rich.console import Console
 
     from tfmot_ops.cli import sweep_command as command
@@ -272,9 +279,10 @@ def doctor(
     device: Annotated[Device, typer.Option(help="Device that steps will use.")] = Device.CPU,
     as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
 ) -> None:
-    """Check whether a step can run here: versions, the Keras pin, devices, scratch space, tracking.
+    """Check whether a step can run on this machine.
 
-    Exits with 4 when a check fails; the line of a failed check names its remedy.
+    Looks at versions, the Keras pin, devices, scratch space and tracking. Exits with 4 when a check fails; the line
+    of a failed check names its remedy.
     """
     from tfmot_ops.cli import doctor as look
 
@@ -288,6 +296,6 @@ def doctor(
 def schema(
     document: Annotated[DocumentName, typer.Argument(help="Which document.")] = "spec",
 ) -> None:
-    """Print the JSON Schema of a document that is exchanged between processes."""
+    """Print the JSON Schema of a document, such as a step's spec."""
     definition: dict[str, Any] = SCHEMAS[document].model_json_schema()
     typer.echo(json.dumps(definition, indent=2))

@@ -30,9 +30,10 @@ def bundle(  # noqa: PLR0917 - typer reads the options from the signature, nobod
     output: Annotated[Path, typer.Option(help="Folder for the bundle.", metavar="DIR")] = Path("bundle"),
     as_json: Annotated[bool, typer.Option("--json", help="Figures and files as JSON.")] = False,
 ) -> None:
-    """Write what a device needs besides the model: C++ source, operations, test vectors, the cost on the target.
+    """Write C++ source, test vectors and cost of a file for a device.
 
-    Before anything is written, the file is checked against the target: its operations and its limits.
+    The C++ source has the file as an array and the operations that TFLite Micro has to register. Before anything is
+    written, the file is checked against the target: its operations and its limits.
     """
     from tfmot_ops import core, targets
     from tfmot_ops.core.tflite.interpreter import raw_inputs

@@ -46,10 +46,11 @@ def optimize(  # noqa: PLR0917 - typer reads the options from the signature, nob
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Train, prune, fine-tune, strip, quantise and evaluate a model, without Airflow.
+    """Train, prune, fine-tune, strip, quantise, evaluate a model.
 
-    The steps are those of the DAG `optimize_model`: the same seed gives the same numbers. After a kill, Ctrl-C or a
-    failure, the same command continues its MLflow run and skips the steps and epochs that are finished.
+    Airflow is not needed. The steps are those of the DAG `optimize_model`: the same seed gives the same numbers.
+    After a kill, Ctrl-C or a failure, the same command continues its MLflow run and skips the steps and epochs that
+    are finished.
     """
     from tfmot_ops.cli import execute
     from tfmot_ops.cli.chain import Chain

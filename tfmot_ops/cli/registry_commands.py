@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     import mlflow
 
 app = typer.Typer(
-    help="Release TFLite files: gates, versions, the champion and the way back.",
+    help="Release TFLite files: rules, versions, champion, rollback.",
     no_args_is_help=True,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -52,7 +53,7 @@ def register(  # noqa: PLR0917 - typer reads the options from the signature, nob
     promote: Annotated[bool, typer.Option("--promote", help="Make the version the champion at once.")] = False,
     as_json: _Json = False,
 ) -> None:
-    """Register the TFLite file of a chain, if every rule of the policy holds.
+    """Register the TFLite file of a chain, if it keeps the rules.
 
     Exits with 4 when a rule does not hold; all rules are judged, and each one that fails is named.
     """
@@ -152,7 +153,10 @@ def promote(
     version: Annotated[str, typer.Option(help="Number or alias of the version.")] = "candidate",
     as_json: _Json = False,
 ) -> None:
-    """Make a version the champion; of two promotions at once, one wins and the other exits with 4."""
+    """Make a version the champion.
+
+    Of two promotions at the same time, one wins and the other exits with 4.
+    """
     from tfmot_ops.tracking import promote as make_champion
     from tfmot_ops.tracking import registry_of
 
@@ -163,7 +167,7 @@ def promote(
 
 @app.command()
 def rollback(name: _Name, tracking_uri: _TrackingUri, as_json: _Json = False) -> None:
-    """Make the version the champion again that the present champion replaced."""
+    """Make the previous champion the champion again."""
     from tfmot_ops.tracking import registry_of
     from tfmot_ops.tracking import rollback as go_back
 

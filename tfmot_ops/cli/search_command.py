@@ -87,11 +87,11 @@ def search(  # noqa: PLR0917 - typer reads the options from the signature, nobod
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Find the recipe that meets your goals on your device: tries recipes, the cheapest first.
+    """Find the recipe that meets your goals on your device.
 
-    One float model is trained for all candidates. The search stops at the first candidate that meets every goal, and
-    exits with 4 if none does; then it names the nearest ones and what each misses. The same command goes on where an
-    earlier start was stopped.
+    Recipes are tried one after the other, the cheapest first. One float model is trained for all candidates. The
+    search stops at the first candidate that meets every goal, and exits with 4 if none does; then it names the
+    nearest ones and what each misses. The same command goes on where an earlier start was stopped.
 
     With `--register`, the chosen file is put into MLflow's model registry. Nothing is registered if no candidate meets
     every goal, or if a rule of the policy does not hold: the exit code is 4.
