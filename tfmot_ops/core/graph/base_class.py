@@ -19,10 +19,16 @@ from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Layer
 
 #: Classes that compute nothing themselves, or what an inner layer or a function computes.
-_OPEN = (keras.layers.Layer, keras.Model, keras.layers.Wrapper, keras.layers.Lambda, keras.layers.RNN)
+_WITHOUT_FIXED_COMPUTATION = (
+    keras.layers.Layer,
+    keras.Model,
+    keras.layers.Wrapper,
+    keras.layers.Lambda,
+    keras.layers.RNN,
+)
 
 
-class BaseForms:
+class BaseClassReplacer:
     """Finds the Keras layer for a call of a derived one; the calls of a shared layer get the same Keras layer."""
 
     def __init__(self) -> None:
@@ -32,7 +38,7 @@ class BaseForms:
         """The call with the Keras layer in place of the derived one, or the call itself where the results differ."""
         layer = node.layer
         if layer not in self._made:
-            self._made[layer] = _base_form(node) if _base_class(layer) is not None else None
+            self._made[layer] = _as_base_class(node) if _base_class(layer) is not None else None
         made = self._made[layer]
         if made is None:
             return node
@@ -44,13 +50,13 @@ class BaseForms:
 
 def _base_class(layer: Layer) -> Any:
     """The first of Keras' classes that the layer's class is derived from; None for a class of Keras."""
-    if not is_custom(layer) or isinstance(layer, _OPEN[1:]):
+    if not is_custom(layer) or isinstance(layer, _WITHOUT_FIXED_COMPUTATION[1:]):
         return None
     bases = (base for base in type(layer).__mro__ if base.__module__.startswith(private.LAYERS_PACKAGE))
-    return next((base for base in bases if base not in _OPEN), None)
+    return next((base for base in bases if base not in _WITHOUT_FIXED_COMPUTATION), None)
 
 
-def _base_form(node: Node) -> Layer | None:
+def _as_base_class(node: Node) -> Layer | None:
     layer, base = node.layer, _base_class(node.layer)
     kwargs = {name: value for name, value in node.kwargs.items() if name != "training"}
     try:

@@ -9,10 +9,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
-from tfmot_ops.core.graph.of_weights import calls_of_weights
+from tfmot_ops.core.graph.of_weights import weight_only_calls
 from tfmot_ops.core.graph.pointwise import (
     DIVISIONS,
-    FUNCTIONS_OF_ELEMENTS,
+    ELEMENTWISE_FUNCTIONS,
     INT8,
     INT8_BY_DEFAULT,
     Pointwise,
@@ -20,26 +20,31 @@ from tfmot_ops.core.graph.pointwise import (
 )
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.signs import is_never_negative
-from tfmot_ops.core.graph.steepness import TINY, is_close_when_rounded, is_inverse_of_root, is_tame
+from tfmot_ops.core.graph.steepness import (
+    ROOT_FLOOR,
+    has_bounded_slope,
+    is_accurate_on_rounded_inputs,
+    is_inverse_of_root,
+)
 from tfmot_ops.core.keras.pinned import keras
 
 #: Comparisons, logic, and casts of their results.
-_TRUTH_VALUES = {
+_BOOLEAN_FUNCTIONS = {
     *("math.greater", "math.greater_equal", "math.less", "math.less_equal", "__operators__.eq", "__operators__.ne"),
     *("math.equal", "math.not_equal", "math.logical_and", "math.logical_or", "math.logical_not", "math.logical_xor"),
     *("cast", "identity", "stop_gradient"),
 }
 #: Functions between truth values and the large number that they are multiplied by.
-_OF_MASKS = {
+_MASK_FUNCTIONS = {
     *("math.subtract", "math.add", "__operators__.add", "math.multiply", "math.negative", "__operators__.getitem"),
     *("reshape", "expand_dims", "compat.v1.transpose", "compat.v1.squeeze", "tile", "broadcast_to"),
 }
 #: A number that only masks are multiplied by.
-_LARGE = 1e3
+_MASK_FACTOR = 1e3
 #: These are fused into the convolution before them, which a table could not be.
-_FUSED = {"nn.relu", "nn.relu6"}
+_FUSED_INTO_CONVOLUTION = {"nn.relu", "nn.relu6"}
 #: Arguments of a choice: condition, and two values.
-_CHOICE = 3
+_SELECT_OPERANDS = 3
 
 
 def fuse_pointwise(graph: Graph, *, for_qat: bool = False) -> Graph:
@@ -53,10 +58,10 @@ def fuse_pointwise(graph: Graph, *, for_qat: bool = False) -> Graph:
         for_qat: whether QAT follows, which trains with the roundings of int8. Then roots and powers of tensors that are
             never negative become tables too.
     """
-    clusters = Clusters(graph, for_qat=for_qat)
+    clusters = PointwiseClusters(graph, for_qat=for_qat)
     readers = graph.readers()
     results = set(tensors(graph.outputs))
-    constant = calls_of_weights(graph)
+    constant = weight_only_calls(graph)
     fused: dict[Node, Node] = {}
     for node in graph.nodes:
         # The rules of normalisation look for masks, and for what they are made of.
@@ -66,7 +71,7 @@ def fuse_pointwise(graph: Graph, *, for_qat: bool = False) -> Graph:
             continue
         is_read = any(clusters.source_of(reader) is not clusters.sources[node] for reader in readers[node.output()])
         if (is_read or node.output() in results) and clusters.needs_table(node):
-            fused[node] = clusters.fused(node)
+            fused[node] = clusters.fused_call(node)
     # Only now, as several new layers may contain one call.
     for call in fused.values():
         call.output().producer = call
@@ -74,32 +79,32 @@ def fuse_pointwise(graph: Graph, *, for_qat: bool = False) -> Graph:
     return graph.without_dead_calls()
 
 
-def _is_mask(node: Node, clusters: Clusters, readers: Mapping[Tensor, list[Node]]) -> bool:
+def _is_mask(node: Node, clusters: PointwiseClusters, readers: Mapping[Tensor, list[Node]]) -> bool:
     """Whether a call gives truth values as floats, which are multiplied by a large number, as in an attention mask."""
     calls = clusters.calls(node) if node in clusters.sources else []
-    if not calls or any(call.layer.symbol not in _TRUTH_VALUES | _OF_MASKS for call in calls):
+    if not calls or any(call.layer.symbol not in _BOOLEAN_FUNCTIONS | _MASK_FUNCTIONS for call in calls):
         return False
-    if not any(call.layer.symbol in _TRUTH_VALUES for call in calls):
+    if not any(call.layer.symbol in _BOOLEAN_FUNCTIONS for call in calls):
         return False
-    waiting = [call for call in calls if call.layer.symbol in _OF_MASKS] + readers.get(node.output(), [])
+    waiting = [call for call in calls if call.layer.symbol in _MASK_FUNCTIONS] + readers.get(node.output(), [])
     while waiting:
         reader = waiting.pop()
-        if getattr(reader.layer, "symbol", None) in _OF_MASKS:
+        if getattr(reader.layer, "symbol", None) in _MASK_FUNCTIONS:
             leaves = tf.nest.flatten((reader.args, reader.kwargs))
-            if any(_is_large(leaf) for leaf in leaves):
+            if any(_is_mask_factor(leaf) for leaf in leaves):
                 return True
             waiting += [further for tensor in tensors(reader.outputs) for further in readers.get(tensor, [])]
     return False
 
 
-def _is_large(leaf: Any) -> bool:
+def _is_mask_factor(leaf: Any) -> bool:
     """Whether an argument is a large number; `10000.0 * x` records the number as a scalar tensor."""
     if leaf is None or isinstance(leaf, Tensor | str | tf.DType) or not _is_plain(leaf):
         return False
-    return bool(abs(float(leaf)) >= _LARGE)
+    return bool(abs(float(leaf)) >= _MASK_FACTOR)
 
 
-def pointwise_of(function: Any, name: str) -> Pointwise | None:
+def record_pointwise(function: Any, name: str) -> Pointwise | None:
     """A layer that calls what a user's function calls, so that a saved model does not need the function.
 
     Args:
@@ -116,14 +121,14 @@ def pointwise_of(function: Any, name: str) -> Pointwise | None:
     except Exception:  # noqa: BLE001 - the user's function may raise anything on a symbolic tensor
         return None
     result = graph.outputs.producer if isinstance(graph.outputs, Tensor) else None
-    clusters = Clusters(graph, for_qat=False)
+    clusters = PointwiseClusters(graph, for_qat=False)
     if result is None or clusters.source_of(result) is not graph.inputs()[0] or not result.output().is_float:
         return None
     layer = Pointwise(clusters.steps(result), name=name)
     return None if layer.diverges else layer
 
 
-class Clusters:
+class PointwiseClusters:
     """The calls of functions of single elements, with the one tensor that each depends on."""
 
     def __init__(self, graph: Graph, *, for_qat: bool) -> None:
@@ -131,7 +136,7 @@ class Clusters:
         #: Call -> the tensor that its result is a function of, element by element.
         self.sources: dict[Node, Tensor] = {}
         for node in graph.nodes:
-            source = self._source(node) if _is_of_elements(node) else None
+            source = self._source(node) if _is_elementwise_call(node) else None
             if source is not None and source.dtype == "float32":
                 self.sources[node] = source
 
@@ -149,7 +154,11 @@ class Clusters:
             return None
         (source,) = found
         is_direct = source in node.inputs()
-        return None if is_direct and node.layer.symbol in _FUSED and source.producer is not None else source
+        return (
+            None
+            if is_direct and node.layer.symbol in _FUSED_INTO_CONVOLUTION and source.producer is not None
+            else source
+        )
 
     def calls(self, node: Node) -> list[Node]:
         """The calls that a call's result is computed by from its source, in order, the call itself last."""
@@ -188,15 +197,17 @@ class Clusters:
             steps: the function.
         """
         source = self.sources[node]
-        if is_tame(steps):
+        if has_bounded_slope(steps):
             return True
         if not self._for_qat:
             return False
         lowest = 0.0 if is_never_negative(source) else -1.0
         is_inverse = not lowest and is_inverse_of_root(source, steps)
-        return is_inverse or is_tame(steps, lowest=lowest) or is_close_when_rounded(steps, lowest=lowest)
+        return (
+            is_inverse or has_bounded_slope(steps, lowest=lowest) or is_accurate_on_rounded_inputs(steps, lowest=lowest)
+        )
 
-    def fused(self, node: Node) -> Node:
+    def fused_call(self, node: Node) -> Node:
         """One call that computes what a call and those before it compute from its source."""
         layer = Pointwise(self.steps(node), name=node.layer.name)
         return Node(layer, node.path, (self.sources[node],), {}, node.outputs, node.origin)
@@ -206,7 +217,7 @@ class Clusters:
         source = self.sources[node]
         # QAT rounds small values to 0, where the slope of a root is infinite.
         guarded = self._for_qat and self._diverges(node) and is_never_negative(source)
-        steps = [{"function": "math.maximum", "args": [{"value": 0}, TINY], "kwargs": {}}] if guarded else []
+        steps = [{"function": "math.maximum", "args": [{"value": 0}, ROOT_FLOOR], "kwargs": {}}] if guarded else []
         places: dict[Tensor, int] = {source: len(steps)}
         for call in self.calls(node):
             args = [_encoded(arg, places) for arg in call.args]
@@ -216,11 +227,11 @@ class Clusters:
         return steps
 
 
-def _is_of_elements(node: Node) -> bool:
+def _is_elementwise_call(node: Node) -> bool:
     """Whether a call applies a function of single elements to tensors of one shape and to plain numbers."""
-    if getattr(node.layer, "symbol", None) not in FUNCTIONS_OF_ELEMENTS or not isinstance(node.outputs, Tensor):
+    if getattr(node.layer, "symbol", None) not in ELEMENTWISE_FUNCTIONS or not isinstance(node.outputs, Tensor):
         return False
-    if node.layer.symbol in {"where", "compat.v1.where"} and len(node.args) + len(node.kwargs) < _CHOICE:
+    if node.layer.symbol in {"where", "compat.v1.where"} and len(node.args) + len(node.kwargs) < _SELECT_OPERANDS:
         return False  # the indices of what is true
     if node.layer.symbol in {*DIVISIONS, "math.pow"} and {"x", "y"} & node.kwargs.keys():
         return False  # operands by name; `may_diverge` reads them by position

@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfmot_ops.core.graph.base_class import BaseForms
+from tfmot_ops.core.graph.base_class import BaseClassReplacer
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors
 from tfmot_ops.core.graph.layers import LearnedTensor
-from tfmot_ops.core.graph.read import read_graph, tell_training
+from tfmot_ops.core.graph.read import pass_training, read_graph
 from tfmot_ops.core.graph.roles import is_custom
 from tfmot_ops.core.graph.trace import LearnedTensors, record
 from tfmot_ops.core.graph.trial import computes_the_same
 from tfmot_ops.core.keras import private
-from tfmot_ops.core.keras.identity import Itself
+from tfmot_ops.core.keras.identity import IdentityKey
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Layer
 
 
-def open_custom_layers(graph: Graph) -> Graph:
+def inline_custom_layers(graph: Graph) -> Graph:
     """Replace the call of each custom layer by the operations in its `call`, recursively, where Keras can record them.
 
     Custom layers are layers of other packages, subclassed models within the model and Lambda layers. TimeDistributed
@@ -38,20 +38,20 @@ def open_custom_layers(graph: Graph) -> Graph:
     Args:
         graph: the graph; its layers are not changed.
     """
-    opener = _Opener(masked=any(_makes_mask(node.layer) for node in graph.nodes))
-    opened = opener.open(graph)
-    _anchor(opened)
+    inliner = _Inliner(masked=any(_makes_mask(node.layer) for node in graph.nodes))
+    opened = inliner.inline(graph)
+    _connect_learned_tensors(opened)
     return opened
 
 
-def _anchor(graph: Graph) -> None:
+def _connect_learned_tensors(graph: Graph) -> None:
     """Let each LearnedTensor read the first input of the graph, as Keras needs an input and the weight needs none."""
     for node in graph.nodes:
         if isinstance(node.layer, LearnedTensor):
             node.args = (graph.inputs()[0],)
 
 
-class _Opener:
+class _Inliner:
     """Opens the custom layers of a graph; the calls of one layer share inner layers and learned tensors.
 
     Args:
@@ -61,9 +61,9 @@ class _Opener:
     def __init__(self, *, masked: bool) -> None:
         self._masked = masked
         self._learned = LearnedTensors()
-        self._bases = BaseForms()
+        self._bases = BaseClassReplacer()
 
-    def open(self, graph: Graph) -> Graph:
+    def inline(self, graph: Graph) -> Graph:
         """The graph with its custom layers opened, recursively."""
         renamed: dict[Tensor, Tensor] = {}
         nodes: list[Node] = []
@@ -75,19 +75,19 @@ class _Opener:
             called.args, called.kwargs = map_tensors((called.args, called.kwargs), current)
             node = self._bases.form(called)
             self._replace_weights(node, nodes)
-            found = self._opened(node) if self._may_open(node.layer) else None
+            found = self._recorded(node) if self._may_inline(node.layer) else None
             if found is None:
                 nodes.append(node)
                 continue
             inner, read = found
-            _inline(node, self.open(inner), read, nodes, renamed)
+            _append_inlined(node, self.inline(inner), read, nodes, renamed)
         outputs = map_tensors(graph.outputs, current)
         return Graph(graph.name, graph.input_structure, graph.input_names, outputs, nodes, graph.weights)
 
-    def _may_open(self, layer: Layer) -> bool:
-        return is_closed(layer) and layer.activity_regularizer is None and not (self._masked and _reads_mask(layer))
+    def _may_inline(self, layer: Layer) -> bool:
+        return should_inline(layer) and layer.activity_regularizer is None and not (self._masked and _reads_mask(layer))
 
-    def _opened(self, node: Node) -> tuple[Graph, list[Tensor]] | None:
+    def _recorded(self, node: Node) -> tuple[Graph, list[Tensor]] | None:
         """(graph, tensors that it reads) of a call of a custom layer; None where the layer has to stay as it is."""
         layer, given = node.layer, node.kwargs.get("training")
         spec = private.call_signature(layer)
@@ -105,7 +105,7 @@ class _Opener:
         if not opened.nodes:
             return _identity(node, opened, read)
         for call in opened.nodes:
-            tell_training(call, given)
+            pass_training(call, given)
         return opened, read
 
     def _trace(self, node: Node, training: object) -> tuple[Graph, list[Tensor]]:
@@ -154,18 +154,18 @@ def _identity(node: Node, opened: Graph, read: list[Tensor]) -> tuple[Graph, lis
     return opened, read
 
 
-def _variable(weight: object) -> Itself:
-    return Itself(private.plain_variable(weight))
+def _variable(weight: object) -> IdentityKey:
+    return IdentityKey(private.plain_variable(weight))
 
 
-def is_closed(layer: Layer) -> bool:
+def should_inline(layer: Layer) -> bool:
     """Whether a layer contains a computation that normalisation looks for: in its `call`, function or inner layer."""
     if type(layer) is keras.layers.TimeDistributed:
         return type(layer.layer) is not keras.layers.Dense  # a rule makes it a Dense over the last axis
-    return is_custom(layer) or type(layer) is keras.layers.Lambda or is_normalized(layer)
+    return is_custom(layer) or type(layer) is keras.layers.Lambda or is_spectral_normalization(layer)
 
 
-def is_normalized(layer: Layer) -> bool:
+def is_spectral_normalization(layer: Layer) -> bool:
     """Whether a layer wraps another layer and normalises the kernel of that layer at each training step."""
     return type(layer) is keras.layers.SpectralNormalization
 
@@ -240,7 +240,9 @@ def _equal(first: object, second: object, place: dict[Tensor, int]) -> bool:
     )
 
 
-def _inline(node: Node, inner: Graph, read: list[Tensor], nodes: list[Node], renamed: dict[Tensor, Tensor]) -> None:
+def _append_inlined(
+    node: Node, inner: Graph, read: list[Tensor], nodes: list[Node], renamed: dict[Tensor, Tensor]
+) -> None:
     bound = dict(zip(inner.inputs(), read, strict=True))
 
     def current(tensor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfmot_ops.core.graph.clusters import Clusters
+from tfmot_ops.core.graph.clusters import PointwiseClusters
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
 from tfmot_ops.core.graph.pointwise import DIVISIONS
 from tfmot_ops.core.keras.private import TFOpLambda
@@ -39,7 +39,7 @@ def divide_by_tables(graph: Graph) -> None:
     Example: in x / (1 + n) with a sum of squares n, the table has 1 / (1 + n) for each int8 value of n.
     """
     _regroup(graph)
-    clusters = Clusters(graph, for_qat=True)
+    clusters = PointwiseClusters(graph, for_qat=True)
     nodes: list[Node] = []
     for node in graph.nodes:
         nodes += _as_product(node, clusters) or [node]
@@ -47,7 +47,7 @@ def divide_by_tables(graph: Graph) -> None:
 
 
 def _regroup(graph: Graph) -> None:
-    clusters = Clusters(graph, for_qat=True)
+    clusters = PointwiseClusters(graph, for_qat=True)
     readers, results = graph.readers(), set(tensors(graph.outputs))
     known: dict[Tensor, _Scaled] = {}
     nodes: list[Node] = []
@@ -67,7 +67,7 @@ def _regroup(graph: Graph) -> None:
     graph.nodes = nodes
 
 
-def _combined(node: Node, before: _Scaled, after: _Scaled, clusters: Clusters) -> Node | None:
+def _combined(node: Node, before: _Scaled, after: _Scaled, clusters: PointwiseClusters) -> Node | None:
     """The call that makes one factor of two; None where they are no table, or functions of different tensors."""
     same = before.source is after.source and before.factor.shape == after.factor.shape
     if not same or not (before.divides or after.divides):
@@ -87,7 +87,7 @@ def _inverted(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [*steps, {"function": "math.reciprocal", "args": [{"value": len(steps)}], "kwargs": {}}]
 
 
-def _scaled(node: Node, clusters: Clusters) -> _Scaled | None:
+def _scaled(node: Node, clusters: PointwiseClusters) -> _Scaled | None:
     """A product or quotient of a tensor and a function of another tensor; None for any other call."""
     symbol = getattr(node.layer, "symbol", None)
     operands: Any = node.args if symbol in {"math.multiply", *DIVISIONS} else ()
@@ -101,7 +101,7 @@ def _scaled(node: Node, clusters: Clusters) -> _Scaled | None:
     return _Scaled(base, factor, clusters.origin(factor), symbol in DIVISIONS)
 
 
-def _as_product(node: Node, clusters: Clusters) -> list[Node]:
+def _as_product(node: Node, clusters: PointwiseClusters) -> list[Node]:
     """The calls that compute a quotient of two tensors as a product; none where its divisor has to stay in float."""
     operands: Any = node.args if getattr(node.layer, "symbol", None) in DIVISIONS else ()
     if len(operands) != 2 or node in clusters.sources:  # noqa: PLR2004 - dividend and divisor

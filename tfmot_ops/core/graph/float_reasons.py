@@ -6,7 +6,7 @@ from typing import Any
 
 from tfmot_ops.core.graph.operations import LAYERS, UNKNOWN
 from tfmot_ops.core.graph.roles import describe
-from tfmot_ops.core.graph.steepness import FEWEST_ELEMENTS
+from tfmot_ops.core.graph.steepness import MIN_ELEMENTS
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Layer
 
@@ -25,7 +25,7 @@ _LAYERS: dict[type, str] = {
     _L.DenseFeatures: "{} reads columns of features by name, which TFLite computes in float",
     **dict.fromkeys(
         (_L.LayerNormalization, _L.GroupNormalization),
-        f"{{}} is int8 over {FEWEST_ELEMENTS} or more elements of known number, without the batch axis, only",
+        f"{{}} is int8 over {MIN_ELEMENTS} or more elements of known number, without the batch axis, only",
     ),
 }
 _FUNCTIONS: dict[str, str] = {

@@ -30,7 +30,7 @@ class Tensor:
     producer: Node | None = None
 
     @property
-    def rank_allows_channels(self) -> bool:
+    def has_channel_axis(self) -> bool:
         """Whether the last axis can be one of channels: the first is the batch."""
         return len(self.shape) > 1
 

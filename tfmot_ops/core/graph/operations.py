@@ -100,8 +100,8 @@ class OpSpec:
         role: how a call of the operation takes part in an int8 graph.
         tflite: the TFLite operations that an int8 call may become; the first is the one that reads the kernel.
         kernels: the operation's kernels; `sums` takes the first.
-        sums: (layer, kernel, input) -> the convolution or product with that kernel, without bias and activation.
-        one_axis: whether the operation works on [N, T, C], which TFLite computes as [N, 1, T, C].
+        linear_part: (layer, kernel, input) -> the convolution or product with that kernel, without bias and activation.
+        is_1d: whether the operation works on [N, T, C], which TFLite computes as [N, 1, T, C].
         fuses: roles of a next call that TFLite fuses into this operation, such as a ReLU into a convolution.
         relu_keeps_range: whether a ReLU after the operation is fused and shares its range, as after a pooling.
         fixed_range: (lowest, highest) value of the output range that TFLite prescribes.
@@ -119,8 +119,8 @@ class OpSpec:
     role: Role
     tflite: tuple[str, ...] = ()
     kernels: tuple[Kernel, ...] = ()
-    sums: Callable[[Any, Any, Any], Any] | None = None
-    one_axis: bool = False
+    linear_part: Callable[[Any, Any, Any], Any] | None = None
+    is_1d: bool = False
     fuses: frozenset[Role] = frozenset()
     relu_keeps_range: bool = False
     fixed_range: tuple[float, float] | None = None
@@ -128,7 +128,7 @@ class OpSpec:
     constants: Constants | None = None
     table: bool = False
     elementwise: bool = False
-    becomes_int8: bool = False
+    rewritten_to_int8: bool = False
     why_float: str = "{} is not supported in QAT yet: trained in float, left to the converter"
 
 
@@ -183,7 +183,7 @@ LAYERS: dict[type, OpSpec] = {
         ("CONV_2D", "RESHAPE", "PAD"),
         (_CONVOLUTION,),
         linear.convolution,
-        one_axis=True,
+        is_1d=True,
         fuses=_AFFINE_OR_RELU,
     ),
     _L.Conv2D: OpSpec(Role.CONVOLUTION, ("CONV_2D",), (_CONVOLUTION,), linear.convolution, fuses=_AFFINE_OR_RELU),
@@ -200,7 +200,7 @@ LAYERS: dict[type, OpSpec] = {
         ("DEPTHWISE_CONV_2D", "RESHAPE"),
         (_DEPTHWISE,),
         linear.depthwise,
-        one_axis=True,
+        is_1d=True,
         fuses=_AFFINE_OR_RELU,
     ),
     _L.DepthwiseConv2D: OpSpec(
@@ -208,9 +208,9 @@ LAYERS: dict[type, OpSpec] = {
     ),
     _L.Dense: OpSpec(Role.CONVOLUTION, ("FULLY_CONNECTED", "RESHAPE"), (_DENSE,), linear.dense, fuses=_AFFINE_OR_RELU),
     _L.Embedding: OpSpec(Role.GATHER, ("GATHER", "CAST"), (Kernel("embeddings", per_channel=False),)),
-    _L.SeparableConv1D: OpSpec(Role.FLOAT, kernels=(_POINTWISE, _DEPTHWISE), becomes_int8=True),
-    _L.SeparableConv2D: OpSpec(Role.FLOAT, kernels=(_POINTWISE, _DEPTHWISE), becomes_int8=True),
-    _L.Conv1DTranspose: OpSpec(Role.FLOAT, kernels=(_TRANSPOSED,), becomes_int8=True),
+    _L.SeparableConv1D: OpSpec(Role.FLOAT, kernels=(_POINTWISE, _DEPTHWISE), rewritten_to_int8=True),
+    _L.SeparableConv2D: OpSpec(Role.FLOAT, kernels=(_POINTWISE, _DEPTHWISE), rewritten_to_int8=True),
+    _L.Conv1DTranspose: OpSpec(Role.FLOAT, kernels=(_TRANSPOSED,), rewritten_to_int8=True),
     _L.Conv3D: OpSpec(Role.FLOAT, kernels=(Kernel(),), why_float=_FLOAT_ONLY),
     _L.Conv3DTranspose: OpSpec(Role.FLOAT, why_float=_FLOAT_ONLY),
     # For QAT, normalisation replaces a call of these layers by its single steps (`rules.recurrent`).

@@ -34,7 +34,7 @@ _DIVERGES = {
     *("math.atanh", "math.atan2", "math.lgamma", "math.digamma", "math.floormod", "compat.v1.floor_div"),
 }
 #: All functions that a `Pointwise` layer may call: each element of the result depends on the same element only.
-FUNCTIONS_OF_ELEMENTS = frozenset(
+ELEMENTWISE_FUNCTIONS = frozenset(
     {
         *(INT8 | INT8_BY_DEFAULT | DIVISIONS | _DIVERGES),
         *("math.erf", "math.erfc", "math.sin", "math.cos", "math.atan", "math.sinh", "math.cosh", "math.asinh"),
@@ -57,14 +57,14 @@ class Pointwise(keras.layers.Layer):
             `{"dtype": "int32"}` for a type and `{"number": 1.0, "dtype": "float32"}` for a scalar tensor.
 
     Raises:
-        UnsupportedModelError: a function is not in `FUNCTIONS_OF_ELEMENTS`.
+        UnsupportedModelError: a function is not in `ELEMENTWISE_FUNCTIONS`.
     """
 
     def __init__(self, steps: Sequence[Mapping[str, Any]], **kwargs: object) -> None:
         super().__init__(**kwargs)
         self.steps = [dict(step) for step in steps]
         names = [step["function"] for step in self.steps]
-        refused = [name for name in names if name not in FUNCTIONS_OF_ELEMENTS]
+        refused = [name for name in names if name not in ELEMENTWISE_FUNCTIONS]
         if refused:
             raise UnsupportedModelError(
                 f"layer {self.name!r} calls {refused[0]!r}",

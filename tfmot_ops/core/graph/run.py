@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors
 from tfmot_ops.core.keras import private
-from tfmot_ops.core.keras.batches import without_state
+from tfmot_ops.core.keras.batches import with_zero_state
 from tfmot_ops.core.keras.types import Args, Kwargs, Layer, TensorLike
 
 #: (call, args, kwargs) -> the result, of the same structure as the call's outputs.
@@ -48,5 +48,5 @@ def infer(layer: Layer, args: Args, kwargs: Kwargs, *, training: bool = False) -
     """
     if private.call_signature(layer).expects_training_arg:
         kwargs = kwargs | {"training": training}
-    with without_state(layer):
+    with with_zero_state(layer):
         return layer(*args, **kwargs)

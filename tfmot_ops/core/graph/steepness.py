@@ -13,13 +13,13 @@ from tfmot_ops.core.graph.ir import Node, Tensor
 from tfmot_ops.core.graph.pointwise import Pointwise
 
 #: Fewer elements have norms and deviations so different in size that their inverses lose in int8: 23 dB for 4 of them.
-FEWEST_ELEMENTS = 8
+MIN_ELEMENTS = 8
 #: Lower limit of what a root is taken of: at 0 its slope is infinite, and training would give NaN.
-TINY = 1e-20
+ROOT_FLOOR = 1e-20
 #: Largest magnitude of the inputs for which a function has to be finite, and its largest slope there, to count as tame.
-_FAR, _STEEP, _POINTS = 64.0, 16.0, 8193
-#: Largest magnitudes that `is_close_when_rounded` tries, and the signal-to-noise ratio in dB that it asks for.
-_MAGNITUDES, _LEAST_DB = (0.25, 4.0, 64.0), 30.0
+_MAX_INPUT, _MAX_SLOPE, _GRID_POINTS = 64.0, 16.0, 8193
+#: Largest magnitudes that `is_accurate_on_rounded_inputs` tries, and the signal-to-noise ratio in dB that it asks for.
+_MAGNITUDES, _MIN_SQNR_DB = (0.25, 4.0, 64.0), 30.0
 #: Functions whose results are roots.
 _ROOTS = {"math.sqrt", "math.reduce_std", "math.reduce_euclidean_norm", "norm", "linalg.norm", "compat.v1.norm"}
 #: Functions of roots that may stand before an inverse: ConvNeXt V2 divides by the mean of the channels' norms.
@@ -28,7 +28,7 @@ _OF_ROOTS = {"math.reduce_mean", "identity", "reshape", "expand_dims", "compat.v
 _OF_INVERSES = {"math.reciprocal", "math.truediv", "math.divide", "math.add", "__operators__.add", "math.maximum"}
 
 
-def is_tame(steps: Sequence[Mapping[str, Any]], *, lowest: float = -1.0) -> bool:
+def has_bounded_slope(steps: Sequence[Mapping[str, Any]], *, lowest: float = -1.0) -> bool:
     """Whether a function is finite and not steep for all inputs of the usual magnitudes.
 
     Example: `x / (1 + |x|)` is; `log(x + 1e-5)` is not: close to 0 the steps of int8 would be seen in its result.
@@ -37,12 +37,12 @@ def is_tame(steps: Sequence[Mapping[str, Any]], *, lowest: float = -1.0) -> bool
         steps: the function, as `Pointwise` takes it.
         lowest: the lowest input as a part of the highest: 0 for a tensor that is never negative.
     """
-    grid = np.linspace(lowest * _FAR, _FAR, _POINTS, dtype=np.float32)
+    grid = np.linspace(lowest * _MAX_INPUT, _MAX_INPUT, _GRID_POINTS, dtype=np.float32)
     values = _values(steps, grid)
-    return bool(np.isfinite(values).all() and (np.abs(np.diff(values)) <= _STEEP * np.diff(grid)).all())
+    return bool(np.isfinite(values).all() and (np.abs(np.diff(values)) <= _MAX_SLOPE * np.diff(grid)).all())
 
 
-def is_close_when_rounded(steps: Sequence[Mapping[str, Any]], *, lowest: float) -> bool:
+def is_accurate_on_rounded_inputs(steps: Sequence[Mapping[str, Any]], *, lowest: float) -> bool:
     """Whether a function of rounded inputs has 30 dB or more, also where most inputs are close to 0.
 
     Example: a square root has, whose slope at 0 is infinite; a logarithm, an inverse and x ** 0.2 have not. The inputs
@@ -50,9 +50,9 @@ def is_close_when_rounded(steps: Sequence[Mapping[str, Any]], *, lowest: float) 
 
     Args:
         steps: the function, as `Pointwise` takes it.
-        lowest: see `is_tame`.
+        lowest: see `has_bounded_slope`.
     """
-    spaced = np.linspace(-1.0 if lowest else 0.0, 1.0, _POINTS)
+    spaced = np.linspace(-1.0 if lowest else 0.0, 1.0, _GRID_POINTS)
     for magnitude in _MAGNITUDES:
         inputs = magnitude * spaced * np.abs(spaced)
         step = magnitude * (1.0 - lowest) / 255
@@ -60,7 +60,7 @@ def is_close_when_rounded(steps: Sequence[Mapping[str, Any]], *, lowest: float) 
         if not (np.isfinite(exact).all() and np.isfinite(rounded).all()):
             return False
         noise = float(np.sum((rounded - exact) ** 2))
-        if float(np.sum(exact**2)) < noise * 10 ** (_LEAST_DB / 10):
+        if float(np.sum(exact**2)) < noise * 10 ** (_MIN_SQNR_DB / 10):
             return False
     return True
 
@@ -75,7 +75,7 @@ def is_inverse_of_root(source: Tensor, steps: Sequence[Mapping[str, Any]]) -> bo
         node = node.inputs()[0].producer
     if node is None or _symbol(node) not in _ROOTS or not {step["function"] for step in steps} <= _OF_INVERSES:
         return False
-    return _symbol(node) == "math.sqrt" or reduced_elements(node) >= FEWEST_ELEMENTS
+    return _symbol(node) == "math.sqrt" or reduced_elements(node) >= MIN_ELEMENTS
 
 
 def reduced_elements(node: Node) -> int:

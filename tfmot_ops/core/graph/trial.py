@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors
 from tfmot_ops.core.graph.run import infer, run_graph
 from tfmot_ops.core.keras.types import Args, Kwargs, Layer
-from tfmot_ops.core.keras.weights import attributes_within, restore_attributes
+from tfmot_ops.core.keras.weights import restore_attributes, snapshot_attributes
 
 #: Sizes for axes of unknown size: the batch axis, and any other.
 _BATCH, _OTHER = 2, 8
@@ -42,7 +42,7 @@ def computes_the_same(
     values = dict(zip(read, _values(read), strict=True))
     args, kwargs = map_tensors((call.args, call.kwargs), values.get)
     kwargs = {name: value for name, value in kwargs.items() if name != "training"}
-    attributes, state = attributes_within(call.layer), _weight_values(call.layer)
+    attributes, state = snapshot_attributes(call.layer), _weight_values(call.layer)
     try:
         expected = infer(call.layer, args, kwargs, training=training)
     except Exception:  # noqa: BLE001 - a user's layer may refuse values, such as an index that is too large

@@ -20,13 +20,29 @@ from tfmot_ops.core.keras.wrapped import inner_layer
 
 _L = keras.layers
 #: Why a call that such values pass stays in float, in the report.
-WHOLE_NUMBERS = "its values are read as whole numbers too, which int8 would change"
+INTEGER_VALUES_REASON = "its values are read as whole numbers too, which int8 would change"
 #: Calls that only move the elements of their one tensor.
-_MOVES = {"reshape", "expand_dims", "compat.v1.squeeze", "compat.v1.transpose", "__operators__.getitem", "slice"}
-_MOVES |= {"strided_slice", "split", "unstack", "identity", "stop_gradient", "tile", "repeat", "broadcast_to"}
+_MOVING_FUNCTIONS = {
+    "reshape",
+    "expand_dims",
+    "compat.v1.squeeze",
+    "compat.v1.transpose",
+    "__operators__.getitem",
+    "slice",
+}
+_MOVING_FUNCTIONS |= {
+    "strided_slice",
+    "split",
+    "unstack",
+    "identity",
+    "stop_gradient",
+    "tile",
+    "repeat",
+    "broadcast_to",
+}
 _MOVING_LAYERS = (_L.Reshape, _L.Flatten, _L.Permute, _L.RepeatVector, _L.Cropping1D, _L.Identity)
 #: What is computed of single elements before a cast, as in `tf.cast(x * 10, tf.int32)`.
-_OF_ELEMENTS = (Affine, Shift, Pointwise)
+_ELEMENTWISE_LAYERS = (Affine, Shift, Pointwise)
 _COMPARISONS = {"math.not_equal", "math.equal", "__operators__.ne", "__operators__.eq"}
 
 
@@ -39,16 +55,16 @@ def with_integer_inputs(graph: Graph) -> Graph:
     readers = graph.readers()
     results = set(tensors(graph.outputs))
     for source in graph.inputs():
-        found = _moved(source, readers) if source.is_float else []
+        found = _tensors_with_same_elements(source, readers) if source.is_float else []
         reading = {node for tensor in found for node in readers.get(tensor, []) if not _is_move(node)}
-        if any(reads_whole_numbers(node) for node in reading) and results.isdisjoint(found):
-            only = all(reads_whole_numbers(node) or _compares(node) for node in reading)
+        if any(reads_integer_values(node) for node in reading) and results.isdisjoint(found):
+            only = all(reads_integer_values(node) or _compares(node) for node in reading)
             for tensor in found if only else []:
                 tensor.dtype = "int32"
     return graph
 
 
-def read_exactly(graph: Graph) -> set[Tensor]:
+def integer_valued_tensors(graph: Graph) -> set[Tensor]:
     """The float inputs that are read as whole numbers, and the tensors computed of them element by element until then.
 
     A quantiser would change the numbers. What other calls compute is rounded before a cast too, as everywhere.
@@ -58,32 +74,32 @@ def read_exactly(graph: Graph) -> set[Tensor]:
     """
     found: set[Tensor] = set()
     for node in graph.nodes:
-        for tensor in node.inputs() if reads_whole_numbers(node) else []:
+        for tensor in node.inputs() if reads_integer_values(node) else []:
             chain = _chain_before(tensor)
             if chain[-1].producer is None and tensor.is_float:
                 found.update(chain)
     return found
 
 
-def uses_whole_numbers(node: Node, exact: AbstractSet[Tensor]) -> bool:
+def uses_integer_values(node: Node, exact: AbstractSet[Tensor]) -> bool:
     """Whether a call computes with whole numbers, or gives some; not for the lookup itself.
 
     Args:
         node: the call.
-        exact: from `read_exactly`.
+        exact: from `integer_valued_tensors`.
     """
-    return not exact.isdisjoint((*node.inputs(), *tensors(node.outputs))) and not reads_whole_numbers(node)
+    return not exact.isdisjoint((*node.inputs(), *tensors(node.outputs))) and not reads_integer_values(node)
 
 
 def _chain_before(tensor: Tensor) -> list[Tensor]:
     """The tensor and those before it, as long as each is the one before it moved, or a function of its elements."""
     chain = [tensor]
-    while (node := chain[-1].producer) is not None and (_is_move(node) or type(node.layer) in _OF_ELEMENTS):
+    while (node := chain[-1].producer) is not None and (_is_move(node) or type(node.layer) in _ELEMENTWISE_LAYERS):
         chain += node.inputs()[:1]
     return chain
 
 
-def reads_whole_numbers(node: Node) -> bool:
+def reads_integer_values(node: Node) -> bool:
     """Whether a call takes its operand for whole numbers: an Embedding, or a cast to an integer type."""
     layer = inner_layer(node.layer)
     if getattr(layer, "symbol", None) == "cast":
@@ -92,11 +108,11 @@ def reads_whole_numbers(node: Node) -> bool:
 
 
 def _is_move(node: Node) -> bool:
-    is_moving = getattr(node.layer, "symbol", None) in _MOVES or type(node.layer) in _MOVING_LAYERS
+    is_moving = getattr(node.layer, "symbol", None) in _MOVING_FUNCTIONS or type(node.layer) in _MOVING_LAYERS
     return is_moving and len(node.inputs()) == 1
 
 
-def _moved(tensor: Tensor, readers: Mapping[Tensor, list[Node]]) -> list[Tensor]:
+def _tensors_with_same_elements(tensor: Tensor, readers: Mapping[Tensor, list[Node]]) -> list[Tensor]:
     """A tensor, and the tensors that hold its elements moved."""
     found = [tensor]
     for each in found:

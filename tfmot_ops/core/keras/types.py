@@ -140,7 +140,7 @@ class Quantizer(Configured, Protocol):
         """The rounded tensor, of the shape of `inputs`; `weights` are the quantiser's variables by name."""
 
 
-class Drawer(Protocol):
+class Rng(Protocol):
     """A layer's random generator: Keras' `RandomGenerator`, or a `tf.random.Generator`."""
 
     def __getattr__(self, name: str) -> Any: ...

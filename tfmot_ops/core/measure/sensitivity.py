@@ -23,7 +23,7 @@ from tfmot_ops.core.graph.run import infer
 from tfmot_ops.core.graph.samples import Calibration, batch_size_of, calibration_batches
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
-from tfmot_ops.core.keras.policies import new_layers_of
+from tfmot_ops.core.keras.policies import new_layers_with_policy
 from tfmot_ops.core.keras.private import QuantizeLayer
 from tfmot_ops.core.keras.types import Args, Kwargs
 from tfmot_ops.core.keras.wrapped import inner_layer
@@ -36,7 +36,7 @@ from tfmot_ops.errors import RecipeError
 _LEAST_GAIN = 0.01
 #: Samples that are run at once: all tensors of a QAT ResNet50 take 148 MB for an image of 224x224, and are held twice.
 _BATCH = 4
-#: (call, args, kwargs) -> the result; see `_whole`, `call_unrounded` and `_result_only`.
+#: (call, args, kwargs) -> the result; see `_call_rounded`, `call_unrounded` and `_call_with_result_rounded`.
 _Compute = Callable[[Node, Args, Kwargs], Any]
 
 
@@ -67,7 +67,7 @@ class LayerSensitivity:
     readers: tuple[int, ...]
 
 
-@new_layers_of("float32")
+@new_layers_with_policy("float32")
 def sensitivity(
     model: keras.Model, recipe: Recipe, calibration: Calibration, samples: int = 32
 ) -> list[LayerSensitivity]:
@@ -92,13 +92,13 @@ def sensitivity(
     groups = _groups(graph, _origins(model))
     measured = [{name: _Noise() for name in ("alone", "result", "others")} for _ in groups]
     for inputs in _small_batches(graph, calibration, samples):
-        exact, rounded = _values(graph, inputs, call_unrounded), _values(graph, inputs, _whole)
+        exact, rounded = _values(graph, inputs, call_unrounded), _values(graph, inputs, _call_rounded)
         reference = [exact[tensor] for tensor in tensors(graph.outputs)]
         for group, noise in zip(groups, measured, strict=True):
             changed = {
-                "alone": _changed(graph, exact, group, (_whole, call_unrounded)),
-                "result": _changed(graph, exact, group, (_result_only, call_unrounded)),
-                "others": _changed(graph, rounded, group, (_result_only, _whole)),
+                "alone": _changed(graph, exact, group, (_call_rounded, call_unrounded)),
+                "result": _changed(graph, exact, group, (_call_with_result_rounded, call_unrounded)),
+                "others": _changed(graph, rounded, group, (_call_with_result_rounded, _call_rounded)),
             }
             for name, outputs in changed.items():
                 noise[name].add(reference, outputs)
@@ -143,7 +143,9 @@ def keep_sensitive(
     trained = quantization.model_copy(update={"method": Method.QAT, "keep": None})
     rows = sensitivity(model, recipe.model_copy(update={"quantization": trained}), calibration, keep.samples)
     chosen = [path for place in sorted(choose(rows, keep.budget)) for path in rows[place].paths]
-    scope = quantization.scope.model_copy(update={"exclude": (*quantization.scope.exclude, *map(_literal, chosen))})
+    scope = quantization.scope.model_copy(
+        update={"exclude": (*quantization.scope.exclude, *map(_escaped_selector, chosen))}
+    )
     kept = quantization.model_copy(update={"scope": scope, "keep": None})
     return recipe.model_copy(update={"quantization": kept}), rows
 
@@ -164,15 +166,15 @@ def choose(rows: Sequence[LayerSensitivity], budget: float) -> set[int]:
         Places in `rows`.
     """
     kept: set[int] = set()
-    largest, least = budget * _costs(rows, range(len(rows))), _LEAST_GAIN * _left(rows, kept)
+    largest, least = budget * _costs(rows, range(len(rows))), _LEAST_GAIN * _remaining_noise(rows, kept)
     choices = [choice for choice in _choices(rows) if all(rows[place].paths for place in choice)]
     while True:
-        before = _left(rows, kept)
+        before = _remaining_noise(rows, kept)
         left: dict[frozenset[int], float] = {}
         for choice in choices:
             more = frozenset(kept | choice)
             if (_costs(rows, more) <= largest).all():
-                left[more] = _left(rows, more)
+                left[more] = _remaining_noise(rows, more)
         lowest = min(left.values(), default=before)
         if before - lowest <= least:
             return kept
@@ -204,7 +206,7 @@ def _choices(rows: Sequence[LayerSensitivity]) -> list[set[int]]:
     ]
 
 
-def _left(rows: Sequence[LayerSensitivity], kept: AbstractSet[int]) -> float:
+def _remaining_noise(rows: Sequence[LayerSensitivity], kept: AbstractSet[int]) -> float:
     """Noise power that is left, as a share of the signal's, where some groups are kept in float."""
     left = 0.0
     for place, row in enumerate(rows):
@@ -227,7 +229,7 @@ def sensitivity_csv(rows: Sequence[LayerSensitivity]) -> str:
     return text.getvalue()
 
 
-def _literal(path: str) -> str:
+def _escaped_selector(path: str) -> str:
     """A scope's selector that matches a path with characters of globs in it."""
     return "".join(f"[{character}]" if character in "*?[" else character for character in path)
 
@@ -313,12 +315,12 @@ def _readers(graph: Graph, group: _Group, place_of: Mapping[Node, int]) -> set[i
     return found | ({-1} if results & set(tensors(graph.outputs)) else set())
 
 
-def _whole(node: Node, args: Args, kwargs: Kwargs) -> Any:
+def _call_rounded(node: Node, args: Args, kwargs: Kwargs) -> Any:
     """The result of a call with weights and result rounded."""
     return infer(node.layer, args, kwargs)
 
 
-def _result_only(node: Node, args: Args, kwargs: Kwargs) -> Any:
+def _call_with_result_rounded(node: Node, args: Args, kwargs: Kwargs) -> Any:
     """The result of a call with its result rounded, but not its weights."""
     quantizer, result = output_quantizer(node.layer), call_unrounded(node, args, kwargs)
     if isinstance(node.layer, QuantizeLayer):

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
-from tfmot_ops.core.graph.pointwise import FUNCTIONS_OF_ELEMENTS
+from tfmot_ops.core.graph.pointwise import ELEMENTWISE_FUNCTIONS
 from tfmot_ops.core.graph.rules.arithmetic import symbol_of
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Layer
@@ -149,7 +149,7 @@ class ChannelLabels:
         symbol = symbol_of(node)
         if symbol in _MERGING_FUNCTIONS and len(inputs) > 1:
             return self._of_merge
-        is_by_element = symbol in FUNCTIONS_OF_ELEMENTS and len(inputs) == 1 and _other_arguments_are_numbers(node)
+        is_by_element = symbol in ELEMENTWISE_FUNCTIONS and len(inputs) == 1 and _other_arguments_are_numbers(node)
         return self._of_input if is_by_element else None
 
     def _of_filters(self, node: Node, inputs: list[Tensor]) -> Labels | None:

@@ -18,7 +18,7 @@ from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import copy_layer, rebuild
 from tfmot_ops.core.keras.compiling import compile_like
 from tfmot_ops.core.keras.pinned import keras
-from tfmot_ops.core.keras.policies import new_layers_of
+from tfmot_ops.core.keras.policies import new_layers_with_policy
 from tfmot_ops.core.keras.types import Array, Layer
 from tfmot_ops.core.pruning.channel_labels import (
     DENSE,
@@ -30,7 +30,7 @@ from tfmot_ops.core.pruning.channel_labels import (
     ChannelLabels,
     Labels,
 )
-from tfmot_ops.core.pruning.opened import with_open_blocks
+from tfmot_ops.core.pruning.opened import with_inlined_layers
 from tfmot_ops.errors import RecipeError
 from tfmot_ops.recipes.scope import select
 
@@ -70,8 +70,8 @@ def prune_channels(model: keras.Model, recipe: Recipe) -> tuple[keras.Model, lis
             received=f"recipe {recipe.name!r} without channels",
             remedy="leave the call out, or add `channels: {macs: 0.5}` to the recipe",
         )
-    with new_layers_of(model.dtype_policy):
-        opened = with_open_blocks(model)
+    with new_layers_with_policy(model.dtype_policy):
+        opened = with_inlined_layers(model)
         require_finite_weights(opened)
         plan = _Plan(read_graph(opened))
         layers = {node.path: type(node.layer).__name__ for node in plan.graph.nodes}
@@ -116,22 +116,22 @@ class _Plan:
             excluded: paths of the layers that keep all filters.
         """
         count = max((int(each.labels.max(initial=-1)) for each in self.filters), default=-1) + 1
-        whole = np.ones(count, bool)
+        all_kept = np.ones(count, bool)
         order = self._order(excluded)
-        largest = macs * self._macs(whole)
+        largest = macs * self._macs(all_kept)
         low, high = 0, len(order)
         while low < high:  # the smallest number of removed labels with which the MACs fit
             middle = (low + high) // 2
-            if self._macs(_without(whole, order[:middle])) <= largest:
+            if self._macs(_without(all_kept, order[:middle])) <= largest:
                 high = middle
             else:
                 low = middle + 1
-        kept = _without(whole, order[:low])
+        kept = _without(all_kept, order[:low])
         if self._macs(kept) > largest:
             raise RecipeError(
                 f"channels: {macs:.0%} of the multiplications cannot be reached",
-                required=f"at most {macs:.0%} of {self._macs(whole):,.0f} multiplications",
-                received=f"{self._macs(kept) / self._macs(whole):.0%} with every filter removed that can go; "
+                required=f"at most {macs:.0%} of {self._macs(all_kept):,.0f} multiplications",
+                received=f"{self._macs(kept) / self._macs(all_kept):.0%} with every filter removed that can go; "
                 f"{self._named(self.channels.need_all) or 'no layer'} need all channels of their inputs",
                 remedy="raise channels.macs, or exclude fewer layers by channels.scope",
             )
@@ -190,19 +190,21 @@ class _Plan:
         kind, layer = type(node.layer), node.layer
         if kind not in WITH_FILTERS | DEPTHWISE:
             return 0.0
-        given, made = (int(self._stays(tensor, kept).sum()) for tensor in (node.inputs()[0], node.output()))
+        kept_inputs, kept_outputs = (
+            int(self._kept_channels(tensor, kept).sum()) for tensor in (node.inputs()[0], node.output())
+        )
         reach = math.prod(getattr(layer, "kernel_size", (1,)))
         places = math.prod(
             size or 1 for size in (node.inputs()[0] if kind in TRANSPOSED else node.output()).shape[1:-1]
         )
         if kind in DEPTHWISE:
-            return float(places * reach * made)
+            return float(places * reach * kept_outputs)
         if kind in SEPARABLE:
-            between = given * layer.depth_multiplier
-            return float(places * (reach * between + between * made))
-        return float(places * reach * given * made)
+            between = kept_inputs * layer.depth_multiplier
+            return float(places * (reach * between + between * kept_outputs))
+        return float(places * reach * kept_inputs * kept_outputs)
 
-    def _stays(self, tensor: Tensor, kept: Mask) -> Mask:
+    def _kept_channels(self, tensor: Tensor, kept: Mask) -> Mask:
         """Mask [channels] of a tensor's channels that stay."""
         labels = self.channels.roots(tensor)
         inside = labels < len(kept)
@@ -232,7 +234,9 @@ class _Plan:
         for node in self.graph.nodes:
             if node.layer not in smaller:
                 smaller[node.layer] = self._smaller(node, kept)
-        masks = {tensor: self._stays(tensor, kept) for node in self.graph.nodes for tensor in tensors(node.outputs)}
+        masks = {
+            tensor: self._kept_channels(tensor, kept) for node in self.graph.nodes for tensor in tensors(node.outputs)
+        }
         for node in self.graph.nodes:
             node.layer = smaller[node.layer]
         for tensor, mask in masks.items():
@@ -245,25 +249,25 @@ class _Plan:
         layer, kind, floats = node.layer, type(node.layer), [tensor for tensor in node.inputs() if tensor.is_float]
         if not floats or kind not in _SLICES:
             return layer
-        given, made = self._stays(floats[0], kept), self._stays(node.output(), kept)
-        if given.all() and made.all():
+        kept_inputs, kept_outputs = self._kept_channels(floats[0], kept), self._kept_channels(node.output(), kept)
+        if kept_inputs.all() and kept_outputs.all():
             return layer
-        copy = copy_layer(layer, layer.name, **_arguments(layer, made))
+        copy = copy_layer(layer, layer.name, **_arguments(layer, kept_outputs))
         weights = self.graph.weights_of(layer)
         if weights:
-            self.graph.weights[copy] = _SLICES[kind](layer, weights, given, made)
+            self.graph.weights[copy] = _SLICES[kind](layer, weights, kept_inputs, kept_outputs)
         return copy
 
 
-def _without(whole: Mask, removed: Labels) -> Mask:
-    kept = whole.copy()
+def _without(all_kept: Mask, removed: Labels) -> Mask:
+    kept = all_kept.copy()
     kept[removed] = False
     return kept
 
 
-def _arguments(layer: Layer, made: Mask) -> dict[str, Any]:
+def _arguments(layer: Layer, kept_outputs: Mask) -> dict[str, Any]:
     """Constructor arguments with the number of channels that stay."""
-    count = int(made.sum())
+    count = int(kept_outputs.sum())
     if type(layer) in DENSE:
         return {"units": count}
     if type(layer) is keras.layers.Reshape:
@@ -271,31 +275,31 @@ def _arguments(layer: Layer, made: Mask) -> dict[str, Any]:
     return {"filters": count} if type(layer) in WITH_FILTERS else {}
 
 
-def _kernel_and_bias(_layer: Layer, weights: list[Array], given: Mask, made: Mask) -> list[Array]:
+def _kernel_and_bias(_layer: Layer, weights: list[Array], kept_inputs: Mask, kept_outputs: Mask) -> list[Array]:
     """Kernel [..., inputs, outputs] and bias [outputs]."""
-    return [weights[0][..., given, :][..., made], *(bias[made] for bias in weights[1:])]
+    return [weights[0][..., kept_inputs, :][..., kept_outputs], *(bias[kept_outputs] for bias in weights[1:])]
 
 
-def _transposed(_layer: Layer, weights: list[Array], given: Mask, made: Mask) -> list[Array]:
+def _transposed(_layer: Layer, weights: list[Array], kept_inputs: Mask, kept_outputs: Mask) -> list[Array]:
     """Kernel [..., outputs, inputs] and bias [outputs]."""
-    return [weights[0][..., made, :][..., given], *(bias[made] for bias in weights[1:])]
+    return [weights[0][..., kept_outputs, :][..., kept_inputs], *(bias[kept_outputs] for bias in weights[1:])]
 
 
-def _depthwise(_layer: Layer, weights: list[Array], given: Mask, made: Mask) -> list[Array]:
+def _depthwise(_layer: Layer, weights: list[Array], kept_inputs: Mask, kept_outputs: Mask) -> list[Array]:
     """Kernel [..., inputs, multiplier] and bias [inputs * multiplier]."""
-    return [weights[0][..., given, :], *(bias[made] for bias in weights[1:])]
+    return [weights[0][..., kept_inputs, :], *(bias[kept_outputs] for bias in weights[1:])]
 
 
-def _separable(layer: Layer, weights: list[Array], given: Mask, made: Mask) -> list[Array]:
+def _separable(layer: Layer, weights: list[Array], kept_inputs: Mask, kept_outputs: Mask) -> list[Array]:
     """Depthwise kernel [..., inputs, multiplier], pointwise kernel [..., inputs * multiplier, outputs], bias."""
-    between = np.repeat(given, layer.depth_multiplier)
-    pointwise = weights[1][..., between, :][..., made]
-    return [weights[0][..., given, :], pointwise, *(bias[made] for bias in weights[2:])]
+    between = np.repeat(kept_inputs, layer.depth_multiplier)
+    pointwise = weights[1][..., between, :][..., kept_outputs]
+    return [weights[0][..., kept_inputs, :], pointwise, *(bias[kept_outputs] for bias in weights[2:])]
 
 
-def _by_channel(_layer: Layer, weights: list[Array], given: Mask, _made: Mask) -> list[Array]:
+def _by_channel(_layer: Layer, weights: list[Array], kept_inputs: Mask, _made: Mask) -> list[Array]:
     """Weights [..., channels]; a last axis of size 1 is shared by all channels."""
-    return [weight[..., given] if weight.shape[-1] == len(given) else weight for weight in weights]
+    return [weight[..., kept_inputs] if weight.shape[-1] == len(kept_inputs) else weight for weight in weights]
 
 
 #: Layer class -> function (layer, weights, mask of its input's channels, mask of its output's channels) -> the weights

@@ -115,7 +115,7 @@ def _quantized_names(layer: Layer) -> tuple[str, ...]:
     return tuple(getattr(config, "weights", ())) if private.weight_variables(layer) else ()
 
 
-def give_masks(model: keras.Model) -> None:
+def set_masks_and_clusters(model: keras.Model) -> None:
     """Set masks and cluster indices of a QAT model's weight quantisers from its present weights, in place.
 
     A mask is 1 where the weight is not 0; a cluster is the set of weights with the same value.

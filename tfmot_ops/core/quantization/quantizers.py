@@ -12,7 +12,7 @@ from tfmot_ops.core.graph.operations import Role
 from tfmot_ops.core.graph.rebuild import is_public
 from tfmot_ops.core.graph.roles import is_custom, spec_of
 from tfmot_ops.core.keras import private
-from tfmot_ops.core.keras.identity import Itself
+from tfmot_ops.core.keras.identity import IdentityKey
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import QuantizeWrapperV2
 from tfmot_ops.core.keras.types import Config, Kwargs, Layer, Quantizer, TensorLike, Variable
@@ -70,7 +70,7 @@ def round_within(weights: TensorLike, limits: TensorLike) -> tf.Tensor:
     return quantize(weights, -limits, limits, num_bits=8, narrow_range=True)
 
 
-def tie(kernel: TensorLike, clusters: TensorLike) -> tf.Tensor:
+def average_clusters(kernel: TensorLike, clusters: TensorLike) -> tf.Tensor:
     """Replace each weight by the mean of its cluster: cluster-preserving QAT, like tfmot's CQAT.
 
     Args:
@@ -96,9 +96,9 @@ class WeightQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
 
     Args:
         per_channel: one scale per output channel; otherwise one scale for the whole kernel.
-        keep_sparsity: keep the weights at 0 that were 0 when the mask was set (`give_masks`).
-        keep_clusters: keep the weights equal that were equal when the clusters were set (`give_masks`); not together
-            with `per_channel`.
+        keep_sparsity: keep the weights at 0 that were 0 when the mask was set (`set_masks_and_clusters`).
+        keep_clusters: keep the weights equal that were equal when the clusters were set (`set_masks_and_clusters`);
+            not together with `per_channel`.
         channels_axes: how many trailing axes together index the output channels (2 for depthwise kernels
             [height, width, channels, multiplier], 1 otherwise).
         swap_channels: whether output channels come before input channels (transposed convolutions).
@@ -139,7 +139,7 @@ class WeightQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
     ) -> tf.Tensor:
         """Kernel in, kernel rounded to int8 levels out, same shape."""
         del training
-        kernel = tie(inputs, weights["clusters"]) if self.keep_clusters else tf.convert_to_tensor(inputs)
+        kernel = average_clusters(inputs, weights["clusters"]) if self.keep_clusters else tf.convert_to_tensor(inputs)
         if self.keep_sparsity:
             kernel *= weights["mask"]
         fixed = tf.stop_gradient(kernel)
@@ -341,8 +341,8 @@ class QuantizedLayer(QuantizeWrapperV2):
         tfmot also lists the kernels as weights of the wrapper: they train in a frozen layer and are saved twice.
         """
         trained = self.layer.trainable_weights
-        places = {Itself(variable): place for place, (variable, *_) in enumerate(private.weight_variables(self))}
-        return sorted(trained, key=lambda variable: places.get(Itself(variable), len(places)))
+        places = {IdentityKey(variable): place for place, (variable, *_) in enumerate(private.weight_variables(self))}
+        return sorted(trained, key=lambda variable: places.get(IdentityKey(variable), len(places)))
 
     def call(self, inputs: TensorLike, training: bool | TensorLike | None = None, **kwargs: object) -> Any:
         """Call the layer with rounded weights, then restore its variables.

@@ -35,7 +35,7 @@ LEVELS, WEIGHT_LEVELS = 255.0, 127.0
 
 
 @dataclass(frozen=True)
-class Sums:
+class Accumulation:
     """One operation that computes sums or products, described by the scales it involves.
 
     Attributes:
@@ -59,9 +59,9 @@ class Sums:
         return step if self.largest_weight is None else step * self.largest_weight / WEIGHT_LEVELS
 
 
-def computable(
+def widened_for_accumulation(
     ranges: Mapping[Hashable, Range],
-    sums: Sequence[Sums],
+    sums: Sequence[Accumulation],
     fixed: Mapping[Hashable, Range] | None = None,
 ) -> dict[Hashable, Range]:
     """Widen each range until (step of the sums that compute it) / (its scale) is at most LARGEST_STEP.

@@ -18,7 +18,7 @@ from tfmot_ops.core.graph.pointwise import Pointwise
 from tfmot_ops.core.graph.rebuild import without_random_values, without_traces
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
-from tfmot_ops.core.keras.policies import new_layers_of
+from tfmot_ops.core.keras.policies import new_layers_with_policy
 from tfmot_ops.core.keras.private import LossScaleOptimizerV3, SafeModeScope
 from tfmot_ops.core.pruning.wrappers import PruneLowMagnitude
 from tfmot_ops.core.quantization.quantizers import (
@@ -29,7 +29,7 @@ from tfmot_ops.core.quantization.quantizers import (
 )
 from tfmot_ops.core.quantization.range_quantizers import FixedRangeQuantizer, MaskedRangeQuantizer, RangeQuantizer
 from tfmot_ops.core.saving.keras_three import read_keras_three
-from tfmot_ops.core.saving.model_size import weights_within
+from tfmot_ops.core.saving.model_size import limited_variables
 from tfmot_ops.core.saving.own_layers import ENTRY_POINT_GROUP, own_layers
 from tfmot_ops.core.saving.safe_files import check_model_file, check_sizes
 from tfmot_ops.errors import ArtifactError, TfmotOpsError, UnsupportedModelError
@@ -125,7 +125,7 @@ def _loaded(path: str, *, safe_mode: bool) -> Any:
         # variables of that optimizer in a `.keras` file.
         if keras.mixed_precision.global_policy().name != "mixed_float16":
             raise
-        with new_layers_of("float32"):
+        with new_layers_with_policy("float32"):
             return keras.models.load_model(path, safe_mode=safe_mode)
 
 
@@ -175,7 +175,7 @@ def load_model(path: str | Path, allow_unsafe: bool = False) -> keras.Model:
         with SafeModeScope(not allow_unsafe), custom_objects(), without_random_values(), without_traces():
             if allow_unsafe:
                 return _load(str(path), safe_mode=False)
-            with weights_within(str(path), check_model_file(path)):
+            with limited_variables(str(path), check_model_file(path)):
                 return _load(str(path), safe_mode=True)
     except TfmotOpsError:
         raise

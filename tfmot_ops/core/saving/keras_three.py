@@ -22,12 +22,12 @@ import numpy as np
 
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Config
-from tfmot_ops.core.saving.model_size import weights_within
+from tfmot_ops.core.saving.model_size import limited_variables
 from tfmot_ops.core.saving.safe_files import check_weights
 from tfmot_ops.errors import UnsupportedModelError
 
 #: Layers that compute the same in both, with their weights in the same order.
-_ALIKE = (
+_SAME_IN_BOTH = (
     *("Activation", "Add", "Average", "AveragePooling1D", "AveragePooling2D", "BatchNormalization", "Concatenate"),
     *("Conv1D", "Conv2D", "Conv2DTranspose", "Cropping2D", "Dense", "DepthwiseConv2D", "Dropout", "Embedding"),
     *("Flatten", "GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalMaxPooling1D", "GlobalMaxPooling2D"),
@@ -96,7 +96,7 @@ def _version(path: Path) -> str:
 def _read(path: Path) -> keras.Model:
     if path.suffix != ".keras":
         with h5py.File(path, "r") as file:
-            with weights_within(str(path), check_weights(path, path.name, file, path.stat().st_size)):
+            with limited_variables(str(path), check_weights(path, path.name, file, path.stat().st_size)):
                 model = _built(json.loads(file.attrs["model_config"]))
             for layer in model.layers:
                 group = file["model_weights"][layer.name]
@@ -105,7 +105,7 @@ def _read(path: Path) -> keras.Model:
     with zipfile.ZipFile(path) as archive:
         config, weights = json.loads(archive.read("config.json")), archive.read("model.weights.h5")
     with h5py.File(io.BytesIO(weights), "r") as file:
-        with weights_within(str(path), check_weights(path, "model.weights.h5", file, len(weights))):
+        with limited_variables(str(path), check_weights(path, "model.weights.h5", file, len(weights))):
             model = _built(config)
         seen: Counter[str] = Counter()
         # Weights are stored under the classes' names in snake case, numbered in the order of the config.
@@ -183,7 +183,7 @@ def _layer(item: Config) -> Any:
     if kind == "InputLayer":
         batch, *shape = config["batch_shape"]
         return keras.Input(tuple(shape), batch_size=batch, name=config["name"], dtype=str(dtype))
-    if kind not in _ALIKE or dtype != "float32" or item.get("registered_name"):
+    if kind not in _SAME_IN_BOTH or dtype != "float32" or item.get("registered_name"):
         raise _NotAlikeError(f"layer {config.get('name')} of class {kind} and type {dtype}")
     cls = getattr(keras.layers, kind)
     known = {"name", "trainable", *inspect.signature(cls.__init__).parameters} - {"self", "kwargs"}

@@ -90,11 +90,11 @@ def _refuse(path: Path, what: str, where: str, *, remedy: str = _TRUST) -> NoRet
     )
 
 
-def _check_config(path: Path, source: str, text: str | bytes | None, *, graph_stands_in: bool = False) -> None:
+def _check_config(path: Path, source: str, text: str | bytes | None, *, restored_from_graph: bool = False) -> None:
     if text is None:
         return
     config = json.loads(text)
-    for finding in unsafe_names(config, graph_stands_in=graph_stands_in):
+    for finding in unsafe_names(config, restored_from_graph=restored_from_graph):
         _refuse(path, finding.what, f"{source} ({finding.where or 'the model itself'})", remedy=_REGISTER)
     for layer in calls_of_constants(config):
         _refuse(path, f"a call of layer {layer!r} on constants, which is computed while the file is loaded,", source)
@@ -176,7 +176,7 @@ def _check_saved_model(path: Path) -> int:
         _refuse(path, what, f"{part} of the graph")
     for source, identifier, metadata in _metadata(path, meta_graphs[0]):
         is_layer = identifier != constants.METRIC_IDENTIFIER
-        _check_config(path, source, metadata, graph_stands_in=is_layer)
+        _check_config(path, source, metadata, restored_from_graph=is_layer)
     return stored
 
 

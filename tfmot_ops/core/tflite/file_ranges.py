@@ -10,7 +10,13 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from tfmot_ops.core.keras.types import Array
-from tfmot_ops.core.quantization.scales import WEIGHT_LEVELS, Range, Sums, computable, smallest_limits
+from tfmot_ops.core.quantization.scales import (
+    WEIGHT_LEVELS,
+    Accumulation,
+    Range,
+    smallest_limits,
+    widened_for_accumulation,
+)
 from tfmot_ops.errors import CalibrationError
 
 _OP_NAMES: dict[int, str] = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
@@ -36,13 +42,13 @@ _FLOAT = schema.TensorType.FLOAT32
 _INFINITE = 1e38
 
 
-def make_computable(data: bytes, ranges: Mapping[str, Range], kept: Iterable[str] = ()) -> dict[str, Range]:
-    """The ranges that have to be widened, see `scales.computable`.
+def ranges_to_widen(data: bytes, ranges: Mapping[str, Range], float_names: Iterable[str] = ()) -> dict[str, Range]:
+    """The ranges that have to be widened, see `scales.widened_for_accumulation`.
 
     Args:
         data: a float TFLite file.
         ranges: tensor name -> (low, high) over all calibration samples.
-        kept: names of the tensors whose operations stay in float.
+        float_names: names of the tensors whose operations stay in float.
 
     Returns:
         Tensor name -> new range, for the tensors whose range changes.
@@ -51,7 +57,7 @@ def make_computable(data: bytes, ranges: Mapping[str, Range], kept: Iterable[str
         CalibrationError: a range is not finite; names the tensor.
     """
     file = _File(schema.ModelT.InitFromPackedBuf(data))
-    _require_finite(file, ranges, set(kept))
+    _require_finite(file, ranges, set(float_names))
     ranges = {name: found for name, found in ranges.items() if _is_finite(found)}
     group, ungrouped = file.groups(), {index: index for index in file.names}
     own: dict[Hashable, Range] = {
@@ -62,9 +68,9 @@ def make_computable(data: bytes, ranges: Mapping[str, Range], kept: Iterable[str
         if index in own:
             low, high = together.get(first, (0.0, 0.0))
             together[first] = min(low, own[index][0]), max(high, own[index][1])
-    widened = computable(together, file.sums(group), file.known(group))
+    widened = widened_for_accumulation(together, file.sums(group), file.known(group))
     # Not every quantiser gives a group one range, so a tensor whose own range is too narrow gets the group's range.
-    alone = computable(own, file.sums(ungrouped), file.known(ungrouped))
+    alone = widened_for_accumulation(own, file.sums(ungrouped), file.known(ungrouped))
     return {
         file.names[index]: widened[first]
         for index, first in group.items()
@@ -72,13 +78,13 @@ def make_computable(data: bytes, ranges: Mapping[str, Range], kept: Iterable[str
     }
 
 
-def _require_finite(file: _File, ranges: Mapping[str, Range], kept: set[str]) -> None:
+def _require_finite(file: _File, ranges: Mapping[str, Range], float_names: set[str]) -> None:
     bad = {name: found for name, found in ranges.items() if not _is_finite(found)}
     # The AI Edge Quantizer fails on an infinite constant, so constants are checked too.
     for index, values in file.constants.items():
         if not np.all(np.abs(values) < _INFINITE):
             bad[file.names[index]] = float(np.nanmin(values)), float(np.nanmax(values))
-    for name in sorted(bad.keys() & file.read_in_integers(kept)):
+    for name in sorted(bad.keys() & file.read_in_integers(float_names)):
         low, high = bad[name]
         raise CalibrationError(
             f"tensor {name!r} of the float file is not finite for the calibration data",
@@ -89,15 +95,15 @@ def _require_finite(file: _File, ranges: Mapping[str, Range], kept: set[str]) ->
         )
 
 
-def widen_calibrated(data: bytes, kept: Iterable[str] = ()) -> bytes:
-    """Widen the ranges in a calibrated file where `make_computable` requires it.
+def widen_calibrated(data: bytes, float_names: Iterable[str] = ()) -> bytes:
+    """Widen the ranges in a calibrated file where `ranges_to_widen` requires it.
 
     Args:
         data: a float TFLite file with the ranges that the converter's calibration wrote.
-        kept: names of the tensors whose operations stay in float.
+        float_names: names of the tensors whose operations stay in float.
 
     Raises:
-        CalibrationError: see `make_computable`.
+        CalibrationError: see `ranges_to_widen`.
     """
     model = schema.ModelT.InitFromPackedBuf(data)
     entries = {
@@ -108,7 +114,7 @@ def widen_calibrated(data: bytes, kept: Iterable[str] = ()) -> bytes:
     seen = {
         name: (float(tensor.quantization.min[0]), float(tensor.quantization.max[0])) for name, tensor in entries.items()
     }
-    widened = make_computable(data, seen, kept)
+    widened = ranges_to_widen(data, seen, float_names)
     infinite = [name for name, extremes in seen.items() if not _is_finite(extremes)]
     if not (widened or infinite):
         return data
@@ -121,7 +127,7 @@ def widen_calibrated(data: bytes, kept: Iterable[str] = ()) -> bytes:
     return _packed(model, len(data))
 
 
-def make_room_for_biases(quantized: bytes, source: bytes) -> bytes:
+def enlarge_scales_for_biases(quantized: bytes, source: bytes) -> bytes:
     """Enlarge the weight scales of channels whose bias does not fit int32.
 
     A bias is stored as bias / (input scale * weight scale). The TFLite converter enlarges scales by itself, the AI
@@ -195,12 +201,12 @@ class _File:
             for op in self.graph.operators
         ]
 
-    def read_in_integers(self, kept: set[str]) -> set[str]:
+    def read_in_integers(self, float_names: set[str]) -> set[str]:
         """Names of the tensors that integer operations read or write: all operations except those that write `kept`."""
         return {
             self.names[index]
             for _, inputs, outputs in self._ops()
-            if not kept.intersection(self.names[index] for index in outputs)
+            if not float_names.intersection(self.names[index] for index in outputs)
             for index in (*inputs, *outputs)
             if index >= 0
         }
@@ -230,7 +236,7 @@ class _File:
         }
         return constants | {group[outputs[0]]: _FIXED[name] for name, _, outputs in self._ops() if name in _FIXED}
 
-    def sums(self, group: Mapping[int, int]) -> list[Sums]:
+    def sums(self, group: Mapping[int, int]) -> list[Accumulation]:
         """The operations that compute sums or products, with the groups of their inputs and outputs."""
         found = []
         for name, inputs, outputs in self._ops():
@@ -238,11 +244,11 @@ class _File:
             output = group[outputs[0]] if outputs else None
             if name in _WEIGHTED and inputs[weights] in self.constants:
                 largest = float(np.max(np.abs(self.constants[inputs[weights]])))
-                found.append(Sums((group[inputs[data]],), output, largest_weight=largest))
+                found.append(Accumulation((group[inputs[data]],), output, largest_weight=largest))
             elif name in _WEIGHTED or name in _PRODUCTS:
-                found.append(Sums(tuple(group[i] for i in inputs[:2]), output, multiplied=True))
+                found.append(Accumulation(tuple(group[i] for i in inputs[:2]), output, multiplied=True))
             elif name in _ADDITIONS:
-                found.append(Sums(tuple(group[i] for i in inputs[:2]), output))
+                found.append(Accumulation(tuple(group[i] for i in inputs[:2]), output))
         return found
 
     def weighted(self) -> list[tuple[int, int, int]]:

@@ -9,7 +9,7 @@ from tfmot_ops.core.graph.ir import unique_names
 from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.operations import LAYERS, Role
 from tfmot_ops.core.graph.read import read_graph
-from tfmot_ops.core.graph.whole_numbers import WHOLE_NUMBERS
+from tfmot_ops.core.graph.whole_numbers import INTEGER_VALUES_REASON
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.tflite.interpreter import make_interpreter
 from tfmot_ops.core.tflite.profile import TFLiteProfile
@@ -21,7 +21,7 @@ from tfmot_ops.recipes.scope import select
 _WEIGHTED = {
     layer.__name__
     for layer, spec in LAYERS.items()
-    if spec.kernels and (spec.role is Role.CONVOLUTION or spec.becomes_int8)
+    if spec.kernels and (spec.role is Role.CONVOLUTION or spec.rewritten_to_int8)
 }
 #: Types that only quantised tensors have. int32 is not among them: shapes and indices are int32 too.
 _QUANTIZED = {"int8", "int16", "float16"}
@@ -68,7 +68,9 @@ def require_recipe(profile: TFLiteProfile, recipe: Recipe, reports: Sequence[Lay
     if quantization is None or quantization.activations is Activations.FLOAT32:
         return
     # A recipe may say that inputs or outputs are float; an input that holds whole numbers among others stays float.
-    may_be_float = quantization.input_type is IoType.FLOAT32 or any(each.reason == WHOLE_NUMBERS for each in reports)
+    may_be_float = quantization.input_type is IoType.FLOAT32 or any(
+        each.reason == INTEGER_VALUES_REASON for each in reports
+    )
     types = {
         *(profile.input_dtypes if not may_be_float else ()),
         *(profile.output_dtypes if quantization.output_type is not IoType.FLOAT32 else ()),

@@ -20,7 +20,7 @@ from ai_edge_litert import schema_py_generated as schema
 from tfmot_ops.core.quantization.quantizers import round_within
 
 #: Smallest kernel, in weights, that is written after the conversion; a smaller one is given to the converter.
-LARGE = 1 << 14
+SMALLEST_LATE_KERNEL = 1 << 14
 #: Float placeholders are filled with _LOWEST + index * _STEP, which is exact in float32 and identifies the kernel.
 _LOWEST, _STEP = 2.0**-10, 2.0**-30
 _DTYPES: dict[int, np.dtype[Any]] = {
@@ -39,7 +39,7 @@ class LateWeightsError(Exception):
     """A placeholder could not be found in the file, or not uniquely; convert with all weights instead."""
 
 
-class Place(NamedTuple):
+class KernelLayout(NamedTuple):
     """How a kernel is stored in the file.
 
     Attributes:
@@ -52,7 +52,7 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class _Late:
+class _PendingKernel:
     """A kernel to be written, in TFLite's order of axes, with the properties that identify its placeholder."""
 
     values: npt.NDArray[Any]
@@ -79,21 +79,21 @@ class LateWeights:
 
     def __init__(self, *, floats: bool) -> None:
         self.floats = floats
-        self._late: list[_Late] = []
+        self._pending: list[_PendingKernel] = []
 
-    def begin(self) -> None:
+    def start_trace(self) -> None:
         """Forget the kernels of an earlier trace; called at the start of each trace of the function."""
-        self._late.clear()
+        self._pending.clear()
 
-    def takes(self, kernel: npt.NDArray[Any], limits: npt.NDArray[Any] | None, place: Place) -> bool:
+    def takes(self, kernel: npt.NDArray[Any], limits: npt.NDArray[Any] | None, place: KernelLayout) -> bool:
         """Whether a kernel is written after the conversion; same arguments as `constant`."""
-        if kernel.size < LARGE:
+        if kernel.size < SMALLEST_LATE_KERNEL:
             return False
         if limits is None:
             return self.floats
         return self._level(kernel, limits, place) <= _LEVELS
 
-    def constant(self, kernel: npt.NDArray[Any], limits: npt.NDArray[Any] | None, place: Place) -> Any:
+    def constant(self, kernel: npt.NDArray[Any], limits: npt.NDArray[Any] | None, place: KernelLayout) -> Any:
         """The placeholder for a kernel in the graph; the kernel is remembered for `fill`.
 
         Args:
@@ -103,19 +103,21 @@ class LateWeights:
         """
         reader, order = place
         if limits is None:
-            value = float(np.float32(_LOWEST + len(self._late) * _STEP))
-            self._late.append(_Late(np.ascontiguousarray(kernel.transpose(order)), reader, value))
+            value = float(np.float32(_LOWEST + len(self._pending) * _STEP))
+            self._pending.append(_PendingKernel(np.ascontiguousarray(kernel.transpose(order)), reader, value))
             return tf.constant(value, tf.float32, kernel.shape, name="kernel")
         level = self._level(kernel, limits, place)
         limits = np.maximum(np.asarray(limits, np.float32), _SMALLEST_LIMIT)
         step = limits / np.float32(_LEVELS)
         # Kernel and limits were multiplied by the same scale, so only rounding in the last bit can exceed 127.
         levels = np.clip(np.rint(kernel * (np.float32(1.0) / step)), -_LEVELS, _LEVELS).astype(np.int8)
-        self._late.append(_Late(np.ascontiguousarray(levels.transpose(order)), reader, level, np.atleast_1d(step)))
+        self._pending.append(
+            _PendingKernel(np.ascontiguousarray(levels.transpose(order)), reader, level, np.atleast_1d(step))
+        )
         placeholder = tf.constant(level * float(np.min(step)), tf.float32, kernel.shape, name="kernel")
         return round_within(placeholder, tf.constant(limits))
 
-    def _level(self, kernel: npt.NDArray[Any], limits: npt.NDArray[Any], place: Place) -> int:
+    def _level(self, kernel: npt.NDArray[Any], limits: npt.NDArray[Any], place: KernelLayout) -> int:
         """The int8 level that fills a placeholder: 0, unless all limits are below `_SMALLEST_LIMIT`.
 
         Placeholders are usually identified by their scales. Kernels with tiny limits all get the smallest scale, and
@@ -124,7 +126,7 @@ class LateWeights:
         if np.max(limits) >= _SMALLEST_LIMIT:
             return 0
         shape = tuple(kernel.shape[axis] for axis in place.axes)
-        return 1 + sum(late.placeholder > 0 and late.values.shape == shape for late in self._late)
+        return 1 + sum(pending.placeholder > 0 and pending.values.shape == shape for pending in self._pending)
 
     def fill(self, data: bytes) -> bytes:
         """Replace the placeholders in a TFLite file by the kernels.
@@ -133,17 +135,17 @@ class LateWeights:
             LateWeightsError: a kernel's placeholder is missing, a placeholder fits several different kernels, or an
                 unexpected operation reads it.
         """
-        if not self._late:
+        if not self._pending:
             return data
         model = schema.ModelT.InitFromPackedBuf(data)
         tables = len(data) - stored_bytes(model)
-        placed: set[_Late] = set()
+        placed: set[_PendingKernel] = set()
         #: SHA-256 of a kernel's values -> its buffer, so that equal kernels are stored once.
         buffers: dict[bytes, int] = {}
         for graph in model.subgraphs:
             readers = _readers(model, graph)
             for index, tensor in enumerate(graph.tensors):
-                found = self._of(model, tensor)
+                found = self._kernels_for(model, tensor)
                 if not found:
                     continue
                 values = found[0].values
@@ -155,20 +157,20 @@ class LateWeights:
                     buffer = schema.BufferT()
                     buffer.data = values.reshape(-1).view(np.uint8)
                     model.buffers.append(buffer)
-        if missing := [late for late in self._late if late not in placed]:
-            raise LateWeightsError(f"{len(missing)} of {len(self._late)} kernels have no placeholder in the file")
-        self._late.clear()
+        if missing := [pending for pending in self._pending if pending not in placed]:
+            raise LateWeightsError(f"{len(missing)} of {len(self._pending)} kernels have no placeholder in the file")
+        self._pending.clear()
         return packed(model, tables)
 
-    def _of(self, model: Any, tensor: Any) -> list[_Late]:
+    def _kernels_for(self, model: Any, tensor: Any) -> list[_PendingKernel]:
         """The kernels that a tensor is the placeholder of; several only if their values are equal."""
         data = model.buffers[tensor.buffer].data
         dtype = _DTYPES.get(tensor.type)
-        if data is None or dtype is None or np.size(data) < LARGE * dtype.itemsize:
+        if data is None or dtype is None or np.size(data) < SMALLEST_LATE_KERNEL * dtype.itemsize:
             return []
         stored: npt.NDArray[Any] = np.asarray(data, np.uint8).view(dtype)
-        found = [late for late in self._late if late.stands_for(tensor, stored)]
-        if any(not np.array_equal(late.values, found[0].values) for late in found[1:]):
+        found = [pending for pending in self._pending if pending.stands_for(tensor, stored)]
+        if any(not np.array_equal(pending.values, found[0].values) for pending in found[1:]):
             raise LateWeightsError(f"{tensor.name!r} may be the placeholder of {len(found)} kernels")
         return found
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
-from tfmot_ops.core.tflite.interpreter import damage_named, make_interpreter, read_file
+from tfmot_ops.core.tflite.interpreter import damage_as_artifact_error, make_interpreter, read_file
 from tfmot_ops.core.tflite.scopes import layers_of
 from tfmot_ops.errors import ArtifactError
 
@@ -104,7 +104,7 @@ def layers_by_operation(data: bytes) -> dict[str, list[str]]:
         ArtifactError: the bytes are no TFLite file.
     """
     found: dict[str, list[str]] = {}
-    with damage_named(data):
+    with damage_as_artifact_error(data):
         model = read_file(data)
         for graph in (_Graph(data, model, index) for index in range(model.SubgraphsLength())):
             for op in graph.ops:
@@ -131,11 +131,11 @@ def _read(data: bytes) -> tuple[_Tally, _Graph]:
             received=f"{len(data)} bytes that start with {data[:8]!r}",
             remedy="export the model again",
         )
-    with damage_named(data):
-        return _walked(data, read_file(data))
+    with damage_as_artifact_error(data):
+        return _tally_graphs(data, read_file(data))
 
 
-def _walked(data: bytes, model: Any) -> tuple[_Tally, _Graph]:
+def _tally_graphs(data: bytes, model: Any) -> tuple[_Tally, _Graph]:
     graphs = [_Graph(data, model, index) for index in range(model.SubgraphsLength())]
     tally = _Tally()
     if graphs[0].has_open_macs():
@@ -219,7 +219,7 @@ class _Graph:
 
     def has_open_macs(self) -> bool:
         """Whether an op that multiplies has an operand with an unknown size on another axis than the first (batch)."""
-        places = [index for op in self.ops if _reads(op).macs is not None for index in (*op.inputs, *op.outputs)]
+        places = [index for op in self.ops if _operands(op).macs is not None for index in (*op.inputs, *op.outputs)]
         tensors = [self._graph.Tensors(index) for index in places if index >= 0]
         return any(
             tensor.ShapeSignature(axis) < 0 for tensor in tensors for axis in range(1, tensor.ShapeSignatureLength())
@@ -273,14 +273,14 @@ def _count(tally: _Tally, graph: _Graph, op: _Op) -> None:
         tally.requantize_ops += 1
     if any(graph.dtype(index) in _FLOAT_TYPES for index in activations):
         tally.float_ops += 1
-    reads = _reads(op)
-    if reads.weight is None or _is_function(graph, op):
+    operands = _operands(op)
+    if operands.weight is None or _is_function(graph, op):
         return
-    weight = op.inputs[reads.weight]
+    weight = op.inputs[operands.weight]
     _count_weights(tally, graph, weight)
-    if reads.macs is not None:
-        data = op.inputs[reads.data]
-        macs = reads.macs(graph, op, graph.shape(data), graph.shape(weight))
+    if operands.macs is not None:
+        data = op.inputs[operands.data]
+        macs = operands.macs(graph, op, graph.shape(data), graph.shape(weight))
         tally.macs += macs
         if {graph.dtype(index) for index in (data, weight, op.outputs[0])} == {"int8"}:
             tally.int8_macs += macs
@@ -312,7 +312,7 @@ def _matmul_depth(op: _Op, data: list[int]) -> int:
     return data[-2 if table is not None and options.AdjX() else -1]
 
 
-class _Reads(NamedTuple):
+class _Operands(NamedTuple):
     """The operands of a TFLite operation with a weight.
 
     Attributes:
@@ -327,22 +327,22 @@ class _Reads(NamedTuple):
     macs: Callable[[_Graph, _Op, list[int], list[int]], int] | None = None
 
 
-def _reads(op: _Op) -> _Reads:
-    return _WEIGHTED.get(op.name, _Reads())
+def _operands(op: _Op) -> _Operands:
+    return _WEIGHTED.get(op.name, _Operands())
 
 
 _WEIGHTED = {
     # The weight is [C_out, kh, kw, C_in / groups].
-    "CONV_2D": _Reads(1, 0, lambda graph, op, _, weight: _outputs(graph, op) * int(np.prod(weight[1:]))),
+    "CONV_2D": _Operands(1, 0, lambda graph, op, _, weight: _outputs(graph, op) * int(np.prod(weight[1:]))),
     # The weight is [kd, kh, kw, C_in, C_out].
-    "CONV_3D": _Reads(1, 0, lambda graph, op, _, weight: _outputs(graph, op) * int(np.prod(weight[:-1]))),
+    "CONV_3D": _Operands(1, 0, lambda graph, op, _, weight: _outputs(graph, op) * int(np.prod(weight[:-1]))),
     # The weight is [1, kh, kw, C_out].
-    "DEPTHWISE_CONV_2D": _Reads(1, 0, lambda graph, op, _, weight: _outputs(graph, op) * weight[1] * weight[2]),
+    "DEPTHWISE_CONV_2D": _Operands(1, 0, lambda graph, op, _, weight: _outputs(graph, op) * weight[1] * weight[2]),
     # The weight is [C_out, kh, kw, C_in]; the first input is the shape of the output.
-    "TRANSPOSE_CONV": _Reads(1, 2, lambda _, __, data, weight: int(np.prod(data)) * int(np.prod(weight[:-1]))),
+    "TRANSPOSE_CONV": _Operands(1, 2, lambda _, __, data, weight: int(np.prod(data)) * int(np.prod(weight[:-1]))),
     # The weight is [units, C_in].
-    "FULLY_CONNECTED": _Reads(1, 0, lambda graph, op, _, weight: _outputs(graph, op) * weight[-1]),
-    "BATCH_MATMUL": _Reads(1, 0, lambda graph, op, data, _: _outputs(graph, op) * _matmul_depth(op, data)),
-    "GATHER": _Reads(0),
-    "EMBEDDING_LOOKUP": _Reads(1),
+    "FULLY_CONNECTED": _Operands(1, 0, lambda graph, op, _, weight: _outputs(graph, op) * weight[-1]),
+    "BATCH_MATMUL": _Operands(1, 0, lambda graph, op, data, _: _outputs(graph, op) * _matmul_depth(op, data)),
+    "GATHER": _Operands(0),
+    "EMBEDDING_LOOKUP": _Operands(1),
 }

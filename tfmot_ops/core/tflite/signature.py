@@ -24,7 +24,7 @@ _MEMBERS = (6, 8, 10, 12, 14, 16)
 _LARGEST = 2**31 - 1
 
 
-def named(data: bytes, model: Model, graph: Graph) -> bytes:
+def with_model_names(data: bytes, model: Model, graph: Graph) -> bytes:
     """A file with a signature that has the names of the model's inputs and outputs.
 
     Args:

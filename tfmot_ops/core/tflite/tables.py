@@ -86,7 +86,7 @@ class Tables:
         is_missing = self._operations is not None and spec.tflite[:1] and spec.tflite[0] not in self._operations
         return spec.table or bool(spec.elementwise and is_missing)
 
-    def begin(self) -> None:
+    def start_trace(self) -> None:
         """Forget the functions of an earlier trace; called at the start of each trace."""
         self._functions.clear()
 

@@ -37,12 +37,12 @@ class Checkpoint:
 
     Attributes:
         path: the file, `.npz`; written to a temporary name and renamed, so that a kill leaves the previous state.
-        tell: called with a line of text that reports from which epoch the training continues, or why it does not.
+        report: called with a line of text that reports from which epoch the training continues, or why it does not.
         saved: called with `path` after each save; may raise OSError.
     """
 
     path: Path
-    tell: Callable[[str], None] = lambda _: None
+    report: Callable[[str], None] = lambda _: None
     saved: Callable[[Path], None] = lambda _: None
 
 
@@ -77,7 +77,7 @@ def identity(
     }
 
 
-class Keeper:
+class CheckpointManager:
     """Saves and restores the state of one training.
 
     Args:
@@ -108,7 +108,7 @@ class Keeper:
         Returns:
             (number of finished epochs, their metrics); (0, {}) if the training starts from the beginning.
         """
-        path, report = self._checkpoint.path, self._checkpoint.tell
+        path, report = self._checkpoint.path, self._checkpoint.report
         if not path.exists():
             return 0, {}
         try:
@@ -139,7 +139,7 @@ class Keeper:
             _write(self._checkpoint.path, about, [variable.numpy() for variable in self._variables])
             self._checkpoint.saved(self._checkpoint.path)
         except OSError as error:
-            self._checkpoint.tell(f"cannot keep its state after epoch {epoch} of {self._epochs}: {error}")
+            self._checkpoint.report(f"cannot keep its state after epoch {epoch} of {self._epochs}: {error}")
 
     def _check(self, values: list[Array]) -> None:
         required = [(tuple(v.shape), v.dtype.as_numpy_dtype) for v in self._variables]

@@ -42,13 +42,13 @@ def frozen_layers(model: keras.Model, names: Mapping[str, bool]) -> Iterator[Non
     before = [(part, part.trainable) for layer in layers for part in private.layers_within(layer)]
     for layer in layers:
         layer.trainable = False
-    _take_state(model, layers)
+    _refresh_training(model, layers)
     try:
         yield
     finally:
         for part, was_trainable in before:  # an outer layer comes first, and sets those within
             part.trainable = was_trainable
-        _take_state(model, layers)
+        _refresh_training(model, layers)
 
 
 def _paths(model: keras.Model) -> Iterator[tuple[str, Layer]]:
@@ -67,7 +67,7 @@ def _owner(path: str, names: Mapping[str, bool]) -> str:
     return spelled[max(fitting, key=len)] if fitting else ""
 
 
-def _take_state(model: keras.Model, layers: list[Layer]) -> None:
+def _refresh_training(model: keras.Model, layers: list[Layer]) -> None:
     if layers:
-        private.take_trainable_state(model)
+        private.refresh_trainable_state(model)
         model.train_function = None  # it was traced for other weights

@@ -25,7 +25,7 @@ class BestEpoch(keras.callbacks.Callback):
         model: built model that is trained.
         plan: metric, direction and patience.
         first_epoch: first epoch, counted from 1, that counts.
-        tell: called with a line of text when the training stops, and when weights are put back.
+        report: called with a line of text when the training stops, and when weights are put back.
 
     Raises:
         SpecError: the direction of the metric is not given and does not follow from its name.
@@ -36,10 +36,10 @@ class BestEpoch(keras.callbacks.Callback):
         model: keras.Model,
         plan: EarlyStopping,
         first_epoch: int = 1,
-        tell: Callable[[str], None] = lambda _: None,
+        report: Callable[[str], None] = lambda _: None,
     ) -> None:
         super().__init__()
-        self._plan, self._first_epoch, self._tell = plan, first_epoch, tell
+        self._plan, self._first_epoch, self._report = plan, first_epoch, report
         self._sign = 1.0 if _is_higher_better(plan) else -1.0
         self._trained = model
         self._best = tf.Variable(-math.inf, dtype=tf.float64)  # the metric times the sign
@@ -90,18 +90,18 @@ class BestEpoch(keras.callbacks.Callback):
         if self.is_over:
             self.model.stop_training = True
 
-    def put_back(self, epochs_done: int) -> None:
+    def restore_best_weights(self, epochs_done: int) -> None:
         """Set the model's weights to those of the best epoch, and report it; call it when the training has ended."""
         best = int(self._best_epoch)
         if not best:
-            self._tell(f"has no best epoch, as {self._plan.metric} was never a number; the last weights stay")
+            self._report(f"has no best epoch, as {self._plan.metric} was never a number; the last weights stay")
             return
         for kept, variable in zip(self._weights, self._trained.variables, strict=True):
             variable.assign(kept)
         metric, value = self._plan.metric, self._sign * float(self._best)
         if self.is_over:
-            self._tell(f"stops after epoch {epochs_done}: {metric} has not improved for {self._plan.patience} epochs")
-        self._tell(f"takes the weights of epoch {best}, with the best {metric}: {value:.4g}")
+            self._report(f"stops after epoch {epochs_done}: {metric} has not improved for {self._plan.patience} epochs")
+        self._report(f"takes the weights of epoch {best}, with the best {metric}: {value:.4g}")
 
 
 def plain_name(name: str) -> str:

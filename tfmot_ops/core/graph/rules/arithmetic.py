@@ -136,21 +136,21 @@ def _scalar_product(node: Node, out: Rewriter) -> Any:
     """`tf.math.scalar_mul(c, x)` with a constant c -> c * x."""
     given = arguments_of(node) or {}
     scalar, tensor = given.get("scalar"), given.get("x")
-    if not isinstance(tensor, Tensor) or not (tensor.is_float and tensor.rank_allows_channels):
+    if not isinstance(tensor, Tensor) or not (tensor.is_float and tensor.has_channel_axis):
         return None
     return None if channel_constant(scalar, tensor) is None else out.affine(node.path, tensor, np.asarray(scalar), 0.0)
 
 
 def _times_inverse(node: Node, out: Rewriter, tensor: Tensor, divisor: Any) -> Any:
     """A quotient x / c, with c a constant or a tensor of weights, as x * (1 / c): TFLite divides in float only."""
-    if not tensor.is_float or tensor.producer in out.of_weights:
+    if not tensor.is_float or tensor.producer in out.weight_only:
         return None
     if isinstance(divisor, Tensor):
-        if divisor.producer not in out.of_weights:
+        if divisor.producer not in out.weight_only:
             return None
         layer = TFOpLambda(tf.math.reciprocal, name=f"{node.layer.name}_inverse")
         inverse: Any = out.call(layer, f"{node.path}_inverse", divisor)
-        out.of_weights.add(inverse.producer)
+        out.weight_only.add(inverse.producer)
     else:
         values = np.asarray(divisor, np.float32)
         if not np.all(values):
@@ -165,7 +165,7 @@ def _times_inverse(node: Node, out: Rewriter, tensor: Tensor, divisor: Any) -> A
 
 def _one_sided(node: Node, out: Rewriter, symbol: str) -> Any:
     tensor = node.inputs()[0]
-    if not tensor.rank_allows_channels:
+    if not tensor.has_channel_axis:
         return None
     if symbol == "math.negative" and tensor.is_float:
         return out.affine(node.path, tensor, -1.0, 0.0)
@@ -178,7 +178,7 @@ def _one_sided(node: Node, out: Rewriter, symbol: str) -> Any:
 
 
 def _with_constant(node: Node, out: Rewriter, tensor: Tensor, constant: _Constant, *, reversed_: bool) -> Any:
-    takes = tensor.is_float and tensor.rank_allows_channels and node.output().shape == tensor.shape
+    takes = tensor.is_float and tensor.has_channel_axis and node.output().shape == tensor.shape
     values = channel_constant(constant.values, tensor) if takes else None
     # One trained weight for all channels would become one for each.
     if values is None or (constant.trainable and values.size != (tensor.channels or 1)):

@@ -71,19 +71,19 @@ def multi_head_attention(node: Node, out: Rewriter) -> Any:
     heads, emit = config["num_heads"], Emitter(node, out)
     weights = iter(out.graph.weights_of(layer))
 
-    def dense(role: str, tensor: Tensor, axes: int) -> Tensor:
+    def dense(part: str, tensor: Tensor, axes: int) -> Tensor:
         """One projection as a Dense; the first `axes` axes of Keras' kernel are its input channels."""
         kernel = next(weights)
         values = [np.reshape(kernel, (math.prod(kernel.shape[:axes]), -1))]
         values += [np.ravel(next(weights))] if config["use_bias"] else []
         regularizers = (*private.projection_regularizers(layer),)
-        return emit.dense(role, tensor, values, *regularizers)
+        return emit.dense(part, tensor, values, *regularizers)
 
-    def split(role: str, tensor: Tensor) -> Tensor:
+    def split(part: str, tensor: Tensor) -> Tensor:
         """[N, T, heads * channels] -> [N, heads, T, channels]."""
         batch, size, channels = tensor.shape
-        parted = emit.reshape(f"{role}_heads", tensor, (batch, size, heads, (channels or 0) // heads))
-        return emit.permute(f"{role}_by_head", parted, (2, 1, 3))
+        parted = emit.reshape(f"{part}_heads", tensor, (batch, size, heads, (channels or 0) // heads))
+        return emit.permute(f"{part}_by_head", parted, (2, 1, 3))
 
     projected = dense("query", query, 1)
     # Keras stores the weights in the order query, key, value, output.
@@ -136,10 +136,10 @@ def _additive_scores(emit: Emitter, query: Tensor, key: Tensor, weights: list[Ar
     return sums if additive else _times_learned(emit, "scores", sums, weights[-1])
 
 
-def _times_learned(emit: Emitter, role: str, tensor: Tensor, weight: Array) -> Tensor:
+def _times_learned(emit: Emitter, part: str, tensor: Tensor, weight: Array) -> Tensor:
     """Emit the product with one learned number."""
-    factor = emit.learned(f"{role}_factor", tensor, weight)
-    return emit.function(role, tf.multiply, (tensor, factor), {}, shape=tensor.shape)
+    factor = emit.learned(f"{part}_factor", tensor, weight)
+    return emit.function(part, tf.multiply, (tensor, factor), {}, shape=tensor.shape)
 
 
 def _query_value_key(node: Node, *, masks: bool = False) -> tuple[Tensor, Tensor, Tensor] | None:

@@ -32,4 +32,4 @@ def mean_of_one(node: Node, out: Rewriter) -> Any:
     shape = node.outputs.shape
     target = [-1 if size is None else size for size in shape[1:]]
     make = lambda: _L.Reshape(target, name=node.layer.name)  # noqa: E731 - used once, below
-    return out.call(out.once(node.layer, "reshape", make), node.path, inputs[0], shape=shape)
+    return out.call(out.shared_layer(node.layer, "reshape", make), node.path, inputs[0], shape=shape)

@@ -103,7 +103,7 @@ def _window(reader: Node) -> Any:
 
 def _function(node: Node, out: Rewriter, function: Function, args: Args, path: str) -> Tensor:
     """Emit a call of a TensorFlow function whose result has the shape of `node`'s output."""
-    layer = out.once(node.layer, path, lambda: TFOpLambda(function, name=path.rsplit("/", 1)[-1]))
+    layer = out.shared_layer(node.layer, path, lambda: TFOpLambda(function, name=path.rsplit("/", 1)[-1]))
     result = out.call(layer, path, args[0], shape=node.output().shape)
     if result.producer is not None:
         result.producer.args = args

@@ -107,7 +107,7 @@ def _chain_of_weights(value: Tensor, out: Rewriter) -> list[Node]:
     waiting = [value]
     while waiting:
         node = waiting.pop().producer
-        if node is None or node not in out.of_weights:
+        if node is None or node not in out.weight_only:
             return []
         chain[node] = None
         waiting += [] if isinstance(node.layer, LearnedTensor) else node.inputs()

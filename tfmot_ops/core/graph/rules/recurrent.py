@@ -147,27 +147,27 @@ class _Steps:
             result = new[0]
             if self.given.mask is not None:
                 is_real = self.part(self.given.mask, (slice(None), slice(step, step + 1)), f"mask_{step}")
-                roles = ("hidden_state", "carry_state")
-                new = [self.choice(role, is_real, *pair) for role, *pair in zip(roles, new, states, strict=False)]
+                parts = ("hidden_state", "carry_state")
+                new = [self.choice(part, is_real, *pair) for part, *pair in zip(parts, new, states, strict=False)]
                 result = self.choice("result", is_real, result, zeros) if self.layer.zero_output_for_mask else new[0]
             states = new
             results.append(result)
         return results, states
 
-    def choice(self, role: str, condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    def choice(self, part: str, condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
         """Emit `tf.where`: `yes` [N, units] where the condition [N, 1] is true, `no` [N, units] elsewhere."""
-        layer = self.out.once(self.layer, role, lambda: TFOpLambda(tf.where, name=f"{self.name}_{role}"))
-        return self._function(layer, role, (condition, yes, no), like=yes)
+        layer = self.out.shared_layer(self.layer, part, lambda: TFOpLambda(tf.where, name=f"{self.name}_{part}"))
+        return self._function(layer, part, (condition, yes, no), like=yes)
 
     @property
     def name(self) -> str:
         """The user's name of the layer."""
         return str(self.layer.name)
 
-    def dense(self, role: str, kernel: Array, bias: Array | None, tensor: Tensor) -> Tensor:
+    def dense(self, part: str, kernel: Array, bias: Array | None, tensor: Tensor) -> Tensor:
         """Emit a Dense with a kernel [channels, units], one for all calls of a role; "" is the input kernel's."""
         of = self.cell
-        regularizer = of.recurrent_regularizer if role else of.kernel_regularizer
+        regularizer = of.recurrent_regularizer if part else of.kernel_regularizer
         make = lambda name: _L.Dense(  # noqa: E731 - used once, below
             kernel.shape[1],
             use_bias=bias is not None,
@@ -179,13 +179,13 @@ class _Steps:
         weights = [kernel] if bias is None else [kernel, bias]
         # A part of the user's kernel may have fewer zeros than the whole.
         is_whole = kernel is self.kernel or kernel is self.recurrent_kernel
-        source = f"{self.prefix}cell.{'recurrent_kernel' if role else 'kernel'}" if is_whole else ""
+        source = f"{self.prefix}cell.{'recurrent_kernel' if part else 'kernel'}" if is_whole else ""
         shape = (*tensor.shape[:-1], kernel.shape[1])
-        return self.call(role, make, tensor, shape, weights=weights, source_kernel=source)
+        return self.call(part, make, tensor, shape, weights=weights, source_kernel=source)
 
     def call(
         self,
-        role: str,
+        part: str,
         make: Function,
         inputs: Any,
         shape: tuple[int | None, ...],
@@ -194,36 +194,38 @@ class _Steps:
         source_kernel: str = "",
     ) -> Tensor:
         """Emit a call of the layer of a role, made by `make(name)` at its first call."""
-        suffix = f"_{role}" if role else ""
-        layer = self.out.once(self.layer, role or "input", lambda: make(f"{self.name}{suffix}"))
+        suffix = f"_{part}" if part else ""
+        layer = self.out.shared_layer(self.layer, part or "input", lambda: make(f"{self.name}{suffix}"))
         path = f"{self.path}{suffix}"
         return self.out.call(layer, path, inputs, shape=shape, weights=weights, source_kernel=source_kernel)
 
-    def merge(self, kind: Function, role: str, *parts: Tensor) -> Tensor:
+    def merge(self, kind: Function, part: str, *parts: Tensor) -> Tensor:
         """Emit a sum, difference or product of two tensors of one shape."""
-        return self.call(role, lambda name: kind(name=name), list(parts), parts[0].shape)
+        return self.call(part, lambda name: kind(name=name), list(parts), parts[0].shape)
 
-    def activate(self, tensor: Tensor, role: str, *, recurrent: bool = False) -> Tensor:
+    def activate(self, tensor: Tensor, part: str, *, recurrent: bool = False) -> Tensor:
         """Emit the layer's activation, or the one of its gates."""
         function = self.cell.recurrent_activation if recurrent else self.cell.activation
-        stand_in = Node(self.out.once(self.layer, f"of_{role}", lambda: _L.Layer(name=role)), self.path, (), {}, tensor)
-        return emit_activation(stand_in, self.out, tensor, function, f"{self.path}_{role}")
+        stand_in = Node(
+            self.out.shared_layer(self.layer, f"of_{part}", lambda: _L.Layer(name=part)), self.path, (), {}, tensor
+        )
+        return emit_activation(stand_in, self.out, tensor, function, f"{self.path}_{part}")
 
-    def part(self, tensor: Tensor, key: tuple[Any, ...], role: str) -> Tensor:
+    def part(self, tensor: Tensor, key: tuple[Any, ...], part: str) -> Tensor:
         """Emit `tensor[key]`; an integer in the key drops its axis."""
         shape = []
         for place, size in enumerate(tensor.shape):
             one = key[place] if place < len(key) else slice(None)
             if isinstance(one, slice):
                 shape.append(size if size is None else len(range(*one.indices(size))))
-        layer = SlicingOpLambda(tf.__operators__.getitem, name=f"{self.name}_{role}")
+        layer = SlicingOpLambda(tf.__operators__.getitem, name=f"{self.name}_{part}")
         # Keras records a slice as a dict, which a file can hold.
         recorded = tuple({"start": s.start, "stop": s.stop, "step": s.step} if isinstance(s, slice) else s for s in key)
-        return self._function(layer, role, (tensor, recorded), like=tensor, shape=tuple(shape))
+        return self._function(layer, part, (tensor, recorded), like=tensor, shape=tuple(shape))
 
-    def gate(self, tensor: Tensor, first: int, last: int, role: str) -> Tensor:
+    def gate(self, tensor: Tensor, first: int, last: int, part: str) -> Tensor:
         """Emit the channels first * units to last * units of a tensor [N, channels]."""
-        return self.part(tensor, (slice(None), slice(first * self.units, last * self.units)), role)
+        return self.part(tensor, (slice(None), slice(first * self.units, last * self.units)), part)
 
     def zeros(self, inputs: Tensor) -> Tensor:
         """The state [N, units] before the first step."""
@@ -239,14 +241,14 @@ class _Steps:
     def _function(
         self,
         layer: Layer,
-        role: str,
+        part: str,
         args: tuple[Any, ...],
         *,
         like: Tensor,
         shape: tuple[int | None, ...] | None = None,
     ) -> Tensor:
         """Emit a call of a TensorFlow function; its result has the type of `like`, and by default its shape."""
-        result = self.out.call(layer, f"{self.path}_{role}", like, shape=like.shape if shape is None else shape)
+        result = self.out.call(layer, f"{self.path}_{part}", like, shape=like.shape if shape is None else shape)
         if result.producer is not None:
             result.producer.args = args
         return result

@@ -59,10 +59,10 @@ def softmax_of_inner_axis(node: Node, out: Rewriter) -> Any:
         return None
     order = [number for number in range(rank) if number != axis] + [axis]
     name, last = node.layer.name, tuple(tensor.shape[number] for number in order)
-    permute = out.once(node.layer, "axis_last", lambda: _L.Permute(order[1:], name=f"{name}_axis_last"))
+    permute = out.shared_layer(node.layer, "axis_last", lambda: _L.Permute(order[1:], name=f"{name}_axis_last"))
     make = partial(_L.Activation, tf.nn.log_softmax) if symbol_of(node) in LOG_SOFTMAX else _L.Softmax
-    softmax = out.once(node.layer, "softmax", lambda: make(name=f"{name}_softmax"))
-    back = out.once(
+    softmax = out.shared_layer(node.layer, "softmax", lambda: make(name=f"{name}_softmax"))
+    back = out.shared_layer(
         node.layer, "axis_back", lambda: _L.Permute([int(number) for number in np.argsort(order)][1:], name=name)
     )
     moved = out.call(permute, f"{node.path}_axis_last", tensor, shape=last)

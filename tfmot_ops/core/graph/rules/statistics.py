@@ -17,7 +17,7 @@ from tfmot_ops.core.graph.ir import Node, Tensor
 from tfmot_ops.core.graph.rewrite import Rewriter
 from tfmot_ops.core.graph.rules.arithmetic import arguments_of, symbol_of
 from tfmot_ops.core.graph.rules.emitting import Emitter, reduced
-from tfmot_ops.core.graph.steepness import FEWEST_ELEMENTS, TINY
+from tfmot_ops.core.graph.steepness import MIN_ELEMENTS, ROOT_FLOOR
 from tfmot_ops.core.keras.pinned import keras
 
 _L = keras.layers
@@ -73,7 +73,7 @@ def _variance(found: _Reduction, last: str) -> Tensor:
 
 def _deviation(found: _Reduction, last: str) -> Tensor:
     variance = _variance(found, "variance")
-    return found.emit.table(last, variance, ("math.maximum", TINY), ("math.sqrt",))
+    return found.emit.table(last, variance, ("math.maximum", ROOT_FLOOR), ("math.sqrt",))
 
 
 def _length(found: _Reduction, last: str) -> Tensor | None:
@@ -82,7 +82,7 @@ def _length(found: _Reduction, last: str) -> Tensor | None:
         return None
     mean = found.emit.mean("mean", found.emit.squared("squared", found.tensor), found.axes)
     scaled = ("math.multiply", float(found.elements or 1))
-    return found.emit.table(last, mean, scaled, ("math.maximum", TINY), ("math.sqrt",))
+    return found.emit.table(last, mean, scaled, ("math.maximum", ROOT_FLOOR), ("math.sqrt",))
 
 
 def _norm(found: _Reduction, last: str) -> Tensor | None:
@@ -108,10 +108,10 @@ def _log_sum_exp(found: _Reduction, last: str) -> Tensor:
     return emit.merge(last, _L.Add, maximum, logarithm)
 
 
-def _reduce(found: _Reduction, role: str, function: Callable[..., Any], tensor: Tensor) -> Tensor:
+def _reduce(found: _Reduction, part: str, function: Callable[..., Any], tensor: Tensor) -> Tensor:
     """Emit a reduction that TFLite has in int8; the axes stay with size 1."""
     kwargs = {"axis": found.axes, "keepdims": True}
-    return found.emit.function(role, function, (tensor,), kwargs, shape=reduced(tensor, found.axes))
+    return found.emit.function(part, function, (tensor,), kwargs, shape=reduced(tensor, found.axes))
 
 
 def unit_length(node: Node, out: Rewriter) -> Any:
@@ -119,11 +119,11 @@ def unit_length(node: Node, out: Rewriter) -> Any:
     found = _reduction(node, out) if symbol_of(node) == "linalg.normalize" else None
     if found is None or found.given.get("ord", "euclidean") != "euclidean":
         return None
-    if (found.elements or 0) < FEWEST_ELEMENTS:
+    if (found.elements or 0) < MIN_ELEMENTS:
         return None
     emit = found.emit
     mean = emit.mean("mean", emit.squared("squared", found.tensor), found.axes)
-    steps = ("math.multiply", float(found.elements or 1)), ("math.maximum", TINY)
+    steps = ("math.multiply", float(found.elements or 1)), ("math.maximum", ROOT_FLOOR)
     inverse = emit.table("inverse", mean, *steps, ("math.rsqrt",))
     norm = emit.table("norm", mean, *steps, ("math.sqrt",))
     return [emit.merge("", _L.Multiply, found.tensor, inverse), norm]
