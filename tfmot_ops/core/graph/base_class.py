@@ -1,7 +1,8 @@
-"""Custom layers that compute what the Keras layer computes from which they are derived, as that Keras layer.
+"""Replaces a custom layer that is derived from a Keras layer by that Keras layer, where both compute the same.
 
-Packages derive classes for other default arguments, or to freeze a BatchNormalization. The operation table knows Keras'
-own classes only, as a derived class may compute anything. So both are tried on random values.
+Packages derive classes to change default arguments, or to freeze a BatchNormalization. The operation table knows Keras'
+own classes only, as a derived class may compute anything. So both layers are run on the same random values, and the
+Keras layer takes the derived one's place only if the results are equal. Called by `custom`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Layer
 
-#: Classes that compute nothing themselves, or what an inner layer or a function computes.
+#: Base classes that do not say what a derived class computes: they compute nothing, or what an inner layer or a
+#: function computes.
 _WITHOUT_FIXED_COMPUTATION = (
     keras.layers.Layer,
     keras.Model,
@@ -29,7 +31,7 @@ _WITHOUT_FIXED_COMPUTATION = (
 
 
 class BaseClassReplacer:
-    """Finds the Keras layer for a call of a derived one; the calls of a shared layer get the same Keras layer."""
+    """Replaces derived layers by Keras layers; all calls of a shared layer get the same Keras layer."""
 
     def __init__(self) -> None:
         self._made: dict[Layer, Layer | None] = {}
@@ -68,9 +70,9 @@ def _as_base_class(node: Node) -> Layer | None:
         read = list(dict.fromkeys(call.inputs()))
         graph = Graph(layer.name, read, {}, node.outputs, [call])
         _build_like(form, call, layer)
-        whole = Node(layer, node.path, node.args, kwargs, node.outputs)
+        original = Node(layer, node.path, node.args, kwargs, node.outputs)
         modes = (False, True) if private.call_signature(layer).expects_training_arg else (False,)
-        same = all(computes_the_same(whole, graph, read, training=mode, unknown=False) for mode in modes)
+        same = all(computes_the_same(original, graph, read, training=mode, unknown=False) for mode in modes)
     except Exception:  # noqa: BLE001 - a derived class may lack attributes of its base, or have other weights
         return None
     return form if same and len(form.losses) == len(layer.losses) else None
@@ -86,6 +88,6 @@ def _build_like(form: Layer, call: Node, layer: Layer) -> None:
     args, kwargs = tf.nest.map_structure(lambda leaf: symbols.get(leaf, leaf), (call.args, call.kwargs))
     form(*args, **kwargs)
     if [weight.shape for weight in form.weights] != [weight.shape for weight in layer.weights]:
-        raise ValueError("other weights")
+        raise ValueError("the weights of the two layers differ in number or shape")
     form.set_weights([np.asarray(weight) for weight in layer.get_weights()])
     form.trainable = layer.trainable

@@ -2,6 +2,7 @@
 
 Keras records each TensorFlow function that is applied to a symbolic tensor. Calling a layer's `call` on symbolic
 tensors therefore yields a graph: a layer that multiplies by a weight becomes a multiplication with that weight.
+Called by `normalize` for quantisation and export, and by `pruning.opened`.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from tfmot_ops.core.keras.types import Layer
 def inline_custom_layers(graph: Graph) -> Graph:
     """Replace the call of each custom layer by the operations in its `call`, recursively, where Keras can record them.
 
-    Custom layers are layers of other packages, subclassed models within the model and Lambda layers. TimeDistributed
-    is opened around anything but a Dense, and SpectralNormalization, whose kernel then stays as it is normalised now.
+    These are layers of other packages, subclassed models within the model, Lambda layers, TimeDistributed around any
+    layer but a Dense, and SpectralNormalization, whose kernel keeps its present normalised values.
 
-    A layer is opened if its `call` does the same in training and in inference, except for the `training` argument of
+    A layer is inlined if its `call` does the same in training and in inference, except for the `training` argument of
     its inner layers. These get `training` from the new model, so a BatchNormalization keeps updating its statistics.
 
     A weight that a function reads becomes the result of a `LearnedTensor`, which all calls of a shared layer share.
@@ -39,20 +40,20 @@ def inline_custom_layers(graph: Graph) -> Graph:
         graph: the graph; its layers are not changed.
     """
     inliner = _Inliner(masked=any(_makes_mask(node.layer) for node in graph.nodes))
-    opened = inliner.inline(graph)
-    _connect_learned_tensors(opened)
-    return opened
+    inlined = inliner.inline(graph)
+    _connect_learned_tensors(inlined)
+    return inlined
 
 
 def _connect_learned_tensors(graph: Graph) -> None:
-    """Let each LearnedTensor read the first input of the graph, as Keras needs an input and the weight needs none."""
+    """Make each LearnedTensor read the first input of the graph: Keras requires an input, and its value is not used."""
     for node in graph.nodes:
         if isinstance(node.layer, LearnedTensor):
             node.args = (graph.inputs()[0],)
 
 
 class _Inliner:
-    """Opens the custom layers of a graph; the calls of one layer share inner layers and learned tensors.
+    """Inlines the custom layers of a graph; the calls of one layer share inner layers and learned tensors.
 
     Args:
         masked: whether the tensors that the graph reads may carry Keras masks.
@@ -64,7 +65,7 @@ class _Inliner:
         self._bases = BaseClassReplacer()
 
     def inline(self, graph: Graph) -> Graph:
-        """The graph with its custom layers opened, recursively."""
+        """The graph with its custom layers inlined, recursively."""
         renamed: dict[Tensor, Tensor] = {}
         nodes: list[Node] = []
 
@@ -88,7 +89,7 @@ class _Inliner:
         return should_inline(layer) and layer.activity_regularizer is None and not (self._masked and _reads_mask(layer))
 
     def _recorded(self, node: Node) -> tuple[Graph, list[Tensor]] | None:
-        """(graph, tensors that it reads) of a call of a custom layer; None where the layer has to stay as it is."""
+        """(recorded graph of a call, the tensors that the call reads); None if the layer cannot be inlined."""
         layer, given = node.layer, node.kwargs.get("training")
         spec = private.call_signature(layer)
         if not node.inputs() or (given is None and spec.default_training_arg):
@@ -96,17 +97,17 @@ class _Inliner:
         modes = (False, True) if given is None else (given, given)
         try:
             # Two traces that differ show that the layer keeps state or draws random numbers; no graph can replace it.
-            (opened, read), (other, _) = (self._trace(node, mode) for mode in modes)
-            same = _follows_training(opened, other) and (given or computes_the_same(node, opened, read))
-        except Exception:  # noqa: BLE001 - the user's `call` does not take symbolic tensors: the layer stays whole
+            (recorded, read), (other, _) = (self._trace(node, mode) for mode in modes)
+            same = _follows_training(recorded, other) and (given or computes_the_same(node, recorded, read))
+        except Exception:  # noqa: BLE001 - the user's `call` does not take symbolic tensors: it is not inlined
             return None
-        if not (same and _shapes(opened.outputs) == _shapes(node.outputs) and self._has_weights(opened, layer)):
+        if not (same and _shapes(recorded.outputs) == _shapes(node.outputs) and self._has_weights(recorded, layer)):
             return None
-        if not opened.nodes:
-            return _identity(node, opened, read)
-        for call in opened.nodes:
+        if not recorded.nodes:
+            return _identity(node, recorded, read)
+        for call in recorded.nodes:
             pass_training(call, given)
-        return opened, read
+        return recorded, read
 
     def _trace(self, node: Node, training: object) -> tuple[Graph, list[Tensor]]:
         kwargs = {name: value for name, value in node.kwargs.items() if name != "training"}
@@ -131,10 +132,10 @@ class _Inliner:
             node.args, node.kwargs = tf.nest.map_structure(tensor_of, (node.args, node.kwargs))
 
     def _has_weights(self, graph: Graph, layer: Layer) -> bool:
-        """Whether the graph has every weight of a layer: in a layer of its own, or where a function reads it.
+        """Whether a recorded graph uses every weight of a layer: in one of its layers, or as a LearnedTensor.
 
-        A missing weight is held outside of the layer's attributes, as by a plain Python object; it would become a
-        constant.
+        A missing weight is held by a plain Python object instead of an attribute of the layer, so the recording turned
+        it into a constant.
         """
         leaves = tf.nest.flatten([(node.args, node.kwargs) for node in graph.nodes])
         found = [leaf for leaf in leaves if isinstance(leaf, tf.Variable)]
@@ -144,14 +145,14 @@ class _Inliner:
         return all(self._learned.has(weight) for weight in used.weights if _variable(weight) not in present)
 
 
-def _identity(node: Node, opened: Graph, read: list[Tensor]) -> tuple[Graph, list[Tensor]] | None:
+def _identity(node: Node, recorded: Graph, read: list[Tensor]) -> tuple[Graph, list[Tensor]] | None:
     """The graph of a layer that returns its input, as one call of Identity; None where it has several results."""
-    if not isinstance(opened.outputs, Tensor):
+    if not isinstance(recorded.outputs, Tensor):
         return None
-    call = Node(keras.layers.Identity(name=node.layer.name), node.layer.name, (opened.outputs,), {}, None)
-    call.outputs = opened.outputs = Tensor(opened.outputs.shape, opened.outputs.dtype, call)
-    opened.nodes = [call]
-    return opened, read
+    call = Node(keras.layers.Identity(name=node.layer.name), node.layer.name, (recorded.outputs,), {}, None)
+    call.outputs = recorded.outputs = Tensor(recorded.outputs.shape, recorded.outputs.dtype, call)
+    recorded.nodes = [call]
+    return recorded, read
 
 
 def _variable(weight: object) -> IdentityKey:
@@ -159,7 +160,7 @@ def _variable(weight: object) -> IdentityKey:
 
 
 def should_inline(layer: Layer) -> bool:
-    """Whether a layer contains a computation that normalisation looks for: in its `call`, function or inner layer."""
+    """Whether a layer hides calls that normalisation has to see: in its `call`, its function or its inner layer."""
     if type(layer) is keras.layers.TimeDistributed:
         return type(layer.layer) is not keras.layers.Dense  # a rule makes it a Dense over the last axis
     return is_custom(layer) or type(layer) is keras.layers.Lambda or is_spectral_normalization(layer)

@@ -1,4 +1,4 @@
-"""Whether a user's function is a function of single elements, found by tracing it: then int8 can be a table."""
+"""Finds out by tracing whether a user's function is elementwise; if it is, a lookup table can compute it in int8."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ _ELEMENTWISE_OPS = {
     *("LogicalAnd", "LogicalOr", "LogicalNot", "IsNan", "IsInf", "IsFinite", "Cast", "ZerosLike", "OnesLike"),
     *("Identity", "IdentityN", "StopGradient", "PreventGradient", "EnsureShape", "FakeQuantWithMinMaxArgs"),
 }
-#: Operations that carry constants and calls; `Shape` only where `Fill` reads it (`tf.ones_like`).
+#: Operations around them: constants, arguments and function calls. `Shape` is allowed only where `Fill` reads it, as in
+#: `tf.ones_like`.
 _STRUCTURAL_OPS = {"Const", "Placeholder", "PartitionedCall", "StatefulPartitionedCall", "NoOp", "Shape", "Fill"}
 _RANK = 4
 
@@ -31,8 +32,8 @@ _RANK = 4
 def is_elementwise(function: Any) -> bool:
     """Whether a function of one tensor, or the `call` of a layer, computes each element from the same element.
 
-    It is traced on a float32 tensor of unknown sizes. A function that reads a variable, draws random numbers, mixes
-    elements or asks for the shape is not; neither is one that fails in the trace.
+    The function is traced on a float32 tensor of unknown sizes. A function is not elementwise if it reads a variable,
+    draws random numbers, mixes elements or reads the shape, and it does not count as elementwise if the trace fails.
     """
     return _traced(IdentityKey(function))
 

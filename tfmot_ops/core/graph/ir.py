@@ -31,7 +31,7 @@ class Tensor:
 
     @property
     def has_channel_axis(self) -> bool:
-        """Whether the last axis can be one of channels: the first is the batch."""
+        """Whether there is an axis besides the batch (the first); the last one then is the axis of channels."""
         return len(self.shape) > 1
 
     @property
@@ -163,7 +163,7 @@ def map_tensors(structure: object, function: Callable[[Tensor], Any]) -> Any:
 
 
 def layer_paths(model: Model, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(path, layer) of every layer, nested models opened, in the model's order; InputLayers left out."""
+    """(path, layer) of every layer except InputLayers, with those of nested models, in the model's order."""
     for layer in model.layers:
         if isinstance(layer, keras.layers.InputLayer):
             continue

@@ -1,7 +1,8 @@
 """Graph normalisation: rewrites a graph to fewer kinds of calls with equal outputs, weights and weighted layers' names.
 
 A normalised graph has no nested model, no tensor arithmetic that a layer can compute, no activation inside another
-layer and no separable convolution, so that few rules are enough to place the quantisers.
+layer and no separable convolution, so that few rules are enough to place the quantisers. Called before QAT
+(`quantization.qat`) and before export (`tflite.export`). It places no quantisers itself.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ from tfmot_ops.core.keras.policies import new_layers_with_policy
 
 @new_layers_with_policy("float32")
 def normalize_graph(graph: Graph, *, for_qat: bool = False) -> Graph:
-    """Convert to float32, open the custom layers, fuse functions of single elements, apply all rules, merge twins.
+    """Convert to float32, inline custom layers, fuse elementwise functions, apply all rules, merge equal ReLUs.
 
     Args:
         graph: from `read_graph`.
         for_qat: whether QAT follows. Then calls that the converter computes in float after training become int8 calls.
     """
-    opened = with_integer_inputs(inline_custom_layers(in_float32(graph)))
+    inlined = with_integer_inputs(inline_custom_layers(in_float32(graph)))
     if for_qat:
-        divide_by_tables(opened)
-    return _merge_twins(rewrite(fuse_pointwise(opened, for_qat=for_qat), QAT_RULES if for_qat else RULES))
+        divide_by_tables(inlined)
+    return _merge_equal_relus(rewrite(fuse_pointwise(inlined, for_qat=for_qat), QAT_RULES if for_qat else RULES))
 
 
-def _merge_twins(graph: Graph) -> Graph:
+def _merge_equal_relus(graph: Graph) -> Graph:
     """Merge equal ReLUs of one tensor: common-subexpression elimination, for ReLUs only.
 
     The converter merges equal ReLUs too; with a quantiser on each, the merged tensor would have two ranges.

@@ -108,10 +108,10 @@ class OpSpec:
         arithmetic: how the output's magnitude follows from the inputs', to find output ranges that are too narrow for
             int8 kernels (see `quantization.scales`); None where no limit is known.
         constants: which argument holds constants that appear in the output.
-        table: whether the operation is a function of single elements that TFLite has no int8 form of: the file has a
-            table with the int8 result for each of the 256 int8 values instead.
-        elementwise: whether the operation is an elementwise function that TFLite has in int8. For a device without it,
-            the file has such a table too.
+        table: whether the operation is an elementwise function without an int8 form in TFLite. The file then has a
+            lookup table with the int8 result for each of the 256 int8 inputs.
+        elementwise: whether the operation is an elementwise function that TFLite has in int8. If the target device
+            lacks it, the file has a lookup table too.
         becomes_int8: whether normalisation rewrites the operation to calls that have an int8 form.
         why_float: why the operation stays in float: a sentence with {} for the operation's name.
     """
@@ -159,7 +159,7 @@ def _computes(*tflite: str, **more: Any) -> OpSpec:
     return OpSpec(Role.COMPUTES, tflite, **more)
 
 
-#: The row of every function that the file looks up in a table.
+#: The row of every elementwise function that becomes a lookup table in the file.
 TABLE = OpSpec(Role.COMPUTES, ("GATHER", "CAST", "ADD", "ELU"), table=True)
 
 
@@ -314,7 +314,7 @@ FUNCTIONS: dict[str, OpSpec] = {
     "math.minimum": _same_scale("MINIMUM", constants=Constants.OPERANDS),
     "where": _same_scale("SELECT", "SELECT_V2", constants=Constants.OPERANDS),
     "clip_by_value": _same_scale("MINIMUM", "MAXIMUM", constants=Constants.OPERANDS),
-    # Only where an operand is a constant that is not per channel, or has another rank; otherwise rules make layers.
+    # For operands that are constants but not per channel, or of another rank; rules rewrite other calls to layers.
     "math.add": _computes("ADD"),
     "__operators__.add": _computes("ADD"),
     "math.multiply": _computes("MUL"),

@@ -74,7 +74,7 @@ def _diverging_operand(node: Node) -> list[Tensor]:
         return []
     place = _DIVERGING_OPERAND.get(getattr(layer, "symbol", ""), 0)
     given = [*node.args, *(value for name, value in node.kwargs.items() if name != "name")]
-    # x ** p with p >= 1 has no pole at 0.
+    # x ** p with p >= 1 does not diverge at 0.
     power = given[1] if getattr(layer, "symbol", None) == "math.pow" and len(given) > 1 else None
     if power is not None and not isinstance(power, Tensor) and np.all(np.asarray(power) >= 1):
         return []

@@ -34,7 +34,7 @@ def in_float32(graph: Graph) -> Graph:
     results = [tensor for node in graph.nodes for tensor in tensors(node.outputs)]
     if not any(tensor.dtype in _OTHER_FLOATS for tensor in (*graph.inputs(), *results)):
         return graph
-    _LOG.info("%s: its layers of other float types compute in float32 from here on", graph.name)
+    _LOG.info("%s: layers of type float16, bfloat16 or float64 are converted to float32", graph.name)
     converted = _Conversion(graph).graph
     names = unique_names(dict.fromkeys(node.path for node in converted.nodes), converted.input_names.values())
     known = {names[node.path]: (node.path, node.origin) for node in converted.nodes}

@@ -1,4 +1,4 @@
-"""Model -> layer graph: nested models opened, shared layers kept shared, masks calls tensors of the graph.
+"""Reads a Keras model into a layer graph: nested models are flattened, and masks become tensors of the graph.
 
 In Keras a mask is an attribute of a tensor, which is lost at the first layer that does not support masking. In the
 graph a mask is a tensor, computed by calls of its own and passed as the argument `mask`. So a quantiser that is
@@ -34,7 +34,7 @@ def read_graph(model: keras.Model) -> Graph:
 
     Args:
         model: functional, built sequential, or subclassed model (see `trace.as_functional`). Functional and sequential
-            models within it are opened in place; a subclassed one within it is one call.
+            models within it are flattened; a subclassed model within it becomes one call.
 
     Raises:
         UnsupportedModelError: the model has no graph, and its `call` cannot be recorded; or a layer's `compute_mask`
@@ -103,7 +103,7 @@ def _read_call(call: Any, prefix: str, bound: TensorMap, nodes: list[Node]) -> N
 
 
 def training_by_keyword(call: Node) -> None:
-    """Turn positional arguments of a call behind the first into keyword arguments, if `training` or `mask` is there."""
+    """Pass a call's positional arguments after the first by keyword, if `training` or `mask` is among them."""
     names = private.call_signature(call.layer).arg_names[: len(call.args)]
     if {"training", "mask"}.intersection(names[1:]):
         call.kwargs = dict(zip(names[1:], call.args[1:], strict=False)) | call.kwargs

@@ -42,7 +42,7 @@ class Rewriter:
         return node.outputs
 
     def shared_layer(self, layer: Layer, part: str, make: Callable[[], object]) -> Any:
-        """The new layer for a role (`depthwise`) of an original layer, made at the first request.
+        """The new layer that is a certain part (`depthwise`) of a layer's replacement, made at the first request.
 
         All calls of a shared layer get the same new layer, so that its weights stay shared.
         """

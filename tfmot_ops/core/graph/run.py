@@ -42,9 +42,9 @@ def run_graph(graph: Graph, inputs: Sequence[TensorLike], compute: Compute) -> A
 
 
 def infer(layer: Layer, args: Args, kwargs: Kwargs, *, training: bool = False) -> Any:
-    """Call a layer with `training`, which is False by default, from the state 0 where it keeps one.
+    """Call a layer in inference, or in training if `training` is set; a stateful layer starts from the state 0.
 
-    Without the argument `training`, Keras' augmentation layers would augment.
+    `training` is passed to every layer that takes it: without the argument, Keras' augmentation layers would augment.
     """
     if private.call_signature(layer).expects_training_arg:
         kwargs = kwargs | {"training": training}

@@ -1,7 +1,7 @@
-"""Recording of what a layer computes: its `call` is run on symbolic tensors, and the calls in it become a model.
+"""Records what a layer computes: its `call` is run on symbolic tensors, and the calls in it become a model.
 
-Keras records each layer and each TensorFlow function that is called on a symbolic tensor. Weights that the layer itself
-holds are exchanged for symbolic tensors meanwhile, so that functions of weights are recorded too.
+Keras records each layer and each TensorFlow function that is called on a symbolic tensor. During the recording, weights
+that the layer itself holds are replaced by symbolic tensors, so that functions of weights are recorded too.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def _call_at_each_step(layer: Layer, inputs: object, training: bool | None = Non
 
 @contextmanager
 def _without_recorded_calls(layer: Layer) -> Iterator[None]:
-    """Afterwards the layer and its inner layers have the losses, recorded calls and attributes that they had before.
+    """Restore the losses, recorded calls and attributes of a layer and its inner layers when the context ends.
 
     Raises:
         ValueError: the layer adds losses or metrics of its own, which a graph cannot represent.
@@ -202,7 +202,9 @@ def _without_recorded_calls(layer: Layer) -> Iterator[None]:
         yield
         own = [name for part, name, count in before if part is layer and len(getattr(part, name)) > count]
         if own:
-            raise ValueError(f"{layer.name} adds to {own}")
+            raise ValueError(
+                f"layer {layer.name} adds losses or metrics of its own ({own}), which a graph cannot represent"
+            )
     finally:
         for part, name, count in before:
             if len(getattr(part, name)) > count:

@@ -32,7 +32,7 @@ def computes_the_same(
         graph: what was recorded of it.
         read: the tensors that the call reads, in the order of the graph's inputs.
         training: whether both are computed as in training. What training changes in weights is undone.
-        unknown: the result where the layer does not take the random values, so that nothing can be compared.
+        unknown: what to return if the layer raises an error on random values, so that nothing can be compared.
 
     Returns:
         Whether the results are equal up to rounding, or `unknown`.

@@ -1,4 +1,4 @@
-"""Batches as Keras and models of a fixed batch size take them: their number of axes, their size, and the state between.
+"""Batches in the rank and size that a model requires, and the state that recurrent layers keep between batches.
 
 A model with `batch_input_shape` or `Input(batch_size=...)` takes batches of that size only.
 """
@@ -29,7 +29,7 @@ def repeat_to_size(part: Array, size: int | None) -> Array:
 
 
 def match_rank_shape(given: Sequence[int], wanted: Sequence[int | None]) -> list[int]:
-    """The shape [N, ...] with a last axis of size 1 added or left out, as Keras' `fit` does, where the input has one.
+    """The shape [N, ...] with a last axis of size 1 added or dropped to match the model's input, as Keras' `fit` does.
 
     Args:
         given: shape of an array.
@@ -60,7 +60,7 @@ def stateful_layers(layer: Layer) -> list[Any]:
 
 @contextmanager
 def with_zero_state(layer: Layer) -> Iterator[None]:
-    """In this context, a layer that is called or traced starts from the state 0, and leaves its own state alone."""
+    """In this context, a layer that is called or traced starts from the state 0, and does not change its own state."""
     parts = stateful_layers(layer)
     try:
         for part in parts:

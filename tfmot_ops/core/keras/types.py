@@ -141,7 +141,7 @@ class Quantizer(Configured, Protocol):
 
 
 class Rng(Protocol):
-    """A layer's random generator: Keras' `RandomGenerator`, or a `tf.random.Generator`."""
+    """A layer's random number generator: Keras' `RandomGenerator`, or a `tf.random.Generator`."""
 
     def __getattr__(self, name: str) -> Any: ...
     def __setattr__(self, name: str, value: Any, /) -> None: ...

@@ -1,4 +1,4 @@
-"""The weights that a layer or model holds itself, not in inner layers, and how to exchange them for a while."""
+"""The weights that a layer or model holds itself, not in inner layers, and how to replace them temporarily."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def snapshot_attributes(layer: Layer) -> list[tuple[Any, dict[str, Any]]]:
 def restore_attributes(before: list[tuple[Any, dict[str, Any]]]) -> None:
     """Give layers the attributes back that they had.
 
-    A `call` may keep tensors in attributes (`self.scores = scores`), which are symbolic ones, or random values, after a
-    call of ours.
+    A user's `call` may keep tensors in attributes (`self.scores = scores`). After a recording or a trial these would be
+    symbolic tensors or results for random values.
     """
     for part, values in before:
         for name in [name for name in vars(part) if vars(part)[name] is not values.get(name)]:
@@ -56,9 +56,9 @@ def restore_attributes(before: list[tuple[Any, dict[str, Any]]]) -> None:
 
 @contextmanager
 def weights_replaced(layer: Layer, replacement: Callable[[Variable], Any]) -> Iterator[None]:
-    """In this context, the layer's attributes hold `exchange(weight)` in place of each weight of its own.
+    """In this context, the layer's attributes hold `replacement(weight)` in place of each weight of its own.
 
-    Weights in lists, dicts and `tf.Module`s of the layer are exchanged too; inner layers keep their weights.
+    Weights in lists, dicts and `tf.Module`s of the layer are replaced too; inner layers keep their weights.
     """
     replacer = _WeightReplacer(layer, replacement)
     try:
@@ -75,7 +75,7 @@ class _WeightReplacer:
         self._before: list[tuple[Any, str, Any]] = []
 
     def visit(self, holder: object) -> None:
-        """Exchange the weights in the attributes of a layer or module."""
+        """Replace the weights in the attributes of a layer or module."""
         for name, value in list(vars(holder).items()):
             new = value if name.startswith(_KERAS_OWN) else self._replaced(value)
             if new is not value:
@@ -89,7 +89,7 @@ class _WeightReplacer:
             object.__setattr__(holder, name, value)
 
     def _replaced(self, value: object) -> Any:
-        """The value with its weights exchanged; the same object where it has none."""
+        """The value with its weights replaced; the same object where it has none."""
         if isinstance(value, tf.Variable):
             return self._replacement(value) if IdentityKey(private.plain_variable(value)) in self._own else value
         if isinstance(value, list | tuple):

@@ -26,7 +26,7 @@ from tfmot_ops.errors import (
 
 #: Samples that are run at once by default; bounds the memory, and does not change the outputs.
 BATCH_SIZE = 64
-#: Inputs of a Keras model that are read at once: one batch, or more up to so many bytes and so many samples.
+#: Limits, in bytes and in samples, of the inputs that a Keras model gets at once; one batch is always allowed.
 _MAX_READ_BYTES, _MAX_READ_SAMPLES = 16 * 2**20, 4096
 
 
@@ -148,7 +148,7 @@ def _run_file(data: bytes, columns: list[Any], parts: list[slice], batch_size: i
 
 
 def _samples_per_read(columns: list[Any], batch_size: int) -> int:
-    """Samples that are read, run and measured together, a multiple of the batch size: each time takes a while."""
+    """Number of samples that are read and run together, a multiple of the batch size: each call has a fixed cost."""
     bytes_each = sum(4 * math.prod(column.shape[1:]) for column in columns)
     batches = _MAX_READ_BYTES // max(1, bytes_each * batch_size)
     return int(batch_size * max(1, min(batches, _MAX_READ_SAMPLES // batch_size)))
@@ -209,7 +209,7 @@ def _run_keras(model: keras.Model, x: Inputs, batch_size: int) -> Any:
 
 
 def _fitted(model: keras.Model, x: Inputs) -> Any:
-    """The inputs with the number of axes that the model has, as [N] for [N, 1] lets Keras lose the number of axes."""
+    """The inputs in the rank of the model's inputs: given [N] for an input [N, 1], Keras loses the rank."""
     own = private.nested_inputs(model) if is_graph_model(model) else None
     if isinstance(x, Mapping):
         named = own if isinstance(own, Mapping) else dict(zip(model.input_names or (), model.inputs or (), strict=True))
@@ -226,10 +226,10 @@ def _with_rank_of(part: Any, tensor: Any) -> Any:
 
 
 def _in_batches(model: keras.Model, x: Inputs, batch_size: int) -> Any:
-    """What `model.predict` returns; recurrent layers that keep a state start from 0 in each batch, as in a file.
+    """What `model.predict` returns; stateful recurrent layers start from 0 in each batch, as in a file.
 
-    Each call of `predict` makes a data set of its samples, with references that Python frees late or never gives back
-    to the system: a test set of some gigabytes that is measured part by part took hundreds of megabytes more.
+    Batches are run by `predict_on_batch`: each call of `predict` makes a tf.data.Dataset whose memory Python frees late
+    or not at all. Measuring a test set of some gigabytes part by part took hundreds of megabytes more.
     """
     x = _fitted(model, x)
     columns = tf.nest.flatten(x)

@@ -32,7 +32,7 @@ from tfmot_ops.core.quantization.qat import call_unrounded, quantize
 from tfmot_ops.core.quantization.scheme import output_quantizer
 from tfmot_ops.errors import RecipeError
 
-#: A choice that takes away less than this share of the noise power is not made.
+#: A choice that removes less than this share of the noise power is not made.
 _LEAST_GAIN = 0.01
 #: Samples that are run at once: all tensors of a QAT ResNet50 take 148 MB for an image of 224x224, and are held twice.
 _BATCH = 4
@@ -153,10 +153,10 @@ def keep_sensitive(
 def choose(rows: Sequence[LayerSensitivity], budget: float) -> set[int]:
     """Choose the groups to keep in float: they remove most noise, for a share of all weights and multiplications.
 
-    A group in float takes the noise of its weights away. The noise of its result goes only if all groups that read it
-    are in float, too, as an int8 layer reads int8 values. So a choice is a group alone, a group with its readers, or a
-    group with all groups that it reads; the one that takes most noise away comes first. The powers of the noises add
-    up, as roundings hardly depend on each other.
+    Keeping a group in float removes the noise of its weights. The noise of its result is removed only if all groups
+    that read the result are in float too, as an int8 layer reads int8 values. So a choice is a group alone, a group
+    with its readers, or a group with all groups that it reads. The choice that removes most noise is made first. Noise
+    powers are added up, as the rounding errors of two groups hardly depend on each other.
 
     Args:
         rows: from `sensitivity`.

@@ -93,6 +93,7 @@ class ChannelLabels:
         return ~self._is_fixed[labels] if labels.size else np.zeros(0, bool)
 
     def _new(self, count: int) -> Labels:
+        """New removable labels, each for one channel."""
         first = len(self._parents)
         self._parents += range(first, first + count)
         return np.arange(first, first + count)
@@ -103,9 +104,11 @@ class ChannelLabels:
         return labels
 
     def _fix(self, labels: Iterable[int]) -> None:
+        """Mark labels as not removable."""
         self._fixed.update(int(label) for label in labels)
 
     def _tie(self, first: Labels, second: Labels) -> None:
+        """Make each label of `first` one with the label of `second` at the same place: both are removed, or none."""
         for one, other in zip(first.tolist(), second.tolist(), strict=True):
             self._parents[self.root(other)] = self.root(one)
 

@@ -51,7 +51,7 @@ def prune_channels(model: keras.Model, recipe: Recipe) -> tuple[keras.Model, lis
     model, and layers of which it is not known what they do with channels, keep all channels.
 
     Args:
-        model: float model; it is not changed. Custom layers are opened, see `prune`.
+        model: float model; it is not changed. Custom layers are replaced by their inner layers, see `prune`.
         recipe: a recipe with `channels`.
 
     Returns:
@@ -71,15 +71,15 @@ def prune_channels(model: keras.Model, recipe: Recipe) -> tuple[keras.Model, lis
             remedy="leave the call out, or add `channels: {macs: 0.5}` to the recipe",
         )
     with new_layers_with_policy(model.dtype_policy):
-        opened = with_inlined_layers(model)
-        require_finite_weights(opened)
-        plan = _Plan(read_graph(opened))
+        inlined = with_inlined_layers(model)
+        require_finite_weights(inlined)
+        plan = _Plan(read_graph(inlined))
         layers = {node.path: type(node.layer).__name__ for node in plan.graph.nodes}
         chosen = select(recipe.channels.scope, layers.items())
         kept = plan.choose(recipe.channels.macs, {path for path, taken in chosen.items() if taken is False})
         reports = plan.reports(kept, chosen)
         smaller = rebuild(plan.without(kept))
-    compile_like(smaller, opened)
+    compile_like(smaller, inlined)
     return smaller, reports
 
 

@@ -1,4 +1,4 @@
-"""The model that pruning works on: its custom layers opened, so that the layers inside them can be pruned."""
+"""Inlines the custom layers of a model, so that the layers inside them can be pruned."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tfmot_ops.core.keras.wrapped import inner_layer
 
 
 def with_inlined_layers(model: keras.Model) -> keras.Model:
-    """A copy in which custom layers with weights are replaced by what they compute; the model itself without any."""
+    """A copy of a model with its custom layers inlined; the model itself if no custom layer has weights."""
     blocks = [
         layer
         for _, layer in layer_paths(model)
@@ -23,6 +23,6 @@ def with_inlined_layers(model: keras.Model) -> keras.Model:
     if is_graph_model(model) and not any(block.weights for block in blocks):
         return model
     # A product with a weight that is written by hand becomes a layer with a kernel, which can be pruned.
-    opened = rebuild(rewrite(inline_custom_layers(read_graph(model)), (product, einsum)))
-    compile_like(opened, model)
-    return opened
+    inlined = rebuild(rewrite(inline_custom_layers(read_graph(model)), (product, einsum)))
+    compile_like(inlined, model)
+    return inlined

@@ -69,8 +69,8 @@ def quantize(
             stay zero during QAT.
         recipe: a recipe with quantization.method: qat.
         calibration: an array [N, ...], a list or dict of arrays, one per input, or a tf.data.Dataset of such batches.
-            None leaves the activation ranges at their initial -6 to 6, for a training to move; the export of a model
-            that was not trained warns of them.
+            None leaves the activation ranges at their initial -6 to 6 until the model is trained; `export_tflite` warns
+            if it was not.
 
     Returns:
         The QAT model, compiled like the original, and one report per layer.
@@ -222,7 +222,7 @@ def _refuse_unsupported_layers(graph: Graph) -> None:
 def calibrate(model: keras.Model, calibration: Calibration, samples: int) -> None:
     """Set the activation ranges of a QAT model, in place, to minimum and maximum over the samples.
 
-    The quantisers are off meanwhile. Ranges that TFLite ties are set to their union, and 0 is in every range.
+    The quantisers are off during calibration. Ranges that TFLite ties are set to their union, and 0 is in every range.
 
     Args:
         model: the QAT model, from `quantize`.

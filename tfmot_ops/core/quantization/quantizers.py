@@ -121,7 +121,7 @@ class WeightQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
         self.channels_axes = channels_axes
         self.swap_channels = swap_channels
         self.required_sparsity = required_sparsity
-        #: [channels]: what the file multiplies the kernel by before rounding it; set for the time of a call.
+        #: [channels]: the factor by which export multiplies the kernel before rounding it; set only during a call.
         self.factor: Any = None
 
     def build(self, tensor_shape: tf.TensorShape, name: str, layer: Layer) -> dict[str, Any]:
@@ -198,7 +198,7 @@ class WeightQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
 
 @keras.saving.register_keras_serializable("tfmot_ops")
 class RowsQuantizer(WeightQuantizer):
-    """An embedding table whose rows are rounded after the lookup, with a range that they share with other tensors.
+    """Keeps an embedding table in float whose looked-up rows are rounded, with a range shared with other tensors.
 
     Zeros and clusters are kept as in any kernel. The table itself is not rounded here, as the converter gives it the
     range of the looked-up rows.
@@ -214,7 +214,7 @@ class RowsQuantizer(WeightQuantizer):
 
 @keras.saving.register_keras_serializable("tfmot_ops")
 class ConstantQuantizer(QuantizerWithoutVariables):
-    """int8 for a weight that is an operand of a matrix product: symmetric, as TFLite wants its kernels.
+    """Symmetric int8 quantiser for a weight that is an operand of a matrix product, as TFLite requires of kernels.
 
     The limits are computed from the weight at every step.
     """
@@ -298,10 +298,10 @@ class LayerQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
 
 
 class QuantizeLayer(private.QuantizeLayer):
-    """tfmot's layer that rounds a tensor, as it is loaded; it has tfmot's name in files.
+    """tfmot's QuantizeLayer, which sets `built` here; saved files refer to it by tfmot's name.
 
-    tfmot's does not say that it is built. Loading a `.keras` file builds it, and its first call would do so again, with
-    variables that the file does not have.
+    tfmot's own class does not set `built`. Loading a `.keras` file builds the layer, and its first call would build it
+    again, with variables that the file does not have.
     """
 
     def build(self, input_shape: tf.TensorShape) -> None:
@@ -312,13 +312,14 @@ class QuantizeLayer(private.QuantizeLayer):
 
 @keras.saving.register_keras_serializable("tfmot_ops")
 class QuantizedLayer(QuantizeWrapperV2):
-    """tfmot's quantisation wrapper with four faults fixed.
+    """tfmot's quantisation wrapper with four faults of version 0.8.1 fixed.
 
-    tfmot creates a step counter in each layer, trains the kernels of frozen layers, and leaves rounded tensors in the
-    layer's weight attributes after a call. It counts the weights of a layer that is built before its wrapper as the
-    wrapper's own: loading a `.keras` file builds it first, and misses weights that were never saved there. The counters
-    are a quarter of a QAT model's variables; only tfmot's activation quantisers read them, and `LayerQuantizeConfig`
-    has none.
+    - tfmot creates a step counter in each wrapper, a quarter of a QAT model's variables. Only tfmot's activation
+      quantisers read it, and `LayerQuantizeConfig` has none.
+    - tfmot trains the kernels of frozen layers.
+    - tfmot leaves rounded tensors in the layer's weight attributes after a call.
+    - tfmot counts the weights of a layer that is built before its wrapper as the wrapper's own. Loading a `.keras` file
+      builds the layer first, and then misses weights that were never saved for the wrapper.
     """
 
     def __init__(self, layer: Layer, quantize_config: LayerQuantizeConfig, **kwargs: object) -> None:
@@ -347,7 +348,7 @@ class QuantizedLayer(QuantizeWrapperV2):
     def call(self, inputs: TensorLike, training: bool | TensorLike | None = None, **kwargs: object) -> Any:
         """Call the layer with rounded weights, then restore its variables.
 
-        AutoGraph is left out but for a user's own layer or activation: then tracing takes half as long.
+        AutoGraph is used only for a user's own layer or activation: without it, tracing takes half as long.
 
         Without restoring, saving as SavedModel fails: it traces the inner layer separately, where rounded tensors of
         another trace cannot be used.

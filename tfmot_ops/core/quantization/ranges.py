@@ -36,10 +36,10 @@ def range_variables(layer: Layer) -> tuple[Any, Any] | None:
 
 
 def layers_with_initial_range(graph: Graph) -> list[str]:
-    """Names of the layers whose output has the range of a new quantiser, if all ranges of a QAT graph have it.
+    """Names of the layers with a trained output range, if all these ranges still are the initial one; otherwise [].
 
-    Calibration sets every range, and a training step moves every range, so that not one is left then. A single range
-    from -6 to 6 may be a measured one: a layer may clip its values there.
+    Calibration and each training step change all ranges. So where only some ranges are -6 to 6, these were measured:
+    a layer may clip its values there.
 
     Args:
         graph: of a QAT model.
@@ -137,7 +137,7 @@ class Ranges:
 def with_unambiguous_zero(low: float, high: float) -> Range:
     """A range whose zero is not halfway between two levels; any other range as it is.
 
-    The level of 0 is a whole number. In a range from -1 to 1 it would be 127.5, which TensorFlow's fake-quant operation
+    The level of 0 is an integer. In a range from -1 to 1 it would be 127.5, which TensorFlow's fake-quant operation
     may round down and the converter up; then 1.0 is 1.0039 in the QAT model and 0.9961 in the file.
     """
     zero = -low / (high - low) * LEVELS

@@ -25,8 +25,8 @@ UNKNOWN_RANGE = (0.0, 1.0)
 #: A narrower range counts as width 0: after rounding errors of calibration or long training, zeros may have a width.
 _ZERO_WIDTH = 1e-20
 #: Largest ratio (step of the sums) / (output scale). XNNPACK (ai-edge-litert 2.3) refuses 256 for convolutions and 128
-#: for means. At 64 the whole
-#: int8 output, 255 levels, is 4 steps of the int32 sums wide: a finer output scale could not show anything more.
+#: for means. At 64, the whole int8 output (255 levels) is 4 steps of the int32 sums wide: a finer output scale would
+#: not represent anything more.
 LARGEST_STEP = 64.0
 #: Largest bias as an integer. An int32 holds twice as much: the other half is left for the sum that the bias joins.
 LARGEST_BIAS = 2.0**30
@@ -36,7 +36,7 @@ LEVELS, WEIGHT_LEVELS = 255.0, 127.0
 
 @dataclass(frozen=True)
 class Accumulation:
-    """One operation that computes sums or products, described by the scales it involves.
+    """One operation whose integer kernel accumulates sums or products, with what decides the step of its accumulator.
 
     Attributes:
         inputs: keys of the tensors (or groups of tied tensors) that are added up or multiplied.

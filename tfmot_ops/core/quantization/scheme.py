@@ -103,7 +103,7 @@ class Placement(NamedTuple):
     Attributes:
         report: the row of its layer.
         config: what a wrapper puts on the layer; None for no wrapper.
-        following: tensor -> the quantiser behind it, for results without a wrapper.
+        following: tensor -> the quantiser layer that follows it, for results without a wrapper.
     """
 
     report: LayerReport
@@ -123,9 +123,9 @@ class _Placer:
         self.per_channel = quantization.weight_scales is WeightScales.PER_CHANNEL
         #: Calls that prepare the operand of a function that diverges at 0; they stay in float.
         self.float_calls = calls_before_divergence(graph)
-        #: Tensors that are read as whole numbers, which no quantiser may change.
+        #: Tensors that are used as integers, which no quantiser may change.
         self.exact = integer_valued_tensors(graph)
-        #: Calls that depend on weights alone: only what int8 calls read of their results gets a quantiser.
+        #: Calls that depend on weights alone: only those of their results that int8 calls read get a quantiser.
         self.constant = weight_only_calls(graph)
         self.roles = {node: self._role(node) for node in graph.nodes}
         #: Tensor -> fixed range of its group, if all values of the group come from functions with a fixed range.
@@ -176,9 +176,8 @@ class _Placer:
             return Role.CONSTANT
         # Under a mask Keras computes a layer by further operations (select), which TFLite has in float only.
         masked = isinstance(node.kwargs.get("mask"), Tensor)
-        is_float = (
-            masked or node.origin in self.excluded or node in self.float_calls or uses_integer_values(node, self.exact)
-        )
+        is_chosen = node.origin in self.excluded or node in self.float_calls
+        is_float = masked or is_chosen or uses_integer_values(node, self.exact)
         varying = sum(tensor.producer not in self.constant for tensor in node.inputs())
         kind = Role.FLOAT if is_float or (spec_of(node.layer).table and varying > 1) else role(node.layer)
         # The range of a call with a constant in its output (tf.pad) must contain input and constant.
@@ -224,7 +223,7 @@ class _Placer:
         return not tied and any("BATCH_MATMUL" in self._spec(reader).tflite for reader in readers)
 
     def _place_after_call(self, node: Node, outputs: list[Tensor]) -> Placement:
-        """A call that no wrapper fits, a function or one with several results: quantisers follow its results."""
+        """A call that cannot have a wrapper (a function, several results): quantiser layers follow its results."""
         placed = {tensor: self._output(node, tensor) for tensor in outputs}
         reason = next((reason for output, reason in placed.values() if output), "passes its input's int8 values on")
         following = {tensor: output for tensor, (output, _) in placed.items() if output}
@@ -280,7 +279,7 @@ class _Placer:
         }
 
     def _reads_int8(self, reader: Node, tensor: Tensor) -> bool:
-        """Whether a call is int8 and reads a tensor of the file, which the exponent of a table is not."""
+        """Whether a call is int8 and reads a tensor at run time; the exponent of a `Power` is a part of its table."""
         is_exponent = isinstance(reader.layer, Power) and tensor is reader.inputs()[1]
         return self.roles[reader] not in {Role.FLOAT, Role.CONSTANT} and not is_exponent
 

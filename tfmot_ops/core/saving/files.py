@@ -148,15 +148,15 @@ def load_model(path: str | Path, allow_unsafe: bool = False) -> keras.Model:
     """Load a model that `save_model`, Keras or tfmot saved.
 
     Args:
-        path: `.h5` or `.keras` file, or SavedModel folder. A file of Keras 3 is read where both have its layers alike;
-            its model is not compiled.
+        path: `.h5` or `.keras` file, or SavedModel folder. A file of Keras 3 is read if its layers compute the same
+            in tf_keras; that model is not compiled.
         allow_unsafe: run any code that the file contains or refers to (Python code of Lambda layers, any function,
             operations on files); only for files you trust.
 
     Raises:
         UnsafeModelError: the file refers to something that is not known to be harmless, and `allow_unsafe` is False.
-        UnsupportedModelError: Keras 3 saved a model of layers that tf_keras may not have alike, or nothing says which
-            class one of its layers has.
+        UnsupportedModelError: Keras 3 saved the model and a layer may have no equivalent in tf_keras, or the class of a
+            layer is not known.
         ArtifactError: the path does not exist, or Keras cannot read the file.
     """
     if not Path(path).exists():

@@ -1,4 +1,4 @@
-"""Files of Keras 3: recognised, and read into tf_keras where the model is a graph of layers that both have alike.
+"""Reads files of Keras 3 into tf_keras, if the model is a graph of layers that compute the same in both.
 
 Keras 3 is not loaded, and nothing that the file names is imported or called: classes and activations are looked up in
 the tables below.
@@ -40,14 +40,14 @@ _ACTIVATIONS = {name: name for name in ("linear", "relu", "relu6", "softmax", "s
 _ACTIVATIONS |= {"silu": "swish", "swish": "swish", "softplus": "softplus"}
 #: (class, argument in Keras 3) -> the argument's name in tf_keras.
 _RENAMED = {("LeakyReLU", "negative_slope"): "alpha"}
-#: Argument without a meaning -> the argument that gives it one.
+#: Argument -> the argument without which it has no effect.
 _ONLY_WITH = {"renorm_momentum": "renorm"}
-#: What a call has in its arguments where the model decides whether it trains.
+#: The keyword argument that Keras 3 records for a call that follows the model's training mode.
 _NO_TRAINING = ("training", False)
 
 
 class _NotAlikeError(Exception):
-    """A part of the model that tf_keras may not have alike."""
+    """A part of the model for which tf_keras may have no equivalent that computes the same."""
 
 
 def read_keras_three(path: Path) -> keras.Model | None:
@@ -58,7 +58,7 @@ def read_keras_three(path: Path) -> keras.Model | None:
 
     Raises:
         UnsafeModelError: the file's weights are in other files.
-        UnsupportedModelError: the model has parts that tf_keras may not have alike.
+        UnsupportedModelError: a part of the model may have no equivalent in tf_keras.
     """
     version = _version(path)
     if version.partition(".")[0] in {"", "0", "1", "2"}:

@@ -1,8 +1,8 @@
 """Checks the calls between the layers in a saved model's config before Keras makes them.
 
-Keras calls the layers of a functional model in rounds, each round those whose inputs exist, until no call is left. A
-call that waits for itself, or for a call that the config does not have, would keep it in that loop for ever. And a
-call on constants alone is computed at once, on as many numbers as the constants say.
+Keras calls the layers of a functional model in rounds: in each round those whose inputs exist, until no call is left. A
+call that waits for itself, or for a call that the config does not have, would keep Keras in that loop for ever. And a
+call on constants alone is computed while the file is loaded, on tensors as large as the constants describe.
 """
 
 from __future__ import annotations

@@ -165,8 +165,8 @@ def _converter_for(function: Function, signature: list[tf.TensorSpec], *, calibr
     return converter
 
 
-#: Bytes of a graph from which a garbage collection is made to free it. A collection visits every Python object of
-#: TensorFlow; of a smaller graph, at most a few copies of this size stay in memory until the next collection.
+#: Smallest graph, in bytes, that is freed by a garbage collection at once. A collection visits every Python object of
+#: TensorFlow; of smaller graphs, at most a few copies stay in memory until Python's next collection.
 _MIN_COLLECTED_BYTES = 64 * 2**20
 
 

@@ -142,7 +142,7 @@ class _Emitter:
         if node in self.float_calls:
             return self._in_float(node, layer, args, kwargs)
         kind = role(layer)
-        # A range would be spread over a slice of whole numbers, as over any call that passes values on.
+        # The converter would spread a range over a slice of integers, as over any call that passes values on.
         keep_float = _is_kept_float(node) or bool(self.ranges and uses_integer_values(node, self.exact))
         if (kind is Role.FLOAT and self.ranges) or (keep_float and kind in {Role.PASS, Role.SAME_SCALE}):
             return float_call(layer, args, kwargs)
@@ -302,9 +302,9 @@ class _Emitter:
             if quantizer is not None and limits is None:
                 with tf.init_scope():
                     within = symmetric_limits(kernel, per_channel=quantizer.per_channel).numpy()
-            place = KernelLayout(spec_of(layer).tflite[0], axes.stored_axes)
-            if self.late.takes(kernel, within, place):
-                return self.late.constant(kernel, within, place)
+            layout = KernelLayout(spec_of(layer).tflite[0], axes.stored_axes)
+            if self.late.takes(kernel, within, layout):
+                return self.late.constant(kernel, within, layout)
         if quantizer is None:
             return tf.constant(kernel, name="kernel")
         if limits is not None:

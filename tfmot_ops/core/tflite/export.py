@@ -272,7 +272,7 @@ def _io_type(wanted: IoType | None, activations: tf.DType) -> tf.DType:
 
 
 def _rounds_an_input(graph: Graph) -> bool:
-    """Whether a quantiser reads an input of a QAT graph; none does where all inputs hold whole numbers."""
+    """Whether a quantiser reads an input of a QAT graph; none does where all inputs hold integers."""
     return any(isinstance(node.layer, QuantizeLayer) and node.inputs()[0].producer is None for node in graph.nodes)
 
 
@@ -285,7 +285,7 @@ def _representative(
             f"recipe {recipe.name!r} quantises after training",
             required="calibration data",
             received="none",
-            remedy="give calibration=",
+            remedy="pass calibration data as the argument calibration",
         )
 
     size = batch_size_of(graph) or 1

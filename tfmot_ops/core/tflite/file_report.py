@@ -67,7 +67,7 @@ def require_recipe(profile: TFLiteProfile, recipe: Recipe, reports: Sequence[Lay
     quantization = recipe.quantization
     if quantization is None or quantization.activations is Activations.FLOAT32:
         return
-    # A recipe may say that inputs or outputs are float; an input that holds whole numbers among others stays float.
+    # A recipe may say that inputs or outputs are float. An input that is used as integers and reals stays float.
     may_be_float = quantization.input_type is IoType.FLOAT32 or any(
         each.reason == INTEGER_VALUES_REASON for each in reports
     )

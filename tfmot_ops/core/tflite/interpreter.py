@@ -22,7 +22,7 @@ from tfmot_ops.errors import (
 )
 from tfmot_ops.system.memory import machine_bytes
 
-#: Share of the memory that one tensor of a file may take.
+#: Largest share of the machine's memory that one tensor of a file may take.
 _SHARE_OF_MEMORY = 0.25
 #: An entry of the interpreter's `get_tensor_details()`: name, index, shape, dtype, scale and zero point of a tensor.
 Detail = dict[str, Any]
@@ -63,7 +63,7 @@ def make_interpreter(data: bytes, threads: int = 1, *, xnnpack: bool = True, kee
 def read_file(data: bytes) -> Any:
     """The flatbuffer of a TFLite file (`schema.Model`), once TFLite has verified that all offsets lie within the file.
 
-    Python's reader of flatbuffers verifies nothing: from a damaged file it reads wrong places, or never ends.
+    Python's reader of flatbuffers verifies nothing: it reads wrong places of a damaged file, or runs forever.
 
     Raises:
         ArtifactError: the bytes are no TFLite file, or a part of it lies outside of it.
@@ -84,7 +84,7 @@ def read_file(data: bytes) -> Any:
 
 @contextlib.contextmanager
 def damage_as_artifact_error(data: bytes) -> Iterator[None]:
-    """Turns what Python's reader raises for a file whose numbers do not fit together into an ArtifactError.
+    """Raise ArtifactError in place of the errors that Python's flatbuffer reader raises on an inconsistent file.
 
     Args:
         data: the file's bytes.
@@ -203,7 +203,7 @@ class TFLiteRun:
         #: Samples that the file computes at once.
         self._size = max(self._shapes[0][0], 1) if self._shapes[0] else 1
         first = self._fitted([np.asarray(column[:batch_size]) for column in inputs])
-        # A file of another batch than 1 was made for just that.
+        # A file with another batch size than 1 was exported for exactly that size.
         self._takes_batches = self._size == 1 and _takes_batches(data, first)
         self._local = threading.local()
         if not self._takes_batches:

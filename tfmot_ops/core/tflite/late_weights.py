@@ -1,8 +1,8 @@
 """Late weights: large kernels are converted as placeholder constants and written into the file after the conversion.
 
-The converter makes about ten copies of every weight, and folds, rounds and compares all of them. A constant whose
-elements are equal it stores as one number, so a placeholder costs almost nothing. The converter needs a kernel's values
-only to find its scale, and takes the scale from the limits of the fake-quant operation after the placeholder.
+The converter makes about ten copies of every weight, and folds, rounds and compares all of them. It stores a constant
+whose elements are all equal as one number, so a placeholder costs almost nothing. It would need a kernel's values only
+to find the scale, and it takes the scale from the limits of the fake-quant operation after the placeholder.
 """
 
 from __future__ import annotations
@@ -85,28 +85,28 @@ class LateWeights:
         """Forget the kernels of an earlier trace; called at the start of each trace of the function."""
         self._pending.clear()
 
-    def takes(self, kernel: npt.NDArray[Any], limits: npt.NDArray[Any] | None, place: KernelLayout) -> bool:
+    def takes(self, kernel: npt.NDArray[Any], limits: npt.NDArray[Any] | None, layout: KernelLayout) -> bool:
         """Whether a kernel is written after the conversion; same arguments as `constant`."""
         if kernel.size < SMALLEST_LATE_KERNEL:
             return False
         if limits is None:
             return self.floats
-        return self._level(kernel, limits, place) <= _LEVELS
+        return self._level(kernel, limits, layout) <= _LEVELS
 
-    def constant(self, kernel: npt.NDArray[Any], limits: npt.NDArray[Any] | None, place: KernelLayout) -> Any:
+    def constant(self, kernel: npt.NDArray[Any], limits: npt.NDArray[Any] | None, layout: KernelLayout) -> Any:
         """The placeholder for a kernel in the graph; the kernel is remembered for `fill`.
 
         Args:
             kernel: float32, [kh, kw, C_in, C_out] of a convolution or [C_in, units] of a Dense.
             limits: magnitude of the int8 level 127, [C_out] or a scalar; None for a kernel in float.
-            place: how the kernel is stored in the file.
+            layout: how the kernel is stored in the file.
         """
-        reader, order = place
+        reader, order = layout
         if limits is None:
             value = float(np.float32(_LOWEST + len(self._pending) * _STEP))
             self._pending.append(_PendingKernel(np.ascontiguousarray(kernel.transpose(order)), reader, value))
             return tf.constant(value, tf.float32, kernel.shape, name="kernel")
-        level = self._level(kernel, limits, place)
+        level = self._level(kernel, limits, layout)
         limits = np.maximum(np.asarray(limits, np.float32), _SMALLEST_LIMIT)
         step = limits / np.float32(_LEVELS)
         # Kernel and limits were multiplied by the same scale, so only rounding in the last bit can exceed 127.
@@ -117,7 +117,7 @@ class LateWeights:
         placeholder = tf.constant(level * float(np.min(step)), tf.float32, kernel.shape, name="kernel")
         return round_within(placeholder, tf.constant(limits))
 
-    def _level(self, kernel: npt.NDArray[Any], limits: npt.NDArray[Any], place: KernelLayout) -> int:
+    def _level(self, kernel: npt.NDArray[Any], limits: npt.NDArray[Any], layout: KernelLayout) -> int:
         """The int8 level that fills a placeholder: 0, unless all limits are below `_SMALLEST_LIMIT`.
 
         Placeholders are usually identified by their scales. Kernels with tiny limits all get the smallest scale, and
@@ -125,7 +125,7 @@ class LateWeights:
         """
         if np.max(limits) >= _SMALLEST_LIMIT:
             return 0
-        shape = tuple(kernel.shape[axis] for axis in place.axes)
+        shape = tuple(kernel.shape[axis] for axis in layout.axes)
         return 1 + sum(pending.placeholder > 0 and pending.values.shape == shape for pending in self._pending)
 
     def fill(self, data: bytes) -> bytes:

@@ -15,9 +15,9 @@ from tfmot_ops.core.keras.types import Layer
 from tfmot_ops.errors import SpecError
 
 ENTRY_POINT_GROUP = "tfmot_ops.augmentations"
-#: Layers that move the content of an image; targets with a place in the image would have to move with it.
+#: Geometric layers: they move the content of an image, so targets with positions in it, such as masks, would not fit.
 _GEOMETRIC = ("RandomFlip", "RandomRotation", "RandomTranslation", "RandomZoom")
-#: Layers that keep each value at its place. All keep the shape of a sample.
+#: Layers that change values without moving them. No layer of either kind changes the shape of a sample.
 _VALUE_CHANGING = (
     "GaussianDropout",
     "GaussianNoise",

@@ -41,8 +41,8 @@ def batches(
 ) -> tf.data.Dataset:
     """The batches of all `epochs` in sequence, with a different order of the samples in each epoch.
 
-    Indices are shuffled instead of samples, so that no samples are copied into a shuffle buffer. Columns that are no
-    arrays are read batch by batch, the next ones while the model trains on one.
+    Indices are shuffled instead of samples, so that no samples are copied into a shuffle buffer. Columns that are not
+    arrays are read batch by batch, and the next batches are read while the model trains.
 
     Args:
         x: inputs, an array or column [N, ...], or a list or dict of these.
@@ -51,7 +51,7 @@ def batches(
         seed: the training's seed.
         epochs: indices of the epochs, from 0.
         weights: factors of the loss, a column [N, ...], or a list or dict of these; None leaves them out.
-        failures: gets the error of a sample that cannot be read, of which TensorFlow raises no more than the text.
+        failures: the error of a sample that cannot be read is appended to it; TensorFlow raises only the error's text.
 
     Returns:
         A data set of batches (inputs [batch, ...], targets [batch, ...]), with weights [batch, ...] if there are any.

@@ -1,4 +1,4 @@
-"""Early stopping whose state is kept in variables, so that a checkpoint holds it and a killed training goes on."""
+"""Early stopping whose state is kept in variables, so that a checkpoint contains it and a killed training resumes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Logs
 from tfmot_ops.errors import SpecError
 
-#: Ends of the names of metrics of which more is better, and of those of which less is. An output's name comes before.
+#: Suffixes of the names of metrics for which higher is better, and for which lower is better. The name of an output may
+#: stand before them.
 _HIGHER = ("accuracy", "acc", "auc", "iou", "io_u", "precision", "recall", "f1", "r2", "cosine_similarity")
 _LOWER = ("loss", "error", "mse", "mae", "mape", "msle", "crossentropy", "divergence", "hinge", "poisson", "logcosh")
 
@@ -105,7 +106,7 @@ class BestEpoch(keras.callbacks.Callback):
 
 
 def plain_name(name: str) -> str:
-    """A metric's name without what wrappers of pruning and quantisation put before the name of an output."""
+    """A metric's name without the prefixes that wrappers of pruning and quantisation add to the name of an output."""
     return name.replace("prune_low_magnitude_", "").replace("quant_", "")
 
 

@@ -36,7 +36,7 @@ class Outputs(Enum):
 
 @dataclass(frozen=True)
 class Teacher:
-    """The model whose outputs another one learns.
+    """The model whose outputs the trained model learns to reproduce (knowledge distillation).
 
     Attributes:
         model: float model with the same inputs and outputs as the trained model.
@@ -66,12 +66,12 @@ class Additions:
 
 @contextlib.contextmanager
 def extended_train_step(model: keras.Model, additions: Additions, failures: list[Exception]) -> Iterator[None]:
-    """Train `model` with the additions for a while. The model itself, and what is saved of it, stays as it is.
+    """In this context, `model` trains with the additions; the model itself, and what is saved of it, stays as it is.
 
     Args:
         model: compiled model.
         additions: what is added to its training step.
-        failures: gets an error of the step, which TensorFlow wraps into one of its own.
+        failures: an error in the step is appended to it, as TensorFlow raises an error of its own that quotes it.
     """
     if not additions.augmentation and additions.teacher is None:
         yield
@@ -93,7 +93,7 @@ class _Step:
         self._model, self._additions, self._failures = model, additions, failures
         self._train_step: Callable[[Any], Any] = model.train_step
         self._compute_loss: Callable[..., Any] = model.compute_loss
-        #: `compute_loss` measures the validation too, in which there is nothing to learn from the teacher.
+        #: `compute_loss` is called for the validation too, where the teacher does not count.
         self._is_training = False
         self._loss_was_computed = False
 
@@ -166,7 +166,7 @@ def output_distance(
                 _log(part, epsilon) - _log(1.0 - part, epsilon) for part in (teacher_outputs, student_outputs)
             )
         soft = tf.sigmoid(teacher_outputs / temperature)
-        crosses = [
+        cross_entropies = [
             tf.nn.sigmoid_cross_entropy_with_logits(labels=soft, logits=part / temperature)
             for part in (student_outputs, teacher_outputs)
         ]
@@ -174,12 +174,12 @@ def output_distance(
         if outputs is Outputs.PROBABILITIES:
             teacher_outputs, student_outputs = _log(teacher_outputs, epsilon), _log(student_outputs, epsilon)
         soft = tf.nn.softmax(teacher_outputs / temperature)
-        crosses = [
+        cross_entropies = [
             tf.nn.softmax_cross_entropy_with_logits(labels=soft, logits=part / temperature)
             for part in (student_outputs, teacher_outputs)
         ]
     # The second is the entropy of the teacher's own outputs: equal outputs have the distance 0.
-    return tf.reduce_mean(crosses[0] - crosses[1]) * temperature**2
+    return tf.reduce_mean(cross_entropies[0] - cross_entropies[1]) * temperature**2
 
 
 def _log(probabilities: Any, epsilon: float) -> Any:

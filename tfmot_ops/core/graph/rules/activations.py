@@ -54,10 +54,10 @@ def emit_activation(node: Node, out: Rewriter, tensor: Tensor, activation: Any, 
 
 
 def _layer_of(activation: Any, name: str) -> Layer:
-    """The layer for an activation function: a user's own that becomes a table is opened, where possible."""
+    """The layer for an activation function: a user's own that becomes a table is recorded, where possible."""
     layer = _L.Activation(activation, name=name)
-    opened = None if is_public(activation) or not spec_of(layer).table else record_pointwise(activation, name)
-    return layer if opened is None else opened
+    recorded = None if is_public(activation) or not spec_of(layer).table else record_pointwise(activation, name)
+    return layer if recorded is None else recorded
 
 
 def _keras_function(node: Node, activation: Any) -> Any:

@@ -22,7 +22,7 @@ Shape = tuple[int | None, ...]
 
 
 class Emitter:
-    """Emits the calls that replace one call; makes one layer per role, so that a shared layer stays shared."""
+    """Emits the calls that replace one call; makes one layer per part, so that a shared layer stays shared."""
 
     def __init__(self, node: Node, out: Rewriter) -> None:
         self.node = node
@@ -36,7 +36,7 @@ class Emitter:
         shape: tuple[int | None, ...],
         weights: list[Array] | None = None,
     ) -> Tensor:
-        """Emit a call of the layer `make(name)`; `role` becomes the suffix of the name and of the path."""
+        """Emit a call of the layer `make(name)`; `part` becomes the suffix of the name and of the path."""
         suffix = f"_{part}" if part else ""
         layer = self.out.shared_layer(
             self.node.layer, part or "projection", lambda: make(f"{self.node.layer.name}{suffix}")
@@ -140,7 +140,7 @@ class Emitter:
         return self.call(part, lambda name: AxisMean(list(axes), name=name), tensor, reduced(tensor, axes))
 
     def table(self, part: str, tensor: Tensor, *steps: tuple[Any, ...]) -> Tensor:
-        """Emit a function of single elements, which the file looks up in a table.
+        """Emit an elementwise function, which becomes a lookup table in the file.
 
         Args:
             part: see `call`.

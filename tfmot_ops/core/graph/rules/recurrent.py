@@ -113,7 +113,7 @@ def _is_supported(layer: Layer, given: _Given) -> bool:
 
 
 class _Steps:
-    """Emits the steps of one recurrent layer; all steps share one layer for each role."""
+    """Emits the steps of one recurrent layer; all steps share one layer for each part."""
 
     def __init__(self, out: Rewriter, layer: Layer, path: str, prefix: str, given: _Given) -> None:
         self.out = out
@@ -165,7 +165,7 @@ class _Steps:
         return str(self.layer.name)
 
     def dense(self, part: str, kernel: Array, bias: Array | None, tensor: Tensor) -> Tensor:
-        """Emit a Dense with a kernel [channels, units], one for all calls of a role; "" is the input kernel's."""
+        """Emit a Dense with a kernel [channels, units], one for all calls of a part; "" is the input kernel's."""
         of = self.cell
         regularizer = of.recurrent_regularizer if part else of.kernel_regularizer
         make = lambda name: _L.Dense(  # noqa: E731 - used once, below
@@ -193,7 +193,7 @@ class _Steps:
         weights: list[Array] | None = None,
         source_kernel: str = "",
     ) -> Tensor:
-        """Emit a call of the layer of a role, made by `make(name)` at its first call."""
+        """Emit a call of the layer of a part, made by `make(name)` at its first call."""
         suffix = f"_{part}" if part else ""
         layer = self.out.shared_layer(self.layer, part or "input", lambda: make(f"{self.name}{suffix}"))
         path = f"{self.path}{suffix}"

@@ -129,7 +129,7 @@ def unit_length(node: Node, out: Rewriter) -> Any:
     return [emit.merge("", _L.Multiply, found.tensor, inverse), norm]
 
 
-#: TensorFlow's function -> (reduction, role of the last call) -> the result with the reduced axes kept, or None.
+#: TensorFlow's function -> (reduction, part that the last call is) -> the result with the reduced axes kept, or None.
 _FORMS: dict[str, Callable[[_Reduction, str], Tensor | None]] = {
     "math.reduce_variance": _variance,
     "math.reduce_std": _deviation,
