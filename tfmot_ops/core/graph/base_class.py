@@ -59,6 +59,7 @@ def _base_class(layer: Layer) -> Any:
 
 
 def _as_base_class(node: Node) -> Layer | None:
+    """The Keras layer that computes the same as a call of a derived layer; None if there is none."""
     layer, base = node.layer, _base_class(node.layer)
     kwargs = {name: value for name, value in node.kwargs.items() if name != "training"}
     try:

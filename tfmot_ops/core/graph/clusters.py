@@ -154,6 +154,7 @@ class PointwiseClusters:
         return tensor if tensor.producer is None else self.sources.get(tensor.producer, tensor)
 
     def _source(self, node: Node) -> Tensor | None:
+        """The one tensor that all operands of an elementwise call are functions of; None if there are several."""
         found = {self.origin(tensor) for tensor in node.inputs()}
         if len(found) != 1:
             return None

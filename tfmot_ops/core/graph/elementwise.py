@@ -40,6 +40,7 @@ def is_elementwise(function: Any) -> bool:
 
 @lru_cache(maxsize=512)
 def _traced(key: IdentityKey) -> bool:
+    """`is_elementwise`, cached by the identity of the function."""
     try:
         with tf.init_scope():
             concrete = tf.function(_call_of(key.wrapped), autograph=False).get_concrete_function(

@@ -48,6 +48,7 @@ def divide_by_tables(graph: Graph) -> None:
 
 
 def _regroup(graph: Graph) -> None:
+    """Regroup products and quotients in place: each with a factor that can be combined with the factor before it."""
     clusters = PointwiseClusters(graph, for_qat=True)
     readers, results = graph.readers(), set(tensors(graph.outputs))
     known: dict[Tensor, _Scaled] = {}

@@ -69,6 +69,7 @@ def _inner(node: Node) -> Any:
 
 
 def _diverging_operand(node: Node) -> list[Tensor]:
+    """The tensors at whose 0 a call diverges; empty for a call that does not diverge."""
     layer = _inner(node)
     if not diverges_at_zero(layer):
         return []

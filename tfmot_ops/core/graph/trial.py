@@ -76,6 +76,7 @@ def _restore(layer: Layer, state: list[np.ndarray]) -> None:
 
 
 def _values(read: list[Tensor]) -> list[Any]:
+    """Random values for tensors, reproducible; unknown sizes become `_BATCH` and `_OTHER`."""
     rng = np.random.default_rng(0)
     batch = next((tensor.shape[0] for tensor in read if tensor.shape and tensor.shape[0]), _BATCH)
     found = []

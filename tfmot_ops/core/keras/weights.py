@@ -69,6 +69,8 @@ def weights_replaced(layer: Layer, replacement: Callable[[Variable], Any]) -> It
 
 
 class _WeightReplacer:
+    """Replaces the own weights of a layer in its attributes, and remembers the attributes' values to restore them."""
+
     def __init__(self, layer: Layer, replacement: Callable[[Variable], Any]) -> None:
         self._own = {IdentityKey(private.plain_variable(weight)) for weight in own_weights_of(layer)}
         self._replacement = replacement

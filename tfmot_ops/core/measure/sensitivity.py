@@ -108,7 +108,7 @@ def sensitivity(
             paths=tuple(group.paths),
             weights=group.weights,
             macs=group.macs,
-            **{f"{name}_db": each.db for name, each in noise.items()},
+            **{f"{name}_db": powers.db for name, powers in noise.items()},
             readers=tuple(sorted(_readers(graph, group, place_of))),
         )
         for group, noise in zip(groups, measured, strict=True)
@@ -170,16 +170,16 @@ def choose(rows: Sequence[LayerSensitivity], budget: float) -> set[int]:
     choices = [choice for choice in _choices(rows) if all(rows[place].paths for place in choice)]
     while True:
         before = _remaining_noise(rows, kept)
-        left: dict[frozenset[int], float] = {}
+        noise_of: dict[frozenset[int], float] = {}
         for choice in choices:
             more = frozenset(kept | choice)
             if (_costs(rows, more) <= largest).all():
-                left[more] = _remaining_noise(rows, more)
-        lowest = min(left.values(), default=before)
+                noise_of[more] = _remaining_noise(rows, more)
+        lowest = min(noise_of.values(), default=before)
         if before - lowest <= least:
             return kept
         # Of choices whose noise differs by less than `least`, the one with the fewest weights.
-        near = [more for more, noise in left.items() if noise <= lowest + least]
+        near = [more for more, noise in noise_of.items() if noise <= lowest + least]
         best = min(near, key=lambda more: tuple(_costs(rows, more)))
         kept = set(best)
 
@@ -191,6 +191,7 @@ def _costs(rows: Sequence[LayerSensitivity], places: Iterable[int]) -> npt.NDArr
 
 
 def _choices(rows: Sequence[LayerSensitivity]) -> list[set[int]]:
+    """What `choose` considers: each group alone, with its readers, and with the groups that it reads."""
     read_by: dict[int, set[int]] = defaultdict(set)
     for place, row in enumerate(rows):
         for reader in row.readers:
@@ -201,21 +202,21 @@ def _choices(rows: Sequence[LayerSensitivity]) -> list[set[int]]:
         for choice in (
             {place},
             {place, *row.readers} - {-1},
-            {place, *(each for each in read_by[place] if rows[each].paths)},
+            {place, *(other for other in read_by[place] if rows[other].paths)},
         )
     ]
 
 
 def _remaining_noise(rows: Sequence[LayerSensitivity], kept: AbstractSet[int]) -> float:
-    """Noise power that is left, as a share of the signal's, where some groups are kept in float."""
-    left = 0.0
+    """Noise power that remains, as a share of the signal's, if some groups are kept in float."""
+    noise = 0.0
     for place, row in enumerate(rows):
         result = 10.0 ** (-row.result_db / 10.0)
         if place not in kept:
-            left += max(10.0 ** (-row.alone_db / 10.0), result)
+            noise += max(10.0 ** (-row.alone_db / 10.0), result)
         elif not set(row.readers) <= kept:
-            left += result
-    return left
+            noise += result
+    return noise
 
 
 def sensitivity_csv(rows: Sequence[LayerSensitivity]) -> str:
@@ -282,10 +283,10 @@ def _groups(graph: Graph, origins: Mapping[str, str]) -> list[_Group]:
     group_of: dict[Node, _Group] = {}
     of_layer: dict[Any, Node] = {}
     for node in graph.nodes:
-        joined = [each for tensor in node.inputs() if (each := tensor.producer) is not None and _joins(node, each)]
+        joined = [call for tensor in node.inputs() if (call := tensor.producer) is not None and _joins(node, call)]
         joined.append(of_layer.setdefault(node.layer, node))
         merged = _Group()
-        for group in dict.fromkeys(group_of[each] for each in joined if each in group_of):
+        for group in dict.fromkeys(group_of[call] for call in joined if call in group_of):
             merged.nodes |= group.nodes
         merged.nodes[node] = None
         group_of |= dict.fromkeys(merged.nodes, merged)

@@ -181,6 +181,7 @@ class ChannelLabels:
         return np.repeat(self.of[inputs[0]], node.layer.depth_multiplier)
 
     def _of_merge(self, node: Node, inputs: list[Tensor]) -> Labels | None:
+        """Labels of an elementwise sum or product: channels at the same place of its inputs are removed together."""
         channels = node.output().channels
         wide = [tensor for tensor in inputs if tensor.channels == channels]
         ranks = {len(tensor.shape) for tensor in inputs}

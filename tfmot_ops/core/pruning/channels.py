@@ -115,7 +115,7 @@ class _Plan:
             macs: largest share, from 0 to 1.
             excluded: paths of the layers that keep all filters.
         """
-        count = max((int(each.labels.max(initial=-1)) for each in self.filters), default=-1) + 1
+        count = max((int(filters.labels.max(initial=-1)) for filters in self.filters), default=-1) + 1
         all_kept = np.ones(count, bool)
         order = self._order(excluded)
         largest = macs * self._macs(all_kept)
@@ -143,22 +143,26 @@ class _Plan:
 
     def _order(self, excluded: set[str]) -> Labels:
         """The labels that may be removed, the least important first, as far as each layer keeps enough filters."""
-        scores, owners = defaultdict(list), defaultdict(list)
-        stays = {label for each in self.filters if each.node.path in excluded for label in each.labels.tolist()}
-        left = []
-        for place, each in enumerate(self.filters):
-            left.append(len(each.labels) - max(1, math.ceil(_LEAST_SHARE * len(each.labels))))
-            free = self.channels.removable(each.labels)
-            for label, score, is_free in zip(each.labels.tolist(), self._scores(each), free, strict=True):
+        #: Label -> its importance in each layer that has it, and the indices of these layers.
+        scores, layers = defaultdict(list), defaultdict(list)
+        excluded_filters = (filters for filters in self.filters if filters.node.path in excluded)
+        stays = {label for filters in excluded_filters for label in filters.labels.tolist()}
+        #: For each layer, how many more filters may be removed.
+        removable = []
+        for index, filters in enumerate(self.filters):
+            count = len(filters.labels)
+            removable.append(count - max(1, math.ceil(_LEAST_SHARE * count)))
+            free = self.channels.removable(filters.labels)
+            for label, score, is_free in zip(filters.labels.tolist(), self._scores(filters), free, strict=True):
                 if is_free and label not in stays:
                     scores[label].append(score)
-                    owners[label].append(place)
+                    layers[label].append(index)
         order = []
-        for label in sorted(scores, key=lambda each: (np.mean(scores[each]), each)):
-            if all(left[place] > 0 for place in owners[label]):
+        for label in sorted(scores, key=lambda label: (np.mean(scores[label]), label)):
+            if all(removable[index] > 0 for index in layers[label]):
                 order.append(label)
-                for place in owners[label]:
-                    left[place] -= 1
+                for index in layers[label]:
+                    removable[index] -= 1
         return np.array(order, np.int64)
 
     def _scores(self, filters: _Filters) -> npt.NDArray[np.float64]:
@@ -173,7 +177,7 @@ class _Plan:
         return scores
 
     def _factor(self, node: Node) -> Any:
-        """The factor [channels] of a BatchNormalization behind a call, if it alone reads the result; else 1."""
+        """The factor [channels] of the BatchNormalization after a call, if nothing else reads the result; else 1."""
         readers = self.graph.readers().get(node.output(), [])
         if len(readers) != 1 or type(readers[0].layer) is not keras.layers.BatchNormalization:
             return 1.0
@@ -187,22 +191,23 @@ class _Plan:
         return sum(self._macs_of(node, kept) for node in self.graph.nodes)
 
     def _macs_of(self, node: Node, kept: Mask) -> float:
+        """Multiplications of one call, with the channels that are kept; 0 for a call without a kernel."""
         kind, layer = type(node.layer), node.layer
         if kind not in WITH_FILTERS | DEPTHWISE:
             return 0.0
         kept_inputs, kept_outputs = (
             int(self._kept_channels(tensor, kept).sum()) for tensor in (node.inputs()[0], node.output())
         )
-        reach = math.prod(getattr(layer, "kernel_size", (1,)))
-        places = math.prod(
+        kernel_positions = math.prod(getattr(layer, "kernel_size", (1,)))
+        output_positions = math.prod(
             size or 1 for size in (node.inputs()[0] if kind in TRANSPOSED else node.output()).shape[1:-1]
         )
         if kind in DEPTHWISE:
-            return float(places * reach * kept_outputs)
+            return float(output_positions * kernel_positions * kept_outputs)
         if kind in SEPARABLE:
             between = kept_inputs * layer.depth_multiplier
-            return float(places * (reach * between + between * kept_outputs))
-        return float(places * reach * kept_inputs * kept_outputs)
+            return float(output_positions * (kernel_positions * between + between * kept_outputs))
+        return float(output_positions * kernel_positions * kept_inputs * kept_outputs)
 
     def _kept_channels(self, tensor: Tensor, kept: Mask) -> Mask:
         """Mask [channels] of a tensor's channels that stay."""
@@ -213,19 +218,19 @@ class _Plan:
     def reports(self, kept: Mask, chosen: dict[str, bool | None]) -> list[LayerReport]:
         """One row for each layer with filters."""
         rows = []
-        for each in self.filters:
-            stay, count = int(kept[each.labels].sum()), len(each.labels)
+        for filters in self.filters:
+            stay, count = int(kept[filters.labels].sum()), len(filters.labels)
             outcome = Outcome.PRUNED if stay < count else Outcome.NOT_PRUNED
             if stay < count:
                 reason = f"{stay} of {count} filters stay"
-            elif chosen[each.node.path] is False:
+            elif chosen[filters.node.path] is False:
                 reason = "excluded by the recipe's scope"
-            elif not self.channels.removable(each.labels).any():
+            elif not self.channels.removable(filters.labels).any():
                 reason = "its channels reach an output of the model, or a layer that needs all of them"
             else:
                 reason = "all filters are among the more important ones"
-            name = type(each.node.layer).__name__
-            rows.append(LayerReport(path=each.node.path, class_name=name, outcome=outcome, reason=reason))
+            path, name = filters.node.path, type(filters.node.layer).__name__
+            rows.append(LayerReport(path=path, class_name=name, outcome=outcome, reason=reason))
         return rows
 
     def without(self, kept: Mask) -> Graph:

@@ -240,6 +240,7 @@ def strip(model: keras.Model) -> keras.Model:
 
 
 def _pruning_arguments(sparsity: Sparsity, end_step: int | None) -> dict[str, Any]:
+    """Constructor arguments of the wrapper: schedule and pattern."""
     pattern = {"sparsity_m_by_n": sparsity.n_of_m, "block_size": sparsity.block or (1, 1)}
     if end_step is None:
         schedule = pruning_schedule.ConstantSparsity(sparsity.ratio, begin_step=1, end_step=1, frequency=1)
@@ -260,6 +261,7 @@ def _pruning_arguments(sparsity: Sparsity, end_step: int | None) -> dict[str, An
 
 
 def _apply_masks(model: keras.Model) -> None:
+    """Compute the masks of all wrappers from the present weights, and set the masked weights to 0."""
     for _, layer in layer_paths(model):
         if not hasattr(layer, "pruning_vars"):
             continue
@@ -310,6 +312,7 @@ def _keep_count(size: int, ratio: float) -> int:
 
 
 def _report(path: str, layer: Layer, recipe: Recipe, chosen: bool) -> LayerReport:
+    """The row of a layer, with the reason why it is pruned or not."""
     name = type(layer).__name__
     if chosen and recipe.sparsity is not None:
         pattern = (

@@ -130,6 +130,7 @@ def _without_garbage_collection() -> Iterator[None]:
 
 
 def _with_quantisers(model: keras.Model, source: Graph, recipe: Recipe) -> tuple[keras.Model, list[LayerReport]]:
+    """The QAT model with initial ranges, not compiled, and one report per layer; `source` is the graph of `model`."""
     _refuse_unsupported_layers(source)
     graph = normalize_graph(source, for_qat=True)
     _refuse_lambdas(graph)
@@ -151,6 +152,7 @@ def _refuse_outlier_constants(graph: Graph, calibration: Calibration, samples: i
 
 
 def _on_tensor(graph: Graph, plan: Plan) -> OnTensor:
+    """The function that `rebuild` calls for each tensor: it inserts the QuantizeLayers of the plan."""
     #: Tensor -> (the graph input or layer that produces it, which of its results it is).
     places: dict[Tensor, tuple[Tensor | Layer, int]] = {t: (t, 0) for t in graph.input_names}
     layers = unique_names(dict.fromkeys(node.path for node in graph.nodes), graph.input_names.values())
@@ -195,6 +197,7 @@ def _refuse_lambdas(graph: Graph) -> None:
 
 
 def _refuse_unsupported_layers(graph: Graph) -> None:
+    """Refuse pruning wrappers, string tensors, and layers that are quantised already."""
     for node in graph.nodes:
         if isinstance(node.layer, keras.layers.Wrapper) and hasattr(node.layer, "pruning_vars"):
             raise UnsupportedModelError(

@@ -80,7 +80,7 @@ def make_plan(graph: Graph, source: Graph, quantization: Quantization, required:
         placed = [placer.place(node) for node in nodes]
         for placement in placed:
             plan.tensors |= placement.following
-        decides = min(placed, key=lambda each: _PRECEDENCE[type(each.config.output if each.config else None)])
+        decides = min(placed, key=lambda call: _PRECEDENCE[type(call.config.output if call.config else None)])
         plan.reports.append(decides.report)
         if decides.config is not None:
             plan.configs[key] = decides.config
@@ -112,6 +112,8 @@ class Placement(NamedTuple):
 
 
 class _Placer:
+    """Finds the role of each call of a graph and the ranges that tensors share, and places the quantisers of a call."""
+
     def __init__(
         self, graph: Graph, excluded: set[str], required: RequiredSparsity | None, quantization: Quantization
     ) -> None:
@@ -174,7 +176,6 @@ class _Placer:
     def _role(self, node: Node) -> Role:
         if node in self.constant:
             return Role.CONSTANT
-        # Under a mask Keras computes a layer by further operations (select), which TFLite has in float only.
         masked = isinstance(node.kwargs.get("mask"), Tensor)
         is_chosen = node.origin in self.excluded or node in self.float_calls
         is_float = masked or is_chosen or uses_integer_values(node, self.exact)
@@ -200,7 +201,6 @@ class _Placer:
         """A call that stays in float: quantisers stand where its results enter the int8 part again."""
         chosen = node.origin in self.excluded or node in self.float_calls
         has_int8_form = not hasattr(node.layer, "symbol") and role(node.layer) is not Role.FLOAT
-        # The mark keeps the converter from quantising a layer that it could quantise by itself.
         config = LayerQuantizeConfig(keep_float=True) if chosen and has_int8_form else None
         return Placement(
             _report(node, Outcome.KEPT_FLOAT, self._why_float(node)), config, self._quantizers_after_float(outputs)

@@ -94,6 +94,7 @@ def _version(path: Path) -> str:
 
 
 def _read(path: Path) -> keras.Model:
+    """Build the model from the file's config, and set the weights that the file has."""
     if path.suffix != ".keras":
         with h5py.File(path, "r") as file:
             with limited_variables(str(path), check_weights(path, path.name, file, path.stat().st_size)):
@@ -138,17 +139,16 @@ def _built(config: Config) -> keras.Model:
         # A layer that is called several times may come before layers that its later calls follow.
         ready = [call for call in calls if set(_keys(call[2]["args"])) <= tensors.keys()]
         if not ready:
-            raise _NotAlikeError(f"calls that nothing leads to: {', '.join(name for name, *_ in calls)}")
+            raise _NotAlikeError(f"calls whose inputs no layer computes: {', '.join(name for name, *_ in calls)}")
         for name, index, call in ready:
             tensors[name, index, 0] = layers[name](_argument(name, call, tensors))
         calls = [call for call in calls if call not in ready]
-    places = [_places(inner[name]) for name in ("input_layers", "output_layers")]
-    inputs, outputs = ([tensors[place] for place in each] for each in places)
+    inputs, outputs = ([tensors[place] for place in _places(inner[name])] for name in ("input_layers", "output_layers"))
     return keras.Model(inputs, outputs if len(outputs) > 1 else outputs[0], name=inner["name"])
 
 
 def _argument(name: str, call: Mapping[str, Any], tensors: Mapping[Any, Any]) -> Any:
-    # Keras 3 records `training=False` where none was given, and lets the model's own take its place.
+    # Keras 3 records `training=False` where the argument was not given, and then uses the model's training mode.
     extra = {key: value for key, value in call["kwargs"].items() if value is not None and (key, value) != _NO_TRAINING}
     if extra or len(call["args"]) != 1:
         raise _NotAlikeError(f"layer {name} is called with more than one argument")
@@ -171,8 +171,8 @@ def _keys(argument: Any) -> Iterator[tuple[str, int, int]]:
 def _places(listed: Any) -> list[tuple[str, int, int]]:
     if not isinstance(listed, list):
         raise _NotAlikeError("inputs or outputs by name")
-    several = [listed] if listed and isinstance(listed[0], str) else listed
-    return [(str(name), int(call), int(result)) for name, call, result in several]
+    entries = [listed] if listed and isinstance(listed[0], str) else listed
+    return [(str(name), int(call), int(result)) for name, call, result in entries]
 
 
 def _layer(item: Config) -> Any:

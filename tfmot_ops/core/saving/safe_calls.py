@@ -85,7 +85,7 @@ def _functional_models(config: object) -> Iterator[dict[str, Any]]:
         part = todo.pop()
         if isinstance(part, dict):
             layers = part.get("layers")
-            if isinstance(layers, list) and layers and all(_is_called_layer(each) for each in layers):
+            if isinstance(layers, list) and layers and all(map(_is_called_layer, layers)):
                 yield part
             todo += part.values()
         elif isinstance(part, list):

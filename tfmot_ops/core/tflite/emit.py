@@ -134,6 +134,7 @@ class _Emitter:
             return tf.nest.pack_sequence_as(result, [value])
 
     def _compute(self, node: Node, layer: Layer, args: Args, kwargs: Kwargs) -> Any:
+        """Emit a call without the quantiser of its output; `layer` is the layer within a wrapper."""
         if isinstance(node.layer, QuantizeLayer) or node in self.folded:
             return args[0]
         if node in self.constant:
@@ -194,6 +195,7 @@ class _Emitter:
         return value if producer is not None and _is_kept_float(producer) else float_barrier(value)
 
     def _convolution(self, node: Node, layer: Layer, value: TensorLike) -> Any:
+        """Emit a convolution or Dense, with the affine after it folded into its kernel and bias."""
         kernel, bias, quantizer, limits = self._folded(node, layer)
         if quantizer is not None:
             require_finite_folded(layer.name, kernel, bias)

@@ -187,6 +187,7 @@ def _convert(
     *,
     tables: Tables | None,
 ) -> bytes:
+    """Convert a graph once; the caller replaces the placeholders of `tables` in the file."""
     finish = {} if late is None else {"finish": late.fill}
     calibrated = _is_calibrated(recipe)
     float_calls = calls_before_divergence(graph) if rounds_activations(recipe) else set()
@@ -245,6 +246,7 @@ def _check_kind(recipe: Recipe, quantized: bool) -> None:
 def _configure(
     converter: tf.lite.TFLiteConverter, recipe: Recipe, graph: Graph, calibration: Calibration | None
 ) -> None:
+    """Set the converter's numeric types, and its calibration data for PTQ."""
     quantization = recipe.quantization
     if quantization is None or quantization.backend is Backend.AI_EDGE_QUANTIZER:
         return
@@ -299,6 +301,7 @@ def _representative(
 
 
 def _signature(graph: Graph, calibration: Calibration | None) -> list[tf.TensorSpec]:
+    """Shape and dtype of each input of the file; unknown spatial sizes are taken from the calibration data."""
     shapes = [list(tensor.shape) for tensor in graph.inputs()]
     if calibration is not None and any(None in shape[1:] for shape in shapes):
         batch = next(iter(calibration_batches(graph, calibration, 1)))
@@ -327,6 +330,7 @@ def _warn_of_state(graph: Graph) -> None:
 
 
 def _warn_of_ranges_never_set(graph: Graph) -> None:
+    """Warn if the ranges of a QAT model were set by neither calibration nor training."""
     names = layers_with_initial_range(graph)
     if names:
         shown = ", ".join(names[:_NAMES_SHOWN]) + (

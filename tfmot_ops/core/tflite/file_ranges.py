@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
-import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
@@ -17,9 +16,9 @@ from tfmot_ops.core.quantization.scales import (
     smallest_limits,
     widened_for_accumulation,
 )
+from tfmot_ops.core.tflite.flatbuffer import file_bytes, op_name
 from tfmot_ops.errors import CalibrationError
 
-_OP_NAMES: dict[int, str] = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
 #: TFLite op -> positions of (data, weights, bias) among its inputs.
 _WEIGHTED = {
     **dict.fromkeys(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"), (0, 1, 2)),
@@ -79,6 +78,7 @@ def ranges_to_widen(data: bytes, ranges: Mapping[str, Range], float_names: Itera
 
 
 def _require_finite(file: _File, ranges: Mapping[str, Range], float_names: set[str]) -> None:
+    """Refuse ranges and constants that are not finite, where an integer operation reads or writes the tensor."""
     bad = {name: found for name, found in ranges.items() if not _is_finite(found)}
     # The AI Edge Quantizer fails on an infinite constant, so constants are checked too.
     for index, values in file.constants.items():
@@ -124,7 +124,7 @@ def widen_calibrated(data: bytes, float_names: Iterable[str] = ()) -> bytes:
     for name in infinite:
         # A float tensor needs no range, and the converter would copy an infinite one to the int8 tensor before it.
         entries[name].quantization = None
-    return _packed(model, len(data))
+    return file_bytes(model, len(data))
 
 
 def enlarge_scales_for_biases(quantized: bytes, source: bytes) -> bytes:
@@ -157,13 +157,7 @@ def enlarge_scales_for_biases(quantized: bytes, source: bytes) -> bytes:
             file.store_bias(bias, biases[file.names[bias]], file.scales(data)[0] * changed[weights])
     for weights, steps in changed.items():
         file.rescale(weights, steps)
-    return _packed(model, len(quantized))
-
-
-def _packed(model: schema.ModelT, size: int) -> bytes:
-    builder = flatbuffers.Builder(size)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return file_bytes(model, len(quantized))
 
 
 def _is_finite(extremes: Range) -> bool:
@@ -195,9 +189,9 @@ class _File:
 
     def _ops(self) -> list[tuple[str, list[int], list[int]]]:
         """(op name, input indices, output indices) of each operation; -1 stands for an absent optional input."""
-        codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in self.model.operatorCodes]
+        names = [op_name(code) for code in self.model.operatorCodes]
         return [
-            (_OP_NAMES.get(codes[op.opcodeIndex], ""), [int(i) for i in op.inputs], [int(i) for i in op.outputs])
+            (names[op.opcodeIndex], [int(i) for i in op.inputs], [int(i) for i in op.outputs])
             for op in self.graph.operators
         ]
 

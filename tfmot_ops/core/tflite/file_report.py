@@ -69,7 +69,7 @@ def require_recipe(profile: TFLiteProfile, recipe: Recipe, reports: Sequence[Lay
         return
     # A recipe may say that inputs or outputs are float. An input that is used as integers and reals stays float.
     may_be_float = quantization.input_type is IoType.FLOAT32 or any(
-        each.reason == INTEGER_VALUES_REASON for each in reports
+        report.reason == INTEGER_VALUES_REASON for report in reports
     )
     types = {
         *(profile.input_dtypes if not may_be_float else ()),
@@ -118,5 +118,5 @@ def _report(path: str, class_name: str, types: set[str]) -> LayerReport:
 
 def _types_of(quantization: Quantization) -> str:
     """The types of inputs and outputs for people."""
-    given, gives = (each or quantization.activations for each in (quantization.input_type, quantization.output_type))
-    return f"inputs and outputs of {given}" if given == gives else f"inputs of {given} and outputs of {gives}"
+    inputs, outputs = (kind or quantization.activations for kind in (quantization.input_type, quantization.output_type))
+    return f"inputs and outputs of {inputs}" if inputs == outputs else f"inputs of {inputs} and outputs of {outputs}"

@@ -18,6 +18,7 @@ import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 
 from tfmot_ops.core.quantization.quantizers import round_within
+from tfmot_ops.core.tflite.flatbuffer import file_bytes, op_name
 
 #: Smallest kernel, in weights, that is written after the conversion; a smaller one is given to the converter.
 SMALLEST_LATE_KERNEL = 1 << 14
@@ -177,12 +178,11 @@ class LateWeights:
 
 def _readers(model: Any, graph: Any) -> dict[int, set[tuple[str, int]]]:
     """Tensor index -> (op name, position among the op's inputs) of each operation that reads it."""
-    names = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
     found: dict[int, set[tuple[str, int]]] = {}
     for op in graph.operators:
-        code = model.operatorCodes[op.opcodeIndex]
+        name = op_name(model.operatorCodes[op.opcodeIndex])
         for place, index in enumerate(op.inputs if op.inputs is not None else ()):
-            found.setdefault(int(index), set()).add((names[max(code.builtinCode, code.deprecatedBuiltinCode)], place))
+            found.setdefault(int(index), set()).add((name, place))
     return found
 
 
@@ -212,7 +212,4 @@ def packed(model: Any, tables: int) -> bytes:
     size = tables + stored_bytes(model) + _SLACK
     if size > flatbuffers.Builder.MAX_BUFFER_SIZE:
         raise LateWeightsError(f"a flatbuffer of {size} bytes exceeds the limit of 2 GiB")
-    builder = flatbuffers.Builder(size)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    # `builder.Output()` would make a second copy.
-    return bytes(memoryview(builder.Bytes)[builder.Head() :])
+    return file_bytes(model, size)

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
+from tfmot_ops.core.tflite.flatbuffer import OP_NAMES
 from tfmot_ops.core.tflite.interpreter import damage_as_artifact_error, make_interpreter, read_file
 from tfmot_ops.core.tflite.scopes import layers_of
 from tfmot_ops.errors import ArtifactError
 
-_OP_NAMES: dict[int, str] = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
 _TYPE_NAMES: dict[int, str] = {
     code: name.lower() for name, code in vars(schema.TensorType).items() if isinstance(code, int)
 }
@@ -197,7 +197,7 @@ class _Graph:
         code = self._model.OperatorCodes(table.OpcodeIndex())
         # Old converters wrote codes up to 127 into the deprecated field only.
         builtin = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
-        name = _OP_NAMES.get(builtin, f"BUILTIN_{builtin}")
+        name = OP_NAMES.get(builtin, f"BUILTIN_{builtin}")
         if name == "CUSTOM" and code.CustomCode():
             name = code.CustomCode().decode()
         inputs = [table.Inputs(place) for place in range(table.InputsLength())]
@@ -265,6 +265,7 @@ def _shapes_at_run_time(data: bytes) -> dict[int, list[int]]:
 
 
 def _count(tally: _Tally, graph: _Graph, op: _Op) -> None:
+    """Add one operation to the counts."""
     tally.op_counts[op.name] += 1
     activations = [index for index in (*op.inputs, *op.outputs) if index >= 0 and graph.weight(index) is None]
     if op.name in _CONVERSIONS and op.inputs:

@@ -13,12 +13,12 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from tfmot_ops.contract import Activations, Recipe
 from tfmot_ops.core.tflite.file_ranges import enlarge_scales_for_biases, ranges_to_widen
+from tfmot_ops.core.tflite.flatbuffer import file_bytes
 from tfmot_ops.errors import ExportError, RecipeError
 
 #: The quantizer needs a signature to run a file; a file converted from one function has none, so this one is added.
@@ -91,6 +91,7 @@ def _keep_float(name: str) -> dict[str, Any]:
 
 
 def _package() -> Any:
+    """The package `litert_quantizer`, imported only when it is needed."""
     try:
         import litert_quantizer
         from litert_quantizer import calibrator, recipe, recipe_manager  # noqa: F401 - makes them attributes
@@ -141,9 +142,7 @@ def _with_signature(data: bytes) -> bytes:
     signature.inputs = [_named(_input_name(place), index) for place, index in enumerate(graph.inputs)]
     signature.outputs = [_named(f"output_{place}", index) for place, index in enumerate(graph.outputs)]
     model.signatureDefs = [signature]
-    builder = flatbuffers.Builder(len(data))
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return file_bytes(model, len(data))
 
 
 def _named(name: str, index: int) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 
-import flatbuffers
 from ai_edge_litert import schema_py_generated as schema
 from flatbuffers.table import Table
 
@@ -13,6 +12,7 @@ from tfmot_ops.core.graph.ir import Graph
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.types import Model
 from tfmot_ops.core.keras.wrapped import inner_layer
+from tfmot_ops.core.tflite.flatbuffer import file_bytes
 
 #: Name of the signature, as TensorFlow's own converter gives it.
 _KEY = "serving_default"
@@ -97,8 +97,6 @@ def _head(version: int, old: Table, signature: schema.SignatureDefT) -> bytearra
     names = ("operatorCodes", "subgraphs", "description", "buffers", "metadataBuffer", "metadata")
     for member, name in zip(_MEMBERS, names, strict=True):
         setattr(empty, name, ("" if name == "description" else []) if old.Offset(member) else None)
-    builder = flatbuffers.Builder()
-    builder.Finish(empty.Pack(builder), b"TFL3")
-    head = bytearray(builder.Output())
+    head = bytearray(file_bytes(empty))
     head += bytes(-len(head) % _ALIGNMENT)
     return head

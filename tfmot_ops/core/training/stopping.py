@@ -111,6 +111,7 @@ def plain_name(name: str) -> str:
 
 
 def _is_higher_better(plan: EarlyStopping) -> bool:
+    """Whether a higher value of the metric is better, as the plan says or by the suffix of the metric's name."""
     if plan.higher_is_better is not None:
         return plan.higher_is_better
     name = "_" + plan.metric.lower()

@@ -164,6 +164,7 @@ def _times_inverse(node: Node, out: Rewriter, tensor: Tensor, divisor: Any) -> A
 
 
 def _one_sided(node: Node, out: Rewriter, symbol: str) -> Any:
+    """`-x`, `tf.nn.bias_add(x, b)` -> Affine; None if b is neither a constant nor a weight of this call alone."""
     tensor = node.inputs()[0]
     if not tensor.has_channel_axis:
         return None
@@ -178,6 +179,7 @@ def _one_sided(node: Node, out: Rewriter, symbol: str) -> Any:
 
 
 def _with_constant(node: Node, out: Rewriter, tensor: Tensor, constant: _Constant, *, reversed_: bool) -> Any:
+    """Arithmetic of a tensor and a constant per channel -> Affine; `reversed_`: the constant is the first operand."""
     takes = tensor.is_float and tensor.has_channel_axis and node.output().shape == tensor.shape
     values = channel_constant(constant.values, tensor) if takes else None
     # One trained weight for all channels would become one for each.
@@ -238,6 +240,7 @@ def _concatenation(node: Node, out: Rewriter, parts: Any, axis: int) -> Any:
 
 
 def _mean(node: Node, out: Rewriter, extra: Sequence[npt.ArrayLike]) -> Any:
+    """`tf.reduce_mean(x, axis, keepdims)` -> AxisMean or a global average pooling; None for other axes."""
     (tensor,) = node.inputs()
     # (axis, keepdims), by position or by name
     axes = extra[0] if extra else None

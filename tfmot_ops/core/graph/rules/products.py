@@ -139,6 +139,7 @@ def _dense(node: Node, out: Rewriter, tensor: object, kernel: Kernel | None) -> 
 
 
 def _matmul(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
+    """`tf.matmul(x, kernel)` -> Dense; None for transposed or sparse operands, except a transposed kernel."""
     flags = ("transpose_a", "adjoint_a", "adjoint_b", "a_is_sparse", "b_is_sparse")
     if any(given.get(flag) for flag in flags):
         return None
@@ -151,6 +152,7 @@ def _matmul(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
 
 
 def _tensordot(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
+    """`tf.tensordot(x, kernel, axes)` over the last axis of x and the first of the kernel -> Dense."""
     tensor, axes = given["a"], given["axes"]
     kernel = kernel_of(given["b"], out)
     if not isinstance(tensor, Tensor) or kernel is None or isinstance(axes, Tensor):

@@ -47,6 +47,7 @@ def recurrent(node: Node, out: Rewriter) -> Any:
 
 
 def _bidirectional(node: Node, out: Rewriter) -> Any:
+    """Bidirectional -> the steps of both layers, and a layer that merges their results; None if unsupported."""
     layer, given = node.layer, _Given.of(node)
     sides = {"forward_layer": layer.forward_layer, "backward_layer": layer.backward_layer}
     if given is None or given.states or layer.return_state or layer.merge_mode not in {*_MERGES, "ave", "concat"}:
@@ -102,6 +103,7 @@ class _Given:
 
 
 def _is_supported(layer: Layer, given: _Given) -> bool:
+    """Whether a recurrent layer can be replaced by its steps: no option is set that the steps do not compute."""
     if type(layer) not in _LAYERS or type(layer.cell) not in _CELLS:
         return False
     # Under a mask, Keras gives zeros for the steps before the first real one, also where a state is given.
