@@ -80,8 +80,8 @@ def _copy_class(model: keras.Model, source: keras.Model) -> None:
     # The same test as in Keras' clone_model; a saved model of any other class cannot be loaded.
     if not has_functional_like_constructor(cls):
         _LOG.warning(
-            "%s: is no %s, whose constructor takes other arguments than (inputs, outputs, name, trainable); "
-            "what the class does in training is left out",
+            "%s: the new model is not of the class %s, whose constructor takes other arguments than (inputs, outputs, "
+            "name, trainable); methods of the class, such as its train_step, are not used",
             model.name,
             cls.__name__,
         )
@@ -109,7 +109,7 @@ def _warn_of_losses(model: keras.Model, source: keras.Model) -> None:
     )
     if added - kept:
         _LOG.warning(
-            "%s: leaves out what add_loss and add_metric added to the model (%s); add it to the loss, or to %s again",
+            "%s: leaves out what add_loss and add_metric added to the model (%s); add it to the loss, or to %s anew",
             model.name,
             ", ".join(sorted(added - kept)),
             model.name,

@@ -129,9 +129,9 @@ class _Plan:
         kept = _without(all_kept, order[:low])
         if self._macs(kept) > largest:
             raise RecipeError(
-                f"channels: {macs:.0%} of the multiplications cannot be reached",
+                f"channels.macs: the model cannot be reduced to {macs:.0%} of its multiplications",
                 required=f"at most {macs:.0%} of {self._macs(all_kept):,.0f} multiplications",
-                received=f"{self._macs(kept) / self._macs(all_kept):.0%} with every filter removed that can go; "
+                received=f"{self._macs(kept) / self._macs(all_kept):.0%} when every removable filter is removed; "
                 f"{self._named(self.channels.need_all) or 'no layer'} need all channels of their inputs",
                 remedy="raise channels.macs, or exclude fewer layers by channels.scope",
             )

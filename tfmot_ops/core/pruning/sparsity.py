@@ -160,7 +160,7 @@ def require_sparsity(path: str, values: list[np.ndarray], ratio: float) -> None:
     if found < ratio - tolerance(size):
         raise SparsityLostError(
             f"layer {path!r} lost its sparsity",
-            required=f"at least {ratio:.3f} zeros (tolerance {tolerance(size):.3f})",
+            required=f"a fraction of zeros of at least {ratio:.3f} (tolerance {tolerance(size):.3f})",
             received=f"{found:.3f} in {size} weights",
             remedy="train with core.pruning_callbacks() while pruning, and quantise the stripped model "
             "with the same recipe",

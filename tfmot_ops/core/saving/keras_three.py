@@ -46,7 +46,7 @@ _ONLY_WITH = {"renorm_momentum": "renorm"}
 _NO_TRAINING = ("training", False)
 
 
-class _NotAlikeError(Exception):
+class _NoMatchError(Exception):
     """A part of the model for which tf_keras may have no equivalent that computes the same."""
 
 
@@ -65,10 +65,11 @@ def read_keras_three(path: Path) -> keras.Model | None:
         return None
     try:
         model = _read(path)
-    except (_NotAlikeError, LookupError, ValueError, TypeError, OSError, RecursionError, zipfile.BadZipFile) as error:
+    except (_NoMatchError, LookupError, ValueError, TypeError, OSError, RecursionError, zipfile.BadZipFile) as error:
         raise UnsupportedModelError(
             "the model file is one of Keras 3, and cannot be read into tf_keras",
-            required="a file of tf_keras (Keras 2), or a functional or sequential model of layers that both have alike",
+            required="a file of tf_keras (Keras 2), or a functional or sequential model of layers that compute the "
+            "same in both",
             received=f"{path}, saved by Keras {version}: {type(error).__name__.strip('_')}: {error}",
             remedy="build the model with tf_keras and save it from there: run the script that makes it with the "
             "environment variable TF_USE_LEGACY_KERAS=1 where it uses tensorflow.keras, or with `import tf_keras as "
@@ -129,7 +130,7 @@ def _built(config: Config) -> keras.Model:
     if kind == "Sequential":
         return keras.Sequential([_layer(item) for item in items], name=inner["name"])
     if kind != "Functional":
-        raise _NotAlikeError(f"a model of class {kind}")
+        raise _NoMatchError(f"a model of class {kind}")
     layers = {item["config"]["name"]: _layer(item) for item in items if item["class_name"] != "InputLayer"}
     tensors = {(item["config"]["name"], 0, 0): _layer(item) for item in items if item["class_name"] == "InputLayer"}
     calls = [
@@ -139,7 +140,7 @@ def _built(config: Config) -> keras.Model:
         # A layer that is called several times may come before layers that its later calls follow.
         ready = [call for call in calls if set(_keys(call[2]["args"])) <= tensors.keys()]
         if not ready:
-            raise _NotAlikeError(f"calls whose inputs no layer computes: {', '.join(name for name, *_ in calls)}")
+            raise _NoMatchError(f"calls whose inputs no layer computes: {', '.join(name for name, *_ in calls)}")
         for name, index, call in ready:
             tensors[name, index, 0] = layers[name](_argument(name, call, tensors))
         calls = [call for call in calls if call not in ready]
@@ -151,7 +152,7 @@ def _argument(name: str, call: Mapping[str, Any], tensors: Mapping[Any, Any]) ->
     # Keras 3 records `training=False` where the argument was not given, and then uses the model's training mode.
     extra = {key: value for key, value in call["kwargs"].items() if value is not None and (key, value) != _NO_TRAINING}
     if extra or len(call["args"]) != 1:
-        raise _NotAlikeError(f"layer {name} is called with more than one argument")
+        raise _NoMatchError(f"layer {name} is called with more than one argument")
     found = [tensors[key] for key in _keys(call["args"])]
     return found if isinstance(call["args"][0], list) else found[0]
 
@@ -165,12 +166,12 @@ def _keys(argument: Any) -> Iterator[tuple[str, int, int]]:
         name, call, result = argument["config"]["keras_history"]
         yield str(name), int(call), int(result)
     else:
-        raise _NotAlikeError(f"a call with {type(argument).__name__} instead of a tensor")
+        raise _NoMatchError(f"a call with {type(argument).__name__} instead of a tensor")
 
 
 def _places(listed: Any) -> list[tuple[str, int, int]]:
     if not isinstance(listed, list):
-        raise _NotAlikeError("inputs or outputs by name")
+        raise _NoMatchError("inputs or outputs by name")
     entries = [listed] if listed and isinstance(listed[0], str) else listed
     return [(str(name), int(call), int(result)) for name, call, result in entries]
 
@@ -184,7 +185,7 @@ def _layer(item: Config) -> Any:
         batch, *shape = config["batch_shape"]
         return keras.Input(tuple(shape), batch_size=batch, name=config["name"], dtype=str(dtype))
     if kind not in _SAME_IN_BOTH or dtype != "float32" or item.get("registered_name"):
-        raise _NotAlikeError(f"layer {config.get('name')} of class {kind} and type {dtype}")
+        raise _NoMatchError(f"layer {config.get('name')} of class {kind} and type {dtype}")
     cls = getattr(keras.layers, kind)
     known = {"name", "trainable", *inspect.signature(cls.__init__).parameters} - {"self", "kwargs"}
     return cls(**dict(_arguments(kind, config, known)))
@@ -202,13 +203,13 @@ def _arguments(kind: str, config: Config, known: set[str]) -> Iterator[tuple[str
         elif name in known and _is_plain(value):
             yield name, value
         elif value not in (None, False) and config.get(_ONLY_WITH.get(key, key)):
-            raise _NotAlikeError(f"layer {config['name']} of class {kind} with {key} {value!r:.100}")
+            raise _NoMatchError(f"layer {config['name']} of class {kind} with {key} {value!r:.100}")
 
 
 def _regularizer(value: Config) -> Any:
     kind = value["class_name"]
     if kind not in {"L1", "L2", "L1L2"}:
-        raise _NotAlikeError(f"a regularizer of class {kind}")
+        raise _NoMatchError(f"a regularizer of class {kind}")
     return getattr(keras.regularizers, kind)(**{name: float(each) for name, each in value["config"].items()})
 
 

@@ -337,8 +337,8 @@ def _warn_of_ranges_never_set(graph: Graph) -> None:
             f" and {more} more" if (more := len(names) - _NAMES_SHOWN) > 0 else ""
         )
         warnings.warn(
-            f"the activation ranges were never set: {shown} are still at the initial -6 to 6, which the file's int8 "
-            "values will have. Give core.quantize calibration=, inputs like those of the training, or train the "
-            "quantised model, before you export it",
+            f"the activation ranges were never set: {shown} are still at the initial -6 to 6, which the int8 values of "
+            "the file will cover. Before the export, pass calibration= (inputs like those of the training) to "
+            "core.quantize, or train the quantised model",
             stacklevel=4,
         )

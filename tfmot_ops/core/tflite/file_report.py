@@ -77,7 +77,7 @@ def require_recipe(profile: TFLiteProfile, recipe: Recipe, reports: Sequence[Lay
     }
     if any(name.startswith("float") for name in types):
         raise ExportError(
-            f"the file is not what recipe {recipe.name!r} says: its inputs or outputs are float",
+            f"the file does not match recipe {recipe.name!r}: its inputs or outputs are float",
             required=f"{_types_of(quantization)}, or the integer type that the model has there",
             received=f"inputs of {', '.join(profile.input_dtypes)}, outputs of {', '.join(profile.output_dtypes)}",
             remedy="export the model again with core.export_tflite and this recipe",
@@ -87,7 +87,7 @@ def require_recipe(profile: TFLiteProfile, recipe: Recipe, reports: Sequence[Lay
     expected = _expected_int8(quantization, reports)
     if expected:
         raise ExportError(
-            f"the file is not what recipe {recipe.name!r} says: it computes nothing in int8",
+            f"the file does not match recipe {recipe.name!r}: it computes nothing in int8",
             required=f"multiplications in int8 in {', '.join(expected[:5])}"
             + (f" and {len(expected) - 5} more layers" if len(expected) > 5 else ""),  # noqa: PLR2004 - a readable line
             received=f"0 of {profile.macs} multiplications in int8",
