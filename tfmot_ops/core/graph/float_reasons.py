@@ -21,7 +21,7 @@ _LAYERS: dict[type, str] = {
     **dict.fromkeys((_L.ConvLSTM1D, _L.ConvLSTM2D, _L.ConvLSTM3D), _RECURRENT_CONVOLUTION),
     **dict.fromkeys((_L.LocallyConnected1D, _L.LocallyConnected2D), _LOCAL),
     _L.Masking: "{} compares its input with mask_value, which other values would be equal to after rounding to int8",
-    _L.CategoryEncoding: "{} counts whole numbers, which TFLite does in float",
+    _L.CategoryEncoding: "{} counts integers, which TFLite does in float",
     _L.DenseFeatures: "{} reads columns of features by name, which TFLite computes in float",
     **dict.fromkeys(
         (_L.LayerNormalization, _L.GroupNormalization),

@@ -120,5 +120,5 @@ def _float32_config(key: str, value: Any) -> Any:
 
 
 def _is_policy(value: Any) -> bool:
-    """Whether a config entry stands for a dtype policy, as Keras writes one that is no single type."""
+    """Whether a config entry stands for a dtype policy, as Keras writes a policy such as mixed_float16."""
     return isinstance(value, Mapping) and value.get("class_name") in {"Policy", "PolicyV1"}

@@ -145,7 +145,7 @@ def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
 
 
 def channel_constant(value: object, tensor: Tensor) -> np.ndarray | None:
-    """A constant operand as an array [channels] or [1]; None if it is no constant, or varies along another axis."""
+    """A constant operand as an array [channels] or [1]; None if it is not a constant, or varies along another axis."""
     if isinstance(value, Tensor) or value is None:
         return None
     array = np.asarray(value_of(value), np.float32)

@@ -82,7 +82,7 @@ def _parts(structure: object, graph: Graph) -> list[np.ndarray]:
 
 
 def _arrays(structure: object, graph: Graph) -> list[np.ndarray] | None:
-    """The structure's arrays in the order of the graph's inputs; None if an input is missing or is no array."""
+    """The structure's arrays in the order of the graph's inputs; None if an input is missing or is not an array."""
     names, own = [graph.input_names[tensor] for tensor in graph.inputs()], graph.input_structure
     try:
         if not isinstance(structure, Mapping):

@@ -215,7 +215,7 @@ def _without_recorded_calls(layer: Layer) -> Iterator[None]:
 def as_functional(model: keras.Model) -> keras.Model:
     """The model itself, or for a subclassed model a functional one that computes the same with the same layers.
 
-    What a subclassed model computes in training only, behind `if training:`, is left out; its layers (Dropout,
+    What a subclassed model computes in training only, inside `if training:`, is left out; its layers (Dropout,
     BatchNormalization) keep their own behaviour in training.
 
     Args:

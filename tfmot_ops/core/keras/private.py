@@ -285,7 +285,7 @@ def given_learning_rate(optimizer: Optimizer) -> Any:
 
 
 def learning_rate_variables(optimizer: Optimizer) -> list[Any]:
-    """The variables of a learning rate that is no schedule; callbacks may change them. Upstream: the same attribute."""
+    """The variables of a learning rate without a schedule; callbacks may change them. Upstream: the same attribute."""
     rates = (getattr(optimizer, "_learning_rate", None), getattr(optimizer, "_hyper", {}).get("learning_rate"))
     return [rate for rate in rates if isinstance(rate, tf.Variable)]
 

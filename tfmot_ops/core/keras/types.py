@@ -94,7 +94,7 @@ class Layer(Configured, Protocol):
 
     @property
     def weights(self) -> list[Any]:
-        """The variables, trainable ones first; for a lookup layer (StringLookup) also a table, which is no variable."""
+        """The variables, trainable ones first; for a lookup layer (StringLookup) also a table, not a variable."""
 
     @property
     def trainable_weights(self) -> list[Any]:

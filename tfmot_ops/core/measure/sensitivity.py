@@ -34,7 +34,8 @@ from tfmot_ops.errors import RecipeError
 
 #: A choice that removes less than this share of the noise power is not made.
 _LEAST_GAIN = 0.01
-#: Samples that are run at once: all tensors of a QAT ResNet50 take 148 MB for an image of 224x224, and are held twice.
+#: Samples that are run at once: all tensors of a QAT ResNet50 take 148 MB for an image of 224x224, and two sets of
+#: values are in memory.
 _BATCH = 4
 #: (call, args, kwargs) -> the result; see `_call_rounded`, `call_unrounded` and `_call_with_result_rounded`.
 _Compute = Callable[[Node, Args, Kwargs], Any]
@@ -52,9 +53,9 @@ class LayerSensitivity:
         paths: paths of the group's layers in the user's model, in the order of their calls.
         weights: number of weights that become int8.
         macs: number of multiplications by these weights for one sample; a size that the model leaves open counts as 1.
-        alone_db: with this group alone rounded, weights and result.
-        result_db: with the group's result alone rounded.
-        others_db: with this group alone in float. Its result is rounded all the same, as int8 layers read it.
+        alone_db: with only this group rounded (weights and result).
+        result_db: with only the group's result rounded.
+        others_db: with only this group in float. Its result is rounded nevertheless, as int8 layers read it.
         readers: places in the list of groups of those that read its result; -1 stands for the model's outputs.
     """
 
@@ -332,7 +333,7 @@ def _call_with_result_rounded(node: Node, args: Args, kwargs: Kwargs) -> Any:
 
 
 def _small_batches(graph: Graph, calibration: Calibration, samples: int) -> Iterator[list[Any]]:
-    """Inputs of a few samples at a time, as all tensors of the graph are held; of the size that the graph fixes."""
+    """Batches of a few samples, as the values of all tensors are kept; of the model's own batch size if it is fixed."""
     fixed = batch_size_of(graph)
     for batch in calibration_batches(graph, calibration, samples):
         for start in range(0, len(batch[0]), fixed or _BATCH):

@@ -308,7 +308,7 @@ def _call_named_by(name: str, positions: dict[str, int]) -> int | None:
 def _calls_in_one_tensor(
     node: Node, last_calls: AbstractSet[Node | None], stops: AbstractSet[Node], readers: dict[Tensor, list[Node]]
 ) -> list[Node]:
-    """The calls whose output is in one tensor: a call, or the one that is computed with it, and identities behind it.
+    """The calls whose output is in one tensor: a call, or the call computed with it, and the identities after it.
 
     Args:
         node: the call whose name the tensor has.

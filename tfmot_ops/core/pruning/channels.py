@@ -46,9 +46,10 @@ def prune_channels(model: keras.Model, recipe: Recipe) -> tuple[keras.Model, lis
     """Remove the least important filters, until a share of the multiplications (MACs) is left.
 
     Filters that meet in an addition or a product are removed together. The importance of a filter is the L2 norm of its
-    weights after BatchNormalization, as a ratio to the mean of its layer, so that layers of unlike size compare. The
-    first filters to go are the least important of the whole model; a tenth of each layer always stays. Outputs of the
-    model, and layers of which it is not known what they do with channels, keep all channels.
+    weights after BatchNormalization, divided by the mean of its layer, so that layers of different size can be
+    compared. The least important filters of the whole model are removed first; a tenth of each layer always stays. All
+    channels stay in the model's outputs, and in the inputs of layers for which it is not known what they do with
+    channels.
 
     Args:
         model: float model; it is not changed. Custom layers are replaced by their inner layers, see `prune`.

@@ -152,7 +152,7 @@ def prune(model: keras.Model, recipe: Recipe, end_step: int | None = None) -> tu
         model = with_inlined_layers(model)
         require_finite_weights(model)
         found = prunable(model, recipe).values()
-        chosen = {layer: tuple(kernel.attribute for kernel in held) for layer, held in found}
+        chosen = {layer: tuple(kernel.attribute for kernel in pruned) for layer, pruned in found}
         pruned = _wrap_chosen(model, chosen, _pruning_arguments(recipe.sparsity, end_step))
     if end_step is None:
         _apply_masks(pruned)

@@ -211,7 +211,7 @@ def _refuse_unsupported_layers(graph: Graph) -> None:
                 f"layer {node.path!r} works on strings, which an int8 model cannot process",
                 required="numbers as inputs of the model",
                 received=type(node.layer).__name__,
-                remedy="do the lookup before the model: in the data, or in a model of its own in front of this one",
+                remedy="do the lookup before the model: in the data, or in a separate model that runs before this one",
             )
         if isinstance(node.layer, QuantizeWrapper | QuantizeLayer):
             raise UnsupportedModelError(

@@ -80,7 +80,7 @@ def read_keras_three(path: Path) -> keras.Model | None:
 
 
 def _version(path: Path) -> str:
-    """The version of Keras that a file says it was saved by; empty where it does not say it."""
+    """The version of Keras that a file says it was saved by; empty if it does not say so."""
     try:
         if path.suffix == ".keras" and zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:

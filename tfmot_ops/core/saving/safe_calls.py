@@ -74,7 +74,7 @@ def _refuse_unknown_names(layer: Config, calls: list[Any], names: Collection[str
 
 
 def _is_made(call: object, made: int) -> bool:
-    """Whether the call of this number was made, of `made` calls in all; false for what is no number of a call."""
+    """Whether the call of this number was made, of `made` calls in all; False if `call` is not the number of a call."""
     return isinstance(call, int | float) and 0 <= call < made and call == int(call)
 
 
@@ -112,7 +112,7 @@ def _calls(layer: Config) -> list[Any]:
 def _first_call(layer: Config) -> int:
     """Number of the first call in references: 1 for an inner model, whose call 0 is that of its own input.
 
-    For a class of somebody else, which may be a model, a reference to the call after the last one is accepted too.
+    A class of another package may be a model, so there a reference to the call after the last one is accepted too.
     """
     inner = layer.get("config")
     is_model = isinstance(inner, dict) and "layers" in inner

@@ -66,7 +66,7 @@ def check_model_file(path: str | Path) -> int:
     Raises:
         UnsafeModelError: loading the file or running the model could do something other than compute tensors.
         OSError: the file cannot be read.
-        ValueError: the file is no model.
+        ValueError: the file is not a model.
     """
     path = Path(path)
     # The same order of tests by which Keras determines the format.

@@ -187,7 +187,7 @@ class _Emitter:
         return value if is_inside else float_barrier(value)
 
     def _barrier_unless_kept(self, tensor: object, value: TensorLike) -> Any:
-        """An argument of a call that is kept in float: behind a float barrier, unless another such call computes it.
+        """Put a float barrier before an argument of a call that is kept in float, unless another such call computes it.
 
         A value between two such calls has no range, so that the converter leaves both in float, and may fuse them.
         """

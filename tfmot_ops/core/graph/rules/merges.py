@@ -18,7 +18,7 @@ from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Layer
 
 _L = keras.layers
-#: Layers that become a chain. Maximum, Minimum and Concatenate do not: one range serves all their tensors anyway.
+#: Layers that become a chain. Maximum, Minimum and Concatenate do not: their tensors share one range in any case.
 _CHAINED = (_L.Add, _L.Multiply)
 _SUMS = {"math.add_n", "math.accumulate_n"}
 

@@ -122,12 +122,12 @@ class _Steps:
         self.layer = layer
         self.cell = layer.cell
         self.path = path
-        #: Where the user's layer holds this one: "forward_layer." in Bidirectional.
+        #: Prefix of this layer's attributes in the user's layer: "forward_layer." in Bidirectional.
         self.prefix = prefix
         self.given = given
         self.units = int(self.cell.units)
-        held = [weight.name.split(":")[0].rsplit("/", 1)[-1] for weight in self.cell.weights]
-        values = dict(zip(held, self.cell.get_weights(), strict=True))
+        names = [weight.name.split(":")[0].rsplit("/", 1)[-1] for weight in self.cell.weights]
+        values = dict(zip(names, self.cell.get_weights(), strict=True))
         self.kernel, self.recurrent_kernel = values["kernel"], values["recurrent_kernel"]
         self.bias: Array | None = values.get("bias")
 
