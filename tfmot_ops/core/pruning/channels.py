@@ -74,12 +74,12 @@ def prune_channels(model: keras.Model, recipe: Recipe) -> tuple[keras.Model, lis
     with new_layers_with_policy(model.dtype_policy):
         inlined = with_inlined_layers(model)
         require_finite_weights(inlined)
-        plan = _Plan(read_graph(inlined))
-        layers = {node.path: type(node.layer).__name__ for node in plan.graph.nodes}
+        pruner = _ChannelPruner(read_graph(inlined))
+        layers = {node.path: type(node.layer).__name__ for node in pruner.graph.nodes}
         chosen = select(recipe.channels.scope, layers.items())
-        kept = plan.choose(recipe.channels.macs, {path for path, taken in chosen.items() if taken is False})
-        reports = plan.reports(kept, chosen)
-        smaller = rebuild(plan.without(kept))
+        kept = pruner.choose(recipe.channels.macs, {path for path, taken in chosen.items() if taken is False})
+        reports = pruner.reports(kept, chosen)
+        smaller = rebuild(pruner.without(kept))
     compile_like(smaller, inlined)
     return smaller, reports
 
@@ -97,7 +97,7 @@ class _Filters:
     labels: Labels
 
 
-class _Plan:
+class _ChannelPruner:
     """Chooses the labels to remove from a graph, and removes them."""
 
     def __init__(self, graph: Graph) -> None:

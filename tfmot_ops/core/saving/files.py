@@ -13,7 +13,7 @@ from typing import Any
 import h5py
 import tensorflow_model_optimization as tfmot
 
-from tfmot_ops.core.graph.layers import LAYERS
+from tfmot_ops.core.graph.layers import INSERTED_LAYERS
 from tfmot_ops.core.graph.pointwise import Pointwise
 from tfmot_ops.core.graph.rebuild import without_random_values, without_traces
 from tfmot_ops.core.keras import private
@@ -38,7 +38,7 @@ from tfmot_ops.system import files
 #: tfmot's wrappers save their inner layer in Keras' old format, which has class names without the package. So these
 #: classes must be found by their bare names.
 _CLASSES: tuple[type, ...] = (
-    *LAYERS,
+    *INSERTED_LAYERS,
     Pointwise,
     ConstantQuantizer,
     FixedRangeQuantizer,

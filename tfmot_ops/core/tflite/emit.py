@@ -56,7 +56,7 @@ def inference_function(
         tables: collects the functions that become tables after the conversion; None emits the functions themselves.
         per_channel: whether a free-standing affine, a depthwise convolution in the file, has a scale for each channel.
     """
-    emit = _Emitter(graph, late, float_calls, tables, per_channel=per_channel)
+    emit = _InferenceEmitter(graph, late, float_calls, tables, per_channel=per_channel)
 
     def inference(*inputs: TensorLike) -> Any:
         if late is not None:
@@ -69,7 +69,7 @@ def inference_function(
     return inference
 
 
-class _Emitter:
+class _InferenceEmitter:
     """Emits the TensorFlow inference operations of one call, with constant weights.
 
     A 1D convolution is emitted as a 2D one on [N, 1, T, C]. The result stays [N, 1, T, C] up to the end of the fused

@@ -85,7 +85,7 @@ class CheckpointManager:
         model: the model, compiled and built.
         belongs_to: from `identity`.
         epochs: number of epochs of the whole training.
-        more: variables with state of the training besides those of the model and its optimizer.
+        extra_variables: further variables with state of the training, besides those of the model and its optimizer.
     """
 
     def __init__(
@@ -94,13 +94,13 @@ class CheckpointManager:
         model: keras.Model,
         belongs_to: dict[str, str],
         epochs: int,
-        more: Iterable[Any] = (),
+        extra_variables: Iterable[Any] = (),
     ) -> None:
         self._checkpoint = checkpoint
         self._model = model
         self._belongs_to = belongs_to
         self._epochs = epochs
-        self._variables = [*_state(model), *more]
+        self._variables = [*_state(model), *extra_variables]
 
     def resume(self) -> tuple[int, History]:
         """Restore the state that an earlier process saved; an unusable file is reported and does not change the model.

@@ -104,7 +104,7 @@ def fused_activation(node: Node, out: Rewriter) -> Any:
     (tensor,) = node.inputs()
     # A user's activation may change the shape; compute_output_shape gives the shape before the activation.
     shape = node.output().shape if is_public(layer.activation) else layer.compute_output_shape(tensor.shape)
-    return after(node, out, out.call(plain, node.path, tensor, shape=shape, weights=own_weights(layer, out)))
+    return with_activation(node, out, out.call(plain, node.path, tensor, shape=shape, weights=own_weights(layer, out)))
 
 
 def own_weights(layer: Layer, out: Rewriter) -> list[Any]:
@@ -117,7 +117,7 @@ def own_weights(layer: Layer, out: Rewriter) -> list[Any]:
     return [value for weight, value in zip(layer.weights, weights, strict=True) if IdentityKey(weight) not in theirs]
 
 
-def after(node: Node, out: Rewriter, tensor: Tensor, activation: Any = None) -> Tensor:
+def with_activation(node: Node, out: Rewriter, tensor: Tensor, activation: Any = None) -> Tensor:
     """Emit a layer's activation (`node.layer.activation` by default) and activity regulariser on `tensor`."""
     activation = node.layer.activation if activation is None else activation
     if activation not in {None, keras.activations.linear}:
@@ -190,7 +190,7 @@ def two_sided_relu(node: Node, out: Rewriter) -> Any:
     return out.call(joined, node.path, [positive, negative], shape=result.shape)
 
 
-def gated(node: Node, out: Rewriter) -> Any:
+def hard_swish(node: Node, out: Rewriter) -> Any:
     """Hard swish, x * relu6(x + 3) * (1/6) as a product of calls -> HardSwish."""
     if type(node.layer) is not _L.Multiply or len(node.inputs()) != 2:  # noqa: PLR2004 - x and its gate
         return None

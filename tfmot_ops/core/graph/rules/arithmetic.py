@@ -202,7 +202,7 @@ def _with_constant(node: Node, out: Rewriter, tensor: Tensor, constant: _Constan
     return None
 
 
-def function(node: Node, out: Rewriter) -> Any:
+def function_as_layer(node: Node, out: Rewriter) -> Any:
     """A TensorFlow function -> the equivalent layer: `tf.nn.relu6` -> Activation, `tf.concat` -> Concatenate."""
     symbol, inputs = symbol_of(node), node.inputs()
     given = [*node.args, *(value for name, value in node.kwargs.items() if name != "name")]

@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfmot_ops.core.graph.ir import Node, Tensor, tensors
 from tfmot_ops.core.graph.layers import MaskedScores
 from tfmot_ops.core.graph.rewrite import Rewriter
-from tfmot_ops.core.graph.rules.activations import after
+from tfmot_ops.core.graph.rules.activations import with_activation
 from tfmot_ops.core.graph.rules.emitting import Emitter
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
@@ -46,7 +46,7 @@ def einsum_dense(node: Node, out: Rewriter) -> Any:
     rows = emit.reshape("rows", tensor, (*kept, channels))
     weights = [np.reshape(kernel, (channels, -1)), *(np.ravel(array) for array in bias)]
     result = emit.dense("", rows, weights, layer.kernel_regularizer, layer.bias_regularizer)
-    return after(node, out, emit.reshape("columns", result, (*kept, *shape)), layer.activation)
+    return with_activation(node, out, emit.reshape("columns", result, (*kept, *shape)), layer.activation)
 
 
 def summed_axes(equation: str, rank: int) -> int:

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Node
 from tfmot_ops.core.graph.rewrite import Rewriter
-from tfmot_ops.core.graph.rules.activations import after, own_weights
+from tfmot_ops.core.graph.rules.activations import own_weights, with_activation
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Array, Layer, TensorLike
 
@@ -111,7 +111,7 @@ def separable(node: Node, out: Rewriter) -> Any:
     tensor = out.call(depthwise, f"{node.path}_depthwise", tensor, shape=middle, weights=[depthwise_kernel])
     weights = [pointwise_kernel, *bias]
     tensor = out.call(pointwise, node.path, tensor, shape=shape, weights=weights, source_kernel="pointwise_kernel")
-    return after(node, out, tensor)
+    return with_activation(node, out, tensor)
 
 
 def transposed_over_one_axis(node: Node, out: Rewriter) -> Any:
@@ -133,7 +133,7 @@ def transposed_over_one_axis(node: Node, out: Rewriter) -> Any:
     tensor = out.call(made, node.path, tensor, shape=(batch, 1, *line), weights=[kernel[None], *bias])
     flat = _L.Reshape((line[0] or -1, layer.filters), name=f"{layer.name}_line")
     result = out.call(flat, f"{node.path}_line", tensor, shape=(batch, *line))
-    return after(node, out, result)
+    return with_activation(node, out, result)
 
 
 def depthwise_of_groups(node: Node, out: Rewriter) -> Any:
@@ -156,7 +156,7 @@ def depthwise_of_groups(node: Node, out: Rewriter) -> Any:
     weights = [kernel.reshape(*kernel.shape[:2], layer.groups, multiplier), *bias]
     shape = node.output().shape
     result = out.call(depthwise, node.path, tensor, shape=shape, weights=weights, source_kernel="kernel")
-    return after(node, out, result)
+    return with_activation(node, out, result)
 
 
 def dense_on_image(node: Node, out: Rewriter) -> Any:
@@ -170,7 +170,7 @@ def dense_on_image(node: Node, out: Rewriter) -> Any:
     ))  # fmt: skip
     weights = [np.reshape(kernel, (1, 1, *kernel.shape)), *bias]
     result = out.call(made, node.path, node.inputs()[0], shape=node.output().shape, weights=weights)
-    return after(node, out, result)
+    return with_activation(node, out, result)
 
 
 def time_distributed(node: Node, out: Rewriter) -> Any:
@@ -189,4 +189,4 @@ def time_distributed(node: Node, out: Rewriter) -> Any:
     ))  # fmt: skip
     shape = node.output().shape
     result = out.call(dense, node.path, tensor, shape=shape, weights=own_weights(inner, out))
-    return after(node, out, result, inner.activation)
+    return with_activation(node, out, result, inner.activation)

@@ -15,7 +15,7 @@ _MEANS = (AxisMean, _L.GlobalAveragePooling1D, _L.GlobalAveragePooling2D, _L.Glo
 _FUNCTIONS = {"math.reduce_mean", "math.reduce_sum", "math.reduce_prod"}
 
 
-def mean_of_one(node: Node, out: Rewriter) -> Any:
+def mean_over_size_one(node: Node, out: Rewriter) -> Any:
     """A mean over axes of size 1, as after a convolution whose output has one position -> Reshape.
 
     The converter makes a reshape of it too, whose input and output have one range in TFLite.

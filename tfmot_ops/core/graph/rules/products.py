@@ -28,7 +28,7 @@ _ELEMENTWISE = (type(None), keras.regularizers.L1, keras.regularizers.L2, keras.
 _MATRIX = 2
 
 
-class Kernel(NamedTuple):
+class WeightOperand(NamedTuple):
     """A weight that a function reads.
 
     Attributes:
@@ -63,7 +63,7 @@ def product(node: Node, out: Rewriter) -> Any:
     return None if given is None else make(node, out, given)
 
 
-def kernel_of(value: object, out: Rewriter, *, computed: bool = False) -> Kernel | None:
+def weight_operand(value: object, out: Rewriter, *, computed: bool = False) -> WeightOperand | None:
     """The weight or constant that a function reads, also reshaped or transposed.
 
     Args:
@@ -77,7 +77,7 @@ def kernel_of(value: object, out: Rewriter, *, computed: bool = False) -> Kernel
     """
     if not isinstance(value, Tensor):
         array = None if value is None else np.asarray(value)
-        return Kernel(array) if array is not None and np.issubdtype(array.dtype, np.floating) else None
+        return WeightOperand(array) if array is not None and np.issubdtype(array.dtype, np.floating) else None
     chain = _chain_of_weights(value, out)
     if not chain or not value.is_float:
         return None
@@ -98,7 +98,7 @@ def kernel_of(value: object, out: Rewriter, *, computed: bool = False) -> Kernel
     if len(chain) > 1 and not (isinstance(regularizer, _ELEMENTWISE) and constraint is None):
         return None
     trainable = any(weight.trainable for weight in weights)
-    return Kernel(np.asarray(values[value]), trainable, regularizer, constraint)
+    return WeightOperand(np.asarray(values[value]), trainable, regularizer, constraint)
 
 
 def _chain_of_weights(value: Tensor, out: Rewriter) -> list[Node]:
@@ -120,7 +120,7 @@ def _chain_of_weights(value: Tensor, out: Rewriter) -> list[Node]:
     return [node for node in out.nodes if node in chain] if alone else []
 
 
-def _dense(node: Node, out: Rewriter, tensor: object, kernel: Kernel | None) -> Any:
+def _dense(node: Node, out: Rewriter, tensor: object, kernel: WeightOperand | None) -> Any:
     """Emit a Dense of a tensor [..., C] with a kernel [C, units]."""
     if not isinstance(tensor, Tensor) or kernel is None or kernel.values.ndim != _MATRIX or not tensor.is_float:
         return None
@@ -143,7 +143,7 @@ def _matmul(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
     flags = ("transpose_a", "adjoint_a", "adjoint_b", "a_is_sparse", "b_is_sparse")
     if any(given.get(flag) for flag in flags):
         return None
-    kernel = kernel_of(given["b"], out)
+    kernel = weight_operand(given["b"], out)
     if kernel is not None and given.get("transpose_b") and kernel.values.ndim == _MATRIX:
         if not kernel.may_be_reshaped:
             return None
@@ -154,7 +154,7 @@ def _matmul(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
 def _tensordot(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
     """`tf.tensordot(x, kernel, axes)` over the last axis of x and the first of the kernel -> Dense."""
     tensor, axes = given["a"], given["axes"]
-    kernel = kernel_of(given["b"], out)
+    kernel = weight_operand(given["b"], out)
     if not isinstance(tensor, Tensor) or kernel is None or isinstance(axes, Tensor):
         return None
     rank, axes = len(tensor.shape), np.asarray(axes)
@@ -167,7 +167,7 @@ def _einsum(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
     operands = given.get("inputs", ())
     if len(operands) != 2 or not isinstance(operands[0], Tensor):  # noqa: PLR2004 - a tensor and its kernel
         return None
-    equation, kernel = str(given["equation"]), kernel_of(operands[1], out)
+    equation, kernel = str(given["equation"]), weight_operand(operands[1], out)
     one_axis = kernel is not None and kernel.values.ndim == _MATRIX
     fits = one_axis and "->" in equation and summed_axes(equation, len(operands[0].shape)) == 1
     return _dense(node, out, operands[0], kernel) if fits else None
@@ -218,7 +218,7 @@ def _depthwise(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
     return out.call(layer, node.path, tensor, shape=node.output().shape, weights=weights)
 
 
-def _form(out: Rewriter, given: dict[str, Any]) -> tuple[Tensor, Kernel, dict[str, Any]] | None:
+def _form(out: Rewriter, given: dict[str, Any]) -> tuple[Tensor, WeightOperand, dict[str, Any]] | None:
     """(input, kernel, arguments `strides`, `padding`, `dilation_rate`) of a convolution that Keras' layers can compute.
 
     TensorFlow's versions of these functions name their arguments differently.
@@ -227,7 +227,7 @@ def _form(out: Rewriter, given: dict[str, Any]) -> tuple[Tensor, Kernel, dict[st
     def first(*names: str) -> Any:
         return next((given[name] for name in names if given.get(name) is not None), None)
 
-    tensor, kernel = first("input", "value"), kernel_of(first("filters", "filter"), out, computed=True)
+    tensor, kernel = first("input", "value"), weight_operand(first("filters", "filter"), out, computed=True)
     padding, layout = first("padding"), first("data_format")
     plain = isinstance(padding, str) and padding.upper() in {"SAME", "VALID"} and layout in {None, "NHWC", "NWC"}
     if not isinstance(tensor, Tensor) or kernel is None or not plain or not tensor.is_float:
