@@ -112,7 +112,7 @@ class OpSpec:
             lookup table with the int8 result for each of the 256 int8 inputs.
         elementwise: whether the operation is an elementwise function that TFLite has in int8. If the target device
             lacks it, the file has a lookup table too.
-        becomes_int8: whether normalisation rewrites the operation to calls that have an int8 form.
+        rewritten_to_int8: whether normalisation rewrites the operation to calls that have an int8 form.
         why_float: why the operation stays in float: a sentence with {} for the operation's name.
     """
 

@@ -237,7 +237,7 @@ class _Placer:
         weights = self._weights(node, RowsQuantizer if shares else WeightQuantizer)
         if not weights and output is None:
             return Placement(_report(node, Outcome.ABSORBED, reason))
-        held = {name: ", its clusters held" if quantizer.keep_clusters else "" for name, quantizer in weights.items()}
+        held = {name: ", clusters kept" if quantizer.keep_clusters else "" for name, quantizer in weights.items()}
         reason = " and ".join([*(f"{name} int8{more}" for name, more in held.items()), reason])
         return Placement(_report(node, Outcome.QUANTIZED, reason), LayerQuantizeConfig(weights, output))
 
