@@ -93,31 +93,32 @@ class _InferenceEmitter:
         self.late = late
         self.constant = weight_only_calls(graph)
         self.scopes = call_scopes(graph)
-        ranged = tied_ranges(graph)
         self.calls = Counter(inner_layer(node.layer) for node in graph.nodes)
-        consumers = graph.readers()
-        results = set(tensors(graph.outputs))
-        #: Affine calls that are folded into the convolution before them.
-        self.folded: set[Node] = set()
         #: Convolution call -> the affine call folded into it.
         self.folds: dict[Node, Node] = {}
         #: Calls that TFLite computes as one operation with the next call.
         self.fused: set[Node] = set()
-        for node in graph.nodes:
+        self._find_fused_calls()
+        self.folded = set(self.folds.values())
+        self.ranges = Ranges(graph, self._largest_weight)
+        #: Layer -> (low, high) of its output, in a QAT graph; empty for a float graph.
+        self.range_of = self.ranges.of_layer
+
+    def _find_fused_calls(self) -> None:
+        """Fill `folds` and `fused`, with calls whose result has no range of its own and a single reader."""
+        ranged, consumers, results = tied_ranges(self.graph), self.graph.readers(), set(tensors(self.graph.outputs))
+        for node in self.graph.nodes:
             outputs = tensors(node.outputs)
             readers = consumers.get(outputs[0], []) if len(outputs) == 1 else []
             if len(readers) != 1 or outputs[0] in results or node.layer in ranged:
                 continue
-            if node in float_calls or readers[0] in float_calls:
+            if node in self.float_calls or readers[0] in self.float_calls:
                 continue
             kind, next_kind = (role(inner_layer(call.layer)) for call in (node, readers[0]))
             if kind is Role.CONVOLUTION and next_kind is Role.AFFINE:
                 self.folds[node] = readers[0]
-                self.folded.add(readers[0])
             if kind in {Role.CONVOLUTION, Role.AFFINE} and next_kind in {Role.AFFINE, Role.RELU}:
                 self.fused.add(node)
-        self.scales = Ranges(graph, self._largest_weight)
-        self.ranges = self.scales.of_layer
 
     def __call__(self, node: Node, args: Args, kwargs: Kwargs) -> Any:
         layer = inner_layer(node.layer)
@@ -144,10 +145,10 @@ class _InferenceEmitter:
             return self._in_float(node, layer, args, kwargs)
         kind = role(layer)
         # The converter would spread a range over a slice of integers, as over any call that passes values on.
-        keep_float = _is_kept_float(node) or bool(self.ranges and uses_integer_values(node, self.exact))
-        if (kind is Role.FLOAT and self.ranges) or (keep_float and kind in {Role.PASS, Role.SAME_SCALE}):
+        keep_float = _is_kept_float(node) or bool(self.range_of and uses_integer_values(node, self.exact))
+        if (kind is Role.FLOAT and self.range_of) or (keep_float and kind in {Role.PASS, Role.SAME_SCALE}):
             return float_call(layer, args, kwargs)
-        tables = self.tables if self.ranges and not keep_float else None
+        tables = self.tables if self.range_of and not keep_float else None
         if tables is not None and tables.takes(spec_of(layer)):
             return self._table(node, layer, args, kwargs)
         if keep_float:
@@ -158,8 +159,8 @@ class _InferenceEmitter:
 
     def _masked_scores(self, node: Node, layer: Layer, value: TensorLike) -> Any:
         """Masked scores get the lowest value of the output's range, as a lower one would widen it."""
-        is_int8 = node.layer in self.ranges
-        return layer.select(value, self.ranges[node.layer][0]) if is_int8 else call_for_inference(layer, (value,), {})
+        is_int8 = node.layer in self.range_of
+        return layer.select(value, self.range_of[node.layer][0]) if is_int8 else call_for_inference(layer, (value,), {})
 
     def _table(self, node: Node, layer: Layer, args: Args, kwargs: Kwargs) -> Any:
         """The placeholder for a function that becomes a table."""
@@ -170,12 +171,12 @@ class _InferenceEmitter:
         compute = lambda value: call_for_inference(  # noqa: E731 - as short as a name for it
             layer, (value if exponent is None else [value, exponent],), kwargs
         )
-        ranges = self.scales.range(node.inputs()[0]), self.scales.range(node.output())
+        ranges = self.ranges.range(node.inputs()[0]), self.ranges.range(node.output())
         return self.tables.placeholder(layer.name, compute, value, ranges, is_elu=is_elu(layer))
 
     def _in_float(self, node: Node, layer: Layer, args: Args, kwargs: Kwargs) -> Any:
         """Emit a call of `float_calls` such that the converter leaves it in float."""
-        if self.ranges:
+        if self.range_of:
             args, kwargs = tf.nest.map_structure(self._barrier_at_entrance, (node.args, node.kwargs), (args, kwargs))
         if role(layer) is Role.AFFINE:
             scale, offset = affine_constants(layer, self.graph)
@@ -258,7 +259,7 @@ class _InferenceEmitter:
 
     def _enlarged_for_bias(self, node: Node, bias: np.ndarray, limits: Array) -> Any:
         """Limits, [channels] or a scalar, with which the bias fits int32; None if it fits with the given limits."""
-        scale = self.scales.scale(node.inputs()[0])
+        scale = self.ranges.scale(node.inputs()[0])
         if scale is None:
             return None
         smallest: Any = smallest_limits(bias, scale)
@@ -282,7 +283,7 @@ class _InferenceEmitter:
 
     def _affine_kernel(self, node: Node, kernel: np.ndarray, offset: np.ndarray) -> Any:
         constant = tf.constant(kernel, name="kernel")
-        if not self.ranges:
+        if not self.range_of:
             return constant
         require_finite_folded(inner_layer(node.layer).name, kernel, offset)
         # Only in a QAT graph: with any fake-quant operation in it, the converter quantises nothing else by itself.
@@ -330,8 +331,8 @@ class _InferenceEmitter:
         return tf.gather(table, tf.cast(indices, tf.int32))
 
     def _quantize_output(self, node: Node, value: TensorLike) -> Any:
-        if node.layer in self.ranges:
-            low, high = with_unambiguous_zero(*self.ranges[node.layer])
+        if node.layer in self.range_of:
+            low, high = with_unambiguous_zero(*self.range_of[node.layer])
             return tf.quantization.fake_quant_with_min_max_args(value, low, high, num_bits=8)
         quantizer = output_quantizer(node.layer)
         return quantizer(value, False, {}) if isinstance(quantizer, QuantizerWithoutVariables) else value
