@@ -1,4 +1,8 @@
-"""Why a layer or function stays in float: a limit of TFLite, or of int8 values."""
+"""Why a layer or function stays in float: a limit of TFLite, or of int8 values.
+
+The reasons appear in the report of `core.quantize` and in docs/layers.md. Which calls stay in float is decided by the
+operation table and by `quantization.scheme`, not here.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """A graph whose layers compute in float16, bfloat16 or float64, as a graph of float32 layers.
 
-Fake quantisation and the TFLite converter need float32. The weights keep their values, up to float32's precision.
+Fake quantisation and the TFLite converter need float32. The weights keep their values, up to float32's precision. This
+is the first step of `normalize`; pruning keeps the layers' own types.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Layer graph -> Keras model: copies every layer once, calls the copy for each call, and sets its weights."""
+"""Layer graph -> Keras model: copies every layer once, calls the copy for each call, and sets its weights.
+
+Called after each rewrite of a graph: normalisation, QAT, pruning of channels. The functions that copy a layer, or avoid
+tracing one, also serve pruning wrappers and the loading of files.
+"""
 
 from __future__ import annotations
 

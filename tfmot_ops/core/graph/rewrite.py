@@ -1,4 +1,7 @@
-"""The rewriter: one forward pass over a graph, in which rules replace calls and later calls read the new tensors."""
+"""The rewriter: one forward pass over a graph, in which rules replace calls and later calls read the new tensors.
+
+Called by `normalize` with the rules in `rules`, and with single rules by pruning and by the export to int16.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Run a graph call by call; a callback computes each call, so that it can observe, round or replace results."""
+"""Runs a graph call by call; a callback computes each call, so that it can observe, round or replace results.
+
+Used to calibrate, to measure layers, to set batch statistics, and to emit a graph as TensorFlow operations.
+"""
 
 from __future__ import annotations
 

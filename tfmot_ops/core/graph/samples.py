@@ -1,4 +1,7 @@
-"""Calibration data in any form that Keras accepts, turned into batches for a graph."""
+"""Calibration data in any form that Keras accepts, turned into batches for a graph.
+
+Used to calibrate a QAT model, to calibrate the converter (PTQ), and to measure the sensitivity of layers.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Which tensors are never negative, found from the calls that compute them: their roots and powers are finite."""
+"""Finds tensors that are never negative, from the calls that compute them: their roots and powers are finite.
+
+Used where a root, power or inverse may become int8 (`clusters`, `rules.roots`). A tensor may be non-negative without
+being found here; then the root stays in float.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A trial on random values: whether a graph computes what a layer computes.
 
 A recorded call may lack something: a weight that the layer changes during its call, or a tensor that it keeps between
-two calls. The trial finds that.
+two calls. The trial finds that. Called by `custom` and `base_class`, before they replace a layer.
 """
 
 from __future__ import annotations

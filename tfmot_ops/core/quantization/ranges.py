@@ -1,4 +1,8 @@
-"""The activation ranges of a QAT model: their variables, which of them TFLite ties, and the ranges for the file."""
+"""The activation ranges of a QAT model: their variables, which of them TFLite ties, and the ranges for the file.
+
+`qat.calibrate` sets the variables, and training moves them. `tflite.emit` exports a model with the ranges of `Ranges`.
+The ranges of PTQ are in `tflite.file_ranges`.
+"""
 
 from __future__ import annotations
 

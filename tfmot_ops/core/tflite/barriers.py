@@ -1,4 +1,7 @@
-"""Calls that stay in float in a graph that the converter quantises: it must not spread ranges over them."""
+"""Calls that stay in float in a graph that the converter quantises: it must not spread ranges over them.
+
+Used by `emit` for QAT models. For PTQ, `kept_float` names the operations that the converter leaves in float.
+"""
 
 from __future__ import annotations
 

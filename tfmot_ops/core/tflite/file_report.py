@@ -1,4 +1,8 @@
-"""Per-layer reports of a TFLite file made by PTQ, read from the types of the file's tensors."""
+"""Per-layer reports of a TFLite file made by PTQ, read from the types of the file's tensors.
+
+For QAT the report comes from `quantization.scheme`, before the file exists. Also checks that a file has the types that
+its recipe requires.
+"""
 
 from __future__ import annotations
 

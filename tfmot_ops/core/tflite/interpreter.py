@@ -1,4 +1,7 @@
-"""TFLite files run in the interpreter: float values in, float values out."""
+"""Runs TFLite files in the interpreter: float values in, float values out.
+
+Also reads a file's flatbuffer, once the interpreter has verified it. Latency is measured in `measure.latency`.
+"""
 
 from __future__ import annotations
 
