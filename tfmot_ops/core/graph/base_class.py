@@ -36,7 +36,7 @@ class BaseClassReplacer:
     def __init__(self) -> None:
         self._made: dict[Layer, Layer | None] = {}
 
-    def form(self, node: Node) -> Node:
+    def replace(self, node: Node) -> Node:
         """The call with the Keras layer in place of the derived one, or the call itself where the results differ."""
         layer = node.layer
         if layer not in self._made:

@@ -74,7 +74,7 @@ class _Inliner:
 
         for called in graph.nodes:
             called.args, called.kwargs = map_tensors((called.args, called.kwargs), current)
-            node = self._bases.form(called)
+            node = self._bases.replace(called)
             self._replace_weights(node, nodes)
             found = self._recorded(node) if self._may_inline(node.layer) else None
             if found is None:
@@ -104,7 +104,7 @@ class _Inliner:
         if not (same and _shapes(recorded.outputs) == _shapes(node.outputs) and self._has_weights(recorded, layer)):
             return None
         if not recorded.nodes:
-            return _identity(node, recorded, read)
+            return _identity_graph(node, recorded, read)
         for call in recorded.nodes:
             pass_training(call, given)
         return recorded, read
@@ -140,12 +140,12 @@ class _Inliner:
         leaves = tf.nest.flatten([(node.args, node.kwargs) for node in graph.nodes])
         found = [leaf for leaf in leaves if isinstance(leaf, tf.Variable)]
         found += [weight for node in graph.nodes for weight in node.layer.weights]
-        present = {_variable(weight) for weight in found}
+        present = {_variable_key(weight) for weight in found}
         used = layer.layer if isinstance(layer, keras.layers.SpectralNormalization) else layer
-        return all(self._learned.has(weight) for weight in used.weights if _variable(weight) not in present)
+        return all(self._learned.has(weight) for weight in used.weights if _variable_key(weight) not in present)
 
 
-def _identity(node: Node, recorded: Graph, read: list[Tensor]) -> tuple[Graph, list[Tensor]] | None:
+def _identity_graph(node: Node, recorded: Graph, read: list[Tensor]) -> tuple[Graph, list[Tensor]] | None:
     """The graph of a layer that returns its input, as one call of Identity; None where it has several results."""
     if not isinstance(recorded.outputs, Tensor):
         return None
@@ -155,7 +155,7 @@ def _identity(node: Node, recorded: Graph, read: list[Tensor]) -> tuple[Graph, l
     return recorded, read
 
 
-def _variable(weight: object) -> IdentityKey:
+def _variable_key(weight: object) -> IdentityKey:
     return IdentityKey(private.plain_variable(weight))
 
 
@@ -195,18 +195,18 @@ def _follows_training(inference: Graph, training: Graph) -> bool:
     """
     if len(inference.nodes) != len(training.nodes):
         return False
-    place = _places(inference) | _places(training)
+    number_of = _tensor_numbers(inference) | _tensor_numbers(training)
     for call, other in zip(inference.nodes, training.nodes, strict=True):
         if call.kwargs.get("training") is False and other.kwargs.get("training") is True:
             del call.kwargs["training"], other.kwargs["training"]
         if not _calls_the_same(call.layer, other.layer):
             return False
-        if not _equal((call.args, call.kwargs), (other.args, other.kwargs), place):
+        if not _equal((call.args, call.kwargs), (other.args, other.kwargs), number_of):
             return False
-    return _equal(inference.outputs, training.outputs, place)
+    return _equal(inference.outputs, training.outputs, number_of)
 
 
-def _places(graph: Graph) -> dict[Tensor, int]:
+def _tensor_numbers(graph: Graph) -> dict[Tensor, int]:
     """Tensor -> its number among all tensors of the graph, in order."""
     results = [tensor for node in graph.nodes for tensor in tensors(node.outputs)]
     return {tensor: number for number, tensor in enumerate([*graph.inputs(), *results])}
@@ -230,9 +230,9 @@ def _config(layer: Layer) -> dict[str, Any]:
     return {name: value for name, value in layer.get_config().items() if name != "name"}
 
 
-def _equal(first: object, second: object, place: dict[Tensor, int]) -> bool:
+def _equal(first: object, second: object, number_of: dict[Tensor, int]) -> bool:
     def placed(leaf: object) -> Any:
-        return place.get(leaf, leaf) if isinstance(leaf, Tensor) else leaf
+        return number_of.get(leaf, leaf) if isinstance(leaf, Tensor) else leaf
 
     sides = [tf.nest.flatten(structure) for structure in (first, second)]
     return len(sides[0]) == len(sides[1]) and all(

@@ -199,7 +199,7 @@ def unique_names(paths: Iterable[str], taken: Iterable[str] = ()) -> dict[str, s
     return names
 
 
-def scope_part(name: str) -> str:
+def scope_safe_name(name: str) -> str:
     """The name with `_` for every character that TensorFlow does not allow in the name of a scope."""
     return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in name)
 

@@ -97,9 +97,9 @@ def sensitivity(
         reference = [exact[tensor] for tensor in tensors(graph.outputs)]
         for group, noise in zip(groups, measured, strict=True):
             changed = {
-                "alone": _changed(graph, exact, group, (_call_rounded, call_unrounded)),
-                "result": _changed(graph, exact, group, (_call_with_result_rounded, call_unrounded)),
-                "others": _changed(graph, rounded, group, (_call_with_result_rounded, _call_rounded)),
+                "alone": _outputs_with_group(graph, exact, group, (_call_rounded, call_unrounded)),
+                "result": _outputs_with_group(graph, exact, group, (_call_with_result_rounded, call_unrounded)),
+                "others": _outputs_with_group(graph, rounded, group, (_call_with_result_rounded, _call_rounded)),
             }
             for name, outputs in changed.items():
                 noise[name].add(reference, outputs)
@@ -348,7 +348,7 @@ def _values(graph: Graph, inputs: Sequence[Any], compute: _Compute) -> dict[Tens
     return values
 
 
-def _changed(
+def _outputs_with_group(
     graph: Graph, known: Mapping[Tensor, Any], group: _Group, computes: tuple[_Compute, _Compute]
 ) -> list[Any]:
     """The graph's outputs where the calls of a group are computed in another way than in `known`.

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfmot_ops.contract import LayerReport, Method, Quantization, Recipe
 from tfmot_ops.core.graph.finite import require_finite_weights
-from tfmot_ops.core.graph.ir import Graph, Node, Tensor, free_name, scope_part, tensors, unique_names
+from tfmot_ops.core.graph.ir import Graph, Node, Tensor, free_name, scope_safe_name, tensors, unique_names
 from tfmot_ops.core.graph.new_values import extended_to_readers, refuse_outlier_constants, refuse_pads_beyond_float16
 from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.read import read_graph
@@ -169,7 +169,7 @@ def _on_tensor(graph: Graph, plan: Plan) -> OnTensor:
         # A shared layer has one range for all its calls.
         if key not in made:
             producer = graph.input_names[tensor] if tensor.producer is None else layers[tensor.producer.path]
-            made[key] = QuantizeLayer(quantizer, name=free_name(f"quantize_{scope_part(producer)}", key[1], used))
+            made[key] = QuantizeLayer(quantizer, name=free_name(f"quantize_{scope_safe_name(producer)}", key[1], used))
         return made[key](value)
 
     return on_tensor

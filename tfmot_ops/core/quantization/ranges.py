@@ -87,8 +87,10 @@ class Ranges:
             lowest, highest = (float(value_of(variable)) for variable in variables)
             seen[key] = min(lowest, low), max(highest, high)
         outside = {self._key(node.output()): fixed[node.layer] for node in graph.nodes if node.layer in fixed}
-        sums = [] if largest_weight is None or not seen else list(self._sums(graph, {*seen, *outside}, largest_weight))
-        found = widened_for_accumulation(seen, sums, outside)
+        accumulations: list[Accumulation] = []
+        if largest_weight is not None and seen:
+            accumulations = list(self._accumulations(graph, {*seen, *outside}, largest_weight))
+        found = widened_for_accumulation(seen, accumulations, outside)
         self.of_layer = {layer: found[key] for layer, key in follows.items()} | fixed
         self._found = outside | found
 
@@ -105,7 +107,7 @@ class Ranges:
         """The key of a tensor's range: its group, or the tensor itself if it is not tied to others."""
         return ("group", self._groups[tensor]) if tensor in self._groups else tensor
 
-    def _sums(
+    def _accumulations(
         self, graph: Graph, known: AbstractSet[Hashable], largest_weight: Callable[[Node], float]
     ) -> Iterator[Accumulation]:
         """Yield, for each range, the sum or product that computes it; fused calls (convolution, ReLU) count as one."""
@@ -117,7 +119,7 @@ class Ranges:
                 continue
             kind = role(getattr(node.layer, "layer", node.layer))
             sums = before.get(floats[0]) if kind in {Role.AFFINE, Role.RELU} else None
-            sums = sums or self._computed(node, floats, largest_weight)
+            sums = sums or self._accumulation_of(node, floats, largest_weight)
             if sums is None:
                 continue
             key = self._key(outputs[0])
@@ -126,7 +128,7 @@ class Ranges:
             else:
                 before[outputs[0]] = sums
 
-    def _computed(
+    def _accumulation_of(
         self, node: Node, inputs: list[Tensor], largest_weight: Callable[[Node], float]
     ) -> Accumulation | None:
         spec = spec_of(getattr(node.layer, "layer", node.layer))

@@ -81,13 +81,13 @@ def widened_for_accumulation(
         for operation in sums:
             if operation.output in found:
                 smallest = operation.step(known) / LARGEST_STEP * LEVELS
-                known[operation.output] = found[operation.output] = _at_least(smallest, *found[operation.output])
+                known[operation.output] = found[operation.output] = _widened(smallest, *found[operation.output])
         if found == before:
             break
     return found
 
 
-def _at_least(width: float, low: float, high: float) -> Range:
+def _widened(width: float, low: float, high: float) -> Range:
     """The range, widened to `width` upwards; downwards if it has only negative values."""
     if high - low >= width:
         return low, high

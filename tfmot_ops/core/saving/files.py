@@ -111,13 +111,13 @@ def save_model(model: keras.Model, path: str | Path) -> None:
 
 
 def _load(path: str, *, safe_mode: bool) -> Any:
-    model = _loaded(path, safe_mode=safe_mode)
+    model = _load_with_keras(path, safe_mode=safe_mode)
     if not isinstance(model, keras.Model):  # Keras returns whatever object a `.keras` file describes
         raise TypeError(f"the file describes no model, but an object of type {type(model).__name__}")
     return model
 
 
-def _loaded(path: str, *, safe_mode: bool) -> Any:
+def _load_with_keras(path: str, *, safe_mode: bool) -> Any:
     try:
         return keras.models.load_model(path, safe_mode=safe_mode)
     except AttributeError:

@@ -99,7 +99,7 @@ def _read(path: Path) -> keras.Model:
     if path.suffix != ".keras":
         with h5py.File(path, "r") as file:
             with limited_variables(str(path), check_weights(path, path.name, file, path.stat().st_size)):
-                model = _built(json.loads(file.attrs["model_config"]))
+                model = _model_from_config(json.loads(file.attrs["model_config"]))
             for layer in model.layers:
                 group = file["model_weights"][layer.name]
                 layer.set_weights([np.asarray(group[name]) for name in group.attrs["weight_names"]])
@@ -108,7 +108,7 @@ def _read(path: Path) -> keras.Model:
         config, weights = json.loads(archive.read("config.json")), archive.read("model.weights.h5")
     with h5py.File(io.BytesIO(weights), "r") as file:
         with limited_variables(str(path), check_weights(path, "model.weights.h5", file, len(weights))):
-            model = _built(config)
+            model = _model_from_config(config)
         seen: Counter[str] = Counter()
         # Weights are stored under the classes' names in snake case, numbered in the order of the config.
         for item in config["config"]["layers"]:
@@ -123,7 +123,7 @@ def _read(path: Path) -> keras.Model:
     return model
 
 
-def _built(config: Config) -> keras.Model:
+def _model_from_config(config: Config) -> keras.Model:
     """The model with new weights."""
     kind, inner = config["class_name"], config["config"]
     items = inner["layers"]
@@ -138,7 +138,7 @@ def _built(config: Config) -> keras.Model:
     ]
     while calls:
         # A layer that is called several times may come before layers that its later calls follow.
-        ready = [call for call in calls if set(_keys(call[2]["args"])) <= tensors.keys()]
+        ready = [call for call in calls if set(_tensor_keys(call[2]["args"])) <= tensors.keys()]
         if not ready:
             raise _NoMatchError(f"calls whose inputs no layer computes: {', '.join(name for name, *_ in calls)}")
         for name, index, call in ready:
@@ -153,15 +153,15 @@ def _argument(name: str, call: Mapping[str, Any], tensors: Mapping[Any, Any]) ->
     extra = {key: value for key, value in call["kwargs"].items() if value is not None and (key, value) != _NO_TRAINING}
     if extra or len(call["args"]) != 1:
         raise _NoMatchError(f"layer {name} is called with more than one argument")
-    found = [tensors[key] for key in _keys(call["args"])]
+    found = [tensors[key] for key in _tensor_keys(call["args"])]
     return found if isinstance(call["args"][0], list) else found[0]
 
 
-def _keys(argument: Any) -> Iterator[tuple[str, int, int]]:
+def _tensor_keys(argument: Any) -> Iterator[tuple[str, int, int]]:
     """Places of the tensors in an argument: (layer, index of its call, index of the result)."""
     if isinstance(argument, list):
         for member in argument:
-            yield from _keys(member)
+            yield from _tensor_keys(member)
     elif isinstance(argument, dict) and argument.get("class_name") == "__keras_tensor__":
         name, call, result = argument["config"]["keras_history"]
         yield str(name), int(call), int(result)

@@ -12,7 +12,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tfmot_ops.contract import Activations, Backend, IoType, Method, Recipe, Weights, WeightScales
 from tfmot_ops.core.graph.finite import require_finite_weights
-from tfmot_ops.core.graph.ir import Graph, scope_part, tensors, unique_names
+from tfmot_ops.core.graph.ir import Graph, scope_safe_name, tensors, unique_names
 from tfmot_ops.core.graph.new_values import extended_to_readers, refuse_outlier_constants, refuse_pads_beyond_float16
 from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.poles import calls_before_divergence
@@ -101,7 +101,7 @@ def _converted(
     graph: Graph, recipe: Recipe, calibration: Calibration | None, *, quantized: bool, float_scopes: tuple[str, ...]
 ) -> bytes:
     """The file, converted again where a weight cannot be written later, or a function cannot be a table."""
-    late: LateWeights | None = LateWeights(floats=_takes_floats_late(recipe, quantized))
+    late: LateWeights | None = LateWeights(floats=_writes_float_kernels_late(recipe, quantized))
     tables = Tables(operations=_operations(recipe))
     while True:
         try:
@@ -121,7 +121,7 @@ def _operations(recipe: Recipe) -> tuple[str, ...] | None:
     return recipe.quantization.operations if recipe.quantization else None
 
 
-def _takes_floats_late(recipe: Recipe, quantized: bool) -> bool:
+def _writes_float_kernels_late(recipe: Recipe, quantized: bool) -> bool:
     """Whether float kernels may be written after the conversion.
 
     Not for dynamic-range quantisation and float16: there the converter rounds the kernels itself.
@@ -316,7 +316,7 @@ def _signature(graph: Graph, calibration: Calibration | None) -> list[tf.TensorS
                 received=str(shape),
                 remedy="give calibration data of the size the device will use",
             )
-        specs.append(tf.TensorSpec([size, *shape[1:]], tensor.dtype, name=scope_part(name)))
+        specs.append(tf.TensorSpec([size, *shape[1:]], tensor.dtype, name=scope_safe_name(name)))
     return specs
 
 

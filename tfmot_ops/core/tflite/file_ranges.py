@@ -67,9 +67,9 @@ def ranges_to_widen(data: bytes, ranges: Mapping[str, Range], float_names: Itera
         if index in own:
             low, high = together.get(first, (0.0, 0.0))
             together[first] = min(low, own[index][0]), max(high, own[index][1])
-    widened = widened_for_accumulation(together, file.sums(group), file.known(group))
+    widened = widened_for_accumulation(together, file.accumulations(group), file.fixed_ranges(group))
     # Not every quantiser gives a group one range, so a tensor whose own range is too narrow gets the group's range.
-    alone = widened_for_accumulation(own, file.sums(ungrouped), file.known(ungrouped))
+    alone = widened_for_accumulation(own, file.accumulations(ungrouped), file.fixed_ranges(ungrouped))
     return {
         file.names[index]: widened[first]
         for index, first in group.items()
@@ -84,7 +84,7 @@ def _require_finite(file: _File, ranges: Mapping[str, Range], float_names: set[s
     for index, values in file.constants.items():
         if not np.all(np.abs(values) < _INFINITE):
             bad[file.names[index]] = float(np.nanmin(values)), float(np.nanmax(values))
-    for name in sorted(bad.keys() & file.read_in_integers(float_names)):
+    for name in sorted(bad.keys() & file.names_in_integer_operations(float_names)):
         low, high = bad[name]
         raise CalibrationError(
             f"tensor {name!r} of the float file is not finite for the calibration data",
@@ -195,7 +195,7 @@ class _File:
             for op in self.graph.operators
         ]
 
-    def read_in_integers(self, float_names: set[str]) -> set[str]:
+    def names_in_integer_operations(self, float_names: set[str]) -> set[str]:
         """Names of the tensors that integer operations read or write: all operations except those that write `kept`."""
         return {
             self.names[index]
@@ -221,7 +221,7 @@ class _File:
                     leader[find(index)] = find(tied[0])
         return {index: find(index) for index in leader}
 
-    def known(self, group: Mapping[int, int]) -> dict[Hashable, Range]:
+    def fixed_ranges(self, group: Mapping[int, int]) -> dict[Hashable, Range]:
         """Ranges that do not come from calibration: of constants, and of ops whose range TFLite prescribes."""
         constants: dict[Hashable, Range] = {
             group[index]: (min(float(values.min()), 0.0), max(float(values.max()), 0.0))
@@ -230,7 +230,7 @@ class _File:
         }
         return constants | {group[outputs[0]]: _FIXED[name] for name, _, outputs in self._ops() if name in _FIXED}
 
-    def sums(self, group: Mapping[int, int]) -> list[Accumulation]:
+    def accumulations(self, group: Mapping[int, int]) -> list[Accumulation]:
         """The operations that compute sums or products, with the groups of their inputs and outputs."""
         found = []
         for name, inputs, outputs in self._ops():

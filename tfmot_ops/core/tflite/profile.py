@@ -138,7 +138,7 @@ def _read(data: bytes) -> tuple[_Tally, _Graph]:
 def _tally_graphs(data: bytes, model: Any) -> tuple[_Tally, _Graph]:
     graphs = [_Graph(data, model, index) for index in range(model.SubgraphsLength())]
     tally = _Tally()
-    if graphs[0].has_open_macs():
+    if graphs[0].has_unknown_sizes():
         graphs[0].resolved = _shapes_at_run_time(data)
     for graph in graphs:
         for op in graph.ops:
@@ -217,7 +217,7 @@ class _Graph:
         tensor = self._graph.Tensors(index)
         return self.resolved.get(index) or [max(1, tensor.Shape(axis)) for axis in range(tensor.ShapeLength())]
 
-    def has_open_macs(self) -> bool:
+    def has_unknown_sizes(self) -> bool:
         """Whether an op that multiplies has an operand with an unknown size on another axis than the first (batch)."""
         places = [index for op in self.ops if _operands(op).macs is not None for index in (*op.inputs, *op.outputs)]
         tensors = [self._graph.Tensors(index) for index in places if index >= 0]
@@ -275,7 +275,7 @@ def _count(tally: _Tally, graph: _Graph, op: _Op) -> None:
     if any(graph.dtype(index) in _FLOAT_TYPES for index in activations):
         tally.float_ops += 1
     operands = _operands(op)
-    if operands.weight is None or _is_function(graph, op):
+    if operands.weight is None or _is_lookup_table(graph, op):
         return
     weight = op.inputs[operands.weight]
     _count_weights(tally, graph, weight)
@@ -287,7 +287,7 @@ def _count(tally: _Tally, graph: _Graph, op: _Op) -> None:
             tally.int8_macs += macs
 
 
-def _is_function(graph: _Graph, op: _Op) -> bool:
+def _is_lookup_table(graph: _Graph, op: _Op) -> bool:
     """Whether a GATHER computes a function by a table (see `tflite.tables`), which holds no weights."""
     return op.name == "GATHER" and len(graph.shape(op.inputs[0])) == 1
 

@@ -46,7 +46,7 @@ class Checkpoint:
     saved: Callable[[Path], None] = lambda _: None
 
 
-def identity(
+def training_identity(
     model: keras.Model,
     samples: Any,
     data_digest: str | None,
@@ -83,7 +83,7 @@ class CheckpointManager:
     Args:
         checkpoint: the file and the callbacks.
         model: the model, compiled and built.
-        belongs_to: from `identity`.
+        belongs_to: from `training_identity`.
         epochs: number of epochs of the whole training.
         extra_variables: further variables with state of the training, besides those of the model and its optimizer.
     """

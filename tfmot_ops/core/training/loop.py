@@ -13,7 +13,7 @@ from tfmot_ops.core.keras.compiling import compile_parameters, is_compiled
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.seeds import set_seed
 from tfmot_ops.core.keras.types import Logs
-from tfmot_ops.core.training.checkpoint import Checkpoint, CheckpointManager, History, identity
+from tfmot_ops.core.training.checkpoint import Checkpoint, CheckpointManager, History, training_identity
 from tfmot_ops.core.training.convolutions import strides_as_slices
 from tfmot_ops.core.training.seeding import BATCHES_AHEAD, SeedEachEpoch, SequentialBatches, batches, is_in_memory
 from tfmot_ops.core.training.stopping import BestEpoch
@@ -99,19 +99,19 @@ def fit(
         settings: dict[str, int | str] = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
         settings |= {"training plan": plan} if plan else {}
         samples = (x, y) if weights is None else (x, y, weights)
-        belongs_to = identity(model, samples, data_digest, compile_parameters(model), settings)
+        belongs_to = training_identity(model, samples, data_digest, compile_parameters(model), settings)
         more = [variable for layer in layers for variable in layer.variables]
         manager = CheckpointManager(
             checkpoint, model, belongs_to, epochs, [*more, *(best_epoch.variables if best_epoch else ())]
         )
     if best_epoch:
-        best_epoch.require_metric(_reported(model, x, y, validation))
+        best_epoch.require_metric(_reported_metrics(model, x, y, validation))
     done, history = manager.resume() if manager else (0, {})
-    _report_again(on_epoch, on_restored, done, epochs, history)
+    _report_restored_epochs(on_epoch, on_restored, done, epochs, history)
     if done < epochs and not (best_epoch and best_epoch.is_over):
         _create_variables(model, y)
         failures: list[Exception] = []
-        with strides_as_slices(), _own_errors(failures), extended_train_step(model, additions, failures):
+        with strides_as_slices(), _raise_original_errors(failures), extended_train_step(model, additions, failures):
             model.fit(
                 batches(x, y, batch_size, seed, range(done, epochs), weights=weights, failures=failures),
                 steps_per_epoch=math.ceil(len(tf.nest.flatten(x)[0]) / batch_size),
@@ -156,7 +156,7 @@ def _create_variables(model: keras.Model, y: Any) -> None:
             model.compiled_metrics.build(outputs, targets)
 
 
-def _report_again(
+def _report_restored_epochs(
     on_epoch: OnEpoch | None, on_restored: OnEpoch | None, done: int, epochs: int, history: History
 ) -> None:
     """Report the epochs before a kill."""
@@ -166,7 +166,7 @@ def _report_again(
             report(epoch, epochs, {name: values[epoch - 1] for name, values in history.items()})
 
 
-def _reported(model: keras.Model, x: Any, y: Any, validation: tuple[Any, Any] | None) -> list[str]:
+def _reported_metrics(model: keras.Model, x: Any, y: Any, validation: tuple[Any, Any] | None) -> list[str]:
     """Names of the metrics that Keras reports after an epoch; they are known only once the model has seen targets."""
     measured = (x, y) if validation is None else validation
     one = tf.nest.map_structure(lambda column: tf.convert_to_tensor(column[:1]), measured)
@@ -175,7 +175,7 @@ def _reported(model: keras.Model, x: Any, y: Any, validation: tuple[Any, Any] | 
 
 
 @contextlib.contextmanager
-def _own_errors(failures: list[Exception]) -> Iterator[None]:
+def _raise_original_errors(failures: list[Exception]) -> Iterator[None]:
     """Raise the error of a sample or of the training step itself, not TensorFlow's error that quotes it."""
     try:
         yield

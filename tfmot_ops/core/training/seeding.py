@@ -178,7 +178,7 @@ class SeedEachEpoch(keras.callbacks.Callback):
         if self._has_stateful_ops():
             keras.utils.set_random_seed(seed)
             # Stateful random ops (dropout) are seeded only when they are traced, so the training step is traced again.
-            logging.getLogger("tensorflow").addFilter(_not_of_tracing)
+            logging.getLogger("tensorflow").addFilter(_drop_retracing_warning)
             self.model.make_train_function(force=True)
 
     def _has_stateful_ops(self) -> bool:
@@ -196,7 +196,7 @@ class SeedEachEpoch(keras.callbacks.Callback):
         return True
 
 
-def _not_of_tracing(record: logging.LogRecord) -> bool:
+def _drop_retracing_warning(record: logging.LogRecord) -> bool:
     """Log filter that drops TensorFlow's warning about frequent retracing; one trace per epoch is intended here."""
     return "triggered tf.function retracing" not in record.getMessage()
 
