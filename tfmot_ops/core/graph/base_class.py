@@ -22,11 +22,7 @@ from tfmot_ops.core.keras.types import Layer
 #: Base classes that do not say what a derived class computes: they compute nothing, or what an inner layer or a
 #: function computes.
 _WITHOUT_FIXED_COMPUTATION = (
-    keras.layers.Layer,
-    keras.Model,
-    keras.layers.Wrapper,
-    keras.layers.Lambda,
-    keras.layers.RNN,
+    *(keras.layers.Layer, keras.Model, keras.layers.Wrapper, keras.layers.Lambda, keras.layers.RNN),
 )
 
 

@@ -24,22 +24,8 @@ _L = keras.layers
 INTEGER_VALUES_REASON = "its values are used as integers too, which rounding to int8 would change"
 #: Calls that only move the elements of their one tensor.
 _MOVING_FUNCTIONS = {
-    "reshape",
-    "expand_dims",
-    "compat.v1.squeeze",
-    "compat.v1.transpose",
-    "__operators__.getitem",
-    "slice",
-}
-_MOVING_FUNCTIONS |= {
-    "strided_slice",
-    "split",
-    "unstack",
-    "identity",
-    "stop_gradient",
-    "tile",
-    "repeat",
-    "broadcast_to",
+    *("reshape", "expand_dims", "compat.v1.squeeze", "compat.v1.transpose", "__operators__.getitem", "slice"),
+    *("strided_slice", "split", "unstack", "identity", "stop_gradient", "tile", "repeat", "broadcast_to"),
 }
 _MOVING_LAYERS = (_L.Reshape, _L.Flatten, _L.Permute, _L.RepeatVector, _L.Cropping1D, _L.Identity)
 #: Elementwise layers that may stand between an input and its cast to integers, as in `tf.cast(x * 10, tf.int32)`.

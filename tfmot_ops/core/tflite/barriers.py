@@ -16,19 +16,8 @@ from tfmot_ops.core.keras.types import Args, Kwargs, Layer, TensorLike
 #: Operations whose input and output the converter ties to one range, even if both have a range of their own.
 _RANGE_TYING_OPS = {
     *("Reshape", "Transpose", "Squeeze", "ExpandDims", "Identity", "StopGradient", "BroadcastTo", "Tile", "Roll"),
-    *(
-        "Pad",
-        "PadV2",
-        "MirrorPad",
-        "Slice",
-        "StridedSlice",
-        "Split",
-        "SplitV",
-        "Pack",
-        "Unpack",
-        "ConcatV2",
-        "ReverseV2",
-    ),
+    *("Pad", "PadV2", "MirrorPad", "Slice", "StridedSlice", "Split", "SplitV", "Pack", "Unpack", "ConcatV2"),
+    "ReverseV2",
     *("Gather", "GatherV2", "GatherNd", "TopKV2", "Select", "SelectV2", "ReverseSequence", "ScatterNd"),
     *("ResizeBilinear", "ResizeNearestNeighbor", "MaxPool", "AvgPool", "Max", "Min", "Maximum", "Minimum"),
     *("DepthToSpace", "SpaceToDepth", "BatchToSpaceND", "SpaceToBatchND", "ClipByValue"),
