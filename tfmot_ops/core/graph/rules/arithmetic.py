@@ -134,8 +134,8 @@ def _operands(node: Node) -> tuple[Any, Any] | None:
 
 def _scalar_product(node: Node, out: Rewriter) -> Any:
     """`tf.math.scalar_mul(c, x)` with a constant c -> c * x."""
-    given = arguments_of(node) or {}
-    scalar, tensor = given.get("scalar"), given.get("x")
+    arguments = arguments_of(node) or {}
+    scalar, tensor = arguments.get("scalar"), arguments.get("x")
     if not isinstance(tensor, Tensor) or not (tensor.is_float and tensor.has_channel_axis):
         return None
     return None if channel_constant(scalar, tensor) is None else out.affine(node.path, tensor, np.asarray(scalar), 0.0)
@@ -205,8 +205,8 @@ def _with_constant(node: Node, out: Rewriter, tensor: Tensor, constant: _Constan
 def function_as_layer(node: Node, out: Rewriter) -> Any:
     """A TensorFlow function -> the equivalent layer: `tf.nn.relu6` -> Activation, `tf.concat` -> Concatenate."""
     symbol, inputs = symbol_of(node), node.inputs()
-    given = [*node.args, *(value for name, value in node.kwargs.items() if name != "name")]
-    constants = [value for value in given if not (value is None or tensors(value))]
+    arguments = [*node.args, *(value for name, value in node.kwargs.items() if name != "name")]
+    constants = [value for value in arguments if not (value is None or tensors(value))]
     match symbol:
         case "nn.leaky_relu" if len(inputs) == 1:
             alpha = float(constants[0]) if constants else 0.2
@@ -214,7 +214,7 @@ def function_as_layer(node: Node, out: Rewriter) -> Any:
         case "math.square" if inputs[0].is_float:
             return out.call(_L.Multiply(name=node.layer.name), node.path, [inputs[0], inputs[0]])
         case "concat" if len(inputs) > 1 and len(constants) == 1:
-            return _concatenation(node, out, given[0], int(constants[0]))
+            return _concatenation(node, out, arguments[0], int(constants[0]))
         case "math.reduce_mean" if inputs[0].is_float:
             return _mean(node, out, constants)
         case _ if symbol in _ACTIVATIONS and len(inputs) == 1 and _is_default(symbol, constants, inputs[0]):

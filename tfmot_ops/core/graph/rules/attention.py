@@ -200,5 +200,5 @@ def _named_inputs(node: Node) -> dict[str, Tensor]:
     names = ("query", "value", "key")
     first = node.args[0]
     by_position = first if isinstance(first, list | tuple) else node.args
-    given = dict(zip(names, by_position, strict=False)) | {n: node.kwargs[n] for n in names if n in node.kwargs}
-    return {name: tensor for name, tensor in given.items() if isinstance(tensor, Tensor)}
+    arguments = dict(zip(names, by_position, strict=False)) | {n: node.kwargs[n] for n in names if n in node.kwargs}
+    return {name: tensor for name, tensor in arguments.items() if isinstance(tensor, Tensor)}

@@ -93,11 +93,11 @@ def _window(reader: Node) -> Any:
         return layer.pool_size
     if getattr(layer, "symbol", "") != "nn.max_pool2d":
         return None
-    given = (
+    arguments = (
         dict(zip(("input", "ksize", "strides", "padding", "data_format"), reader.args, strict=False)) | reader.kwargs
     )
-    sizes = np.ravel(given["ksize"])
-    plain = given.get("padding") == "VALID" and given.get("data_format", "NHWC") == "NHWC"
+    sizes = np.ravel(arguments["ksize"])
+    plain = arguments.get("padding") == "VALID" and arguments.get("data_format", "NHWC") == "NHWC"
     return sizes[1:3] if plain and len(sizes) == 4 else sizes if plain else None  # noqa: PLR2004 - [N, H, W, C]
 
 

@@ -59,8 +59,8 @@ def product(node: Node, out: Rewriter) -> Any:
     make = _FORMS.get(symbol_of(node))
     if make is None:
         return None
-    given = arguments_of(node)
-    return None if given is None else make(node, out, given)
+    arguments = arguments_of(node)
+    return None if arguments is None else make(node, out, arguments)
 
 
 def weight_operand(value: object, out: Rewriter, *, computed: bool = False) -> WeightOperand | None:
@@ -138,23 +138,23 @@ def _dense(node: Node, out: Rewriter, tensor: object, kernel: WeightOperand | No
     return out.call(layer, node.path, tensor, shape=result, weights=[np.asarray(values, np.float32)])
 
 
-def _matmul(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
+def _matmul(node: Node, out: Rewriter, arguments: dict[str, Any]) -> Any:
     """`tf.matmul(x, kernel)` -> Dense; None for transposed or sparse operands, except a transposed kernel."""
     flags = ("transpose_a", "adjoint_a", "adjoint_b", "a_is_sparse", "b_is_sparse")
-    if any(given.get(flag) for flag in flags):
+    if any(arguments.get(flag) for flag in flags):
         return None
-    kernel = weight_operand(given["b"], out)
-    if kernel is not None and given.get("transpose_b") and kernel.values.ndim == _MATRIX:
+    kernel = weight_operand(arguments["b"], out)
+    if kernel is not None and arguments.get("transpose_b") and kernel.values.ndim == _MATRIX:
         if not kernel.may_be_reshaped:
             return None
         kernel = kernel._replace(values=kernel.values.T)
-    return _dense(node, out, given["a"], kernel)
+    return _dense(node, out, arguments["a"], kernel)
 
 
-def _tensordot(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
+def _tensordot(node: Node, out: Rewriter, arguments: dict[str, Any]) -> Any:
     """`tf.tensordot(x, kernel, axes)` over the last axis of x and the first of the kernel -> Dense."""
-    tensor, axes = given["a"], given["axes"]
-    kernel = weight_operand(given["b"], out)
+    tensor, axes = arguments["a"], arguments["axes"]
+    kernel = weight_operand(arguments["b"], out)
     if not isinstance(tensor, Tensor) or kernel is None or isinstance(axes, Tensor):
         return None
     rank, axes = len(tensor.shape), np.asarray(axes)
@@ -163,11 +163,11 @@ def _tensordot(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
     return _dense(node, out, tensor, kernel) if summed == [[rank - 1], [0]] else None
 
 
-def _einsum(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
-    operands = given.get("inputs", ())
+def _einsum(node: Node, out: Rewriter, arguments: dict[str, Any]) -> Any:
+    operands = arguments.get("inputs", ())
     if len(operands) != 2 or not isinstance(operands[0], Tensor):  # noqa: PLR2004 - a tensor and its kernel
         return None
-    equation, kernel = str(given["equation"]), weight_operand(operands[1], out)
+    equation, kernel = str(arguments["equation"]), weight_operand(operands[1], out)
     one_axis = kernel is not None and kernel.values.ndim == _MATRIX
     fits = one_axis and "->" in equation and summed_axes(equation, len(operands[0].shape)) == 1
     return _dense(node, out, operands[0], kernel) if fits else None
@@ -175,16 +175,18 @@ def _einsum(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
 
 def einsum(node: Node, out: Rewriter) -> Any:
     """`tf.einsum` of tensors -> a layer that computes it."""
-    given = arguments_of(node) if symbol_of(node) == "einsum" else None
-    if given is None or not all(isinstance(operand, Tensor) and operand.is_float for operand in given["inputs"]):
+    arguments = arguments_of(node) if symbol_of(node) == "einsum" else None
+    if arguments is None or not all(
+        isinstance(operand, Tensor) and operand.is_float for operand in arguments["inputs"]
+    ):
         return None
-    layer = Einsum(str(given["equation"]), name=node.layer.name)
-    return out.call(layer, node.path, list(given["inputs"]), shape=node.output().shape)
+    layer = Einsum(str(arguments["equation"]), name=node.layer.name)
+    return out.call(layer, node.path, list(arguments["inputs"]), shape=node.output().shape)
 
 
-def _convolution(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
+def _convolution(node: Node, out: Rewriter, arguments: dict[str, Any]) -> Any:
     """`tf.nn.conv1d`, `tf.nn.conv2d`, `tf.nn.convolution` with a kernel [..., C_in, C_out] -> Conv1D, Conv2D."""
-    form = _form(out, given)
+    form = _form(out, arguments)
     if form is None:
         return None
     tensor, kernel, places = form
@@ -199,9 +201,9 @@ def _convolution(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
     return out.call(layer, node.path, tensor, shape=node.output().shape, weights=weights)
 
 
-def _depthwise(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
+def _depthwise(node: Node, out: Rewriter, arguments: dict[str, Any]) -> Any:
     """`tf.nn.depthwise_conv2d` with a kernel [kh, kw, C, multiplier] -> DepthwiseConv2D."""
-    form = _form(out, given)
+    form = _form(out, arguments)
     if form is None or len(form[0].shape) != 4:  # noqa: PLR2004 - [N, H, W, C]
         return None
     tensor, kernel, places = form
@@ -218,14 +220,14 @@ def _depthwise(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
     return out.call(layer, node.path, tensor, shape=node.output().shape, weights=weights)
 
 
-def _form(out: Rewriter, given: dict[str, Any]) -> tuple[Tensor, WeightOperand, dict[str, Any]] | None:
+def _form(out: Rewriter, arguments: dict[str, Any]) -> tuple[Tensor, WeightOperand, dict[str, Any]] | None:
     """(input, kernel, arguments `strides`, `padding`, `dilation_rate`) of a convolution that Keras' layers can compute.
 
     TensorFlow's versions of these functions name their arguments differently.
     """
 
     def first(*names: str) -> Any:
-        return next((given[name] for name in names if given.get(name) is not None), None)
+        return next((arguments[name] for name in names if arguments.get(name) is not None), None)
 
     tensor, kernel = first("input", "value"), weight_operand(first("filters", "filter"), out, computed=True)
     padding, layout = first("padding"), first("data_format")

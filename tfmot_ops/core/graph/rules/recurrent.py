@@ -37,10 +37,10 @@ def recurrent(node: Node, out: Rewriter) -> Any:
     """LSTM, GRU or SimpleRNN -> its steps; Bidirectional -> the steps of both directions, merged."""
     if type(node.layer) is _L.Bidirectional:
         return _bidirectional(node, out)
-    given = _Given.of(node)
-    if given is None or not _is_supported(node.layer, given):
+    arguments = _CallArguments.of(node)
+    if arguments is None or not _is_supported(node.layer, arguments):
         return None
-    steps = _Steps(out, node.layer, node.path, "", given)
+    steps = _Steps(out, node.layer, node.path, "", arguments)
     results, last = steps.run()
     value = steps.stacked(results) if node.layer.return_sequences else results[-1]
     return [value, *last] if node.layer.return_state else value
@@ -48,15 +48,20 @@ def recurrent(node: Node, out: Rewriter) -> Any:
 
 def _bidirectional(node: Node, out: Rewriter) -> Any:
     """Bidirectional -> the steps of both layers, and a layer that merges their results; None if unsupported."""
-    layer, given = node.layer, _Given.of(node)
+    layer, arguments = node.layer, _CallArguments.of(node)
     sides = {"forward_layer": layer.forward_layer, "backward_layer": layer.backward_layer}
-    if given is None or given.states or layer.return_state or layer.merge_mode not in {*_MERGES, "ave", "concat"}:
+    if (
+        arguments is None
+        or arguments.states
+        or layer.return_state
+        or layer.merge_mode not in {*_MERGES, "ave", "concat"}
+    ):
         return None
-    if not all(_is_supported(side, given) for side in sides.values()):
+    if not all(_is_supported(side, arguments) for side in sides.values()):
         return None
     found = []
     for attribute, side in sides.items():
-        steps = _Steps(out, side, f"{node.path}_{side.name}", f"{attribute}.", given)
+        steps = _Steps(out, side, f"{node.path}_{side.name}", f"{attribute}.", arguments)
         results, _ = steps.run()
         # The second layer goes backwards; its results are put in the order of the first one's.
         in_order = results if side is layer.forward_layer else results[::-1]
@@ -71,7 +76,7 @@ def _bidirectional(node: Node, out: Rewriter) -> Any:
 
 
 @dataclass(frozen=True)
-class _Given:
+class _CallArguments:
     """What a recurrent layer is called with.
 
     Attributes:
@@ -85,7 +90,7 @@ class _Given:
     mask: Tensor | None
 
     @classmethod
-    def of(cls, node: Node) -> _Given | None:
+    def of(cls, node: Node) -> _CallArguments | None:
         """The arguments of a call; None for more than `MOST_STEPS` steps, an unknown number, or other arguments."""
         first = node.args[0] if len(node.args) == 1 else None
         parts = list(first) if isinstance(first, list | tuple) else [first]
@@ -102,12 +107,12 @@ class _Given:
         return cls(sequence, states, mask) if count and count <= MOST_STEPS and sequence.channels else None
 
 
-def _is_supported(layer: Layer, given: _Given) -> bool:
+def _is_supported(layer: Layer, arguments: _CallArguments) -> bool:
     """Whether a recurrent layer can be replaced by its steps: no option is set that the steps do not compute."""
     if type(layer) not in _LAYERS or type(layer.cell) not in _CELLS:
         return False
     # Under a mask, Keras gives zeros for the steps before the first real one, also where a state is given.
-    if given.mask is not None and (given.states or (layer.zero_output_for_mask and not layer.return_sequences)):
+    if arguments.mask is not None and (arguments.states or (layer.zero_output_for_mask and not layer.return_sequences)):
         return False
     cell = layer.cell
     own = [cell.kernel_constraint, cell.recurrent_constraint, cell.bias_constraint, layer.activity_regularizer]
@@ -117,14 +122,14 @@ def _is_supported(layer: Layer, given: _Given) -> bool:
 class _Steps:
     """Emits the steps of one recurrent layer; all steps share one layer for each part."""
 
-    def __init__(self, out: Rewriter, layer: Layer, path: str, prefix: str, given: _Given) -> None:
+    def __init__(self, out: Rewriter, layer: Layer, path: str, prefix: str, arguments: _CallArguments) -> None:
         self.out = out
         self.layer = layer
         self.cell = layer.cell
         self.path = path
         #: Prefix of this layer's attributes in the user's layer: "forward_layer." in Bidirectional.
         self.prefix = prefix
-        self.given = given
+        self.arguments = arguments
         self.units = int(self.cell.units)
         names = [weight.name.split(":")[0].rsplit("/", 1)[-1] for weight in self.cell.weights]
         values = dict(zip(names, self.cell.get_weights(), strict=True))
@@ -133,7 +138,7 @@ class _Steps:
 
     def run(self) -> tuple[list[Tensor], list[Tensor]]:
         """(result [N, units] of each step, in the order in which they are computed; the states after the last)."""
-        sequence, step_of = self.given.sequence, _CELLS[type(self.cell)]
+        sequence, step_of = self.arguments.sequence, _CELLS[type(self.cell)]
         if self.cell.dropout:
             # Keras draws one mask for all steps.
             drop = _L.Dropout(self.cell.dropout, noise_shape=(None, 1, sequence.channels), name=f"{self.name}_dropout")
@@ -142,13 +147,13 @@ class _Steps:
         inputs = self.dense("", self.kernel, bias, sequence)
         count = int(sequence.shape[1] or 0)
         zeros = self.zeros(inputs)
-        states = self.given.states or [zeros] * (2 if step_of is _lstm else 1)
+        states = self.arguments.states or [zeros] * (2 if step_of is _lstm else 1)
         results = []
         for step in reversed(range(count)) if self.layer.go_backwards else range(count):
             new = step_of(self, self.part(inputs, (slice(None), step), f"step_{step}"), states)
             result = new[0]
-            if self.given.mask is not None:
-                is_real = self.part(self.given.mask, (slice(None), slice(step, step + 1)), f"mask_{step}")
+            if self.arguments.mask is not None:
+                is_real = self.part(self.arguments.mask, (slice(None), slice(step, step + 1)), f"mask_{step}")
                 parts = ("hidden_state", "carry_state")
                 new = [self.choice(part, is_real, *pair) for part, *pair in zip(parts, new, states, strict=False)]
                 result = self.choice("result", is_real, result, zeros) if self.layer.zero_output_for_mask else new[0]

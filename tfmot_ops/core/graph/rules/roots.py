@@ -36,8 +36,8 @@ def division_by_root(node: Node, out: Rewriter) -> Any:
     """Division x / sqrt(v + c), of a v that is never negative and a constant c > 0 -> x * InverseRoot(v + c)."""
     if symbol_of(node) not in {"math.truediv", "math.divide"}:
         return None
-    given = arguments_of(node) or {}
-    numerator, root = given.get("x"), given.get("y")
+    arguments = arguments_of(node) or {}
+    numerator, root = arguments.get("x"), arguments.get("y")
     if not isinstance(numerator, Tensor) or not isinstance(root, Tensor) or root.producer is None:
         return None
     found = _root(root.producer, out, tf.math.sqrt)
@@ -65,11 +65,11 @@ def learned_power(node: Node, out: Rewriter) -> Any:
 
 def variance(node: Node, out: Rewriter) -> Any:
     """`tf.math.reduce_variance(x, axis, keepdims=True)` -> AxisMean, Subtract, Multiply, AxisMean."""
-    given = arguments_of(node) if symbol_of(node) == "math.reduce_variance" else None
-    if given is None or given.get("axis") is None or not given.get("keepdims"):
+    arguments = arguments_of(node) if symbol_of(node) == "math.reduce_variance" else None
+    if arguments is None or arguments.get("axis") is None or not arguments.get("keepdims"):
         return None
     (tensor,) = node.inputs()
-    axes = [int(axis) % len(tensor.shape) for axis in np.ravel(given["axis"])]
+    axes = [int(axis) % len(tensor.shape) for axis in np.ravel(arguments["axis"])]
     if 0 in axes or not tensor.is_float:
         return None
     name, sizes = node.layer.name, node.output().shape

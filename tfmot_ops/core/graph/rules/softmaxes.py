@@ -26,8 +26,8 @@ def softmax_by_hand(node: Node, out: Rewriter) -> Any:
     """exp(x - max(x)) / (sum(exp(x - max(x))) + 1e-7) over the last axis -> softmax, with its mask if x has one."""
     if symbol_of(node) not in {"math.truediv", "math.divide"}:
         return None
-    given = arguments_of(node) or {}
-    numerator, denominator = given.get("x"), given.get("y")
+    arguments = arguments_of(node) or {}
+    numerator, denominator = arguments.get("x"), arguments.get("y")
     if not isinstance(numerator, Tensor) or not isinstance(denominator, Tensor):
         return None
     exponent = _operand_of_exp(numerator)
@@ -93,10 +93,10 @@ def _is_reduced(tensor: Tensor, of: Tensor, symbol: str) -> bool:
     node = tensor.producer
     if node is None or symbol_of(node) != symbol or node.inputs() != [of]:
         return False
-    given = arguments_of(node) or {}
-    axis = given.get("axis")
+    arguments = arguments_of(node) or {}
+    axis = arguments.get("axis")
     is_last = axis is not None and np.size(axis) == 1 and int(np.ravel(axis)[0]) in {-1, len(of.shape) - 1}
-    return is_last and bool(given.get("keepdims"))
+    return is_last and bool(arguments.get("keepdims"))
 
 
 def _without_maximum(tensor: Tensor) -> Tensor | None:

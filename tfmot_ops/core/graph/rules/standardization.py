@@ -57,8 +57,8 @@ def normalization(node: Node, out: Rewriter) -> Any:
     if type(layer) is _L.UnitNormalization:
         return _unit_length(node, out, layer.axis)
     if symbol_of(node) == "math.l2_normalize":
-        given = arguments_of(node) or {}
-        return _unit_length(node, out, given.get("axis"), float(given.get("epsilon", _LENGTH_EPSILON)))
+        arguments = arguments_of(node) or {}
+        return _unit_length(node, out, arguments.get("axis"), float(arguments.get("epsilon", _LENGTH_EPSILON)))
     return None
 
 
