@@ -87,7 +87,7 @@ class Quantize:
 
         Raises:
             UnsafeModelError: the file could run code.
-            UnsupportedModelError: Keras 3 saved a model of layers that tf_keras may not have alike.
+            UnsupportedModelError: Keras 3 saved the model, and a layer may have no equivalent in tf_keras.
         """
         read = read_keras_three(Path(path))
         if read is not None:

@@ -114,7 +114,7 @@ def main(folder: Path, cases: list[str], how: str) -> None:
             batch_size=BATCH,
             seed=1,
             callbacks=callbacks,
-            checkpoint=None if how == "without" else Checkpoint(folder / f"{case}.npz", tell=say),
+            checkpoint=None if how == "without" else Checkpoint(folder / f"{case}.npz", report=say),
             **(more[0] if more else {}),
         )
         values = [variable.numpy() for variable in [*model.variables, *model.optimizer.variables]]

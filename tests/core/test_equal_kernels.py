@@ -157,7 +157,7 @@ def test_of_equal_magnitudes_as_many_go_as_the_ratio_says(end_step: int | None) 
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.75])
 @pytest.mark.parametrize("values", ["equal", "few", "distinct"])
 def test_the_masks_are_those_of_tfmot_but_for_ties(values: str, ratio: float) -> None:
-    from tfmot_ops.core.pruning.wrappers import kept
+    from tfmot_ops.core.pruning.wrappers import keep_mask
 
     random = np.random.default_rng(0)
     magnitudes = {
@@ -165,6 +165,6 @@ def test_the_masks_are_those_of_tfmot_but_for_ties(values: str, ratio: float) ->
         "few": random.integers(0, 3, size=(6, 8)).astype(np.float32),
         "distinct": random.random((6, 8)).astype(np.float32),
     }[values]
-    mask = kept(magnitudes, ratio)
+    mask = keep_mask(magnitudes, ratio)
     assert int(mask.sum()) == round(48 * (1 - ratio))
     assert magnitudes[mask].min() >= magnitudes[~mask].max()

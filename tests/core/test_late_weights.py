@@ -11,7 +11,7 @@ from ai_edge_litert import schema_py_generated as schema
 from tfmot_ops.core import export_tflite, quantize
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.measure.predictions import predict
-from tfmot_ops.core.tflite.late_weights import LARGE, LateWeights, Place
+from tfmot_ops.core.tflite.late_weights import SMALLEST_LATE_KERNEL, KernelLayout, LateWeights
 from tfmot_ops.core.tflite.profile import profile_tflite
 from tfmot_ops.recipes.names import decode
 
@@ -71,14 +71,18 @@ def test_the_same_file(model, name, monkeypatch, caplog):
 def test_a_shared_kernel_is_stored_once(model, monkeypatch):
     data = exported(model, decode("wi8_ai8_ptq"), monkeypatch, late=True)
     file = schema.Model.GetRootAs(data, 0)
-    large = [size for index in range(file.BuffersLength()) if (size := file.Buffers(index).DataLength()) >= LARGE]
+    large = [
+        size
+        for index in range(file.BuffersLength())
+        if (size := file.Buffers(index).DataLength()) >= SMALLEST_LATE_KERNEL
+    ]
     assert sorted(large) == [16 * 16 * 64, 3 * 3 * 64 * 64, 256 * 256, 3 * 3 * 32 * 256]
 
 
 def test_a_kernel_without_a_place_is_given_as_it_is(model, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "tfmot_ops")
     with monkeypatch.context() as patch:
-        patch.setattr("tfmot_ops.core.tflite.emit.Place", lambda _, axes: Place("CONV_3D", axes))
+        patch.setattr("tfmot_ops.core.tflite.emit.KernelLayout", lambda _, axes: KernelLayout("CONV_3D", axes))
         data = export_tflite(model, decode("wi8_ai8_ptq"), IMAGES)
     assert "all weights in memory" in caplog.text
     assert data == exported(model, decode("wi8_ai8_ptq"), monkeypatch, late=False)

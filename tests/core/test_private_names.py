@@ -113,12 +113,12 @@ def test_call_signature(model: Any) -> None:
 def test_layers_and_calls(model: Any) -> None:
     conv = model.get_layer("conv")
     assert [layer.name for layer in private.layers_within(L.TimeDistributed(conv))][-1] == "conv"
-    assert (private.package_of(conv), private.is_of_keras_layers(conv)) == ("convolutional", True)
+    assert (private.package_of(conv), private.is_keras_layer_class(conv)) == ("convolutional", True)
     calls = private.calls_by_depth(model)
     (last,) = calls[0]
     assert (last.layer.name, private.history(model.outputs[0]).layer.name) == ("scores", "scores")
-    assert private.place_of_call(last.layer, last) == 0
-    assert {name for _, name, _ in private.notes_of_calls(conv)} == {
+    assert private.index_of_call(last.layer, last) == 0
+    assert {name for _, name, _ in private.recorded_call_lists(conv)} == {
         *("_inbound_nodes", "_outbound_nodes", "_losses", "_callable_losses", "_metrics")
     }
     private.rename(conv, "other")
@@ -137,7 +137,7 @@ def test_structure_of_a_model(model: Any) -> None:
 
 def test_masks() -> None:
     masked, plain = L.Masking(), L.Dense(2)
-    assert (private.hands_mask_on(masked), private.hands_mask_on(plain)) == (False, True)
+    assert (private.passes_mask_through(masked), private.passes_mask_through(plain)) == (False, True)
     query = tf.ones((1, 3, 2))
     private.set_mask(query, tf.constant([[True, True, False]]))
     mask = private.attention_mask(L.MultiHeadAttention(1, 2), query=query, value=query, key=query)
@@ -180,7 +180,7 @@ def test_trainable_state() -> None:
     model.compile("sgd", "mse")
     model.layers[0].trainable = False
     before = model.get_weights()
-    private.take_trainable_state(model)
+    private.refresh_trainable_state(model)
     model.fit(np.ones((4, 2)), np.ones(4), verbose=0)
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfmot_ops import core
 from tfmot_ops.core.graph.rules.recurrent import MOST_STEPS
-from tfmot_ops.core.quantization.qat import unrounded
+from tfmot_ops.core.quantization.qat import outputs_without_fake_quant
 from tfmot_ops.core.training.loop import fit
 
 pytestmark = pytest.mark.slow
@@ -67,7 +67,9 @@ def test_the_steps_compute_what_the_layer_computes_in_int8(make: Callable[[], tu
     assert all(core.assert_sparsity(sparse, SPARSE)[name] >= 0.49 for name in recurrent)
     quantized, reports = core.quantize(sparse, SPARSE, x)
     assert not [row for row in reports if row.outcome == "kept_float"]
-    np.testing.assert_allclose(np.asarray(unrounded(quantized, [x])), core.predict(sparse, x), atol=1e-5)
+    np.testing.assert_allclose(
+        np.asarray(outputs_without_fake_quant(quantized, [x])), core.predict(sparse, x), atol=1e-5
+    )
     # The export checks the zeros of each kernel.
     file = core.export_tflite(quantized, SPARSE)
     profile = core.profile_tflite(file)

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfmot_ops import core
 from tfmot_ops.contract import Outcome
 from tfmot_ops.core import keras
-from tfmot_ops.core.quantization.qat import unrounded
+from tfmot_ops.core.quantization.qat import outputs_without_fake_quant
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +80,7 @@ def test_fully_int8_with_its_sparsity(make: Callable[[], Any]) -> None:
     quantized, reports = core.quantize(stripped, recipe, x)
     assert not [report for report in reports if report.outcome is Outcome.KEPT_FLOAT]
     reference = np.concatenate([np.ravel(part) for part in tf.nest.flatten(stripped.predict(x, verbose=0))])
-    same = np.concatenate([np.ravel(part) for part in tf.nest.flatten(unrounded(quantized, [x]))])
+    same = np.concatenate([np.ravel(part) for part in tf.nest.flatten(outputs_without_fake_quant(quantized, [x]))])
     assert np.abs(reference - same).max() <= 1e-4 * np.abs(reference).max()
     data = core.export_tflite(quantized, recipe)
     profile = core.profile_tflite(data)

@@ -15,7 +15,7 @@ import tensorflow as tf
 from tfmot_ops import core
 from tfmot_ops.contract import Quantization, Recipe, Schedule, Sparsity
 from tfmot_ops.core import keras
-from tfmot_ops.core.quantization.qat import unrounded
+from tfmot_ops.core.quantization.qat import outputs_without_fake_quant
 from tfmot_ops.errors import UnsupportedModelError
 
 pytestmark = pytest.mark.slow
@@ -79,7 +79,7 @@ def _through_the_chain(model: Any, recipe: Recipe) -> bytes:
     quantized, _ = core.quantize(stripped, recipe, x)
     ordered = [x[name] for name in quantized.input_names] if isinstance(x, dict) else tf.nest.flatten(x)
     reference = tf.nest.flatten(stripped(x, training=False))
-    for a, b in zip(reference, tf.nest.flatten(unrounded(quantized, ordered)), strict=True):
+    for a, b in zip(reference, tf.nest.flatten(outputs_without_fake_quant(quantized, ordered)), strict=True):
         assert np.abs(a - b).max() <= 1e-4 * np.abs(a).max()
     quantized.compile("sgd", "mse")
     quantized.train_on_batch(x, tf.nest.map_structure(lambda y: np.zeros(y.shape, np.float32), stripped(x)))

@@ -1,4 +1,12 @@
-"""Functions that prune, quantise, export and measure a model; all except `calibrate` leave the model unchanged."""
+"""Functions that prune, quantise, export and measure a model; all except `calibrate` leave the model unchanged.
+
+Each folder is a layer of the code, and imports only from those after it: `measure`, `saving`, `tflite`, `training` and
+`quantization`, `pruning`, `graph`, `keras`. The docstring of each folder's `__init__.py` says what its modules do.
+
+A model goes through them as follows: `saving.files` loads it, `pruning.wrappers` wraps it for pruning, `training.loop`
+trains it, `graph.read` and `graph.normalize` make a graph of few kinds of layers, `quantization.qat` inserts
+quantisers, `tflite.export` writes the file, and `measure` compares the file with the model.
+"""
 
 from tfmot_ops.core import keras  # isort: skip - pins tf_keras before the others load TensorFlow
 

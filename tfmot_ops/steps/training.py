@@ -214,12 +214,12 @@ def sample_weights(plan: TrainingPlan, data: Dataset, outputs: int) -> Any:
 
 
 def _additions(work: ModelWork[AnyTraining], inputs: list[str]) -> Additions:
-    from tfmot_ops.core.training.augmentation import augmentation_layer, moves, require_shape_kept
+    from tfmot_ops.core.training.augmentation import augmentation_layer, is_geometric, require_shape_kept
     from tfmot_ops.core.training.train_step import Additions
 
     data, plan, layers = work.data, work.options.plan, []
     for augmentation in plan.augmentation:
-        if moves(augmentation) and data.task.targets_have_places:
+        if is_geometric(augmentation) and data.task.targets_have_places:
             raise SpecError(
                 f"the augmentation {augmentation.name} moves the image, and not the targets of the task "
                 f"{data.task.name}",

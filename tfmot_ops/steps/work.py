@@ -245,11 +245,11 @@ class ModelWork(Work[ModelOptions]):
 
     def _sparsity(self, profile: TFLiteProfile, model: Model | None) -> dict[str, float]:
         """Share of zeros in the file's weight tensors: in the pruned kernels, or in all without pruning."""
-        from tfmot_ops.core.measure.kernel_sparsity import pruned_in_file
+        from tfmot_ops.core.measure.kernel_sparsity import pruned_kernels_in_file
 
         if model is None or self.options.named_recipe is None or self.recipe.sparsity is None:
             return {"sparsity": profile.weight_sparsity}
-        found = pruned_in_file(profile, model, self.recipe)
+        found = pruned_kernels_in_file(profile, model, self.recipe)
         size = sum(count for count, _ in found)
         if not size:
             return {"sparsity": profile.weight_sparsity}

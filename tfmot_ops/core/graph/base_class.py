@@ -1,7 +1,8 @@
-"""Custom layers that compute what the Keras layer computes from which they are derived, as that Keras layer.
+"""Replaces a custom layer that is derived from a Keras layer by that Keras layer, where both compute the same.
 
-Packages derive classes for other default arguments, or to freeze a BatchNormalization. The operation table knows Keras'
-own classes only, as a derived class may compute anything. So both are tried on random values.
+Packages derive classes to change default arguments, or to freeze a BatchNormalization. The operation table knows Keras'
+own classes only, as a derived class may compute anything. So both layers are run on the same random values, and the
+Keras layer takes the derived one's place only if the results are equal. Called by `custom`.
 """
 
 from __future__ import annotations
@@ -18,21 +19,24 @@ from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Layer
 
-#: Classes that compute nothing themselves, or what an inner layer or a function computes.
-_OPEN = (keras.layers.Layer, keras.Model, keras.layers.Wrapper, keras.layers.Lambda, keras.layers.RNN)
+#: Base classes that do not say what a derived class computes: they compute nothing, or what an inner layer or a
+#: function computes.
+_WITHOUT_FIXED_COMPUTATION = (
+    *(keras.layers.Layer, keras.Model, keras.layers.Wrapper, keras.layers.Lambda, keras.layers.RNN),
+)
 
 
-class BaseForms:
-    """Finds the Keras layer for a call of a derived one; the calls of a shared layer get the same Keras layer."""
+class BaseClassReplacer:
+    """Replaces derived layers by Keras layers; all calls of a shared layer get the same Keras layer."""
 
     def __init__(self) -> None:
         self._made: dict[Layer, Layer | None] = {}
 
-    def form(self, node: Node) -> Node:
+    def replace(self, node: Node) -> Node:
         """The call with the Keras layer in place of the derived one, or the call itself where the results differ."""
         layer = node.layer
         if layer not in self._made:
-            self._made[layer] = _base_form(node) if _base_class(layer) is not None else None
+            self._made[layer] = _as_base_class(node) if _base_class(layer) is not None else None
         made = self._made[layer]
         if made is None:
             return node
@@ -44,13 +48,14 @@ class BaseForms:
 
 def _base_class(layer: Layer) -> Any:
     """The first of Keras' classes that the layer's class is derived from; None for a class of Keras."""
-    if not is_custom(layer) or isinstance(layer, _OPEN[1:]):
+    if not is_custom(layer) or isinstance(layer, _WITHOUT_FIXED_COMPUTATION[1:]):
         return None
     bases = (base for base in type(layer).__mro__ if base.__module__.startswith(private.LAYERS_PACKAGE))
-    return next((base for base in bases if base not in _OPEN), None)
+    return next((base for base in bases if base not in _WITHOUT_FIXED_COMPUTATION), None)
 
 
-def _base_form(node: Node) -> Layer | None:
+def _as_base_class(node: Node) -> Layer | None:
+    """The Keras layer that computes the same as a call of a derived layer; None if there is none."""
     layer, base = node.layer, _base_class(node.layer)
     kwargs = {name: value for name, value in node.kwargs.items() if name != "training"}
     try:
@@ -62,9 +67,9 @@ def _base_form(node: Node) -> Layer | None:
         read = list(dict.fromkeys(call.inputs()))
         graph = Graph(layer.name, read, {}, node.outputs, [call])
         _build_like(form, call, layer)
-        whole = Node(layer, node.path, node.args, kwargs, node.outputs)
+        original = Node(layer, node.path, node.args, kwargs, node.outputs)
         modes = (False, True) if private.call_signature(layer).expects_training_arg else (False,)
-        same = all(computes_the_same(whole, graph, read, training=mode, unknown=False) for mode in modes)
+        same = all(computes_the_same(original, graph, read, training=mode, unknown=False) for mode in modes)
     except Exception:  # noqa: BLE001 - a derived class may lack attributes of its base, or have other weights
         return None
     return form if same and len(form.losses) == len(layer.losses) else None
@@ -80,6 +85,6 @@ def _build_like(form: Layer, call: Node, layer: Layer) -> None:
     args, kwargs = tf.nest.map_structure(lambda leaf: symbols.get(leaf, leaf), (call.args, call.kwargs))
     form(*args, **kwargs)
     if [weight.shape for weight in form.weights] != [weight.shape for weight in layer.weights]:
-        raise ValueError("other weights")
+        raise ValueError("the weights of the two layers differ in number or shape")
     form.set_weights([np.asarray(weight) for weight in layer.get_weights()])
     form.trainable = layer.trainable

@@ -2,6 +2,7 @@
 
 Keras records each TensorFlow function that is applied to a symbolic tensor. Calling a layer's `call` on symbolic
 tensors therefore yields a graph: a layer that multiplies by a weight becomes a multiplication with that weight.
+Called by `normalize` for quantisation and export, and by `pruning.opened`.
 """
 
 from __future__ import annotations
@@ -11,26 +12,26 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfmot_ops.core.graph.base_class import BaseForms
+from tfmot_ops.core.graph.base_class import BaseClassReplacer
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors
 from tfmot_ops.core.graph.layers import LearnedTensor
-from tfmot_ops.core.graph.read import read_graph, tell_training
+from tfmot_ops.core.graph.read import pass_training, read_graph
 from tfmot_ops.core.graph.roles import is_custom
 from tfmot_ops.core.graph.trace import LearnedTensors, record
 from tfmot_ops.core.graph.trial import computes_the_same
 from tfmot_ops.core.keras import private
-from tfmot_ops.core.keras.identity import Itself
+from tfmot_ops.core.keras.identity import IdentityKey
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Layer
 
 
-def open_custom_layers(graph: Graph) -> Graph:
+def inline_custom_layers(graph: Graph) -> Graph:
     """Replace the call of each custom layer by the operations in its `call`, recursively, where Keras can record them.
 
-    Custom layers are layers of other packages, subclassed models within the model and Lambda layers. TimeDistributed
-    is opened around anything but a Dense, and SpectralNormalization, whose kernel then stays as it is normalised now.
+    These are layers of other packages, subclassed models within the model, Lambda layers, TimeDistributed around any
+    layer but a Dense, and SpectralNormalization, whose kernel keeps its present normalised values.
 
-    A layer is opened if its `call` does the same in training and in inference, except for the `training` argument of
+    A layer is inlined if its `call` does the same in training and in inference, except for the `training` argument of
     its inner layers. These get `training` from the new model, so a BatchNormalization keeps updating its statistics.
 
     A weight that a function reads becomes the result of a `LearnedTensor`, which all calls of a shared layer share.
@@ -38,21 +39,21 @@ def open_custom_layers(graph: Graph) -> Graph:
     Args:
         graph: the graph; its layers are not changed.
     """
-    opener = _Opener(masked=any(_makes_mask(node.layer) for node in graph.nodes))
-    opened = opener.open(graph)
-    _anchor(opened)
-    return opened
+    inliner = _Inliner(masked=any(_makes_mask(node.layer) for node in graph.nodes))
+    inlined = inliner.inline(graph)
+    _connect_learned_tensors(inlined)
+    return inlined
 
 
-def _anchor(graph: Graph) -> None:
-    """Let each LearnedTensor read the first input of the graph, as Keras needs an input and the weight needs none."""
+def _connect_learned_tensors(graph: Graph) -> None:
+    """Make each LearnedTensor read the first input of the graph: Keras requires an input, and its value is not used."""
     for node in graph.nodes:
         if isinstance(node.layer, LearnedTensor):
             node.args = (graph.inputs()[0],)
 
 
-class _Opener:
-    """Opens the custom layers of a graph; the calls of one layer share inner layers and learned tensors.
+class _Inliner:
+    """Inlines the custom layers of a graph; the calls of one layer share inner layers and learned tensors.
 
     Args:
         masked: whether the tensors that the graph reads may carry Keras masks.
@@ -61,10 +62,10 @@ class _Opener:
     def __init__(self, *, masked: bool) -> None:
         self._masked = masked
         self._learned = LearnedTensors()
-        self._bases = BaseForms()
+        self._bases = BaseClassReplacer()
 
-    def open(self, graph: Graph) -> Graph:
-        """The graph with its custom layers opened, recursively."""
+    def inline(self, graph: Graph) -> Graph:
+        """The graph with its custom layers inlined, recursively."""
         renamed: dict[Tensor, Tensor] = {}
         nodes: list[Node] = []
 
@@ -73,22 +74,22 @@ class _Opener:
 
         for called in graph.nodes:
             called.args, called.kwargs = map_tensors((called.args, called.kwargs), current)
-            node = self._bases.form(called)
+            node = self._bases.replace(called)
             self._replace_weights(node, nodes)
-            found = self._opened(node) if self._may_open(node.layer) else None
+            found = self._recorded(node) if self._may_inline(node.layer) else None
             if found is None:
                 nodes.append(node)
                 continue
             inner, read = found
-            _inline(node, self.open(inner), read, nodes, renamed)
+            _append_inlined(node, self.inline(inner), read, nodes, renamed)
         outputs = map_tensors(graph.outputs, current)
         return Graph(graph.name, graph.input_structure, graph.input_names, outputs, nodes, graph.weights)
 
-    def _may_open(self, layer: Layer) -> bool:
-        return is_closed(layer) and layer.activity_regularizer is None and not (self._masked and _reads_mask(layer))
+    def _may_inline(self, layer: Layer) -> bool:
+        return should_inline(layer) and layer.activity_regularizer is None and not (self._masked and _reads_mask(layer))
 
-    def _opened(self, node: Node) -> tuple[Graph, list[Tensor]] | None:
-        """(graph, tensors that it reads) of a call of a custom layer; None where the layer has to stay as it is."""
+    def _recorded(self, node: Node) -> tuple[Graph, list[Tensor]] | None:
+        """(recorded graph of a call, the tensors that the call reads); None if the layer cannot be inlined."""
         layer, given = node.layer, node.kwargs.get("training")
         spec = private.call_signature(layer)
         if not node.inputs() or (given is None and spec.default_training_arg):
@@ -96,17 +97,17 @@ class _Opener:
         modes = (False, True) if given is None else (given, given)
         try:
             # Two traces that differ show that the layer keeps state or draws random numbers; no graph can replace it.
-            (opened, read), (other, _) = (self._trace(node, mode) for mode in modes)
-            same = _follows_training(opened, other) and (given or computes_the_same(node, opened, read))
-        except Exception:  # noqa: BLE001 - the user's `call` does not take symbolic tensors: the layer stays whole
+            (recorded, read), (other, _) = (self._trace(node, mode) for mode in modes)
+            same = _follows_training(recorded, other) and (given or computes_the_same(node, recorded, read))
+        except Exception:  # noqa: BLE001 - the user's `call` does not take symbolic tensors: it is not inlined
             return None
-        if not (same and _shapes(opened.outputs) == _shapes(node.outputs) and self._has_weights(opened, layer)):
+        if not (same and _shapes(recorded.outputs) == _shapes(node.outputs) and self._has_weights(recorded, layer)):
             return None
-        if not opened.nodes:
-            return _identity(node, opened, read)
-        for call in opened.nodes:
-            tell_training(call, given)
-        return opened, read
+        if not recorded.nodes:
+            return _identity_graph(node, recorded, read)
+        for call in recorded.nodes:
+            pass_training(call, given)
+        return recorded, read
 
     def _trace(self, node: Node, training: object) -> tuple[Graph, list[Tensor]]:
         kwargs = {name: value for name, value in node.kwargs.items() if name != "training"}
@@ -131,41 +132,41 @@ class _Opener:
             node.args, node.kwargs = tf.nest.map_structure(tensor_of, (node.args, node.kwargs))
 
     def _has_weights(self, graph: Graph, layer: Layer) -> bool:
-        """Whether the graph has every weight of a layer: in a layer of its own, or where a function reads it.
+        """Whether a recorded graph uses every weight of a layer: in one of its layers, or as a LearnedTensor.
 
-        A missing weight is held outside of the layer's attributes, as by a plain Python object; it would become a
-        constant.
+        A missing weight is held by a plain Python object instead of an attribute of the layer, so the recording turned
+        it into a constant.
         """
         leaves = tf.nest.flatten([(node.args, node.kwargs) for node in graph.nodes])
         found = [leaf for leaf in leaves if isinstance(leaf, tf.Variable)]
         found += [weight for node in graph.nodes for weight in node.layer.weights]
-        present = {_variable(weight) for weight in found}
+        present = {_variable_key(weight) for weight in found}
         used = layer.layer if isinstance(layer, keras.layers.SpectralNormalization) else layer
-        return all(self._learned.has(weight) for weight in used.weights if _variable(weight) not in present)
+        return all(self._learned.has(weight) for weight in used.weights if _variable_key(weight) not in present)
 
 
-def _identity(node: Node, opened: Graph, read: list[Tensor]) -> tuple[Graph, list[Tensor]] | None:
+def _identity_graph(node: Node, recorded: Graph, read: list[Tensor]) -> tuple[Graph, list[Tensor]] | None:
     """The graph of a layer that returns its input, as one call of Identity; None where it has several results."""
-    if not isinstance(opened.outputs, Tensor):
+    if not isinstance(recorded.outputs, Tensor):
         return None
-    call = Node(keras.layers.Identity(name=node.layer.name), node.layer.name, (opened.outputs,), {}, None)
-    call.outputs = opened.outputs = Tensor(opened.outputs.shape, opened.outputs.dtype, call)
-    opened.nodes = [call]
-    return opened, read
+    call = Node(keras.layers.Identity(name=node.layer.name), node.layer.name, (recorded.outputs,), {}, None)
+    call.outputs = recorded.outputs = Tensor(recorded.outputs.shape, recorded.outputs.dtype, call)
+    recorded.nodes = [call]
+    return recorded, read
 
 
-def _variable(weight: object) -> Itself:
-    return Itself(private.plain_variable(weight))
+def _variable_key(weight: object) -> IdentityKey:
+    return IdentityKey(private.plain_variable(weight))
 
 
-def is_closed(layer: Layer) -> bool:
-    """Whether a layer contains a computation that normalisation looks for: in its `call`, function or inner layer."""
+def should_inline(layer: Layer) -> bool:
+    """Whether a layer hides calls that normalisation has to see: in its `call`, its function or its inner layer."""
     if type(layer) is keras.layers.TimeDistributed:
         return type(layer.layer) is not keras.layers.Dense  # a rule makes it a Dense over the last axis
-    return is_custom(layer) or type(layer) is keras.layers.Lambda or is_normalized(layer)
+    return is_custom(layer) or type(layer) is keras.layers.Lambda or is_spectral_normalization(layer)
 
 
-def is_normalized(layer: Layer) -> bool:
+def is_spectral_normalization(layer: Layer) -> bool:
     """Whether a layer wraps another layer and normalises the kernel of that layer at each training step."""
     return type(layer) is keras.layers.SpectralNormalization
 
@@ -194,18 +195,18 @@ def _follows_training(inference: Graph, training: Graph) -> bool:
     """
     if len(inference.nodes) != len(training.nodes):
         return False
-    place = _places(inference) | _places(training)
+    number_of = _tensor_numbers(inference) | _tensor_numbers(training)
     for call, other in zip(inference.nodes, training.nodes, strict=True):
         if call.kwargs.get("training") is False and other.kwargs.get("training") is True:
             del call.kwargs["training"], other.kwargs["training"]
         if not _calls_the_same(call.layer, other.layer):
             return False
-        if not _equal((call.args, call.kwargs), (other.args, other.kwargs), place):
+        if not _equal((call.args, call.kwargs), (other.args, other.kwargs), number_of):
             return False
-    return _equal(inference.outputs, training.outputs, place)
+    return _equal(inference.outputs, training.outputs, number_of)
 
 
-def _places(graph: Graph) -> dict[Tensor, int]:
+def _tensor_numbers(graph: Graph) -> dict[Tensor, int]:
     """Tensor -> its number among all tensors of the graph, in order."""
     results = [tensor for node in graph.nodes for tensor in tensors(node.outputs)]
     return {tensor: number for number, tensor in enumerate([*graph.inputs(), *results])}
@@ -229,9 +230,9 @@ def _config(layer: Layer) -> dict[str, Any]:
     return {name: value for name, value in layer.get_config().items() if name != "name"}
 
 
-def _equal(first: object, second: object, place: dict[Tensor, int]) -> bool:
+def _equal(first: object, second: object, number_of: dict[Tensor, int]) -> bool:
     def placed(leaf: object) -> Any:
-        return place.get(leaf, leaf) if isinstance(leaf, Tensor) else leaf
+        return number_of.get(leaf, leaf) if isinstance(leaf, Tensor) else leaf
 
     sides = [tf.nest.flatten(structure) for structure in (first, second)]
     return len(sides[0]) == len(sides[1]) and all(
@@ -240,7 +241,9 @@ def _equal(first: object, second: object, place: dict[Tensor, int]) -> bool:
     )
 
 
-def _inline(node: Node, inner: Graph, read: list[Tensor], nodes: list[Node], renamed: dict[Tensor, Tensor]) -> None:
+def _append_inlined(
+    node: Node, inner: Graph, read: list[Tensor], nodes: list[Node], renamed: dict[Tensor, Tensor]
+) -> None:
     bound = dict(zip(inner.inputs(), read, strict=True))
 
     def current(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Whether a user's function is a function of single elements, found by tracing it: then int8 can be a table."""
+"""Finds out by tracing whether a user's function is elementwise; if it is, a lookup table can compute it in int8."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import tensorflow as tf
 
 from tfmot_ops.core.keras import private
-from tfmot_ops.core.keras.identity import Itself
+from tfmot_ops.core.keras.identity import IdentityKey
 from tfmot_ops.core.keras.pinned import keras
 
 #: Operations of TensorFlow that compute each element of the result from the same element of their inputs.
-_OF_ELEMENTS = {
+_ELEMENTWISE_OPS = {
     *("Add", "AddV2", "AddN", "Sub", "Mul", "MulNoNan", "RealDiv", "Div", "DivNoNan", "FloorDiv", "FloorMod", "Neg"),
     *("Maximum", "Minimum", "ClipByValue", "Relu", "Relu6", "Elu", "Selu", "LeakyRelu", "Sigmoid", "Tanh", "Softplus"),
     *("Softsign", "Exp", "Expm1", "Log", "Log1p", "Erf", "Erfc", "Sqrt", "Rsqrt", "Square", "SquaredDifference", "Pow"),
@@ -23,25 +23,27 @@ _OF_ELEMENTS = {
     *("LogicalAnd", "LogicalOr", "LogicalNot", "IsNan", "IsInf", "IsFinite", "Cast", "ZerosLike", "OnesLike"),
     *("Identity", "IdentityN", "StopGradient", "PreventGradient", "EnsureShape", "FakeQuantWithMinMaxArgs"),
 }
-#: Operations that carry constants and calls; `Shape` only where `Fill` reads it (`tf.ones_like`).
-_AROUND = {"Const", "Placeholder", "PartitionedCall", "StatefulPartitionedCall", "NoOp", "Shape", "Fill"}
+#: Operations around them: constants, arguments and function calls. `Shape` is allowed only where `Fill` reads it, as in
+#: `tf.ones_like`.
+_STRUCTURAL_OPS = {"Const", "Placeholder", "PartitionedCall", "StatefulPartitionedCall", "NoOp", "Shape", "Fill"}
 _RANK = 4
 
 
 def is_elementwise(function: Any) -> bool:
     """Whether a function of one tensor, or the `call` of a layer, computes each element from the same element.
 
-    It is traced on a float32 tensor of unknown sizes. A function that reads a variable, draws random numbers, mixes
-    elements or asks for the shape is not; neither is one that fails in the trace.
+    The function is traced on a float32 tensor of unknown sizes. A function is not elementwise if it reads a variable,
+    draws random numbers, mixes elements or reads the shape, and it does not count as elementwise if the trace fails.
     """
-    return _traced(Itself(function))
+    return _traced(IdentityKey(function))
 
 
 @lru_cache(maxsize=512)
-def _traced(key: Itself) -> bool:
+def _traced(key: IdentityKey) -> bool:
+    """`is_elementwise`, cached by the identity of the function."""
     try:
         with tf.init_scope():
-            concrete = tf.function(_call_of(key.what), autograph=False).get_concrete_function(
+            concrete = tf.function(_call_of(key.wrapped), autograph=False).get_concrete_function(
                 tf.TensorSpec([None] * _RANK, tf.float32)
             )
     except Exception:  # noqa: BLE001 - the user's function may raise anything on a tensor of unknown sizes
@@ -50,7 +52,7 @@ def _traced(key: Itself) -> bool:
     if not tf.is_tensor(result) or result.dtype != tf.float32 or result.shape.rank != _RANK:
         return False
     captured = all(value.dtype != tf.resource and value.shape.num_elements() == 1 for value in concrete.captured_inputs)
-    return captured and all(_is_of_elements(node) for node in _nodes(concrete.graph))
+    return captured and all(_is_elementwise_op(node) for node in _nodes(concrete.graph))
 
 
 def _call_of(function: Any) -> Any:
@@ -75,7 +77,7 @@ def _with_readers(nodes: Any) -> Iterator[Any]:
         yield node, readers.get(node.name, set())
 
 
-def _is_of_elements(entry: tuple[Any, set[str]]) -> bool:
+def _is_elementwise_op(entry: tuple[Any, set[str]]) -> bool:
     node, readers = entry
     match node.op:
         case "Const":
@@ -84,4 +86,4 @@ def _is_of_elements(entry: tuple[Any, set[str]]) -> bool:
         case "Shape":
             return readers <= {"Fill"}
         case _:
-            return node.op in _OF_ELEMENTS or node.op in _AROUND
+            return node.op in _ELEMENTWISE_OPS or node.op in _STRUCTURAL_OPS

@@ -1,4 +1,8 @@
-"""Why a layer or function stays in float: a limit of TFLite, or of int8 values."""
+"""Why a layer or function stays in float: a limit of TFLite, or of int8 values.
+
+The reasons appear in the report of `core.quantize` and in docs/layers.md. Which calls stay in float is decided by the
+operation table and by `quantization.scheme`, not here.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from typing import Any
 
 from tfmot_ops.core.graph.operations import LAYERS, UNKNOWN
 from tfmot_ops.core.graph.roles import describe
-from tfmot_ops.core.graph.steepness import FEWEST_ELEMENTS
+from tfmot_ops.core.graph.steepness import MIN_ELEMENTS
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Layer
 
@@ -21,11 +25,11 @@ _LAYERS: dict[type, str] = {
     **dict.fromkeys((_L.ConvLSTM1D, _L.ConvLSTM2D, _L.ConvLSTM3D), _RECURRENT_CONVOLUTION),
     **dict.fromkeys((_L.LocallyConnected1D, _L.LocallyConnected2D), _LOCAL),
     _L.Masking: "{} compares its input with mask_value, which other values would be equal to after rounding to int8",
-    _L.CategoryEncoding: "{} counts whole numbers, which TFLite does in float",
+    _L.CategoryEncoding: "{} counts integers, which TFLite does in float",
     _L.DenseFeatures: "{} reads columns of features by name, which TFLite computes in float",
     **dict.fromkeys(
         (_L.LayerNormalization, _L.GroupNormalization),
-        f"{{}} is int8 over {FEWEST_ELEMENTS} or more elements of known number, without the batch axis, only",
+        f"{{}} is int8 over {MIN_ELEMENTS} or more elements of known number, without the batch axis, only",
     ),
 }
 _FUNCTIONS: dict[str, str] = {

@@ -30,8 +30,8 @@ class Tensor:
     producer: Node | None = None
 
     @property
-    def rank_allows_channels(self) -> bool:
-        """Whether the last axis can be one of channels: the first is the batch."""
+    def has_channel_axis(self) -> bool:
+        """Whether there is an axis besides the batch (the first); the last one then is the axis of channels."""
         return len(self.shape) > 1
 
     @property
@@ -163,7 +163,7 @@ def map_tensors(structure: object, function: Callable[[Tensor], Any]) -> Any:
 
 
 def layer_paths(model: Model, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(path, layer) of every layer, nested models opened, in the model's order; InputLayers left out."""
+    """(path, layer) of every layer except InputLayers, with those of nested models, in the model's order."""
     for layer in model.layers:
         if isinstance(layer, keras.layers.InputLayer):
             continue
@@ -199,7 +199,7 @@ def unique_names(paths: Iterable[str], taken: Iterable[str] = ()) -> dict[str, s
     return names
 
 
-def scope_part(name: str) -> str:
+def scope_safe_name(name: str) -> str:
     """The name with `_` for every character that TensorFlow does not allow in the name of a scope."""
     return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in name)
 

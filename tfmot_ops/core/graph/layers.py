@@ -262,4 +262,4 @@ class Power(keras.layers.Layer):
 
 
 #: All layer classes of this module.
-LAYERS = (Affine, HardSwish, InverseRoot, AxisMean, Shift, Einsum, MaskedScores, LearnedTensor, Power)
+INSERTED_LAYERS = (Affine, HardSwish, InverseRoot, AxisMean, Shift, Einsum, MaskedScores, LearnedTensor, Power)

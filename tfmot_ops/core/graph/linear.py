@@ -3,6 +3,7 @@
 Each function takes (layer, kernel, value). Strides, padding and dilation come from the layer; the kernel is passed in,
 so that a rounded one can replace the layer's own, and has the same shape. A 1D convolution is computed as a 2D one of
 height 1: the kernel is [1, k, C_in, C_out], the value [N, T, C] or [N, 1, T, C], the result [N, 1, T', C'].
+`tflite.emit` calls these functions by the field `linear_part` of the operation table.
 """
 
 from __future__ import annotations

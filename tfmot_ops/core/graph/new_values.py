@@ -21,11 +21,12 @@ from tfmot_ops.core.keras.values import value_of
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.errors import UnsupportedModelError
 
-#: Fewest levels of the shared range that must remain for the input's own values. Chosen: 8 levels are 3 bits.
+#: Smallest number of levels of the shared range that must remain for the input's own values. Not measured: 8 levels
+#: are 3 bits.
 _FEWEST_LEVELS = 8
 
 
-def constants(node: Node) -> list[np.ndarray]:
+def output_constants(node: Node) -> list[np.ndarray]:
     """The constants that a call puts into its output; without zeros, which every range contains."""
     found: Any = []
     match spec_of(inner_layer(node.layer)).constants:
@@ -45,7 +46,7 @@ def pad_constant(node: Node) -> Any:
     return given.get("constant_values", 0) if str(given.get("mode", "CONSTANT")).upper() == "CONSTANT" else 0
 
 
-def refuse_far_constants(
+def refuse_outlier_constants(
     graph: Graph,
     batches: Iterable[list[np.ndarray]],
     compute: Compute,
@@ -69,11 +70,11 @@ def refuse_far_constants(
     Raises:
         UnsupportedModelError: names the call and its constant.
     """
-    widths = {node: np.zeros(4) for node in graph.nodes if constants(node) and is_rounded(node)}
+    widths = {node: np.zeros(4) for node in graph.nodes if output_constants(node) and is_rounded(node)}
     if not widths:
         return
 
-    def watch(node: Node, args: Args, kwargs: Kwargs) -> Any:
+    def observe(node: Node, args: Args, kwargs: Kwargs) -> Any:
         result = compute(node, args, kwargs)
         if node in widths:
             leaves = zip(tf.nest.flatten((node.args, node.kwargs)), tf.nest.flatten((args, kwargs)), strict=True)
@@ -83,11 +84,11 @@ def refuse_far_constants(
         return result
 
     for batch in batches:
-        run_graph(graph, [tf.convert_to_tensor(part) for part in batch], watch)
+        run_graph(graph, [tf.convert_to_tensor(part) for part in batch], observe)
     for node, (low, high, lowest, highest) in widths.items():
         levels = 2**bits * (high - low) / (highest - lowest) if highest > lowest else np.inf
         if high > low and not levels >= _FEWEST_LEVELS:
-            raise _far_constant_error(node, (low, high), (lowest, highest))
+            raise _outlier_constant_error(node, (low, high), (lowest, highest))
 
 
 def _extremes(values: Sequence[TensorLike], low: float, high: float) -> tuple[float, float]:
@@ -96,7 +97,7 @@ def _extremes(values: Sequence[TensorLike], low: float, high: float) -> tuple[fl
     return min([low, *(float(array.min()) for array in arrays)]), max([high, *(float(array.max()) for array in arrays)])
 
 
-def refuse_pads_out_of_range(graph: Graph) -> None:
+def refuse_pads_beyond_float16(graph: Graph) -> None:
     """Refuse a padding value beyond float16 (65504): it would become infinite in a float16 file.
 
     Raises:
@@ -104,14 +105,14 @@ def refuse_pads_out_of_range(graph: Graph) -> None:
     """
     for node in graph.nodes:
         is_pad = spec_of(inner_layer(node.layer)).constants is Constants.PADDING
-        if is_pad and any(not np.all(np.abs(array) <= np.finfo(np.float16).max) for array in constants(node)):
-            raise _far_constant_error(node, None, None)
+        if is_pad and any(not np.all(np.abs(array) <= np.finfo(np.float16).max) for array in output_constants(node)):
+            raise _outlier_constant_error(node, None, None)
 
 
-def _far_constant_error(
+def _outlier_constant_error(
     node: Node, values: tuple[float, float] | None, result: tuple[float, float] | None
 ) -> UnsupportedModelError:
-    numbers = ", ".join(f"{number:g}" for array in constants(node) for number in {array.min(), array.max()})
+    numbers = ", ".join(f"{number:g}" for array in output_constants(node) for number in {array.min(), array.max()})
     kind = getattr(inner_layer(node.layer), "symbol", type(inner_layer(node.layer)).__name__)
     of_values = f"{values[0]:.3g} to {values[1]:.3g}" if values else "of an activation"
     more = f", and the range of both {result[0]:.3g} to {result[1]:.3g}" if result else ""
@@ -124,7 +125,7 @@ def _far_constant_error(
     )
 
 
-def reads_rounded(graph: Graph, is_rounded: Callable[[Node], bool]) -> Callable[[Node], bool]:
+def extended_to_readers(graph: Graph, is_rounded: Callable[[Node], bool]) -> Callable[[Node], bool]:
     """Extend a predicate on calls: true for a call if it holds for the call or for a call that reads its result."""
     readers = graph.readers()
     return lambda node: (

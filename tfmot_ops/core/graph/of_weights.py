@@ -12,7 +12,7 @@ from tfmot_ops.core.graph.layers import LearnedTensor
 from tfmot_ops.core.keras.private import QuantizeLayer
 
 
-def calls_of_weights(graph: Graph) -> set[Node]:
+def weight_only_calls(graph: Graph) -> set[Node]:
     """The calls of LearnedTensors, and the calls that read only their results, such as a gather from a learned table.
 
     Args:
@@ -29,11 +29,11 @@ def calls_of_weights(graph: Graph) -> set[Node]:
     return found
 
 
-def weights_of(tensor: Tensor, graph: Graph) -> Any:
+def weight_only_value(tensor: Tensor, graph: Graph) -> Any:
     """The present values of a tensor that depends on weights alone.
 
     Args:
-        tensor: the result of one of the calls that `calls_of_weights` finds, or of a quantiser of such a result, which
+        tensor: the result of one of the calls that `weight_only_calls` finds, or of a quantiser of such a result, which
             is passed through.
         graph: holds the weights.
     """
@@ -43,5 +43,5 @@ def weights_of(tensor: Tensor, graph: Graph) -> Any:
     with tf.init_scope():
         if isinstance(node.layer, LearnedTensor):
             return np.asarray(graph.weights_of(node.layer)[0])
-        args, kwargs = map_tensors((node.args, node.kwargs), lambda operand: weights_of(operand, graph))
+        args, kwargs = map_tensors((node.args, node.kwargs), lambda operand: weight_only_value(operand, graph))
         return np.asarray(args[0] if isinstance(node.layer, QuantizeLayer) else node.layer(*args, **kwargs))

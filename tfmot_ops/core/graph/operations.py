@@ -100,27 +100,27 @@ class OpSpec:
         role: how a call of the operation takes part in an int8 graph.
         tflite: the TFLite operations that an int8 call may become; the first is the one that reads the kernel.
         kernels: the operation's kernels; `sums` takes the first.
-        sums: (layer, kernel, input) -> the convolution or product with that kernel, without bias and activation.
-        one_axis: whether the operation works on [N, T, C], which TFLite computes as [N, 1, T, C].
+        linear_part: (layer, kernel, input) -> the convolution or product with that kernel, without bias and activation.
+        is_1d: whether the operation works on [N, T, C], which TFLite computes as [N, 1, T, C].
         fuses: roles of a next call that TFLite fuses into this operation, such as a ReLU into a convolution.
         relu_keeps_range: whether a ReLU after the operation is fused and shares its range, as after a pooling.
         fixed_range: (lowest, highest) value of the output range that TFLite prescribes.
         arithmetic: how the output's magnitude follows from the inputs', to find output ranges that are too narrow for
             int8 kernels (see `quantization.scales`); None where no limit is known.
         constants: which argument holds constants that appear in the output.
-        table: whether the operation is a function of single elements that TFLite has no int8 form of: the file has a
-            table with the int8 result for each of the 256 int8 values instead.
-        elementwise: whether the operation is an elementwise function that TFLite has in int8. For a device without it,
-            the file has such a table too.
-        becomes_int8: whether normalisation rewrites the operation to calls that have an int8 form.
+        table: whether the operation is an elementwise function without an int8 form in TFLite. The file then has a
+            lookup table with the int8 result for each of the 256 int8 inputs.
+        elementwise: whether the operation is an elementwise function that TFLite has in int8. If the target device
+            lacks it, the file has a lookup table too.
+        rewritten_to_int8: whether normalisation rewrites the operation to calls that have an int8 form.
         why_float: why the operation stays in float: a sentence with {} for the operation's name.
     """
 
     role: Role
     tflite: tuple[str, ...] = ()
     kernels: tuple[Kernel, ...] = ()
-    sums: Callable[[Any, Any, Any], Any] | None = None
-    one_axis: bool = False
+    linear_part: Callable[[Any, Any, Any], Any] | None = None
+    is_1d: bool = False
     fuses: frozenset[Role] = frozenset()
     relu_keeps_range: bool = False
     fixed_range: tuple[float, float] | None = None
@@ -128,7 +128,7 @@ class OpSpec:
     constants: Constants | None = None
     table: bool = False
     elementwise: bool = False
-    becomes_int8: bool = False
+    rewritten_to_int8: bool = False
     why_float: str = "{} is not supported in QAT yet: trained in float, left to the converter"
 
 
@@ -159,7 +159,7 @@ def _computes(*tflite: str, **more: Any) -> OpSpec:
     return OpSpec(Role.COMPUTES, tflite, **more)
 
 
-#: The row of every function that the file looks up in a table.
+#: The row of every elementwise function that becomes a lookup table in the file.
 TABLE = OpSpec(Role.COMPUTES, ("GATHER", "CAST", "ADD", "ELU"), table=True)
 
 
@@ -183,7 +183,7 @@ LAYERS: dict[type, OpSpec] = {
         ("CONV_2D", "RESHAPE", "PAD"),
         (_CONVOLUTION,),
         linear.convolution,
-        one_axis=True,
+        is_1d=True,
         fuses=_AFFINE_OR_RELU,
     ),
     _L.Conv2D: OpSpec(Role.CONVOLUTION, ("CONV_2D",), (_CONVOLUTION,), linear.convolution, fuses=_AFFINE_OR_RELU),
@@ -200,7 +200,7 @@ LAYERS: dict[type, OpSpec] = {
         ("DEPTHWISE_CONV_2D", "RESHAPE"),
         (_DEPTHWISE,),
         linear.depthwise,
-        one_axis=True,
+        is_1d=True,
         fuses=_AFFINE_OR_RELU,
     ),
     _L.DepthwiseConv2D: OpSpec(
@@ -208,9 +208,9 @@ LAYERS: dict[type, OpSpec] = {
     ),
     _L.Dense: OpSpec(Role.CONVOLUTION, ("FULLY_CONNECTED", "RESHAPE"), (_DENSE,), linear.dense, fuses=_AFFINE_OR_RELU),
     _L.Embedding: OpSpec(Role.GATHER, ("GATHER", "CAST"), (Kernel("embeddings", per_channel=False),)),
-    _L.SeparableConv1D: OpSpec(Role.FLOAT, kernels=(_POINTWISE, _DEPTHWISE), becomes_int8=True),
-    _L.SeparableConv2D: OpSpec(Role.FLOAT, kernels=(_POINTWISE, _DEPTHWISE), becomes_int8=True),
-    _L.Conv1DTranspose: OpSpec(Role.FLOAT, kernels=(_TRANSPOSED,), becomes_int8=True),
+    _L.SeparableConv1D: OpSpec(Role.FLOAT, kernels=(_POINTWISE, _DEPTHWISE), rewritten_to_int8=True),
+    _L.SeparableConv2D: OpSpec(Role.FLOAT, kernels=(_POINTWISE, _DEPTHWISE), rewritten_to_int8=True),
+    _L.Conv1DTranspose: OpSpec(Role.FLOAT, kernels=(_TRANSPOSED,), rewritten_to_int8=True),
     _L.Conv3D: OpSpec(Role.FLOAT, kernels=(Kernel(),), why_float=_FLOAT_ONLY),
     _L.Conv3DTranspose: OpSpec(Role.FLOAT, why_float=_FLOAT_ONLY),
     # For QAT, normalisation replaces a call of these layers by its single steps (`rules.recurrent`).
@@ -314,7 +314,7 @@ FUNCTIONS: dict[str, OpSpec] = {
     "math.minimum": _same_scale("MINIMUM", constants=Constants.OPERANDS),
     "where": _same_scale("SELECT", "SELECT_V2", constants=Constants.OPERANDS),
     "clip_by_value": _same_scale("MINIMUM", "MAXIMUM", constants=Constants.OPERANDS),
-    # Only where an operand is a constant that is not per channel, or has another rank; otherwise rules make layers.
+    # For operands that are constants but not per channel, or of another rank; rules rewrite other calls to layers.
     "math.add": _computes("ADD"),
     "__operators__.add": _computes("ADD"),
     "math.multiply": _computes("MUL"),

@@ -1,7 +1,9 @@
-"""Functions of one number: several TensorFlow calls that together compute one value from one value become one layer.
+"""The layer `Pointwise`: an elementwise function that consists of several TensorFlow calls, as one layer.
 
-TFLite has few such functions in int8. Any of them can be a table instead, as an int8 value is one of 256: the table has
-the result for each. A table is exact, and one table for `x * tanh(softplus(x))` rounds once, three calls three times.
+TFLite has few elementwise functions in int8. Any other one can be a lookup table: an int8 input has 256 possible
+values, and the table has the result for each. The table adds no error of its own, and one table for
+`x * tanh(softplus(x))` rounds once where three operations round three times. `clusters` makes the layers, and
+`tflite.tables` writes the tables.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import get_symbol_from_name
 from tfmot_ops.errors import UnsupportedModelError
 
-#: Functions that the rules of normalisation or the converter make int8 operations of, by Keras' names for them.
+#: Functions (by Keras' names) that become int8 operations, by a rule of normalisation or by the converter.
 INT8 = {
     *("math.add", "__operators__.add", "math.subtract", "math.multiply", "math.negative", "math.square", "math.abs"),
     *("math.maximum", "math.minimum", "math.squared_difference", "clip_by_value", "where", "math.exp"),
@@ -27,14 +29,15 @@ INT8 = {
 #: Functions that are int8 with their default arguments only.
 INT8_BY_DEFAULT = {"nn.silu", "nn.swish", "nn.gelu"}
 DIVISIONS = {"math.truediv", "math.divide"}
-#: Functions whose value or slope diverges somewhere: a cluster with one of them is a table only if it is tame.
+#: Functions whose value or slope is infinite somewhere: a cluster with one of them becomes a table only if
+#: `PointwiseClusters.fits_table` finds the table accurate.
 _DIVERGES = {
     *("math.log", "math.log1p", "math.sqrt", "math.rsqrt", "math.reciprocal", "math.reciprocal_no_nan", "math.pow"),
     *("math.divide_no_nan", "math.xdivy", "math.xlogy", "math.tan", "math.acos", "math.asin", "math.acosh"),
     *("math.atanh", "math.atan2", "math.lgamma", "math.digamma", "math.floormod", "compat.v1.floor_div"),
 }
 #: All functions that a `Pointwise` layer may call: each element of the result depends on the same element only.
-FUNCTIONS_OF_ELEMENTS = frozenset(
+ELEMENTWISE_FUNCTIONS = frozenset(
     {
         *(INT8 | INT8_BY_DEFAULT | DIVISIONS | _DIVERGES),
         *("math.erf", "math.erfc", "math.sin", "math.cos", "math.atan", "math.sinh", "math.cosh", "math.asinh"),
@@ -57,18 +60,18 @@ class Pointwise(keras.layers.Layer):
             `{"dtype": "int32"}` for a type and `{"number": 1.0, "dtype": "float32"}` for a scalar tensor.
 
     Raises:
-        UnsupportedModelError: a function is not in `FUNCTIONS_OF_ELEMENTS`.
+        UnsupportedModelError: a function is not in `ELEMENTWISE_FUNCTIONS`.
     """
 
     def __init__(self, steps: Sequence[Mapping[str, Any]], **kwargs: object) -> None:
         super().__init__(**kwargs)
         self.steps = [dict(step) for step in steps]
         names = [step["function"] for step in self.steps]
-        refused = [name for name in names if name not in FUNCTIONS_OF_ELEMENTS]
+        refused = [name for name in names if name not in ELEMENTWISE_FUNCTIONS]
         if refused:
             raise UnsupportedModelError(
                 f"layer {self.name!r} calls {refused[0]!r}",
-                required="TensorFlow functions of single elements",
+                required="elementwise TensorFlow functions",
                 received=", ".join(map(str, refused)),
                 remedy="make the layer by core.normalize or core.quantize",
             )
@@ -93,7 +96,7 @@ class Pointwise(keras.layers.Layer):
 
     @property
     def diverges(self) -> bool:
-        """Whether a step is a logarithm, a root or a division, which int8 must not compute by itself."""
+        """Whether a step, or its slope, may be infinite, as in a logarithm, a root or a division."""
         return any(may_diverge(step["function"], step["args"]) for step in self.steps)
 
 

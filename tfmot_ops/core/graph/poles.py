@@ -20,12 +20,12 @@ from tfmot_ops.core.keras.types import Layer
 
 _L = keras.layers
 #: TensorFlow function -> position of the operand at whose 0 the function's value or derivative diverges.
-_POLES = {
+_DIVERGING_OPERAND = {
     **dict.fromkeys(("math.log", "math.log1p", "math.reciprocal", "math.reciprocal_no_nan", "math.rsqrt"), 0),
     **dict.fromkeys(("math.sqrt", "math.pow", "math.digamma", "math.lgamma"), 0),
     **dict.fromkeys(("math.truediv", "math.divide", "math.divide_no_nan", "math.xdivy", "math.xlogy"), 1),
 }
-_POLE_ACTIVATIONS = {"log", "log1p", "reciprocal", "rsqrt", "sqrt"}
+_DIVERGING_ACTIVATIONS = {"log", "log1p", "reciprocal", "rsqrt", "sqrt"}
 #: Operations that prepare such an operand: clipping, sums, squares, reshapes. No operation with a kernel is among them.
 _PREPARES = (
     *(Affine, AxisMean, Shift, _L.Maximum, _L.Minimum, _L.Reshape, _L.Flatten, _L.Permute, _L.RepeatVector),
@@ -37,44 +37,45 @@ _PREPARES = (
 )
 
 
-def has_pole(layer: Layer) -> bool:
+def diverges_at_zero(layer: Layer) -> bool:
     """Whether the function of this layer (the inner one, without wrappers) diverges where an operand is 0."""
-    return getattr(layer, "symbol", None) in _POLES or activation_name(layer) in _POLE_ACTIVATIONS
+    return getattr(layer, "symbol", None) in _DIVERGING_OPERAND or activation_name(layer) in _DIVERGING_ACTIVATIONS
 
 
-def float_calls(graph: Graph) -> set[Node]:
+def calls_before_divergence(graph: Graph) -> set[Node]:
     """The calls that prepare the operand of a diverging function, and therefore have to stay in float.
 
     Args:
         graph: normalised or quantised.
     """
-    chosen: set[Node] = set()
-    waiting = [tensor for node in graph.nodes for tensor in _operand(node)]
-    while waiting:
-        node = waiting.pop().producer
-        if node is None or node in chosen or not _prepares(node):
+    found: set[Node] = set()
+    to_visit = [tensor for node in graph.nodes for tensor in _diverging_operand(node)]
+    while to_visit:
+        node = to_visit.pop().producer
+        if node is None or node in found or not _prepares(node):
             continue
-        chosen.add(node)
-        waiting += node.inputs()
-    return chosen
+        found.add(node)
+        to_visit += node.inputs()
+    return found
 
 
-def reads_any(node: Node, unrounded: AbstractSet[Node]) -> bool:
-    """Whether a call diverges where the result of one of the calls `unrounded` is 0."""
-    return any(tensor.producer in unrounded for tensor in _operand(node))
+def diverges_on_result_of(node: Node, float_calls: AbstractSet[Node]) -> bool:
+    """Whether a call diverges where the result of one of the calls `float_calls` is 0."""
+    return any(tensor.producer in float_calls for tensor in _diverging_operand(node))
 
 
 def _inner(node: Node) -> Any:
     return getattr(node.layer, "layer", node.layer)
 
 
-def _operand(node: Node) -> list[Tensor]:
+def _diverging_operand(node: Node) -> list[Tensor]:
+    """The tensors at whose 0 a call diverges; empty for a call that does not diverge."""
     layer = _inner(node)
-    if not has_pole(layer):
+    if not diverges_at_zero(layer):
         return []
-    place = _POLES.get(getattr(layer, "symbol", ""), 0)
+    place = _DIVERGING_OPERAND.get(getattr(layer, "symbol", ""), 0)
     given = [*node.args, *(value for name, value in node.kwargs.items() if name != "name")]
-    # x ** p with p >= 1 has no pole at 0.
+    # x ** p with p >= 1 does not diverge at 0.
     power = given[1] if getattr(layer, "symbol", None) == "math.pow" and len(given) > 1 else None
     if power is not None and not isinstance(power, Tensor) and np.all(np.asarray(power) >= 1):
         return []
@@ -87,4 +88,4 @@ def _prepares(node: Node) -> bool:
         # x * x only: a product of two different tensors stays int8, with a range of its own.
         return len(set(node.inputs())) == 1
     # A function that TFLite looks up in a table is computed in float before a diverging one: softplus comes close to 0.
-    return getattr(layer, "symbol", type(layer)) in _PREPARES or has_pole(layer) or spec_of(layer).table
+    return getattr(layer, "symbol", type(layer)) in _PREPARES or diverges_at_zero(layer) or spec_of(layer).table

@@ -1,6 +1,7 @@
 """A graph whose layers compute in float16, bfloat16 or float64, as a graph of float32 layers.
 
-Fake quantisation and the TFLite converter need float32. The weights keep their values, up to float32's precision.
+Fake quantisation and the TFLite converter need float32. The weights keep their values, up to float32's precision. This
+is the first step of `normalize`; pruning keeps the layers' own types.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from tfmot_ops.core.graph.rebuild import config_of, copy_layer, rebuild
 from tfmot_ops.core.keras.types import Layer
 
 _LOG = logging.getLogger(__name__)
-_OTHERS = {"float16", "bfloat16", "float64", "half", "double"}
-_POLICIES = _OTHERS | {"mixed_float16", "mixed_bfloat16"}
+_OTHER_FLOATS = {"float16", "bfloat16", "float64", "half", "double"}
+_POLICIES = _OTHER_FLOATS | {"mixed_float16", "mixed_bfloat16"}
 
 
 def in_float32(graph: Graph) -> Graph:
@@ -32,9 +33,9 @@ def in_float32(graph: Graph) -> Graph:
         UnsupportedModelError: a layer cannot be copied.
     """
     results = [tensor for node in graph.nodes for tensor in tensors(node.outputs)]
-    if not any(tensor.dtype in _OTHERS for tensor in (*graph.inputs(), *results)):
+    if not any(tensor.dtype in _OTHER_FLOATS for tensor in (*graph.inputs(), *results)):
         return graph
-    _LOG.info("%s: its layers of other float types compute in float32 from here on", graph.name)
+    _LOG.info("%s: layers of type float16, bfloat16 or float64 are converted to float32", graph.name)
     converted = _Conversion(graph).graph
     names = unique_names(dict.fromkeys(node.path for node in converted.nodes), converted.input_names.values())
     known = {names[node.path]: (node.path, node.origin) for node in converted.nodes}
@@ -88,16 +89,20 @@ class _Conversion:
         if isinstance(leaf, Tensor):
             return self._tensors[leaf]
         if isinstance(leaf, tf.DType):
-            return tf.float32 if leaf.name in _OTHERS else leaf
+            return tf.float32 if leaf.name in _OTHER_FLOATS else leaf
         if isinstance(leaf, str):
-            return "float32" if leaf in _OTHERS else leaf
-        if isinstance(leaf, tf.Variable) or not hasattr(leaf, "dtype") or tf.as_dtype(leaf.dtype).name not in _OTHERS:
+            return "float32" if leaf in _OTHER_FLOATS else leaf
+        if (
+            isinstance(leaf, tf.Variable)
+            or not hasattr(leaf, "dtype")
+            or tf.as_dtype(leaf.dtype).name not in _OTHER_FLOATS
+        ):
             return leaf
         return tf.cast(leaf, tf.float32) if tf.is_tensor(leaf) else np.asarray(leaf, np.float32)
 
 
 def _float32_tensor(tensor: Tensor) -> Tensor:
-    return Tensor(tensor.shape, "float32" if tensor.dtype in _OTHERS else tensor.dtype)
+    return Tensor(tensor.shape, "float32" if tensor.dtype in _OTHER_FLOATS else tensor.dtype)
 
 
 def _float32_config(key: str, value: Any) -> Any:
@@ -116,5 +121,5 @@ def _float32_config(key: str, value: Any) -> Any:
 
 
 def _is_policy(value: Any) -> bool:
-    """Whether a config entry stands for a dtype policy, as Keras writes one that is no single type."""
+    """Whether a config entry stands for a dtype policy, as Keras writes a policy such as mixed_float16."""
     return isinstance(value, Mapping) and value.get("class_name") in {"Policy", "PolicyV1"}

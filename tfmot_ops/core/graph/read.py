@@ -1,4 +1,4 @@
-"""Model -> layer graph: nested models opened, shared layers kept shared, masks calls tensors of the graph.
+"""Reads a Keras model into a layer graph: nested models are flattened, and masks become tensors of the graph.
 
 In Keras a mask is an attribute of a tensor, which is lost at the first layer that does not support masking. In the
 graph a mask is a tensor, computed by calls of its own and passed as the argument `mask`. So a quantiser that is
@@ -13,16 +13,16 @@ from typing import Any
 import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, is_graph_model, map_tensors, tensors
-from tfmot_ops.core.graph.trace import functional
+from tfmot_ops.core.graph.trace import as_functional
 from tfmot_ops.core.keras import private
-from tfmot_ops.core.keras.identity import Itself
+from tfmot_ops.core.keras.identity import IdentityKey
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import KerasTensor
 from tfmot_ops.core.keras.types import Function, Layer, TensorLike
 from tfmot_ops.errors import UnsupportedModelError
 
 #: Symbolic tensor of a Keras model -> the graph's tensor for it.
-Bound = dict[Itself, Tensor]
+TensorMap = dict[IdentityKey, Tensor]
 
 #: Keras' layers that create a mask from an unmasked input, by themselves or by the layer that they wrap. Of a custom
 #: layer this is not known: its `compute_mask` is called.
@@ -33,17 +33,19 @@ def read_graph(model: keras.Model) -> Graph:
     """Read the layer graph of a model.
 
     Args:
-        model: functional, built sequential, or subclassed model (see `trace.functional`). Functional and sequential
-            models within it are opened in place; a subclassed one within it is one call.
+        model: functional, built sequential, or subclassed model (see `trace.as_functional`). Functional and sequential
+            models within it are flattened; a subclassed model within it becomes one call.
 
     Raises:
         UnsupportedModelError: the model has no graph, and its `call` cannot be recorded; or a layer's `compute_mask`
             does not work on symbolic tensors.
     """
-    model = functional(model)
-    bound: Bound = {}
+    model = as_functional(model)
+    bound: TensorMap = {}
     structure = tf.nest.map_structure(lambda keras_tensor: _bind_input(keras_tensor, bound), _input_structure(model))
-    names = {bound[Itself(keras_tensor)]: private.history(keras_tensor).layer.name for keras_tensor in model.inputs}
+    names = {
+        bound[IdentityKey(keras_tensor)]: private.history(keras_tensor).layer.name for keras_tensor in model.inputs
+    }
     nodes: list[Node] = []
     outputs = _walk(model, "", bound, nodes)
     return _with_masks(Graph(model.name, structure, names, outputs, nodes))
@@ -54,8 +56,8 @@ def _input_structure(model: keras.Model) -> Any:
     return model.inputs[0] if isinstance(model, keras.Sequential) else private.nested_inputs(model)
 
 
-def _bind_input(keras_tensor: KerasTensor, bound: Bound) -> Tensor:
-    tensor = bound[Itself(keras_tensor)] = _tensor(keras_tensor, None)
+def _bind_input(keras_tensor: KerasTensor, bound: TensorMap) -> Tensor:
+    tensor = bound[IdentityKey(keras_tensor)] = _tensor(keras_tensor, None)
     return tensor
 
 
@@ -65,7 +67,7 @@ def _tensor(keras_tensor: KerasTensor, producer: Node | None) -> Tensor:
     return Tensor(sizes, tf.as_dtype(keras_tensor.dtype).name, producer)
 
 
-def _walk(model: keras.Model, prefix: str, bound: Bound, nodes: list[Node]) -> Any:
+def _walk(model: keras.Model, prefix: str, bound: TensorMap, nodes: list[Node]) -> Any:
     """Append the calls of `model` to `nodes`; `bound` maps the symbolic tensors of this model."""
     by_depth = private.calls_by_depth(model)
     for depth in sorted(by_depth, reverse=True):
@@ -74,41 +76,41 @@ def _walk(model: keras.Model, prefix: str, bound: Bound, nodes: list[Node]) -> A
                 continue
             _read_call(call, prefix, bound, nodes)
     nested = model.outputs[0] if isinstance(model, keras.Sequential) else private.nested_outputs(model)
-    return tf.nest.map_structure(lambda keras_tensor: bound[Itself(keras_tensor)], nested)
+    return tf.nest.map_structure(lambda keras_tensor: bound[IdentityKey(keras_tensor)], nested)
 
 
-def _read_call(call: Any, prefix: str, bound: Bound, nodes: list[Node]) -> None:
+def _read_call(call: Any, prefix: str, bound: TensorMap, nodes: list[Node]) -> None:
     layer = call.layer
     path = prefix + layer.name
 
     def lookup(leaf: object) -> Any:
-        return bound.get(Itself(leaf), leaf)
+        return bound.get(IdentityKey(leaf), leaf)
 
     args = tf.nest.map_structure(lookup, call.call_args)
     kwargs = {name: tf.nest.map_structure(lookup, value) for name, value in call.call_kwargs.items()}
     node = Node(layer, path, args, kwargs, None)
-    name_training(node)
+    training_by_keyword(node)
     if isinstance(layer, keras.Model) and is_graph_model(layer):
         first = len(nodes)
         outputs = _open(layer, path, node.inputs(), nodes)
         for inner in nodes[first:]:
-            tell_training(inner, node.kwargs.get("training"))
+            pass_training(inner, node.kwargs.get("training"))
     else:
         outputs = node.outputs = tf.nest.map_structure(lambda out: _tensor(out, node), call.outputs)
         nodes.append(node)
     for keras_tensor, tensor in zip(tf.nest.flatten(call.outputs), tensors(outputs), strict=True):
-        bound[Itself(keras_tensor)] = tensor
+        bound[IdentityKey(keras_tensor)] = tensor
 
 
-def name_training(call: Node) -> None:
-    """Turn positional arguments of a call behind the first into keyword arguments, if `training` or `mask` is there."""
+def training_by_keyword(call: Node) -> None:
+    """Pass a call's positional arguments after the first by keyword, if `training` or `mask` is among them."""
     names = private.call_signature(call.layer).arg_names[: len(call.args)]
     if {"training", "mask"}.intersection(names[1:]):
         call.kwargs = dict(zip(names[1:], call.args[1:], strict=False)) | call.kwargs
         call.args = call.args[:1]
 
 
-def tell_training(call: Node, value: object) -> None:
+def pass_training(call: Node, value: object) -> None:
     """Pass the `training` argument of the surrounding model or layer to a call that has none; None changes nothing."""
     expects = private.call_signature(call.layer).expects_training_arg
     if value is not None and expects and call.kwargs.get("training") is None:
@@ -116,7 +118,7 @@ def tell_training(call: Node, value: object) -> None:
 
 
 def _open(model: keras.Model, path: str, arguments: list[Tensor], nodes: list[Node]) -> Any:
-    inner = {Itself(keras_tensor): tensor for keras_tensor, tensor in zip(model.inputs, arguments, strict=True)}
+    inner = {IdentityKey(keras_tensor): tensor for keras_tensor, tensor in zip(model.inputs, arguments, strict=True)}
     outputs = _walk(model, path + "/", inner, nodes)
     # The copy keeps this call's outputs apart from its inputs, also for a nested model that returns its own input.
     return map_tensors(outputs, lambda tensor: tensor)
@@ -201,14 +203,14 @@ def _masks_after(node: Node, masks: dict[Tensor, Tensor], nodes: list[Node]) -> 
     given = node.kwargs["mask"] if "mask" in node.kwargs else _masks_of(inputs, masks)
     if not layer.supports_masking or (given is None and not _starts_masks(layer)):
         return {}
-    if not private.hands_mask_on(layer):
+    if not private.passes_mask_through(layer):
         given = _record(node, lambda values: layer.compute_mask(*values), (inputs, given), nodes)
     pairs = zip(tf.nest.flatten(node.outputs), tf.nest.flatten(given), strict=False)
     return {tensor: mask for tensor, mask in pairs if isinstance(mask, Tensor)}
 
 
 def _starts_masks(layer: Layer) -> bool:
-    return isinstance(layer, _STARTS_MASKS) or not private.is_of_keras_layers(layer)
+    return isinstance(layer, _STARTS_MASKS) or not private.is_keras_layer_class(layer)
 
 
 def _record(node: Node, compute: Function, values: object, nodes: list[Node]) -> Any:
@@ -219,11 +221,11 @@ def _record(node: Node, compute: Function, values: object, nodes: list[Node]) ->
         return symbols.setdefault(tensor, keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype))
 
     given = map_tensors(values, symbol)
-    bound = {Itself(symbols[tensor]): tensor for tensor in tensors(values)}
+    bound = {IdentityKey(symbols[tensor]): tensor for tensor in tensors(values)}
     calls: list[Node] = []
     try:
         result = compute(given)
-        found = [leaf for leaf in tf.nest.flatten(result) if leaf is not None and Itself(leaf) not in bound]
+        found = [leaf for leaf in tf.nest.flatten(result) if leaf is not None and IdentityKey(leaf) not in bound]
         if found:
             _walk(keras.Model(list(symbols.values()), found), "", bound, calls)
     except Exception as error:  # a user's compute_mask may raise anything on symbolic tensors
@@ -241,4 +243,4 @@ def _record(node: Node, compute: Function, values: object, nodes: list[Node]) ->
         call.path = f"{node.path}/mask_{kind}" + (f"_{seen[kind]}" if seen[kind] > 1 else "")
         call.origin = node.origin
     nodes += calls
-    return tf.nest.map_structure(lambda leaf: bound.get(Itself(leaf)), result)
+    return tf.nest.map_structure(lambda leaf: bound.get(IdentityKey(leaf)), result)

@@ -1,4 +1,8 @@
-"""Layer graph -> Keras model: copies every layer once, calls the copy for each call, and sets its weights."""
+"""Layer graph -> Keras model: copies every layer once, calls the copy for each call, and sets its weights.
+
+Called after each rewrite of a graph: normalisation, QAT, pruning of channels. The functions that copy a layer, or avoid
+tracing one, also serve pruning wrappers and the loading of files.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors, unique_names
-from tfmot_ops.core.graph.layers import LAYERS
+from tfmot_ops.core.graph.layers import INSERTED_LAYERS
 from tfmot_ops.core.graph.pointwise import Pointwise
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
@@ -25,7 +29,7 @@ OnTensor = Callable[[Tensor, Any], Any]
 
 #: Packages of tf_keras.layers, and further layers, whose `call` has no side effects (no new state, no losses).
 _PURE_PACKAGES = {"activation", "convolutional", "merging", "normalization", "pooling", "regularization", "reshaping"}
-_PURE_LAYERS = {keras.layers.Dense, keras.layers.Activation, QuantizeLayer, Pointwise, *LAYERS}
+_PURE_LAYERS = {keras.layers.Dense, keras.layers.Activation, QuantizeLayer, Pointwise, *INSERTED_LAYERS}
 #: Random initialisers: skipped in a rebuild, as the graph's weights replace their values.
 _RANDOM = (
     keras.initializers.VarianceScaling,

@@ -1,4 +1,7 @@
-"""The rewriter: one forward pass over a graph, in which rules replace calls and later calls read the new tensors."""
+"""The rewriter: one forward pass over a graph, in which rules replace calls and later calls read the new tensors.
+
+Called by `normalize` with the rules in `rules`, and with single rules by pruning and by the export to int16.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import numpy.typing as npt
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors
 from tfmot_ops.core.graph.layers import Affine
-from tfmot_ops.core.graph.of_weights import calls_of_weights
+from tfmot_ops.core.graph.of_weights import weight_only_calls
 from tfmot_ops.core.keras.types import Array, Layer
 from tfmot_ops.core.keras.values import value_of
 
@@ -30,7 +33,7 @@ class Rewriter:
         self.reads = Counter(tensor for node in graph.nodes for tensor in node.inputs())
         self.reads.update(tensors(graph.outputs))
         #: The calls that depend on weights alone; they are kept as they are.
-        self.of_weights: set[Node] = set()
+        self.weight_only: set[Node] = set()
 
     def is_called_once(self, layer: Layer) -> bool:
         """Whether a layer has one call in the old graph; each call of a shared one reads the same weights."""
@@ -41,12 +44,12 @@ class Rewriter:
         self.nodes.append(node)
         return node.outputs
 
-    def once(self, layer: Layer, role: str, make: Callable[[], object]) -> Any:
-        """The new layer for a role (`depthwise`) of an original layer, made at the first request.
+    def shared_layer(self, layer: Layer, part: str, make: Callable[[], object]) -> Any:
+        """The new layer that is a certain part (`depthwise`) of a layer's replacement, made at the first request.
 
         All calls of a shared layer get the same new layer, so that its weights stay shared.
         """
-        key = (layer, role)
+        key = (layer, part)
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
@@ -118,7 +121,7 @@ Rule = Callable[[Node, Rewriter], Any]
 def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
     """Apply to each call the first rule that does not return None; a call that no rule replaces is kept."""
     rewriter = Rewriter(graph)
-    constant = calls_of_weights(graph)
+    constant = weight_only_calls(graph)
     renamed: dict[Tensor, Tensor] = {}
 
     def current(tensor: Tensor) -> Tensor:
@@ -131,7 +134,7 @@ def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
         for tensor in tensors(node.outputs):
             tensor.producer = node
         if old in constant:
-            rewriter.of_weights.add(node)
+            rewriter.weight_only.add(node)
             rewriter.keep(node)
             continue
         result = next((out for rule in rules if (out := rule(node, rewriter)) is not None), None)
@@ -145,7 +148,7 @@ def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
 
 
 def channel_constant(value: object, tensor: Tensor) -> np.ndarray | None:
-    """A constant operand as an array [channels] or [1]; None if it is no constant, or varies along another axis."""
+    """A constant operand as an array [channels] or [1]; None if it is not a constant, or varies along another axis."""
     if isinstance(value, Tensor) or value is None:
         return None
     array = np.asarray(value_of(value), np.float32)

@@ -20,7 +20,7 @@ _L = keras.layers
 
 def spec_of(layer: Layer) -> OpSpec:
     """The table's row for a layer (the inner one, without wrappers); UNKNOWN for data_format="channels_first"."""
-    layer = _computed(layer)
+    layer = _activation_layer_within(layer)
     symbol = getattr(layer, "symbol", None)
     if symbol is not None:
         return FUNCTIONS.get(symbol, UNKNOWN)
@@ -30,7 +30,7 @@ def spec_of(layer: Layer) -> OpSpec:
         return LAYERS[Affine]
     name = activation_name(layer)
     if name is not None:
-        return ACTIVATIONS.get(name) or _spec_of_own(getattr(layer, "activation", layer))
+        return ACTIVATIONS.get(name) or _spec_of_user_function(getattr(layer, "activation", layer))
     return LAYERS.get(type(layer)) or _spec_of_custom(layer)
 
 
@@ -38,15 +38,15 @@ def _spec_of_custom(layer: Layer) -> OpSpec:
     """The row of a layer whose class has no row: a custom layer whose `call` could not be recorded."""
     if is_identity(layer):
         return LAYERS[_L.Identity]
-    return _spec_of_own(layer) if _computes_only(layer) else UNKNOWN
+    return _spec_of_user_function(layer) if _is_stateless_custom(layer) else UNKNOWN
 
 
-def _spec_of_own(function: Any) -> OpSpec:
+def _spec_of_user_function(function: Any) -> OpSpec:
     """The row of a function, or layer without weights, that has no row by name: a table, if it is elementwise."""
     return TABLE if callable(function) and is_elementwise(function) else UNKNOWN
 
 
-def _computes_only(layer: Layer) -> bool:
+def _is_stateless_custom(layer: Layer) -> bool:
     """Whether a custom layer has no weights, does the same in training as in inference, and adds no losses."""
     return is_custom(layer) and not (layer.weights or _takes_training(layer) or layer.activity_regularizer)
 
@@ -80,7 +80,7 @@ def kernel_of(layer: Layer, attribute: str) -> Any:
 
 def is_elu(layer: Layer) -> bool:
     """Whether a layer computes ELU as TFLite's own operation does: x where x > 0, exp(x) - 1 elsewhere."""
-    layer = _computed(layer)
+    layer = _activation_layer_within(layer)
     is_default = isinstance(layer, _L.ELU) and float(layer.alpha) == 1.0
     return is_default or activation_name(layer) == "elu" or _is_one_step(layer, "nn.elu")
 
@@ -98,7 +98,7 @@ def describe(layer: Layer) -> str:
 
 def activation_name(layer: Layer) -> str | None:
     """Name of the function that an activation layer computes; None for any other layer."""
-    layer = _computed(layer)
+    layer = _activation_layer_within(layer)
     match layer:
         case _L.ReLU():
             if layer.negative_slope or layer.threshold:
@@ -112,7 +112,7 @@ def activation_name(layer: Layer) -> str | None:
     return None
 
 
-def _computed(layer: Layer) -> Any:
+def _activation_layer_within(layer: Layer) -> Any:
     """The layer within `Activation(LeakyReLU())`, or the layer itself."""
     inner = layer.activation if type(layer) is _L.Activation else None
     return inner if isinstance(inner, _L.Layer) and not inner.weights else layer

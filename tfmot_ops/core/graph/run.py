@@ -1,4 +1,7 @@
-"""Run a graph call by call; a callback computes each call, so that it can observe, round or replace results."""
+"""Runs a graph call by call; a callback computes each call, so that it can observe, round or replace results.
+
+Used to calibrate, to measure layers, to set batch statistics, and to emit a graph as TensorFlow operations.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors
 from tfmot_ops.core.keras import private
-from tfmot_ops.core.keras.batches import without_state
+from tfmot_ops.core.keras.batches import with_zero_state
 from tfmot_ops.core.keras.types import Args, Kwargs, Layer, TensorLike
 
 #: (call, args, kwargs) -> the result, of the same structure as the call's outputs.
@@ -42,11 +45,11 @@ def run_graph(graph: Graph, inputs: Sequence[TensorLike], compute: Compute) -> A
 
 
 def infer(layer: Layer, args: Args, kwargs: Kwargs, *, training: bool = False) -> Any:
-    """Call a layer with `training`, which is False by default, from the state 0 where it keeps one.
+    """Call a layer in inference, or in training if `training` is set; a stateful layer starts from the state 0.
 
-    Without the argument `training`, Keras' augmentation layers would augment.
+    `training` is passed to every layer that takes it: without the argument, Keras' augmentation layers would augment.
     """
     if private.call_signature(layer).expects_training_arg:
         kwargs = kwargs | {"training": training}
-    with without_state(layer):
+    with with_zero_state(layer):
         return layer(*args, **kwargs)

@@ -1,4 +1,7 @@
-"""Calibration data in any form that Keras accepts, turned into batches for a graph."""
+"""Calibration data in any form that Keras accepts, turned into batches for a graph.
+
+Used to calibrate a QAT model, to calibrate the converter (PTQ), and to measure the sensitivity of layers.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import tensorflow as tf
 
 from tfmot_ops.core.graph.finite import require_finite_samples
 from tfmot_ops.core.graph.ir import Graph, Tensor
-from tfmot_ops.core.keras.batches import filled, fitted, fixed_batch_size
+from tfmot_ops.core.keras.batches import fixed_batch_size, match_rank, repeat_to_size
 from tfmot_ops.core.keras.types import Array
 from tfmot_ops.errors import CalibrationError
 
@@ -46,7 +49,7 @@ def calibration_batches(graph: Graph, calibration: Calibration, samples: int) ->
             batch = []
             for part, dtype, name in zip(parts, dtypes, names, strict=True):
                 # Checked before and after the cast: 1e300 is finite in float64 and infinite in float32.
-                batch.append(filled(part[start:stop].astype(dtype), fixed))
+                batch.append(repeat_to_size(part[start:stop].astype(dtype), fixed))
                 require_finite_samples(part[start:stop], name, first + start)
                 require_finite_samples(batch[-1], name, first + start)
             yield batch
@@ -67,7 +70,7 @@ def _parts(structure: object, graph: Graph) -> list[np.ndarray]:
         parts = _arrays(candidate, graph)
         if parts is None or len(parts) != len(graph.inputs()):
             continue
-        parts = [fitted(part, tensor.shape) for part, tensor in zip(parts, graph.inputs(), strict=True)]
+        parts = [match_rank(part, tensor.shape) for part, tensor in zip(parts, graph.inputs(), strict=True)]
         if _check_parts(parts, graph.inputs()):
             return parts
     required = ", ".join(f"{graph.input_names[t]} {t.dtype} {list(t.shape)}" for t in graph.inputs())
@@ -82,7 +85,7 @@ def _parts(structure: object, graph: Graph) -> list[np.ndarray]:
 
 
 def _arrays(structure: object, graph: Graph) -> list[np.ndarray] | None:
-    """The structure's arrays in the order of the graph's inputs; None if an input is missing or is no array."""
+    """The structure's arrays in the order of the graph's inputs; None if an input is missing or is not an array."""
     names, own = [graph.input_names[tensor] for tensor in graph.inputs()], graph.input_structure
     try:
         if not isinstance(structure, Mapping):

@@ -1,4 +1,8 @@
-"""Which tensors are never negative, found from the calls that compute them: their roots and powers are finite."""
+"""Finds tensors that are never negative, from the calls that compute them: their roots and powers are finite.
+
+Used where a root, power or inverse may become int8 (`clusters`, `rules.roots`). A tensor may be non-negative without
+being found here; then the root stays in float.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +26,13 @@ _NEVER_NEGATIVE = {
 }
 _ACTIVATIONS = {"relu", "relu6", "relu with a bound", "sigmoid", "hard_sigmoid", "softmax", "softplus", "exponential"}
 #: Functions whose result is not negative where none of their operands is.
-_KEEPS = {
+_SIGN_PRESERVING = {
     *("math.reduce_mean", "math.reduce_sum", "math.reduce_max", "math.reduce_min", "math.reduce_prod", "math.add"),
     *("__operators__.add", "math.multiply", "math.truediv", "math.divide", "math.maximum", "math.minimum", "math.pow"),
     *("identity", "stop_gradient", "reshape", "expand_dims", "compat.v1.squeeze", "compat.v1.transpose", "tile"),
     *("broadcast_to", "repeat", "__operators__.getitem", "concat", "stack", "cast"),
 }
-_KEEPING_LAYERS = (
+_SIGN_PRESERVING_LAYERS = (
     *(AxisMean, _L.GlobalAveragePooling1D, _L.GlobalAveragePooling2D, _L.GlobalAveragePooling3D, _L.Reshape),
     *(_L.AveragePooling1D, _L.AveragePooling2D, _L.MaxPooling1D, _L.MaxPooling2D, _L.GlobalMaxPooling1D),
     *(_L.GlobalMaxPooling2D, _L.Flatten, _L.Permute, _L.Dropout, _L.Add, _L.Multiply, _L.Concatenate, _L.Maximum),
@@ -46,12 +50,12 @@ def is_never_negative(tensor: Tensor) -> bool:
     if symbol in _NEVER_NEGATIVE or isinstance(layer, InverseRoot | Power) or activation_name(layer) in _ACTIVATIONS:
         return True
     if type(layer) is Pointwise:
-        return _gives_no_negative(layer, known=is_never_negative(node.inputs()[0]))
-    keeps = symbol in _KEEPS or type(layer) in _KEEPING_LAYERS
-    return _has_a_floor(node, symbol) or _is_a_square(node, symbol) or (keeps and _none_is_negative(node))
+        return _gives_no_negative(layer, input_is_never_negative=is_never_negative(node.inputs()[0]))
+    keeps = symbol in _SIGN_PRESERVING or type(layer) in _SIGN_PRESERVING_LAYERS
+    return _is_clipped_at_zero(node, symbol) or _is_a_square(node, symbol) or (keeps and _none_is_negative(node))
 
 
-def _has_a_floor(node: Node, symbol: str | None) -> bool:
+def _is_clipped_at_zero(node: Node, symbol: str | None) -> bool:
     """Whether a call clips its operand to numbers that are not negative."""
     if symbol == "clip_by_value":
         return len(node.args) > 1 and _is_at_least_zero(node.args[1])
@@ -90,9 +94,9 @@ def _is_at_least_zero(leaf: Any) -> bool:
         return False
 
 
-def _gives_no_negative(layer: Pointwise, *, known: bool) -> bool:
+def _gives_no_negative(layer: Pointwise, *, input_is_never_negative: bool) -> bool:
     """Whether a table's function has no negative result; `known` says that its operand is never negative."""
-    grid = _GRID[_GRID >= 0.0] if known else _GRID
+    grid = _GRID[_GRID >= 0.0] if input_is_never_negative else _GRID
     with tf.init_scope():
         values = np.asarray(layer(tf.constant(grid)))
     return bool(np.all(values >= 0.0))

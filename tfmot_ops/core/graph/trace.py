@@ -1,7 +1,7 @@
-"""Recording of what a layer computes: its `call` is run on symbolic tensors, and the calls in it become a model.
+"""Records what a layer computes: its `call` is run on symbolic tensors, and the calls in it become a model.
 
-Keras records each layer and each TensorFlow function that is called on a symbolic tensor. Weights that the layer itself
-holds are exchanged for symbolic tensors meanwhile, so that functions of weights are recorded too.
+Keras records each layer and each TensorFlow function that is called on a symbolic tensor. During the recording, weights
+that the layer itself holds are replaced by symbolic tensors, so that functions of weights are recorded too.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import tensorflow as tf
 from tfmot_ops.core.graph.ir import Tensor, is_graph_model, map_tensors, tensors
 from tfmot_ops.core.graph.layers import LearnedTensor
 from tfmot_ops.core.keras import private
-from tfmot_ops.core.keras.identity import Itself
+from tfmot_ops.core.keras.identity import IdentityKey
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import KerasTensor
 from tfmot_ops.core.keras.types import Args, Function, Kwargs, Layer, Variable
 from tfmot_ops.core.keras.weights import (
-    attributes_within,
-    exchanged,
     own_weights_of,
     regularizers_of,
     restore_attributes,
+    snapshot_attributes,
+    weights_replaced,
 )
 from tfmot_ops.errors import UnsupportedModelError
 
@@ -36,7 +36,7 @@ class LearnedTensors:
     """Makes one `LearnedTensor` for each weight, also if the weight is used in several places."""
 
     def __init__(self) -> None:
-        self._made: dict[Itself, LearnedTensor] = {}
+        self._made: dict[IdentityKey, LearnedTensor] = {}
         self._names: set[str] = set()
 
     def layer(self, weight: Variable, regularizer: object = None, *, trainable: bool = True) -> LearnedTensor:
@@ -48,9 +48,9 @@ class LearnedTensors:
             trainable: False for a weight of a layer that is frozen.
         """
         plain = private.plain_variable(weight)
-        if Itself(plain) not in self._made:
+        if IdentityKey(plain) not in self._made:
             name = self._free_name(weight.name.split(":")[0].rsplit("/", 1)[-1])
-            self._made[Itself(plain)] = layer = LearnedTensor(
+            self._made[IdentityKey(plain)] = layer = LearnedTensor(
                 plain.shape.as_list(),
                 plain.dtype.name,
                 regularizer,
@@ -60,7 +60,7 @@ class LearnedTensors:
             )
             layer.build([])
             layer.set_weights([plain.numpy()])
-        return self._made[Itself(plain)]
+        return self._made[IdentityKey(plain)]
 
     def _free_name(self, name: str) -> str:
         """A name that Keras allows and no other weight has: other characters become `_`, and a number is added."""
@@ -72,7 +72,7 @@ class LearnedTensors:
 
     def has(self, weight: Variable) -> bool:
         """Whether a layer was made for the weight."""
-        return Itself(private.plain_variable(weight)) in self._made
+        return IdentityKey(private.plain_variable(weight)) in self._made
 
 
 def record(layer: Layer, args: Args, kwargs: Kwargs, learned: LearnedTensors) -> tuple[Any, list[Tensor]]:
@@ -98,14 +98,14 @@ def record(layer: Layer, args: Args, kwargs: Kwargs, learned: LearnedTensors) ->
 
 def _recorded(layer: Layer, inputs: Any, args: Args, kwargs: Kwargs, learned: LearnedTensors) -> Any:
     """A functional model from `inputs`, which are the symbolic tensors in `args` and `kwargs`, to the call's result."""
-    holders = [layer]
-    made, read = _recording_of(holders, inputs, args, kwargs, learned)
+    weight_owners = [layer]
+    made, read = _recording_of(weight_owners, inputs, args, kwargs, learned)
     # An inner layer that is called on constants, as a table of positions, leaves no call: its weights become tensors.
-    within = {Itself(private.plain_variable(weight)) for weight in made.weights}
-    holders += [part for part in _inner_layers(layer) if _own_among(part, read - within)]
-    if len(holders) > 1:
-        made, read = _recording_of(holders, inputs, args, kwargs, learned)
-    if any(_own_among(holder, read) for holder in holders):
+    within = {IdentityKey(private.plain_variable(weight)) for weight in made.weights}
+    weight_owners += [part for part in _inner_layers(layer) if _holds_any_of(part, read - within)]
+    if len(weight_owners) > 1:
+        made, read = _recording_of(weight_owners, inputs, args, kwargs, learned)
+    if any(_holds_any_of(owner, read) for owner in weight_owners):
         raise ValueError(f"the call of {layer.name} reads the values of a weight, which would become constants")
     return made
 
@@ -115,25 +115,25 @@ def _inner_layers(layer: Layer) -> list[Any]:
 
 
 def _recording_of(
-    holders: Sequence[Layer], inputs: Any, args: Args, kwargs: Kwargs, learned: LearnedTensors
-) -> tuple[Any, set[Itself]]:
+    weight_owners: Sequence[Layer], inputs: Any, args: Args, kwargs: Kwargs, learned: LearnedTensors
+) -> tuple[Any, set[IdentityKey]]:
     """What a call computes, as a model, and the trained weights whose values the call read itself.
 
     Args:
-        holders: the called layer first, then those of its inner layers whose own weights become tensors too.
+        weight_owners: the called layer first, then those of its inner layers whose own weights become tensors too.
         inputs: the model's inputs.
         args: the call's arguments.
         kwargs: its keyword arguments.
         learned: makes the tensors that stand for the weights.
     """
-    layer = holders[0]
+    layer = weight_owners[0]
     anchor = next(leaf for leaf in tf.nest.flatten((args, kwargs)) if isinstance(leaf, KerasTensor))
-    regularizers = {weight: found for part in holders for weight, found in regularizers_of(part).items()}
-    trained = {Itself(private.plain_variable(weight)) for weight in layer.trainable_weights}
-    tensors_of: dict[Itself, Any] = {}
+    regularizers = {weight: found for part in weight_owners for weight, found in regularizers_of(part).items()}
+    trained = {IdentityKey(private.plain_variable(weight)) for weight in layer.trainable_weights}
+    tensors_of: dict[IdentityKey, Any] = {}
 
     def tensor_of(weight: Variable) -> Any:
-        plain = Itself(private.plain_variable(weight))
+        plain = IdentityKey(private.plain_variable(weight))
         if plain not in tensors_of:
             # One call for a weight that several attributes hold.
             made = learned.layer(weight, regularizers.get(plain), trainable=plain in trained)
@@ -145,19 +145,19 @@ def _recording_of(
     try:
         # Keras warns that a recorded function reads a weight; here the weight becomes a weight of the new model.
         logger.setLevel(logging.ERROR)
-        with _without_recorded_calls(layer), ExitStack() as exchanges:
-            for holder in holders:
-                exchanges.enter_context(exchanged(holder, tensor_of))
-            tape = exchanges.enter_context(tf.GradientTape())
+        with _without_recorded_calls(layer), ExitStack() as replacements:
+            for owner in weight_owners:
+                replacements.enter_context(weights_replaced(owner, tensor_of))
+            tape = replacements.enter_context(tf.GradientTape())
             made = keras.Model(inputs, _call_of(layer)(layer, *args, **kwargs), name=layer.name)
-        return made, {Itself(private.plain_variable(weight)) for weight in tape.watched_variables()}
+        return made, {IdentityKey(private.plain_variable(weight)) for weight in tape.watched_variables()}
     finally:
         logger.setLevel(level)
 
 
-def _own_among(layer: Layer, weights: AbstractSet[Itself]) -> bool:
+def _holds_any_of(layer: Layer, weights: AbstractSet[IdentityKey]) -> bool:
     """Whether a layer's own weights, without those of inner layers, are among the weights."""
-    return any(Itself(private.plain_variable(weight)) in weights for weight in own_weights_of(layer))
+    return any(IdentityKey(private.plain_variable(weight)) in weights for weight in own_weights_of(layer))
 
 
 def _call_of(layer: Layer) -> Function:
@@ -191,18 +191,20 @@ def _call_at_each_step(layer: Layer, inputs: object, training: bool | None = Non
 
 @contextmanager
 def _without_recorded_calls(layer: Layer) -> Iterator[None]:
-    """Afterwards the layer and its inner layers have the losses, recorded calls and attributes that they had before.
+    """Restore the losses, recorded calls and attributes of a layer and its inner layers when the context ends.
 
     Raises:
         ValueError: the layer adds losses or metrics of its own, which a graph cannot represent.
     """
-    before = [(part, name, len(notes)) for part, name, notes in private.notes_of_calls(layer)]
-    attributes = attributes_within(layer)
+    before = [(part, name, len(notes)) for part, name, notes in private.recorded_call_lists(layer)]
+    attributes = snapshot_attributes(layer)
     try:
         yield
         own = [name for part, name, count in before if part is layer and len(getattr(part, name)) > count]
         if own:
-            raise ValueError(f"{layer.name} adds to {own}")
+            raise ValueError(
+                f"layer {layer.name} adds losses or metrics of its own ({own}), which a graph cannot represent"
+            )
     finally:
         for part, name, count in before:
             if len(getattr(part, name)) > count:
@@ -210,10 +212,10 @@ def _without_recorded_calls(layer: Layer) -> Iterator[None]:
         restore_attributes(attributes)
 
 
-def functional(model: keras.Model) -> keras.Model:
+def as_functional(model: keras.Model) -> keras.Model:
     """The model itself, or for a subclassed model a functional one that computes the same with the same layers.
 
-    What a subclassed model computes in training only, behind `if training:`, is left out; its layers (Dropout,
+    What a subclassed model computes in training only, inside `if training:`, is left out; its layers (Dropout,
     BatchNormalization) keep their own behaviour in training.
 
     Args:

@@ -1,7 +1,7 @@
 """A trial on random values: whether a graph computes what a layer computes.
 
 A recorded call may lack something: a weight that the layer changes during its call, or a tensor that it keeps between
-two calls. The trial finds that.
+two calls. The trial finds that. Called by `custom` and `base_class`, before they replace a layer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors
 from tfmot_ops.core.graph.run import infer, run_graph
 from tfmot_ops.core.keras.types import Args, Kwargs, Layer
-from tfmot_ops.core.keras.weights import attributes_within, restore_attributes
+from tfmot_ops.core.keras.weights import restore_attributes, snapshot_attributes
 
 #: Sizes for axes of unknown size: the batch axis, and any other.
 _BATCH, _OTHER = 2, 8
@@ -32,7 +32,7 @@ def computes_the_same(
         graph: what was recorded of it.
         read: the tensors that the call reads, in the order of the graph's inputs.
         training: whether both are computed as in training. What training changes in weights is undone.
-        unknown: the result where the layer does not take the random values, so that nothing can be compared.
+        unknown: what to return if the layer raises an error on random values, so that nothing can be compared.
 
     Returns:
         Whether the results are equal up to rounding, or `unknown`.
@@ -42,7 +42,7 @@ def computes_the_same(
     values = dict(zip(read, _values(read), strict=True))
     args, kwargs = map_tensors((call.args, call.kwargs), values.get)
     kwargs = {name: value for name, value in kwargs.items() if name != "training"}
-    attributes, state = attributes_within(call.layer), _weight_values(call.layer)
+    attributes, state = snapshot_attributes(call.layer), _weight_values(call.layer)
     try:
         expected = infer(call.layer, args, kwargs, training=training)
     except Exception:  # noqa: BLE001 - a user's layer may refuse values, such as an index that is too large
@@ -76,6 +76,7 @@ def _restore(layer: Layer, state: list[np.ndarray]) -> None:
 
 
 def _values(read: list[Tensor]) -> list[Any]:
+    """Random values for tensors, reproducible; unknown sizes become `_BATCH` and `_OTHER`."""
     rng = np.random.default_rng(0)
     batch = next((tensor.shape[0] for tensor in read if tensor.shape and tensor.shape[0]), _BATCH)
     found = []

@@ -1,4 +1,10 @@
-"""The pinned tf_keras (`tfmot_ops.core.keras.layers` is `tf_keras.layers`), and all uses of private names."""
+"""The pinned tf_keras (`tfmot_ops.core.keras.layers` is `tf_keras.layers`), and all uses of private names.
+
+- `pinned` sets tf_keras as `tf.keras`; `private` is the only module that uses private names; `types` has the types.
+- `compiling` copies a compile configuration, `policies` sets dtype policies, `seeds` seeds the process.
+- `batches`, `weights`, `values`, `wrapped`, `identity`: small helpers for batches, weights, variables, wrappers and
+  keys.
+"""
 
 from typing import Any
 

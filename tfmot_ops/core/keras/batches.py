@@ -1,4 +1,4 @@
-"""Batches as Keras and models of a fixed batch size take them: their number of axes, their size, and the state between.
+"""Batches in the rank and size that a model requires, and the state that recurrent layers keep between batches.
 
 A model with `batch_input_shape` or `Input(batch_size=...)` takes batches of that size only.
 """
@@ -23,13 +23,13 @@ def fixed_batch_size(shapes: Sequence[Sequence[int | None]]) -> int | None:
     return next((int(shape[0]) for shape in shapes if len(shape) and shape[0] is not None), None)
 
 
-def filled(part: Array, size: int | None) -> Array:
+def repeat_to_size(part: Array, size: int | None) -> Array:
     """Samples [n, ...], n >= 1, repeated in order up to a batch [size, ...]; unchanged for None."""
     return part if size is None or len(part) == size else np.asarray(part)[np.arange(size) % len(part)]
 
 
-def fitted_shape(given: Sequence[int], wanted: Sequence[int | None]) -> list[int]:
-    """The shape [N, ...] with a last axis of size 1 added or left out, as Keras' `fit` does, where the input has one.
+def match_rank_shape(given: Sequence[int], wanted: Sequence[int | None]) -> list[int]:
+    """The shape [N, ...] with a last axis of size 1 added or dropped to match the model's input, as Keras' `fit` does.
 
     Args:
         given: shape of an array.
@@ -43,9 +43,9 @@ def fitted_shape(given: Sequence[int], wanted: Sequence[int | None]) -> list[int
     return given
 
 
-def fitted(array: Array, wanted: Sequence[int | None]) -> Array:
-    """The array [N, ...] with the shape of `fitted_shape`."""
-    shape = fitted_shape(array.shape, wanted)
+def match_rank(array: Array, wanted: Sequence[int | None]) -> Array:
+    """The array [N, ...] with the shape of `match_rank_shape`."""
+    shape = match_rank_shape(array.shape, wanted)
     return array if len(shape) == array.ndim else array.reshape(shape)
 
 
@@ -59,8 +59,8 @@ def stateful_layers(layer: Layer) -> list[Any]:
 
 
 @contextmanager
-def without_state(layer: Layer) -> Iterator[None]:
-    """In this context, a layer that is called or traced starts from the state 0, and leaves its own state alone."""
+def with_zero_state(layer: Layer) -> Iterator[None]:
+    """In this context, a layer that is called or traced starts from the state 0, and does not change its own state."""
     parts = stateful_layers(layer)
     try:
         for part in parts:
@@ -72,7 +72,7 @@ def without_state(layer: Layer) -> Iterator[None]:
 
 
 @contextmanager
-def state_kept(layers: Sequence[Any]) -> Iterator[None]:
+def preserved_state(layers: Sequence[Any]) -> Iterator[None]:
     """In this context, recurrent layers may be run and reset; afterwards they have the state that they had before."""
     states = [(state, value_of(state)) for layer in layers for state in _states(layer)]
     try:

@@ -73,14 +73,15 @@ def compile_like(model: keras.Model, source: keras.Model) -> None:
 
 
 def _copy_class(model: keras.Model, source: keras.Model) -> None:
+    """Give `model` the user's own model class of `source`, if its constructor allows it; otherwise log a warning."""
     cls = type(source)
     if cls is type(model) or cls.__module__.startswith("tf_keras."):
         return
     # The same test as in Keras' clone_model; a saved model of any other class cannot be loaded.
     if not has_functional_like_constructor(cls):
         _LOG.warning(
-            "%s: is no %s, whose constructor takes other arguments than (inputs, outputs, name, trainable); "
-            "what the class does in training is left out",
+            "%s: the new model is not of the class %s, whose constructor takes other arguments than (inputs, outputs, "
+            "name, trainable); methods of the class, such as its train_step, are not used",
             model.name,
             cls.__name__,
         )
@@ -101,13 +102,14 @@ def _copy_output_names(model: keras.Model, source: keras.Model) -> None:
 
 
 def _warn_of_losses(model: keras.Model, source: keras.Model) -> None:
+    """Log a warning that names the layers by which `add_loss` and `add_metric` work and that `model` lacks."""
     added, kept = (
         {layer.name for layer in private.layers_within(part) if isinstance(layer, AddLoss | AddMetric)}
         for part in (source, model)
     )
     if added - kept:
         _LOG.warning(
-            "%s: leaves out what add_loss and add_metric added to the model (%s); add it to the loss, or to %s again",
+            "%s: leaves out what add_loss and add_metric added to the model (%s); add it to the loss, or to %s anew",
             model.name,
             ", ".join(sorted(added - kept)),
             model.name,
@@ -165,6 +167,7 @@ def fresh_optimizer(optimizer: Optimizer, changes: Mapping[str, Any] | None = No
 
 
 def _fresh_metrics(structure: object, source: keras.Model) -> Any:
+    """New metrics with the arguments of those of `source`, but no state; lists instead of dicts by output name."""
     prefixes = _prefixes(source)
 
     def fresh(metric: object) -> Any:
@@ -245,6 +248,7 @@ def _scalar(value: object) -> Scalar:
 
 
 def _readable(value: object) -> str:
+    """A schedule, loss object, function or nested structure as text, such as `Huber(delta=1.0)`."""
     if isinstance(value, Mapping):
         if {"class_name", "config"} <= value.keys():
             return _call(str(value["class_name"]).rsplit(">", 1)[-1], value["config"])

@@ -31,7 +31,7 @@ def _check_pin() -> None:
     if tf.keras.layers.Layer is not keras.layers.Layer:
         raise LegacyKerasError(
             "tf.keras is Keras 3, so its models and tf_keras models do not mix",
-            required="tf_keras (Keras 2) behind tf.keras",
+            required="tf_keras (Keras 2) as tf.keras",
             received=f"Keras {tf.keras.__version__}" + (", loaded before tfmot_ops" if _TENSORFLOW_WAS_THERE else ""),
             remedy="import tfmot_ops.core before tensorflow and keras, or start Python with "
             + " ".join(f"{name}={value}" for name, value in _ENVIRONMENT.items()),

@@ -18,8 +18,8 @@ _CHANGING = RLock()
 
 
 @contextmanager
-def new_layers_of(policy: Any = "float32") -> Iterator[None]:
-    """In this context (or function, as a decorator), new layers have a policy, whatever the user's global one is.
+def new_layers_with_policy(policy: Any = "float32") -> Iterator[None]:
+    """Give new layers this policy instead of the user's global one, within a context or a decorated function.
 
     Afterwards the global policy and the global float type (`keras.backend.floatx`) are as they were before.
 

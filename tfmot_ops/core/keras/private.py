@@ -84,7 +84,7 @@ from tf_keras.src.saving.legacy.saved_model import constants as saved_model_name
 from tf_keras.src.saving.serialization_lib import BUILTIN_MODULES, SafeModeScope
 
 from tfmot_ops.core.keras.pinned import keras
-from tfmot_ops.core.keras.types import Args, Drawer, Function, Kwargs, Layer, Model, Optimizer, QuantizeFile, Variable
+from tfmot_ops.core.keras.types import Args, Function, Kwargs, Layer, Model, Optimizer, QuantizeFile, Rng, Variable
 
 #: Packages of tf_keras' own layers, and of its applications, which define further layers.
 LAYERS_PACKAGE = "tf_keras.src.layers."
@@ -100,7 +100,7 @@ _TRACE = keras.layers.Layer._keras_tensor_symbolic_call
 #: Held while `_TRACE` is replaced, which affects all threads.
 _PATCHING = RLock()
 #: Lists to which Keras appends during a layer's symbolic call.
-_NOTES = ("_inbound_nodes", "_outbound_nodes", "_losses", "_callable_losses", "_metrics")
+_RECORDS = ("_inbound_nodes", "_outbound_nodes", "_losses", "_callable_losses", "_metrics")
 
 
 # Layers and their calls
@@ -121,7 +121,7 @@ def package_of(layer: Layer) -> str:
     return str(type(layer).__module__.removeprefix(LAYERS_PACKAGE).split(".")[0])
 
 
-def is_of_keras_layers(layer: Layer) -> bool:
+def is_keras_layer_class(layer: Layer) -> bool:
     """Whether a layer's class is defined in tf_keras.layers."""
     return str(type(layer).__module__).startswith(LAYERS_PACKAGE)
 
@@ -141,19 +141,19 @@ def rename(layer: Layer, name: str) -> None:
     layer._name = name
 
 
-def place_of_call(layer: Layer, call: object) -> int:
+def index_of_call(layer: Layer, call: object) -> int:
     """Index of a call among the layer's calls, as for `Layer.get_output_at`. Upstream: gone in Keras 3."""
     return int(layer._inbound_nodes.index(call))
 
 
-def notes_of_calls(layer: Layer) -> list[tuple[Any, str, list[Any]]]:
+def recorded_call_lists(layer: Layer) -> list[tuple[Any, str, list[Any]]]:
     """(layer, attribute, list) for the lists of recorded calls, losses and metrics of a layer and its inner layers."""
     return [
-        (part, name, getattr(part, name)) for part in layers_within(layer) for name in _NOTES if hasattr(part, name)
+        (part, name, getattr(part, name)) for part in layers_within(layer) for name in _RECORDS if hasattr(part, name)
     ]
 
 
-def losses_of_weights(layer: Layer) -> list[Any]:
+def weight_loss_functions(layer: Layer) -> list[Any]:
     """Functions without arguments that give the regularisation losses of a layer's own weights. Upstream: gone."""
     return list(layer._callable_losses)
 
@@ -246,7 +246,7 @@ def attention_mask(attention: Layer, **operands: KerasTensor) -> Any:
     return attention._compute_attention_mask(**operands)
 
 
-def hands_mask_on(layer: Layer) -> bool:
+def passes_mask_through(layer: Layer) -> bool:
     """Whether a layer has Keras' default `compute_mask`, which returns the input's mask. Upstream: none."""
     return bool(getattr(layer.compute_mask, "_is_default", False))
 
@@ -285,7 +285,7 @@ def given_learning_rate(optimizer: Optimizer) -> Any:
 
 
 def learning_rate_variables(optimizer: Optimizer) -> list[Any]:
-    """The variables of a learning rate that is no schedule; callbacks may change them. Upstream: the same attribute."""
+    """The variables of a learning rate without a schedule; callbacks may change them. Upstream: the same attribute."""
     rates = (getattr(optimizer, "_learning_rate", None), getattr(optimizer, "_hyper", {}).get("learning_rate"))
     return [rate for rate in rates if isinstance(rate, tf.Variable)]
 
@@ -301,7 +301,7 @@ def loss_scale_variables(optimizer: Optimizer) -> list[Any]:
     return list(weights.values())
 
 
-def take_trainable_state(model: Model) -> None:
+def refresh_trainable_state(model: Model) -> None:
     """Train the layers that are trainable now, not those that were when `compile` was called. Upstream: the same."""
     object.__setattr__(model, "_compiled_trainable_state", model._get_trainable_state())  # Keras' own would track it
 
@@ -315,26 +315,26 @@ def build_optimizer(optimizer: Optimizer, variables: Sequence[Variable]) -> None
 # Random numbers
 
 
-def own_seed(drawer: Drawer) -> int | None:
+def own_seed(rng: Rng) -> int | None:
     """The seed with which a layer's random generator was created. Upstream: `SeedGenerator._initial_seed`."""
-    return getattr(drawer, "_seed", None)
+    return getattr(rng, "_seed", None)
 
 
-def set_own_seed(drawer: Drawer, seed: int | None) -> None:
+def set_own_seed(rng: Rng, seed: int | None) -> None:
     """Set the seed of a `legacy_stateful` generator, which increments it at each trace; no effect on other kinds."""
-    if getattr(drawer, "_rng_type", None) == "legacy_stateful":
-        drawer._seed = seed
+    if getattr(rng, "_rng_type", None) == "legacy_stateful":
+        rng._seed = seed
 
 
-def make_generator(drawer: Drawer) -> None:
+def make_generator(rng: Rng) -> None:
     """Create the TensorFlow generator inside a Keras generator, which Keras otherwise does at the first step."""
-    if hasattr(drawer, "_maybe_init"):
-        drawer._maybe_init()
+    if hasattr(rng, "_maybe_init"):
+        rng._maybe_init()
 
 
-def generator_of(drawer: Drawer) -> Any:
+def generator_of(rng: Rng) -> Any:
     """The TensorFlow generator inside a Keras generator, or the argument itself. Upstream: `SeedGenerator`."""
-    return getattr(drawer, "_generator", drawer)
+    return getattr(rng, "_generator", rng)
 
 
 def traces_of(function: tf.types.experimental.PolymorphicFunction) -> list[Any]:

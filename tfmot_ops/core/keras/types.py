@@ -94,7 +94,7 @@ class Layer(Configured, Protocol):
 
     @property
     def weights(self) -> list[Any]:
-        """The variables, trainable ones first; for a lookup layer (StringLookup) also a table, which is no variable."""
+        """The variables, trainable ones first; for a lookup layer (StringLookup) also a table, not a variable."""
 
     @property
     def trainable_weights(self) -> list[Any]:
@@ -140,8 +140,8 @@ class Quantizer(Configured, Protocol):
         """The rounded tensor, of the shape of `inputs`; `weights` are the quantiser's variables by name."""
 
 
-class Drawer(Protocol):
-    """A layer's random generator: Keras' `RandomGenerator`, or a `tf.random.Generator`."""
+class Rng(Protocol):
+    """A layer's random number generator: Keras' `RandomGenerator`, or a `tf.random.Generator`."""
 
     def __getattr__(self, name: str) -> Any: ...
     def __setattr__(self, name: str, value: Any, /) -> None: ...

@@ -12,7 +12,7 @@ from tfmot_ops.core.pruning.sparsity import prunable
 from tfmot_ops.core.tflite.profile import TFLiteProfile
 
 
-def pruned_in_file(profile: TFLiteProfile, model: Model, recipe: Recipe) -> list[tuple[int, float]]:
+def pruned_kernels_in_file(profile: TFLiteProfile, model: Model, recipe: Recipe) -> list[tuple[int, float]]:
     """(number of weights, fraction of zeros) of each tensor of a file that holds a kernel that the recipe prunes.
 
     The export puts the layer's name into the tensor's name. A kernel that several calls share, as the steps of a

@@ -7,7 +7,7 @@ from typing import Any
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
-from tfmot_ops.core.tflite.interpreter import damage_named, make_interpreter
+from tfmot_ops.core.tflite.interpreter import damage_as_artifact_error, make_interpreter
 from tfmot_ops.errors import ArtifactError
 
 #: Alignment of a tensor in the arena, in bytes (`kDefaultTensorAlignment` of TFLite's arena planner).
@@ -38,7 +38,7 @@ def arena_bytes(data: bytes) -> int:
             received=str(error),
             remedy="export the model without custom operations",
         ) from error
-    with damage_named(data):
+    with damage_as_artifact_error(data):
         stored = _constant_tensors(data)
     places = [
         place

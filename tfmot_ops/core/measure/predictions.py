@@ -15,10 +15,10 @@ import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import is_graph_model
 from tfmot_ops.core.keras import private
-from tfmot_ops.core.keras.batches import filled, fitted, fixed_batch_size, state_kept, stateful_layers
+from tfmot_ops.core.keras.batches import fixed_batch_size, match_rank, preserved_state, repeat_to_size, stateful_layers
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Array
-from tfmot_ops.core.tflite.interpreter import Inputs, TFLiteRun, arrays, check_inputs, run_tflite
+from tfmot_ops.core.tflite.interpreter import Inputs, TFLiteRun, as_arrays, check_inputs, run_tflite
 from tfmot_ops.errors import (
     StepFailedError,
     UnsupportedModelError,
@@ -26,8 +26,8 @@ from tfmot_ops.errors import (
 
 #: Samples that are run at once by default; bounds the memory, and does not change the outputs.
 BATCH_SIZE = 64
-#: Inputs of a Keras model that are read at once: one batch, or more up to so many bytes and so many samples.
-_BYTES_TOGETHER, _MOST_TOGETHER = 16 * 2**20, 4096
+#: Limits, in bytes and in samples, of the inputs that a Keras model gets at once; one batch is always allowed.
+_MAX_READ_BYTES, _MAX_READ_SAMPLES = 16 * 2**20, 4096
 
 
 def predict(model_or_bytes: keras.Model | bytes, x: Inputs, batch_size: int = BATCH_SIZE) -> Array | list[Array]:
@@ -83,7 +83,7 @@ def finite_outputs(
 def in_chunks(x: Any, batch_size: int) -> Iterator[tuple[int, Any]]:
     """Yield (index of the first sample, inputs) for parts of some inputs [N, ...] that fit into memory together."""
     columns = list(x) if isinstance(x, list | tuple) else [x]
-    size = _together(columns, batch_size)
+    size = _samples_per_read(columns, batch_size)
     for start in range(0, len(columns[0]), size):
         part = [column[start : start + size] for column in columns]
         yield start, part if isinstance(x, list | tuple) else part[0]
@@ -116,7 +116,7 @@ def outputs_by_batch(
     """
     columns = list(x) if isinstance(x, list | tuple) else [x]
     samples = len(columns[0])
-    size = batch_size if isinstance(model_or_bytes, bytes) else _together(columns, batch_size)
+    size = batch_size if isinstance(model_or_bytes, bytes) else _samples_per_read(columns, batch_size)
     parts = [slice(start, min(start + size, samples)) for start in range(0, samples, size)]
     if isinstance(model_or_bytes, bytes):
         batches = _run_file(model_or_bytes, columns, parts, batch_size)
@@ -147,11 +147,11 @@ def _run_file(data: bytes, columns: list[Any], parts: list[slice], batch_size: i
             yield waiting.popleft().result()
 
 
-def _together(columns: list[Any], batch_size: int) -> int:
-    """Samples that are read, run and measured together, a multiple of the batch size: each time takes a while."""
+def _samples_per_read(columns: list[Any], batch_size: int) -> int:
+    """Number of samples that are read and run together, a multiple of the batch size: each call has a fixed cost."""
     bytes_each = sum(4 * math.prod(column.shape[1:]) for column in columns)
-    batches = _BYTES_TOGETHER // max(1, bytes_each * batch_size)
-    return int(batch_size * max(1, min(batches, _MOST_TOGETHER // batch_size)))
+    batches = _MAX_READ_BYTES // max(1, bytes_each * batch_size)
+    return int(batch_size * max(1, min(batches, _MAX_READ_SAMPLES // batch_size)))
 
 
 def _run_model(model: keras.Model, batch: list[Array], batch_size: int) -> list[Array]:
@@ -204,32 +204,32 @@ def _run_keras(model: keras.Model, x: Inputs, batch_size: int) -> Any:
     except (ValueError, tf.errors.InvalidArgumentError):
         # Checked only after a failure, as Keras accepts more than this check, such as [N] for an input [N, 1].
         shapes = [[-1 if size is None else size for size in tensor.shape] for tensor in model.inputs or ()]
-        check_inputs(shapes, arrays(x), "model")
+        check_inputs(shapes, as_arrays(x), "model")
         raise
 
 
 def _fitted(model: keras.Model, x: Inputs) -> Any:
-    """The inputs with the number of axes that the model has, as [N] for [N, 1] lets Keras lose the number of axes."""
+    """The inputs in the rank of the model's inputs: given [N] for an input [N, 1], Keras loses the rank."""
     own = private.nested_inputs(model) if is_graph_model(model) else None
     if isinstance(x, Mapping):
         named = own if isinstance(own, Mapping) else dict(zip(model.input_names or (), model.inputs or (), strict=True))
-        return {name: _of_rank(part, named.get(name)) for name, part in x.items()}
+        return {name: _with_rank_of(part, named.get(name)) for name, part in x.items()}
     tensors = tf.nest.flatten(own)
     if isinstance(x, list | tuple):
-        return [_of_rank(*pair) for pair in zip(x, tensors, strict=True)] if len(x) == len(tensors) else x
-    return _of_rank(x, tensors[0]) if len(tensors) == 1 else x
+        return [_with_rank_of(*pair) for pair in zip(x, tensors, strict=True)] if len(x) == len(tensors) else x
+    return _with_rank_of(x, tensors[0]) if len(tensors) == 1 else x
 
 
-def _of_rank(part: Any, tensor: Any) -> Any:
+def _with_rank_of(part: Any, tensor: Any) -> Any:
     known = isinstance(part, np.ndarray) and tensor is not None and tensor.shape.rank is not None
-    return fitted(part, tensor.shape.as_list()) if known else part
+    return match_rank(part, tensor.shape.as_list()) if known else part
 
 
 def _in_batches(model: keras.Model, x: Inputs, batch_size: int) -> Any:
-    """What `model.predict` returns; recurrent layers that keep a state start from 0 in each batch, as in a file.
+    """What `model.predict` returns; stateful recurrent layers start from 0 in each batch, as in a file.
 
-    Each call of `predict` makes a data set of its samples, with references that Python frees late or never gives back
-    to the system: a test set of some gigabytes that is measured part by part took hundreds of megabytes more.
+    Batches are run by `predict_on_batch`: each call of `predict` makes a tf.data.Dataset whose memory Python frees late
+    or not at all. Measuring a test set of some gigabytes part by part took hundreds of megabytes more.
     """
     x = _fitted(model, x)
     columns = tf.nest.flatten(x)
@@ -240,12 +240,12 @@ def _in_batches(model: keras.Model, x: Inputs, batch_size: int) -> Any:
     fixed = fixed_batch_size([tensor.shape for tensor in getattr(model, "inputs", None) or ()])
     keeping = stateful_layers(model)
     outputs = []
-    with state_kept(keeping):
+    with preserved_state(keeping):
         for start in range(0, len(columns[0]), fixed or batch_size):
             part = slice(start, start + (fixed or batch_size))
             for layer in keeping:
                 layer.reset_states()
-            batch = tf.nest.map_structure(lambda column, part=part: filled(column[part], fixed), x)
+            batch = tf.nest.map_structure(lambda column, part=part: repeat_to_size(column[part], fixed), x)
             outputs.append(model.predict_on_batch(batch))
     joined = tf.nest.map_structure(lambda *parts: np.concatenate(parts), *outputs)
     return joined if fixed is None else tf.nest.map_structure(lambda output: output[: len(columns[0])], joined)

@@ -23,7 +23,7 @@ from tfmot_ops.core.graph.run import infer
 from tfmot_ops.core.graph.samples import Calibration, batch_size_of, calibration_batches
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
-from tfmot_ops.core.keras.policies import new_layers_of
+from tfmot_ops.core.keras.policies import new_layers_with_policy
 from tfmot_ops.core.keras.private import QuantizeLayer
 from tfmot_ops.core.keras.types import Args, Kwargs
 from tfmot_ops.core.keras.wrapped import inner_layer
@@ -32,11 +32,12 @@ from tfmot_ops.core.quantization.qat import call_unrounded, quantize
 from tfmot_ops.core.quantization.scheme import output_quantizer
 from tfmot_ops.errors import RecipeError
 
-#: A choice that takes away less than this share of the noise power is not made.
+#: A choice that removes less than this share of the noise power is not made.
 _LEAST_GAIN = 0.01
-#: Samples that are run at once: all tensors of a QAT ResNet50 take 148 MB for an image of 224x224, and are held twice.
+#: Samples that are run at once: all tensors of a QAT ResNet50 take 148 MB for an image of 224x224, and two sets of
+#: values are in memory.
 _BATCH = 4
-#: (call, args, kwargs) -> the result; see `_whole`, `call_unrounded` and `_result_only`.
+#: (call, args, kwargs) -> the result; see `_call_rounded`, `call_unrounded` and `_call_with_result_rounded`.
 _Compute = Callable[[Node, Args, Kwargs], Any]
 
 
@@ -52,9 +53,9 @@ class LayerSensitivity:
         paths: paths of the group's layers in the user's model, in the order of their calls.
         weights: number of weights that become int8.
         macs: number of multiplications by these weights for one sample; a size that the model leaves open counts as 1.
-        alone_db: with this group alone rounded, weights and result.
-        result_db: with the group's result alone rounded.
-        others_db: with this group alone in float. Its result is rounded all the same, as int8 layers read it.
+        alone_db: with only this group rounded (weights and result).
+        result_db: with only the group's result rounded.
+        others_db: with only this group in float. Its result is rounded nevertheless, as int8 layers read it.
         readers: places in the list of groups of those that read its result; -1 stands for the model's outputs.
     """
 
@@ -67,7 +68,7 @@ class LayerSensitivity:
     readers: tuple[int, ...]
 
 
-@new_layers_of("float32")
+@new_layers_with_policy("float32")
 def sensitivity(
     model: keras.Model, recipe: Recipe, calibration: Calibration, samples: int = 32
 ) -> list[LayerSensitivity]:
@@ -92,13 +93,13 @@ def sensitivity(
     groups = _groups(graph, _origins(model))
     measured = [{name: _Noise() for name in ("alone", "result", "others")} for _ in groups]
     for inputs in _small_batches(graph, calibration, samples):
-        exact, rounded = _values(graph, inputs, call_unrounded), _values(graph, inputs, _whole)
+        exact, rounded = _values(graph, inputs, call_unrounded), _values(graph, inputs, _call_rounded)
         reference = [exact[tensor] for tensor in tensors(graph.outputs)]
         for group, noise in zip(groups, measured, strict=True):
             changed = {
-                "alone": _changed(graph, exact, group, (_whole, call_unrounded)),
-                "result": _changed(graph, exact, group, (_result_only, call_unrounded)),
-                "others": _changed(graph, rounded, group, (_result_only, _whole)),
+                "alone": _outputs_with_group(graph, exact, group, (_call_rounded, call_unrounded)),
+                "result": _outputs_with_group(graph, exact, group, (_call_with_result_rounded, call_unrounded)),
+                "others": _outputs_with_group(graph, rounded, group, (_call_with_result_rounded, _call_rounded)),
             }
             for name, outputs in changed.items():
                 noise[name].add(reference, outputs)
@@ -108,7 +109,7 @@ def sensitivity(
             paths=tuple(group.paths),
             weights=group.weights,
             macs=group.macs,
-            **{f"{name}_db": each.db for name, each in noise.items()},
+            **{f"{name}_db": powers.db for name, powers in noise.items()},
             readers=tuple(sorted(_readers(graph, group, place_of))),
         )
         for group, noise in zip(groups, measured, strict=True)
@@ -143,7 +144,9 @@ def keep_sensitive(
     trained = quantization.model_copy(update={"method": Method.QAT, "keep": None})
     rows = sensitivity(model, recipe.model_copy(update={"quantization": trained}), calibration, keep.samples)
     chosen = [path for place in sorted(choose(rows, keep.budget)) for path in rows[place].paths]
-    scope = quantization.scope.model_copy(update={"exclude": (*quantization.scope.exclude, *map(_literal, chosen))})
+    scope = quantization.scope.model_copy(
+        update={"exclude": (*quantization.scope.exclude, *map(_escaped_selector, chosen))}
+    )
     kept = quantization.model_copy(update={"scope": scope, "keep": None})
     return recipe.model_copy(update={"quantization": kept}), rows
 
@@ -151,10 +154,10 @@ def keep_sensitive(
 def choose(rows: Sequence[LayerSensitivity], budget: float) -> set[int]:
     """Choose the groups to keep in float: they remove most noise, for a share of all weights and multiplications.
 
-    A group in float takes the noise of its weights away. The noise of its result goes only if all groups that read it
-    are in float, too, as an int8 layer reads int8 values. So a choice is a group alone, a group with its readers, or a
-    group with all groups that it reads; the one that takes most noise away comes first. The powers of the noises add
-    up, as roundings hardly depend on each other.
+    Keeping a group in float removes the noise of its weights. The noise of its result is removed only if all groups
+    that read the result are in float too, as an int8 layer reads int8 values. So a choice is a group alone, a group
+    with its readers, or a group with all groups that it reads. The choice that removes most noise is made first. Noise
+    powers are added up, as the rounding errors of two groups hardly depend on each other.
 
     Args:
         rows: from `sensitivity`.
@@ -164,20 +167,20 @@ def choose(rows: Sequence[LayerSensitivity], budget: float) -> set[int]:
         Places in `rows`.
     """
     kept: set[int] = set()
-    largest, least = budget * _costs(rows, range(len(rows))), _LEAST_GAIN * _left(rows, kept)
+    largest, least = budget * _costs(rows, range(len(rows))), _LEAST_GAIN * _remaining_noise(rows, kept)
     choices = [choice for choice in _choices(rows) if all(rows[place].paths for place in choice)]
     while True:
-        before = _left(rows, kept)
-        left: dict[frozenset[int], float] = {}
+        before = _remaining_noise(rows, kept)
+        noise_of: dict[frozenset[int], float] = {}
         for choice in choices:
             more = frozenset(kept | choice)
             if (_costs(rows, more) <= largest).all():
-                left[more] = _left(rows, more)
-        lowest = min(left.values(), default=before)
+                noise_of[more] = _remaining_noise(rows, more)
+        lowest = min(noise_of.values(), default=before)
         if before - lowest <= least:
             return kept
         # Of choices whose noise differs by less than `least`, the one with the fewest weights.
-        near = [more for more, noise in left.items() if noise <= lowest + least]
+        near = [more for more, noise in noise_of.items() if noise <= lowest + least]
         best = min(near, key=lambda more: tuple(_costs(rows, more)))
         kept = set(best)
 
@@ -189,6 +192,7 @@ def _costs(rows: Sequence[LayerSensitivity], places: Iterable[int]) -> npt.NDArr
 
 
 def _choices(rows: Sequence[LayerSensitivity]) -> list[set[int]]:
+    """What `choose` considers: each group alone, with its readers, and with the groups that it reads."""
     read_by: dict[int, set[int]] = defaultdict(set)
     for place, row in enumerate(rows):
         for reader in row.readers:
@@ -199,21 +203,21 @@ def _choices(rows: Sequence[LayerSensitivity]) -> list[set[int]]:
         for choice in (
             {place},
             {place, *row.readers} - {-1},
-            {place, *(each for each in read_by[place] if rows[each].paths)},
+            {place, *(other for other in read_by[place] if rows[other].paths)},
         )
     ]
 
 
-def _left(rows: Sequence[LayerSensitivity], kept: AbstractSet[int]) -> float:
-    """Noise power that is left, as a share of the signal's, where some groups are kept in float."""
-    left = 0.0
+def _remaining_noise(rows: Sequence[LayerSensitivity], kept: AbstractSet[int]) -> float:
+    """Noise power that remains, as a share of the signal's, if some groups are kept in float."""
+    noise = 0.0
     for place, row in enumerate(rows):
         result = 10.0 ** (-row.result_db / 10.0)
         if place not in kept:
-            left += max(10.0 ** (-row.alone_db / 10.0), result)
+            noise += max(10.0 ** (-row.alone_db / 10.0), result)
         elif not set(row.readers) <= kept:
-            left += result
-    return left
+            noise += result
+    return noise
 
 
 def sensitivity_csv(rows: Sequence[LayerSensitivity]) -> str:
@@ -227,7 +231,7 @@ def sensitivity_csv(rows: Sequence[LayerSensitivity]) -> str:
     return text.getvalue()
 
 
-def _literal(path: str) -> str:
+def _escaped_selector(path: str) -> str:
     """A scope's selector that matches a path with characters of globs in it."""
     return "".join(f"[{character}]" if character in "*?[" else character for character in path)
 
@@ -280,10 +284,10 @@ def _groups(graph: Graph, origins: Mapping[str, str]) -> list[_Group]:
     group_of: dict[Node, _Group] = {}
     of_layer: dict[Any, Node] = {}
     for node in graph.nodes:
-        joined = [each for tensor in node.inputs() if (each := tensor.producer) is not None and _joins(node, each)]
+        joined = [call for tensor in node.inputs() if (call := tensor.producer) is not None and _joins(node, call)]
         joined.append(of_layer.setdefault(node.layer, node))
         merged = _Group()
-        for group in dict.fromkeys(group_of[each] for each in joined if each in group_of):
+        for group in dict.fromkeys(group_of[call] for call in joined if call in group_of):
             merged.nodes |= group.nodes
         merged.nodes[node] = None
         group_of |= dict.fromkeys(merged.nodes, merged)
@@ -313,12 +317,12 @@ def _readers(graph: Graph, group: _Group, place_of: Mapping[Node, int]) -> set[i
     return found | ({-1} if results & set(tensors(graph.outputs)) else set())
 
 
-def _whole(node: Node, args: Args, kwargs: Kwargs) -> Any:
+def _call_rounded(node: Node, args: Args, kwargs: Kwargs) -> Any:
     """The result of a call with weights and result rounded."""
     return infer(node.layer, args, kwargs)
 
 
-def _result_only(node: Node, args: Args, kwargs: Kwargs) -> Any:
+def _call_with_result_rounded(node: Node, args: Args, kwargs: Kwargs) -> Any:
     """The result of a call with its result rounded, but not its weights."""
     quantizer, result = output_quantizer(node.layer), call_unrounded(node, args, kwargs)
     if isinstance(node.layer, QuantizeLayer):
@@ -329,7 +333,7 @@ def _result_only(node: Node, args: Args, kwargs: Kwargs) -> Any:
 
 
 def _small_batches(graph: Graph, calibration: Calibration, samples: int) -> Iterator[list[Any]]:
-    """Inputs of a few samples at a time, as all tensors of the graph are held; of the size that the graph fixes."""
+    """Batches of a few samples, as the values of all tensors are kept; of the model's own batch size if it is fixed."""
     fixed = batch_size_of(graph)
     for batch in calibration_batches(graph, calibration, samples):
         for start in range(0, len(batch[0]), fixed or _BATCH):
@@ -344,7 +348,7 @@ def _values(graph: Graph, inputs: Sequence[Any], compute: _Compute) -> dict[Tens
     return values
 
 
-def _changed(
+def _outputs_with_group(
     graph: Graph, known: Mapping[Tensor, Any], group: _Group, computes: tuple[_Compute, _Compute]
 ) -> list[Any]:
     """The graph's outputs where the calls of a group are computed in another way than in `known`.

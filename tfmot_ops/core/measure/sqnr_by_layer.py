@@ -23,14 +23,14 @@ from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import rebuild
 from tfmot_ops.core.graph.run import infer, run_graph
-from tfmot_ops.core.keras.batches import filled, fitted, fixed_batch_size
+from tfmot_ops.core.keras.batches import fixed_batch_size, match_rank, repeat_to_size
 from tfmot_ops.core.keras.pinned import keras
-from tfmot_ops.core.keras.policies import new_layers_of
+from tfmot_ops.core.keras.policies import new_layers_with_policy
 from tfmot_ops.core.keras.private import QuantizeLayer
 from tfmot_ops.core.keras.types import Args, Array, Kwargs
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.core.measure.noise import power_ratio_db, signal_and_noise
-from tfmot_ops.core.tflite.interpreter import Detail, Inputs, arrays, dequantized, make_interpreter, quantized
+from tfmot_ops.core.tflite.interpreter import Detail, Inputs, as_arrays, dequantized, make_interpreter, quantized
 from tfmot_ops.core.tflite.scopes import call_scopes
 
 #: Identifies a call: (the layer's name, index among the layer's calls in the graph's order).
@@ -76,7 +76,7 @@ class LayerSqnr:
     float_to_tflite_db: float | None
 
 
-@new_layers_of("float32")
+@new_layers_with_policy("float32")
 def layer_sqnr(
     float_model: keras.Model, quantized_model: keras.Model | None, tflite: bytes | None, x: Inputs
 ) -> list[LayerSqnr]:
@@ -121,11 +121,11 @@ def layer_sqnr(
 
 def _batches(x: Inputs, shapes: list[tuple[int | None, ...]]) -> Iterator[list[Array]]:
     """Batches of the inputs, of a model's own size where its input shapes fix one."""
-    parts = [fitted(part, shape) for part, shape in zip(arrays(x), shapes, strict=True)]
+    parts = [match_rank(part, shape) for part, shape in zip(as_arrays(x), shapes, strict=True)]
     fixed = fixed_batch_size(shapes)
     size = fixed or _BATCH
     for start in range(0, len(parts[0]), size):
-        yield [filled(part[start : start + size], fixed) for part in parts]
+        yield [repeat_to_size(part[start : start + size], fixed) for part in parts]
 
 
 def _db(ratios: dict[tuple[str, _Key], _Ratio], pair: str, key: _Key) -> float | None:
@@ -274,7 +274,7 @@ def _match(interpreter: Interpreter, details: dict[int, Detail], written: list[i
     readers = calls.graph.readers()
     ends: dict[int, int] = {}
     for position, index in found.items():
-        for node in _sharing(nodes[position], last_calls, stops, readers):
+        for node in _calls_in_one_tensor(nodes[position], last_calls, stops, readers):
             ends[place[node]] = index
     return ends | outputs
 
@@ -285,28 +285,30 @@ def _by_name(details: dict[int, Detail], written: list[int], calls: _Calls) -> t
     found: dict[int, int] = {}
     named: set[int] = set()
     for index in written:
-        bearers = {
-            position for part in details[index]["name"].split(";") if (position := _bearer(part, positions)) is not None
+        named_calls = {
+            position
+            for part in details[index]["name"].split(";")
+            if (position := _call_named_by(part, positions)) is not None
         }
-        named |= bearers
-        for position in bearers:
+        named |= named_calls
+        for position in named_calls:
             # An earlier operation with this name computed a part of the call, not yet its output.
             found.pop(position, None)
-        if bearers:
-            found[max(bearers)] = index
+        if named_calls:
+            found[max(named_calls)] = index
     return found, named
 
 
-def _bearer(name: str, positions: dict[str, int]) -> int | None:
+def _call_named_by(name: str, positions: dict[str, int]) -> int | None:
     """Position of the call whose scope a tensor's name begins with; the scope of a further call has two parts."""
     parts = name.split("/")
     return positions.get("/".join(parts[:2]) + "/", positions.get(parts[0] + "/"))
 
 
-def _sharing(
+def _calls_in_one_tensor(
     node: Node, last_calls: AbstractSet[Node | None], stops: AbstractSet[Node], readers: dict[Tensor, list[Node]]
 ) -> list[Node]:
-    """The calls whose output is in one tensor: a call, or the one that is computed with it, and identities behind it.
+    """The calls whose output is in one tensor: a call, or the call computed with it, and the identities after it.
 
     Args:
         node: the call whose name the tensor has.

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
-from tfmot_ops.core.graph.pointwise import FUNCTIONS_OF_ELEMENTS
+from tfmot_ops.core.graph.pointwise import ELEMENTWISE_FUNCTIONS
 from tfmot_ops.core.graph.rules.arithmetic import symbol_of
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Layer
@@ -93,6 +93,7 @@ class ChannelLabels:
         return ~self._is_fixed[labels] if labels.size else np.zeros(0, bool)
 
     def _new(self, count: int) -> Labels:
+        """New removable labels, each for one channel."""
         first = len(self._parents)
         self._parents += range(first, first + count)
         return np.arange(first, first + count)
@@ -103,9 +104,11 @@ class ChannelLabels:
         return labels
 
     def _fix(self, labels: Iterable[int]) -> None:
+        """Mark labels as not removable."""
         self._fixed.update(int(label) for label in labels)
 
     def _tie(self, first: Labels, second: Labels) -> None:
+        """Make each label of `first` one with the label of `second` at the same place: both are removed, or none."""
         for one, other in zip(first.tolist(), second.tolist(), strict=True):
             self._parents[self.root(other)] = self.root(one)
 
@@ -149,7 +152,7 @@ class ChannelLabels:
         symbol = symbol_of(node)
         if symbol in _MERGING_FUNCTIONS and len(inputs) > 1:
             return self._of_merge
-        is_by_element = symbol in FUNCTIONS_OF_ELEMENTS and len(inputs) == 1 and _other_arguments_are_numbers(node)
+        is_by_element = symbol in ELEMENTWISE_FUNCTIONS and len(inputs) == 1 and _other_arguments_are_numbers(node)
         return self._of_input if is_by_element else None
 
     def _of_filters(self, node: Node, inputs: list[Tensor]) -> Labels | None:
@@ -178,6 +181,7 @@ class ChannelLabels:
         return np.repeat(self.of[inputs[0]], node.layer.depth_multiplier)
 
     def _of_merge(self, node: Node, inputs: list[Tensor]) -> Labels | None:
+        """Labels of an elementwise sum or product: channels at the same place of its inputs are removed together."""
         channels = node.output().channels
         wide = [tensor for tensor in inputs if tensor.channels == channels]
         ranks = {len(tensor.shape) for tensor in inputs}

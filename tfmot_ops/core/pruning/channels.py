@@ -18,7 +18,7 @@ from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import copy_layer, rebuild
 from tfmot_ops.core.keras.compiling import compile_like
 from tfmot_ops.core.keras.pinned import keras
-from tfmot_ops.core.keras.policies import new_layers_of
+from tfmot_ops.core.keras.policies import new_layers_with_policy
 from tfmot_ops.core.keras.types import Array, Layer
 from tfmot_ops.core.pruning.channel_labels import (
     DENSE,
@@ -30,7 +30,7 @@ from tfmot_ops.core.pruning.channel_labels import (
     ChannelLabels,
     Labels,
 )
-from tfmot_ops.core.pruning.opened import with_open_blocks
+from tfmot_ops.core.pruning.opened import with_inlined_layers
 from tfmot_ops.errors import RecipeError
 from tfmot_ops.recipes.scope import select
 
@@ -46,12 +46,13 @@ def prune_channels(model: keras.Model, recipe: Recipe) -> tuple[keras.Model, lis
     """Remove the least important filters, until a share of the multiplications (MACs) is left.
 
     Filters that meet in an addition or a product are removed together. The importance of a filter is the L2 norm of its
-    weights after BatchNormalization, as a ratio to the mean of its layer, so that layers of unlike size compare. The
-    first filters to go are the least important of the whole model; a tenth of each layer always stays. Outputs of the
-    model, and layers of which it is not known what they do with channels, keep all channels.
+    weights after BatchNormalization, divided by the mean of its layer, so that layers of different size can be
+    compared. The least important filters of the whole model are removed first; a tenth of each layer always stays. All
+    channels stay in the model's outputs, and in the inputs of layers for which it is not known what they do with
+    channels.
 
     Args:
-        model: float model; it is not changed. Custom layers are opened, see `prune`.
+        model: float model; it is not changed. Custom layers are replaced by their inner layers, see `prune`.
         recipe: a recipe with `channels`.
 
     Returns:
@@ -70,16 +71,16 @@ def prune_channels(model: keras.Model, recipe: Recipe) -> tuple[keras.Model, lis
             received=f"recipe {recipe.name!r} without channels",
             remedy="leave the call out, or add `channels: {macs: 0.5}` to the recipe",
         )
-    with new_layers_of(model.dtype_policy):
-        opened = with_open_blocks(model)
-        require_finite_weights(opened)
-        plan = _Plan(read_graph(opened))
-        layers = {node.path: type(node.layer).__name__ for node in plan.graph.nodes}
+    with new_layers_with_policy(model.dtype_policy):
+        inlined = with_inlined_layers(model)
+        require_finite_weights(inlined)
+        pruner = _ChannelPruner(read_graph(inlined))
+        layers = {node.path: type(node.layer).__name__ for node in pruner.graph.nodes}
         chosen = select(recipe.channels.scope, layers.items())
-        kept = plan.choose(recipe.channels.macs, {path for path, taken in chosen.items() if taken is False})
-        reports = plan.reports(kept, chosen)
-        smaller = rebuild(plan.without(kept))
-    compile_like(smaller, opened)
+        kept = pruner.choose(recipe.channels.macs, {path for path, taken in chosen.items() if taken is False})
+        reports = pruner.reports(kept, chosen)
+        smaller = rebuild(pruner.without(kept))
+    compile_like(smaller, inlined)
     return smaller, reports
 
 
@@ -96,7 +97,7 @@ class _Filters:
     labels: Labels
 
 
-class _Plan:
+class _ChannelPruner:
     """Chooses the labels to remove from a graph, and removes them."""
 
     def __init__(self, graph: Graph) -> None:
@@ -115,23 +116,23 @@ class _Plan:
             macs: largest share, from 0 to 1.
             excluded: paths of the layers that keep all filters.
         """
-        count = max((int(each.labels.max(initial=-1)) for each in self.filters), default=-1) + 1
-        whole = np.ones(count, bool)
+        count = max((int(filters.labels.max(initial=-1)) for filters in self.filters), default=-1) + 1
+        all_kept = np.ones(count, bool)
         order = self._order(excluded)
-        largest = macs * self._macs(whole)
+        largest = macs * self._macs(all_kept)
         low, high = 0, len(order)
         while low < high:  # the smallest number of removed labels with which the MACs fit
             middle = (low + high) // 2
-            if self._macs(_without(whole, order[:middle])) <= largest:
+            if self._macs(_without(all_kept, order[:middle])) <= largest:
                 high = middle
             else:
                 low = middle + 1
-        kept = _without(whole, order[:low])
+        kept = _without(all_kept, order[:low])
         if self._macs(kept) > largest:
             raise RecipeError(
-                f"channels: {macs:.0%} of the multiplications cannot be reached",
-                required=f"at most {macs:.0%} of {self._macs(whole):,.0f} multiplications",
-                received=f"{self._macs(kept) / self._macs(whole):.0%} with every filter removed that can go; "
+                f"channels.macs: the model cannot be reduced to {macs:.0%} of its multiplications",
+                required=f"at most {macs:.0%} of {self._macs(all_kept):,.0f} multiplications",
+                received=f"{self._macs(kept) / self._macs(all_kept):.0%} when every removable filter is removed; "
                 f"{self._named(self.channels.need_all) or 'no layer'} need all channels of their inputs",
                 remedy="raise channels.macs, or exclude fewer layers by channels.scope",
             )
@@ -143,22 +144,26 @@ class _Plan:
 
     def _order(self, excluded: set[str]) -> Labels:
         """The labels that may be removed, the least important first, as far as each layer keeps enough filters."""
-        scores, owners = defaultdict(list), defaultdict(list)
-        stays = {label for each in self.filters if each.node.path in excluded for label in each.labels.tolist()}
-        left = []
-        for place, each in enumerate(self.filters):
-            left.append(len(each.labels) - max(1, math.ceil(_LEAST_SHARE * len(each.labels))))
-            free = self.channels.removable(each.labels)
-            for label, score, is_free in zip(each.labels.tolist(), self._scores(each), free, strict=True):
+        #: Label -> its importance in each layer that has it, and the indices of these layers.
+        scores, layers = defaultdict(list), defaultdict(list)
+        excluded_filters = (filters for filters in self.filters if filters.node.path in excluded)
+        stays = {label for filters in excluded_filters for label in filters.labels.tolist()}
+        #: For each layer, how many more filters may be removed.
+        removable = []
+        for index, filters in enumerate(self.filters):
+            count = len(filters.labels)
+            removable.append(count - max(1, math.ceil(_LEAST_SHARE * count)))
+            free = self.channels.removable(filters.labels)
+            for label, score, is_free in zip(filters.labels.tolist(), self._scores(filters), free, strict=True):
                 if is_free and label not in stays:
                     scores[label].append(score)
-                    owners[label].append(place)
+                    layers[label].append(index)
         order = []
-        for label in sorted(scores, key=lambda each: (np.mean(scores[each]), each)):
-            if all(left[place] > 0 for place in owners[label]):
+        for label in sorted(scores, key=lambda label: (np.mean(scores[label]), label)):
+            if all(removable[index] > 0 for index in layers[label]):
                 order.append(label)
-                for place in owners[label]:
-                    left[place] -= 1
+                for index in layers[label]:
+                    removable[index] -= 1
         return np.array(order, np.int64)
 
     def _scores(self, filters: _Filters) -> npt.NDArray[np.float64]:
@@ -173,7 +178,7 @@ class _Plan:
         return scores
 
     def _factor(self, node: Node) -> Any:
-        """The factor [channels] of a BatchNormalization behind a call, if it alone reads the result; else 1."""
+        """The factor [channels] of the BatchNormalization after a call, if nothing else reads the result; else 1."""
         readers = self.graph.readers().get(node.output(), [])
         if len(readers) != 1 or type(readers[0].layer) is not keras.layers.BatchNormalization:
             return 1.0
@@ -187,22 +192,25 @@ class _Plan:
         return sum(self._macs_of(node, kept) for node in self.graph.nodes)
 
     def _macs_of(self, node: Node, kept: Mask) -> float:
+        """Multiplications of one call, with the channels that are kept; 0 for a call without a kernel."""
         kind, layer = type(node.layer), node.layer
         if kind not in WITH_FILTERS | DEPTHWISE:
             return 0.0
-        given, made = (int(self._stays(tensor, kept).sum()) for tensor in (node.inputs()[0], node.output()))
-        reach = math.prod(getattr(layer, "kernel_size", (1,)))
-        places = math.prod(
+        kept_inputs, kept_outputs = (
+            int(self._kept_channels(tensor, kept).sum()) for tensor in (node.inputs()[0], node.output())
+        )
+        kernel_positions = math.prod(getattr(layer, "kernel_size", (1,)))
+        output_positions = math.prod(
             size or 1 for size in (node.inputs()[0] if kind in TRANSPOSED else node.output()).shape[1:-1]
         )
         if kind in DEPTHWISE:
-            return float(places * reach * made)
+            return float(output_positions * kernel_positions * kept_outputs)
         if kind in SEPARABLE:
-            between = given * layer.depth_multiplier
-            return float(places * (reach * between + between * made))
-        return float(places * reach * given * made)
+            between = kept_inputs * layer.depth_multiplier
+            return float(output_positions * (kernel_positions * between + between * kept_outputs))
+        return float(output_positions * kernel_positions * kept_inputs * kept_outputs)
 
-    def _stays(self, tensor: Tensor, kept: Mask) -> Mask:
+    def _kept_channels(self, tensor: Tensor, kept: Mask) -> Mask:
         """Mask [channels] of a tensor's channels that stay."""
         labels = self.channels.roots(tensor)
         inside = labels < len(kept)
@@ -211,19 +219,19 @@ class _Plan:
     def reports(self, kept: Mask, chosen: dict[str, bool | None]) -> list[LayerReport]:
         """One row for each layer with filters."""
         rows = []
-        for each in self.filters:
-            stay, count = int(kept[each.labels].sum()), len(each.labels)
+        for filters in self.filters:
+            stay, count = int(kept[filters.labels].sum()), len(filters.labels)
             outcome = Outcome.PRUNED if stay < count else Outcome.NOT_PRUNED
             if stay < count:
                 reason = f"{stay} of {count} filters stay"
-            elif chosen[each.node.path] is False:
+            elif chosen[filters.node.path] is False:
                 reason = "excluded by the recipe's scope"
-            elif not self.channels.removable(each.labels).any():
+            elif not self.channels.removable(filters.labels).any():
                 reason = "its channels reach an output of the model, or a layer that needs all of them"
             else:
                 reason = "all filters are among the more important ones"
-            name = type(each.node.layer).__name__
-            rows.append(LayerReport(path=each.node.path, class_name=name, outcome=outcome, reason=reason))
+            path, name = filters.node.path, type(filters.node.layer).__name__
+            rows.append(LayerReport(path=path, class_name=name, outcome=outcome, reason=reason))
         return rows
 
     def without(self, kept: Mask) -> Graph:
@@ -232,7 +240,9 @@ class _Plan:
         for node in self.graph.nodes:
             if node.layer not in smaller:
                 smaller[node.layer] = self._smaller(node, kept)
-        masks = {tensor: self._stays(tensor, kept) for node in self.graph.nodes for tensor in tensors(node.outputs)}
+        masks = {
+            tensor: self._kept_channels(tensor, kept) for node in self.graph.nodes for tensor in tensors(node.outputs)
+        }
         for node in self.graph.nodes:
             node.layer = smaller[node.layer]
         for tensor, mask in masks.items():
@@ -245,25 +255,25 @@ class _Plan:
         layer, kind, floats = node.layer, type(node.layer), [tensor for tensor in node.inputs() if tensor.is_float]
         if not floats or kind not in _SLICES:
             return layer
-        given, made = self._stays(floats[0], kept), self._stays(node.output(), kept)
-        if given.all() and made.all():
+        kept_inputs, kept_outputs = self._kept_channels(floats[0], kept), self._kept_channels(node.output(), kept)
+        if kept_inputs.all() and kept_outputs.all():
             return layer
-        copy = copy_layer(layer, layer.name, **_arguments(layer, made))
+        copy = copy_layer(layer, layer.name, **_arguments(layer, kept_outputs))
         weights = self.graph.weights_of(layer)
         if weights:
-            self.graph.weights[copy] = _SLICES[kind](layer, weights, given, made)
+            self.graph.weights[copy] = _SLICES[kind](layer, weights, kept_inputs, kept_outputs)
         return copy
 
 
-def _without(whole: Mask, removed: Labels) -> Mask:
-    kept = whole.copy()
+def _without(all_kept: Mask, removed: Labels) -> Mask:
+    kept = all_kept.copy()
     kept[removed] = False
     return kept
 
 
-def _arguments(layer: Layer, made: Mask) -> dict[str, Any]:
+def _arguments(layer: Layer, kept_outputs: Mask) -> dict[str, Any]:
     """Constructor arguments with the number of channels that stay."""
-    count = int(made.sum())
+    count = int(kept_outputs.sum())
     if type(layer) in DENSE:
         return {"units": count}
     if type(layer) is keras.layers.Reshape:
@@ -271,31 +281,31 @@ def _arguments(layer: Layer, made: Mask) -> dict[str, Any]:
     return {"filters": count} if type(layer) in WITH_FILTERS else {}
 
 
-def _kernel_and_bias(_layer: Layer, weights: list[Array], given: Mask, made: Mask) -> list[Array]:
+def _kernel_and_bias(_layer: Layer, weights: list[Array], kept_inputs: Mask, kept_outputs: Mask) -> list[Array]:
     """Kernel [..., inputs, outputs] and bias [outputs]."""
-    return [weights[0][..., given, :][..., made], *(bias[made] for bias in weights[1:])]
+    return [weights[0][..., kept_inputs, :][..., kept_outputs], *(bias[kept_outputs] for bias in weights[1:])]
 
 
-def _transposed(_layer: Layer, weights: list[Array], given: Mask, made: Mask) -> list[Array]:
+def _transposed(_layer: Layer, weights: list[Array], kept_inputs: Mask, kept_outputs: Mask) -> list[Array]:
     """Kernel [..., outputs, inputs] and bias [outputs]."""
-    return [weights[0][..., made, :][..., given], *(bias[made] for bias in weights[1:])]
+    return [weights[0][..., kept_outputs, :][..., kept_inputs], *(bias[kept_outputs] for bias in weights[1:])]
 
 
-def _depthwise(_layer: Layer, weights: list[Array], given: Mask, made: Mask) -> list[Array]:
+def _depthwise(_layer: Layer, weights: list[Array], kept_inputs: Mask, kept_outputs: Mask) -> list[Array]:
     """Kernel [..., inputs, multiplier] and bias [inputs * multiplier]."""
-    return [weights[0][..., given, :], *(bias[made] for bias in weights[1:])]
+    return [weights[0][..., kept_inputs, :], *(bias[kept_outputs] for bias in weights[1:])]
 
 
-def _separable(layer: Layer, weights: list[Array], given: Mask, made: Mask) -> list[Array]:
+def _separable(layer: Layer, weights: list[Array], kept_inputs: Mask, kept_outputs: Mask) -> list[Array]:
     """Depthwise kernel [..., inputs, multiplier], pointwise kernel [..., inputs * multiplier, outputs], bias."""
-    between = np.repeat(given, layer.depth_multiplier)
-    pointwise = weights[1][..., between, :][..., made]
-    return [weights[0][..., given, :], pointwise, *(bias[made] for bias in weights[2:])]
+    between = np.repeat(kept_inputs, layer.depth_multiplier)
+    pointwise = weights[1][..., between, :][..., kept_outputs]
+    return [weights[0][..., kept_inputs, :], pointwise, *(bias[kept_outputs] for bias in weights[2:])]
 
 
-def _by_channel(_layer: Layer, weights: list[Array], given: Mask, _made: Mask) -> list[Array]:
+def _by_channel(_layer: Layer, weights: list[Array], kept_inputs: Mask, _made: Mask) -> list[Array]:
     """Weights [..., channels]; a last axis of size 1 is shared by all channels."""
-    return [weight[..., given] if weight.shape[-1] == len(given) else weight for weight in weights]
+    return [weight[..., kept_inputs] if weight.shape[-1] == len(kept_inputs) else weight for weight in weights]
 
 
 #: Layer class -> function (layer, weights, mask of its input's channels, mask of its output's channels) -> the weights

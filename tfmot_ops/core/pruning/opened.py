@@ -1,8 +1,8 @@
-"""The model that pruning works on: its custom layers opened, so that the layers inside them can be pruned."""
+"""Inlines the custom layers of a model, so that the layers inside them can be pruned."""
 
 from __future__ import annotations
 
-from tfmot_ops.core.graph.custom import is_closed, is_normalized, open_custom_layers
+from tfmot_ops.core.graph.custom import inline_custom_layers, is_spectral_normalization, should_inline
 from tfmot_ops.core.graph.ir import is_graph_model, layer_paths
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import rebuild
@@ -13,12 +13,16 @@ from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.wrapped import inner_layer
 
 
-def with_open_blocks(model: keras.Model) -> keras.Model:
-    """A copy in which custom layers with weights are replaced by what they compute; the model itself without any."""
-    blocks = [layer for _, layer in layer_paths(model) if is_closed(inner_layer(layer)) and not is_normalized(layer)]
+def with_inlined_layers(model: keras.Model) -> keras.Model:
+    """A copy of a model with its custom layers inlined; the model itself if no custom layer has weights."""
+    blocks = [
+        layer
+        for _, layer in layer_paths(model)
+        if should_inline(inner_layer(layer)) and not is_spectral_normalization(layer)
+    ]
     if is_graph_model(model) and not any(block.weights for block in blocks):
         return model
     # A product with a weight that is written by hand becomes a layer with a kernel, which can be pruned.
-    opened = rebuild(rewrite(open_custom_layers(read_graph(model)), (product, einsum)))
-    compile_like(opened, model)
-    return opened
+    inlined = rebuild(rewrite(inline_custom_layers(read_graph(model)), (product, einsum)))
+    compile_like(inlined, model)
+    return inlined

@@ -115,7 +115,7 @@ def _quantized_names(layer: Layer) -> tuple[str, ...]:
     return tuple(getattr(config, "weights", ())) if private.weight_variables(layer) else ()
 
 
-def give_masks(model: keras.Model) -> None:
+def set_masks_and_clusters(model: keras.Model) -> None:
     """Set masks and cluster indices of a QAT model's weight quantisers from its present weights, in place.
 
     A mask is 1 where the weight is not 0; a cluster is the set of weights with the same value.
@@ -160,7 +160,7 @@ def require_sparsity(path: str, values: list[np.ndarray], ratio: float) -> None:
     if found < ratio - tolerance(size):
         raise SparsityLostError(
             f"layer {path!r} lost its sparsity",
-            required=f"at least {ratio:.3f} zeros (tolerance {tolerance(size):.3f})",
+            required=f"a fraction of zeros of at least {ratio:.3f} (tolerance {tolerance(size):.3f})",
             received=f"{found:.3f} in {size} weights",
             remedy="train with core.pruning_callbacks() while pruning, and quantise the stripped model "
             "with the same recipe",

@@ -17,9 +17,9 @@ from tfmot_ops.core.graph.rebuild import copy_layer, without_random_values
 from tfmot_ops.core.graph.roles import kernel_of, kernels
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.compiling import compile_like
-from tfmot_ops.core.keras.identity import Itself
+from tfmot_ops.core.keras.identity import IdentityKey
 from tfmot_ops.core.keras.pinned import keras
-from tfmot_ops.core.keras.policies import new_layers_of
+from tfmot_ops.core.keras.policies import new_layers_with_policy
 from tfmot_ops.core.keras.private import (
     PrunableLayer,
     PruneRegistry,
@@ -31,7 +31,7 @@ from tfmot_ops.core.keras.private import (
 )
 from tfmot_ops.core.keras.types import Array, Kwargs, Layer, TensorLike
 from tfmot_ops.core.keras.wrapped import inner_layer
-from tfmot_ops.core.pruning.opened import with_open_blocks
+from tfmot_ops.core.pruning.opened import with_inlined_layers
 from tfmot_ops.core.pruning.sparsity import prunable
 from tfmot_ops.errors import RecipeError
 
@@ -148,11 +148,11 @@ def prune(model: keras.Model, recipe: Recipe, end_step: int | None = None) -> tu
             received=f"recipe {recipe.name!r} without a sparsity",
             remedy="leave the prune step out, or add a sparsity to the recipe",
         )
-    with new_layers_of(model.dtype_policy):
-        model = with_open_blocks(model)
+    with new_layers_with_policy(model.dtype_policy):
+        model = with_inlined_layers(model)
         require_finite_weights(model)
         found = prunable(model, recipe).values()
-        chosen = {layer: tuple(kernel.attribute for kernel in held) for layer, held in found}
+        chosen = {layer: tuple(kernel.attribute for kernel in pruned) for layer, pruned in found}
         pruned = _wrap_chosen(model, chosen, _pruning_arguments(recipe.sparsity, end_step))
     if end_step is None:
         _apply_masks(pruned)
@@ -195,7 +195,7 @@ def wrap_low_magnitude(
     if pruning_policy is not None:
         pruning_policy.ensure_model_supports_pruning(to_prune)
     chosen = {layer: _default_kernels(layer) for _, layer in layer_paths(to_prune) if is_chosen(layer)}
-    with new_layers_of(to_prune.dtype_policy):
+    with new_layers_with_policy(to_prune.dtype_policy):
         return _wrap_chosen(to_prune, chosen, arguments)
 
 
@@ -233,13 +233,14 @@ def pruning_callbacks(log_dir: str | None = None) -> list[Any]:
 
 def strip(model: keras.Model) -> keras.Model:
     """A copy of a pruned model without its wrappers, with the masks applied to the kernels, compiled like the model."""
-    with new_layers_of(model.dtype_policy):
+    with new_layers_with_policy(model.dtype_policy):
         stripped = _copy_with(model, lambda _layer, copy: copy)
         compile_like(stripped, model)
     return stripped
 
 
 def _pruning_arguments(sparsity: Sparsity, end_step: int | None) -> dict[str, Any]:
+    """Constructor arguments of the wrapper: schedule and pattern."""
     pattern = {"sparsity_m_by_n": sparsity.n_of_m, "block_size": sparsity.block or (1, 1)}
     if end_step is None:
         schedule = pruning_schedule.ConstantSparsity(sparsity.ratio, begin_step=1, end_step=1, frequency=1)
@@ -260,6 +261,7 @@ def _pruning_arguments(sparsity: Sparsity, end_step: int | None) -> dict[str, An
 
 
 def _apply_masks(model: keras.Model) -> None:
+    """Compute the masks of all wrappers from the present weights, and set the masked weights to 0."""
     for _, layer in layer_paths(model):
         if not hasattr(layer, "pruning_vars"):
             continue
@@ -271,23 +273,23 @@ def _apply_masks(model: keras.Model) -> None:
             for weight, mask, threshold in layer.pruning_vars:
                 magnitudes = np.abs(weight.numpy())
                 ratio = float(layer.pruning_schedule(1)[1])
-                mask.assign(kept(magnitudes, ratio).astype(magnitudes.dtype))
-                threshold.assign(smallest_kept(magnitudes, ratio))
+                mask.assign(keep_mask(magnitudes, ratio).astype(magnitudes.dtype))
+                threshold.assign(keep_threshold(magnitudes, ratio))
         layer.pruning_obj.weight_mask_op()
 
 
-def smallest_kept(magnitudes: Array, ratio: float) -> float:
+def keep_threshold(magnitudes: Array, ratio: float) -> float:
     """The smallest magnitude that stays, tfmot's threshold, computed without sorting the kernel.
 
     Args:
         magnitudes: magnitudes of a kernel's weights, any shape.
         ratio: fraction of the weights that becomes zero.
     """
-    pruned = magnitudes.size - _number_kept(magnitudes.size, ratio)
+    pruned = magnitudes.size - _keep_count(magnitudes.size, ratio)
     return float(np.partition(magnitudes, pruned, axis=None)[pruned])
 
 
-def kept(magnitudes: Array, ratio: float) -> npt.NDArray[np.bool_]:
+def keep_mask(magnitudes: Array, ratio: float) -> npt.NDArray[np.bool_]:
     """Mask of the weights that stay: the largest; among equal magnitudes the first, so that the ratio is exact.
 
     Args:
@@ -297,19 +299,20 @@ def kept(magnitudes: Array, ratio: float) -> npt.NDArray[np.bool_]:
     Returns:
         A boolean array of the same shape.
     """
-    limit = smallest_kept(magnitudes, ratio)
+    limit = keep_threshold(magnitudes, ratio)
     mask = magnitudes >= limit
-    surplus = int(np.count_nonzero(mask)) - _number_kept(magnitudes.size, ratio)
+    surplus = int(np.count_nonzero(mask)) - _keep_count(magnitudes.size, ratio)
     if surplus > 0:
         mask.flat[np.flatnonzero(magnitudes == limit)[-surplus:]] = False
     return np.asarray(mask, np.bool_)
 
 
-def _number_kept(size: int, ratio: float) -> int:
+def _keep_count(size: int, ratio: float) -> int:
     return max(round(float(np.float32(size) * np.float32(1 - ratio))), 1)
 
 
 def _report(path: str, layer: Layer, recipe: Recipe, chosen: bool) -> LayerReport:
+    """The row of a layer, with the reason why it is pruned or not."""
     name = type(layer).__name__
     if chosen and recipe.sparsity is not None:
         pattern = (
@@ -368,12 +371,12 @@ def _copy_with(model: keras.Model, wrap: Callable[[Layer, Layer], Layer]) -> ker
 
 def _masked_weights(layer: Layer) -> list[Any]:
     """Weights of the layer inside a wrapper, with masks applied: after the last training step the kernels have none."""
-    masks = {Itself(variable): mask.numpy() for variable, mask, _ in getattr(layer, "pruning_vars", ())}
+    masks = {IdentityKey(variable): mask.numpy() for variable, mask, _ in getattr(layer, "pruning_vars", ())}
     inner = inner_layer(layer)
     values = inner.get_weights()
     # `weights` of a StringLookup contains a table, which is not a variable but has no mask either.
     return (
-        [value * masks.get(Itself(weight), 1) for value, weight in zip(values, inner.weights, strict=True)]
+        [value * masks.get(IdentityKey(weight), 1) for value, weight in zip(values, inner.weights, strict=True)]
         if masks
         else values
     )

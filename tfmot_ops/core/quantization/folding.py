@@ -1,7 +1,7 @@
-"""The factor per channel by which export multiplies a kernel: the affine call after it, folded into it.
+"""The factor per channel by which export multiplies a kernel when it folds the affine call after it into the kernel.
 
-A kernel with one scale has to be rounded after the fold, as in the file: channels whose factors differ get other int8
-levels then. With one scale per channel, the fold does not change the levels.
+QAT has to round a kernel with one scale for all channels after this multiplication, as the file does: folding changes
+the int8 levels of channels with different factors. With one scale per channel, folding does not change the levels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tfmot_ops.core.keras.wrapped import inner_layer
 
 
 def folded_factor(layer: Layer) -> Any:
-    """The factor [channels], of inference, of the only call that reads a layer's result; None if that is no affine.
+    """The factor [channels], as in inference, of the affine that alone reads a layer's result; None if there is none.
 
     Args:
         layer: a layer without rounded output, called once in a functional model.
@@ -33,5 +33,5 @@ def folded_factor(layer: Layer) -> Any:
     else:
         factor = tf.math.rsqrt(affine.moving_variance + affine.epsilon)
         factor = factor * affine.gamma if affine.scale else factor
-    # A channel that is multiplied by 0 may be rounded by any factor.
+    # A channel that is multiplied by 0 may be rounded with any factor; 1 avoids a division by 0.
     return tf.stop_gradient(tf.where(tf.equal(factor, 0.0), tf.ones_like(factor), factor))

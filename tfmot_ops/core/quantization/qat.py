@@ -12,8 +12,8 @@ import tensorflow as tf
 
 from tfmot_ops.contract import LayerReport, Method, Quantization, Recipe
 from tfmot_ops.core.graph.finite import require_finite_weights
-from tfmot_ops.core.graph.ir import Graph, Node, Tensor, free_name, scope_part, tensors, unique_names
-from tfmot_ops.core.graph.new_values import reads_rounded, refuse_far_constants, refuse_pads_out_of_range
+from tfmot_ops.core.graph.ir import Graph, Node, Tensor, free_name, scope_safe_name, tensors, unique_names
+from tfmot_ops.core.graph.new_values import extended_to_readers, refuse_outlier_constants, refuse_pads_beyond_float16
 from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import OnTensor, rebuild
@@ -22,10 +22,10 @@ from tfmot_ops.core.graph.samples import Calibration, calibration_batches
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.compiling import compile_like
 from tfmot_ops.core.keras.pinned import keras
-from tfmot_ops.core.keras.policies import new_layers_of
+from tfmot_ops.core.keras.policies import new_layers_with_policy
 from tfmot_ops.core.keras.private import QuantizeLayer, QuantizeWrapper
 from tfmot_ops.core.keras.types import Args, Kwargs, Layer, TensorLike
-from tfmot_ops.core.pruning.sparsity import give_masks, prunable, required_ratio
+from tfmot_ops.core.pruning.sparsity import prunable, required_ratio, set_masks_and_clusters
 from tfmot_ops.core.quantization.quantizers import QuantizedLayer
 from tfmot_ops.core.quantization.ranges import range_variables, tied_ranges
 from tfmot_ops.core.quantization.scheme import Plan, RequiredSparsity, make_plan, output_quantizer
@@ -36,7 +36,7 @@ from tfmot_ops.errors import CalibrationError, RecipeError, UnsupportedModelErro
 _SMALLEST_WIDTH = 1e-6
 
 
-@new_layers_of("float32")
+@new_layers_with_policy("float32")
 def normalize(model: keras.Model) -> keras.Model:
     """A flat functional copy of a model with equal outputs and weights; weighted layers keep their names.
 
@@ -56,7 +56,7 @@ def normalize(model: keras.Model) -> keras.Model:
     return flat
 
 
-@new_layers_of("float32")
+@new_layers_with_policy("float32")
 def quantize(
     model: keras.Model, recipe: Recipe, calibration: Calibration | None = None
 ) -> tuple[keras.Model, list[LayerReport]]:
@@ -69,8 +69,8 @@ def quantize(
             stay zero during QAT.
         recipe: a recipe with quantization.method: qat.
         calibration: an array [N, ...], a list or dict of arrays, one per input, or a tf.data.Dataset of such batches.
-            None leaves the activation ranges at their initial -6 to 6, for a training to move; the export of a model
-            that was not trained warns of them.
+            None leaves the activation ranges at their initial -6 to 6 until the model is trained; `export_tflite` warns
+            if it was not.
 
     Returns:
         The QAT model, compiled like the original, and one report per layer.
@@ -89,20 +89,20 @@ def quantize(
             received=f"recipe {recipe.name!r} with quantization {recipe.quantization}",
             remedy="call export_tflite directly for a PTQ or float recipe",
         )
-    require_chosen(recipe)
+    require_kept_layers_chosen(recipe)
     source = read_graph(model)
     require_finite_weights(model)
     with _without_garbage_collection():
         quantized, reports = _with_quantisers(model, source, recipe)
     if calibration is not None:
         samples = recipe.quantization.calibration_samples
-        _refuse_far_constants(read_graph(quantized), calibration, samples)
+        _refuse_outlier_constants(read_graph(quantized), calibration, samples)
         calibrate(quantized, calibration, samples=samples)
     compile_like(quantized, model)
     return quantized, reports
 
 
-def require_chosen(recipe: Recipe) -> None:
+def require_kept_layers_chosen(recipe: Recipe) -> None:
     """Refuse a recipe whose `quantization.keep` has not been carried out: the layers to keep are not chosen yet."""
     if recipe.quantization is not None and recipe.quantization.keep is not None:
         raise RecipeError(
@@ -130,10 +130,11 @@ def _without_garbage_collection() -> Iterator[None]:
 
 
 def _with_quantisers(model: keras.Model, source: Graph, recipe: Recipe) -> tuple[keras.Model, list[LayerReport]]:
-    _refuse(source)
+    """The QAT model with initial ranges, not compiled, and one report per layer; `source` is the graph of `model`."""
+    _refuse_unsupported_layers(source)
     graph = normalize_graph(source, for_qat=True)
     _refuse_lambdas(graph)
-    refuse_pads_out_of_range(graph)
+    refuse_pads_beyond_float16(graph)
     plan = make_plan(graph, source, recipe.quantization or Quantization(), _required_sparsity(model, recipe))
 
     def wrap(layer: Layer, node: Node) -> Any:
@@ -141,16 +142,17 @@ def _with_quantisers(model: keras.Model, source: Graph, recipe: Recipe) -> tuple
         return layer if config is None else QuantizedLayer(layer, config)
 
     quantized = rebuild(graph, wrap, _on_tensor(graph, plan))
-    give_masks(quantized)
+    set_masks_and_clusters(quantized)
     return quantized, plan.reports
 
 
-def _refuse_far_constants(graph: Graph, calibration: Calibration, samples: int) -> None:
-    rounds = reads_rounded(graph, lambda node: output_quantizer(node.layer) is not None)
-    refuse_far_constants(graph, calibration_batches(graph, calibration, samples), call_unrounded, rounds)
+def _refuse_outlier_constants(graph: Graph, calibration: Calibration, samples: int) -> None:
+    rounds = extended_to_readers(graph, lambda node: output_quantizer(node.layer) is not None)
+    refuse_outlier_constants(graph, calibration_batches(graph, calibration, samples), call_unrounded, rounds)
 
 
 def _on_tensor(graph: Graph, plan: Plan) -> OnTensor:
+    """The function that `rebuild` calls for each tensor: it inserts the QuantizeLayers of the plan."""
     #: Tensor -> (the graph input or layer that produces it, which of its results it is).
     places: dict[Tensor, tuple[Tensor | Layer, int]] = {t: (t, 0) for t in graph.input_names}
     layers = unique_names(dict.fromkeys(node.path for node in graph.nodes), graph.input_names.values())
@@ -167,7 +169,7 @@ def _on_tensor(graph: Graph, plan: Plan) -> OnTensor:
         # A shared layer has one range for all its calls.
         if key not in made:
             producer = graph.input_names[tensor] if tensor.producer is None else layers[tensor.producer.path]
-            made[key] = QuantizeLayer(quantizer, name=free_name(f"quantize_{scope_part(producer)}", key[1], used))
+            made[key] = QuantizeLayer(quantizer, name=free_name(f"quantize_{scope_safe_name(producer)}", key[1], used))
         return made[key](value)
 
     return on_tensor
@@ -194,7 +196,8 @@ def _refuse_lambdas(graph: Graph) -> None:
             )
 
 
-def _refuse(graph: Graph) -> None:
+def _refuse_unsupported_layers(graph: Graph) -> None:
+    """Refuse pruning wrappers, string tensors, and layers that are quantised already."""
     for node in graph.nodes:
         if isinstance(node.layer, keras.layers.Wrapper) and hasattr(node.layer, "pruning_vars"):
             raise UnsupportedModelError(
@@ -208,7 +211,7 @@ def _refuse(graph: Graph) -> None:
                 f"layer {node.path!r} works on strings, which an int8 model cannot process",
                 required="numbers as inputs of the model",
                 received=type(node.layer).__name__,
-                remedy="do the lookup before the model: in the data, or in a model of its own in front of this one",
+                remedy="do the lookup before the model: in the data, or in a separate model that runs before this one",
             )
         if isinstance(node.layer, QuantizeWrapper | QuantizeLayer):
             raise UnsupportedModelError(
@@ -222,7 +225,7 @@ def _refuse(graph: Graph) -> None:
 def calibrate(model: keras.Model, calibration: Calibration, samples: int) -> None:
     """Set the activation ranges of a QAT model, in place, to minimum and maximum over the samples.
 
-    The quantisers are off meanwhile. Ranges that TFLite ties are set to their union, and 0 is in every range.
+    The quantisers are off during calibration. Ranges that TFLite ties are set to their union, and 0 is in every range.
 
     Args:
         model: the QAT model, from `quantize`.
@@ -295,7 +298,7 @@ def _assign(node: Node, low: float, high: float) -> None:
         variables[1].assign(high)
 
 
-def unrounded(model: keras.Model, inputs: Sequence[TensorLike]) -> Any:
+def outputs_without_fake_quant(model: keras.Model, inputs: Sequence[TensorLike]) -> Any:
     """Outputs of a QAT model with fake-quant disabled, in the model's output structure.
 
     Args:

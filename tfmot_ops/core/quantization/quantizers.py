@@ -12,7 +12,7 @@ from tfmot_ops.core.graph.operations import Role
 from tfmot_ops.core.graph.rebuild import is_public
 from tfmot_ops.core.graph.roles import is_custom, spec_of
 from tfmot_ops.core.keras import private
-from tfmot_ops.core.keras.identity import Itself
+from tfmot_ops.core.keras.identity import IdentityKey
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import QuantizeWrapperV2
 from tfmot_ops.core.keras.types import Config, Kwargs, Layer, Quantizer, TensorLike, Variable
@@ -70,7 +70,7 @@ def round_within(weights: TensorLike, limits: TensorLike) -> tf.Tensor:
     return quantize(weights, -limits, limits, num_bits=8, narrow_range=True)
 
 
-def tie(kernel: TensorLike, clusters: TensorLike) -> tf.Tensor:
+def average_clusters(kernel: TensorLike, clusters: TensorLike) -> tf.Tensor:
     """Replace each weight by the mean of its cluster: cluster-preserving QAT, like tfmot's CQAT.
 
     Args:
@@ -96,9 +96,9 @@ class WeightQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
 
     Args:
         per_channel: one scale per output channel; otherwise one scale for the whole kernel.
-        keep_sparsity: keep the weights at 0 that were 0 when the mask was set (`give_masks`).
-        keep_clusters: keep the weights equal that were equal when the clusters were set (`give_masks`); not together
-            with `per_channel`.
+        keep_sparsity: keep the weights at 0 that were 0 when the mask was set (`set_masks_and_clusters`).
+        keep_clusters: keep the weights equal that were equal when the clusters were set (`set_masks_and_clusters`);
+            not together with `per_channel`.
         channels_axes: how many trailing axes together index the output channels (2 for depthwise kernels
             [height, width, channels, multiplier], 1 otherwise).
         swap_channels: whether output channels come before input channels (transposed convolutions).
@@ -121,7 +121,7 @@ class WeightQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
         self.channels_axes = channels_axes
         self.swap_channels = swap_channels
         self.required_sparsity = required_sparsity
-        #: [channels]: what the file multiplies the kernel by before rounding it; set for the time of a call.
+        #: [channels]: the factor by which export multiplies the kernel before rounding it; set only during a call.
         self.factor: Any = None
 
     def build(self, tensor_shape: tf.TensorShape, name: str, layer: Layer) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class WeightQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
     ) -> tf.Tensor:
         """Kernel in, kernel rounded to int8 levels out, same shape."""
         del training
-        kernel = tie(inputs, weights["clusters"]) if self.keep_clusters else tf.convert_to_tensor(inputs)
+        kernel = average_clusters(inputs, weights["clusters"]) if self.keep_clusters else tf.convert_to_tensor(inputs)
         if self.keep_sparsity:
             kernel *= weights["mask"]
         fixed = tf.stop_gradient(kernel)
@@ -198,7 +198,7 @@ class WeightQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
 
 @keras.saving.register_keras_serializable("tfmot_ops")
 class RowsQuantizer(WeightQuantizer):
-    """An embedding table whose rows are rounded after the lookup, with a range that they share with other tensors.
+    """Keeps an embedding table in float whose looked-up rows are rounded, with a range shared with other tensors.
 
     Zeros and clusters are kept as in any kernel. The table itself is not rounded here, as the converter gives it the
     range of the looked-up rows.
@@ -214,7 +214,7 @@ class RowsQuantizer(WeightQuantizer):
 
 @keras.saving.register_keras_serializable("tfmot_ops")
 class ConstantQuantizer(QuantizerWithoutVariables):
-    """int8 for a weight that is an operand of a matrix product: symmetric, as TFLite wants its kernels.
+    """Symmetric int8 quantiser for a weight that is an operand of a matrix product, as TFLite requires of kernels.
 
     The limits are computed from the weight at every step.
     """
@@ -298,10 +298,10 @@ class LayerQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
 
 
 class QuantizeLayer(private.QuantizeLayer):
-    """tfmot's layer that rounds a tensor, as it is loaded; it has tfmot's name in files.
+    """tfmot's QuantizeLayer, which sets `built` here; saved files refer to it by tfmot's name.
 
-    tfmot's does not say that it is built. Loading a `.keras` file builds it, and its first call would do so again, with
-    variables that the file does not have.
+    tfmot's own class does not set `built`. Loading a `.keras` file builds the layer, and its first call would build it
+    again, with variables that the file does not have.
     """
 
     def build(self, input_shape: tf.TensorShape) -> None:
@@ -312,13 +312,14 @@ class QuantizeLayer(private.QuantizeLayer):
 
 @keras.saving.register_keras_serializable("tfmot_ops")
 class QuantizedLayer(QuantizeWrapperV2):
-    """tfmot's quantisation wrapper with four faults fixed.
+    """tfmot's quantisation wrapper with four faults of version 0.8.1 fixed.
 
-    tfmot creates a step counter in each layer, trains the kernels of frozen layers, and leaves rounded tensors in the
-    layer's weight attributes after a call. It counts the weights of a layer that is built before its wrapper as the
-    wrapper's own: loading a `.keras` file builds it first, and misses weights that were never saved there. The counters
-    are a quarter of a QAT model's variables; only tfmot's activation quantisers read them, and `LayerQuantizeConfig`
-    has none.
+    - tfmot creates a step counter in each wrapper, a quarter of a QAT model's variables. Only tfmot's activation
+      quantisers read it, and `LayerQuantizeConfig` has none.
+    - tfmot trains the kernels of frozen layers.
+    - tfmot leaves rounded tensors in the layer's weight attributes after a call.
+    - tfmot counts the weights of a layer that is built before its wrapper as the wrapper's own. Loading a `.keras` file
+      builds the layer first, and then misses weights that were never saved for the wrapper.
     """
 
     def __init__(self, layer: Layer, quantize_config: LayerQuantizeConfig, **kwargs: object) -> None:
@@ -341,13 +342,13 @@ class QuantizedLayer(QuantizeWrapperV2):
         tfmot also lists the kernels as weights of the wrapper: they train in a frozen layer and are saved twice.
         """
         trained = self.layer.trainable_weights
-        places = {Itself(variable): place for place, (variable, *_) in enumerate(private.weight_variables(self))}
-        return sorted(trained, key=lambda variable: places.get(Itself(variable), len(places)))
+        places = {IdentityKey(variable): place for place, (variable, *_) in enumerate(private.weight_variables(self))}
+        return sorted(trained, key=lambda variable: places.get(IdentityKey(variable), len(places)))
 
     def call(self, inputs: TensorLike, training: bool | TensorLike | None = None, **kwargs: object) -> Any:
         """Call the layer with rounded weights, then restore its variables.
 
-        AutoGraph is left out but for a user's own layer or activation: then tracing takes half as long.
+        AutoGraph is used only for a user's own layer or activation: without it, tracing takes half as long.
 
         Without restoring, saving as SavedModel fails: it traces the inner layer separately, where rounded tensors of
         another trace cannot be used.

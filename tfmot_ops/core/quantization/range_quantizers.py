@@ -44,8 +44,8 @@ class RangeQuantizer(tfmot.quantization.keras.quantizers.MovingAverageQuantizer)
 class MaskedRangeQuantizer(RangeQuantizer):
     """int8 scores before a softmax, some of which are masked: masked scores get the lowest value of the range.
 
-    The range has the scores that are not masked, and `MARGIN` below them: the softmax of the lowest value is then below
-    half a step (1/512) of the softmax' fixed scale, so that it rounds to 0.
+    The range covers the scores that are not masked, and extends `MARGIN` below the lowest of them. The softmax of the
+    range's lowest value is then below half a step (1/512) of the softmax' fixed scale, so that it rounds to 0.
     """
 
     #: Distance of masked scores from the lowest other one. exp(-8) is 0.0003.

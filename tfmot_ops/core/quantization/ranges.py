@@ -1,4 +1,8 @@
-"""The activation ranges of a QAT model: their variables, which of them TFLite ties, and the ranges for the file."""
+"""The activation ranges of a QAT model: their variables, which of them TFLite ties, and the ranges for the file.
+
+`qat.calibrate` sets the variables, and training moves them. `tflite.emit` exports a model with the ranges of `Ranges`.
+The ranges of PTQ are in `tflite.file_ranges`.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +22,11 @@ from tfmot_ops.core.keras.types import Layer
 from tfmot_ops.core.keras.values import value_of
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.core.quantization.range_quantizers import INITIAL_RANGE, FixedRangeQuantizer, RangeQuantizer
-from tfmot_ops.core.quantization.scales import LEVELS, Range, Sums, computable
+from tfmot_ops.core.quantization.scales import LEVELS, Accumulation, Range, widened_for_accumulation
 from tfmot_ops.core.quantization.scheme import output_quantizer, tied_groups
 
 #: How close the level of 0 may be to the middle between two levels, in levels; float32 is off by less.
-_NEAR_TIE = 1e-3
+_TIE_MARGIN = 1e-3
 
 
 def range_variables(layer: Layer) -> tuple[Any, Any] | None:
@@ -35,11 +39,11 @@ def range_variables(layer: Layer) -> tuple[Any, Any] | None:
     return (variables["min_var"], variables["max_var"]) if variables else None
 
 
-def never_set(graph: Graph) -> list[str]:
-    """Names of the layers whose output has the range of a new quantiser, if all ranges of a QAT graph have it.
+def layers_with_initial_range(graph: Graph) -> list[str]:
+    """Names of the layers with a trained output range, if all these ranges still are the initial one; otherwise [].
 
-    Calibration sets every range, and a training step moves every range, so that not one is left then. A single range
-    from -6 to 6 may be a measured one: a layer may clip its values there.
+    Calibration and each training step change all ranges. So where only some ranges are -6 to 6, these were measured:
+    a layer may clip its values there.
 
     Args:
         graph: of a QAT model.
@@ -55,7 +59,7 @@ class Ranges:
     """The ranges with which a QAT graph is exported; empty for a float graph.
 
     Training moves each range separately; tensors that TFLite ties get the union of their ranges. Ranges that are too
-    narrow for int8 kernels are widened (`scales.computable`). Fixed ranges (sigmoid) stay.
+    narrow for int8 kernels are widened (`scales.widened_for_accumulation`). Fixed ranges (sigmoid) stay.
 
     Args:
         graph: quantised or float.
@@ -83,8 +87,10 @@ class Ranges:
             lowest, highest = (float(value_of(variable)) for variable in variables)
             seen[key] = min(lowest, low), max(highest, high)
         outside = {self._key(node.output()): fixed[node.layer] for node in graph.nodes if node.layer in fixed}
-        sums = [] if largest_weight is None or not seen else list(self._sums(graph, {*seen, *outside}, largest_weight))
-        found = computable(seen, sums, outside)
+        accumulations: list[Accumulation] = []
+        if largest_weight is not None and seen:
+            accumulations = list(self._accumulations(graph, {*seen, *outside}, largest_weight))
+        found = widened_for_accumulation(seen, accumulations, outside)
         self.of_layer = {layer: found[key] for layer, key in follows.items()} | fixed
         self._found = outside | found
 
@@ -101,11 +107,11 @@ class Ranges:
         """The key of a tensor's range: its group, or the tensor itself if it is not tied to others."""
         return ("group", self._groups[tensor]) if tensor in self._groups else tensor
 
-    def _sums(
+    def _accumulations(
         self, graph: Graph, known: AbstractSet[Hashable], largest_weight: Callable[[Node], float]
-    ) -> Iterator[Sums]:
+    ) -> Iterator[Accumulation]:
         """Yield, for each range, the sum or product that computes it; fused calls (convolution, ReLU) count as one."""
-        before: dict[Tensor, Sums] = {}
+        before: dict[Tensor, Accumulation] = {}
         for node in graph.nodes:
             floats = [tensor for tensor in node.inputs() if tensor.is_float]
             outputs = tensors(node.outputs)
@@ -113,7 +119,7 @@ class Ranges:
                 continue
             kind = role(getattr(node.layer, "layer", node.layer))
             sums = before.get(floats[0]) if kind in {Role.AFFINE, Role.RELU} else None
-            sums = sums or self._computed(node, floats, largest_weight)
+            sums = sums or self._accumulation_of(node, floats, largest_weight)
             if sums is None:
                 continue
             key = self._key(outputs[0])
@@ -122,24 +128,26 @@ class Ranges:
             else:
                 before[outputs[0]] = sums
 
-    def _computed(self, node: Node, inputs: list[Tensor], largest_weight: Callable[[Node], float]) -> Sums | None:
+    def _accumulation_of(
+        self, node: Node, inputs: list[Tensor], largest_weight: Callable[[Node], float]
+    ) -> Accumulation | None:
         spec = spec_of(getattr(node.layer, "layer", node.layer))
         keys = tuple(map(self._key, inputs))
         if spec.role in {Role.CONVOLUTION, Role.AFFINE}:
-            return Sums(keys, largest_weight=largest_weight(node))
+            return Accumulation(keys, largest_weight=largest_weight(node))
         if spec.arithmetic is Arithmetic.PRODUCT:
-            return Sums(keys, multiplied=True)
-        return Sums(keys) if spec.role is Role.RELU or spec.arithmetic is Arithmetic.SUM else None
+            return Accumulation(keys, multiplied=True)
+        return Accumulation(keys) if spec.role is Role.RELU or spec.arithmetic is Arithmetic.SUM else None
 
 
-def without_tie(low: float, high: float) -> Range:
+def with_unambiguous_zero(low: float, high: float) -> Range:
     """A range whose zero is not halfway between two levels; any other range as it is.
 
-    The level of 0 is a whole number. In a range from -1 to 1 it would be 127.5, which TensorFlow's fake-quant operation
+    The level of 0 is an integer. In a range from -1 to 1 it would be 127.5, which TensorFlow's fake-quant operation
     may round down and the converter up; then 1.0 is 1.0039 in the QAT model and 0.9961 in the file.
     """
     zero = -low / (high - low) * LEVELS
-    if abs(zero % 1.0 - 0.5) > _NEAR_TIE:
+    if abs(zero % 1.0 - 0.5) > _TIE_MARGIN:
         return low, high
     with tf.init_scope():
         outside = tf.constant([2.0 * low - high, 2.0 * high - low], tf.float32)

@@ -25,8 +25,8 @@ UNKNOWN_RANGE = (0.0, 1.0)
 #: A narrower range counts as width 0: after rounding errors of calibration or long training, zeros may have a width.
 _ZERO_WIDTH = 1e-20
 #: Largest ratio (step of the sums) / (output scale). XNNPACK (ai-edge-litert 2.3) refuses 256 for convolutions and 128
-#: for means. At 64 the whole
-#: int8 output, 255 levels, is 4 steps of the int32 sums wide: a finer output scale could not show anything more.
+#: for means. At 64, the whole int8 output (255 levels) is 4 steps of the int32 sums wide: a finer output scale would
+#: not represent anything more.
 LARGEST_STEP = 64.0
 #: Largest bias as an integer. An int32 holds twice as much: the other half is left for the sum that the bias joins.
 LARGEST_BIAS = 2.0**30
@@ -35,8 +35,8 @@ LEVELS, WEIGHT_LEVELS = 255.0, 127.0
 
 
 @dataclass(frozen=True)
-class Sums:
-    """One operation that computes sums or products, described by the scales it involves.
+class Accumulation:
+    """One operation whose integer kernel accumulates sums or products, with what decides the step of its accumulator.
 
     Attributes:
         inputs: keys of the tensors (or groups of tied tensors) that are added up or multiplied.
@@ -59,9 +59,9 @@ class Sums:
         return step if self.largest_weight is None else step * self.largest_weight / WEIGHT_LEVELS
 
 
-def computable(
+def widened_for_accumulation(
     ranges: Mapping[Hashable, Range],
-    sums: Sequence[Sums],
+    sums: Sequence[Accumulation],
     fixed: Mapping[Hashable, Range] | None = None,
 ) -> dict[Hashable, Range]:
     """Widen each range until (step of the sums that compute it) / (its scale) is at most LARGEST_STEP.
@@ -81,13 +81,13 @@ def computable(
         for operation in sums:
             if operation.output in found:
                 smallest = operation.step(known) / LARGEST_STEP * LEVELS
-                known[operation.output] = found[operation.output] = _at_least(smallest, *found[operation.output])
+                known[operation.output] = found[operation.output] = _widened(smallest, *found[operation.output])
         if found == before:
             break
     return found
 
 
-def _at_least(width: float, low: float, high: float) -> Range:
+def _widened(width: float, low: float, high: float) -> Range:
     """The range, widened to `width` upwards; downwards if it has only negative values."""
     if high - low >= width:
         return low, high

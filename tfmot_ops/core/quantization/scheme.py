@@ -11,12 +11,12 @@ from tfmot_ops.contract import LayerReport, Outcome, Quantization, WeightScales
 from tfmot_ops.core.graph.float_reasons import float_reason
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
 from tfmot_ops.core.graph.layers import MaskedScores, Power
-from tfmot_ops.core.graph.new_values import constants
-from tfmot_ops.core.graph.of_weights import calls_of_weights
+from tfmot_ops.core.graph.new_values import output_constants
+from tfmot_ops.core.graph.of_weights import weight_only_calls
 from tfmot_ops.core.graph.operations import ACTIVATIONS, UNKNOWN, Kernel, OpSpec, Role
-from tfmot_ops.core.graph.poles import float_calls
+from tfmot_ops.core.graph.poles import calls_before_divergence
 from tfmot_ops.core.graph.roles import activation_name, kernels, role, spec_of
-from tfmot_ops.core.graph.whole_numbers import WHOLE_NUMBERS, read_exactly, uses_whole_numbers
+from tfmot_ops.core.graph.whole_numbers import INTEGER_VALUES_REASON, integer_valued_tensors, uses_integer_values
 from tfmot_ops.core.keras.private import QuantizeLayer
 from tfmot_ops.core.keras.types import Layer
 from tfmot_ops.core.quantization.quantizers import (
@@ -80,7 +80,7 @@ def make_plan(graph: Graph, source: Graph, quantization: Quantization, required:
         placed = [placer.place(node) for node in nodes]
         for placement in placed:
             plan.tensors |= placement.following
-        decides = min(placed, key=lambda each: _PRECEDENCE[type(each.config.output if each.config else None)])
+        decides = min(placed, key=lambda call: _PRECEDENCE[type(call.config.output if call.config else None)])
         plan.reports.append(decides.report)
         if decides.config is not None:
             plan.configs[key] = decides.config
@@ -103,7 +103,7 @@ class Placement(NamedTuple):
     Attributes:
         report: the row of its layer.
         config: what a wrapper puts on the layer; None for no wrapper.
-        following: tensor -> the quantiser behind it, for results without a wrapper.
+        following: tensor -> the quantiser layer that follows it, for results without a wrapper.
     """
 
     report: LayerReport
@@ -112,6 +112,8 @@ class Placement(NamedTuple):
 
 
 class _Placer:
+    """Finds the role of each call of a graph and the ranges that tensors share, and places the quantisers of a call."""
+
     def __init__(
         self, graph: Graph, excluded: set[str], required: RequiredSparsity | None, quantization: Quantization
     ) -> None:
@@ -122,11 +124,11 @@ class _Placer:
         self.keep_clusters = quantization.keep_clusters
         self.per_channel = quantization.weight_scales is WeightScales.PER_CHANNEL
         #: Calls that prepare the operand of a function that diverges at 0; they stay in float.
-        self.unrounded = float_calls(graph)
-        #: Tensors that are read as whole numbers, which no quantiser may change.
-        self.exact = read_exactly(graph)
-        #: Calls that depend on weights alone: only what int8 calls read of their results gets a quantiser.
-        self.constant = calls_of_weights(graph)
+        self.float_calls = calls_before_divergence(graph)
+        #: Tensors that are used as integers, which no quantiser may change.
+        self.exact = integer_valued_tensors(graph)
+        #: Calls that depend on weights alone: only those of their results that int8 calls read get a quantiser.
+        self.constant = weight_only_calls(graph)
         self.roles = {node: self._role(node) for node in graph.nodes}
         #: Tensor -> fixed range of its group, if all values of the group come from functions with a fixed range.
         self.fixed: dict[Tensor, tuple[float, float]] = {}
@@ -174,15 +176,13 @@ class _Placer:
     def _role(self, node: Node) -> Role:
         if node in self.constant:
             return Role.CONSTANT
-        # Under a mask Keras computes a layer by further operations (select), which TFLite has in float only.
         masked = isinstance(node.kwargs.get("mask"), Tensor)
-        is_float = (
-            masked or node.origin in self.excluded or node in self.unrounded or uses_whole_numbers(node, self.exact)
-        )
+        is_chosen = node.origin in self.excluded or node in self.float_calls
+        is_float = masked or is_chosen or uses_integer_values(node, self.exact)
         varying = sum(tensor.producer not in self.constant for tensor in node.inputs())
         kind = Role.FLOAT if is_float or (spec_of(node.layer).table and varying > 1) else role(node.layer)
         # The range of a call with a constant in its output (tf.pad) must contain input and constant.
-        return Role.SAME_SCALE if kind is Role.PASS and constants(node) else kind
+        return Role.SAME_SCALE if kind is Role.PASS and output_constants(node) else kind
 
     def place(self, node: Node) -> Placement:
         """The quantisers of one call, and the row of its layer's report."""
@@ -194,14 +194,13 @@ class _Placer:
         if self.roles[node] is Role.CONSTANT:
             return self._place_constant(node, outputs)
         if len(outputs) > 1 or hasattr(node.layer, "symbol"):
-            return self._place_behind(node, outputs)
+            return self._place_after_call(node, outputs)
         return self._place_on_layer(node, outputs[0])
 
     def _place_float(self, node: Node, outputs: list[Tensor]) -> Placement:
         """A call that stays in float: quantisers stand where its results enter the int8 part again."""
-        chosen = node.origin in self.excluded or node in self.unrounded
+        chosen = node.origin in self.excluded or node in self.float_calls
         has_int8_form = not hasattr(node.layer, "symbol") and role(node.layer) is not Role.FLOAT
-        # The mark keeps the converter from quantising a layer that it could quantise by itself.
         config = LayerQuantizeConfig(keep_float=True) if chosen and has_int8_form else None
         return Placement(
             _report(node, Outcome.KEPT_FLOAT, self._why_float(node)), config, self._quantizers_after_float(outputs)
@@ -223,8 +222,8 @@ class _Placer:
         tied = any(self.roles[reader] in {Role.PASS, Role.SAME_SCALE} for reader in readers)
         return not tied and any("BATCH_MATMUL" in self._spec(reader).tflite for reader in readers)
 
-    def _place_behind(self, node: Node, outputs: list[Tensor]) -> Placement:
-        """A call that no wrapper fits, a function or one with several results: quantisers follow its results."""
+    def _place_after_call(self, node: Node, outputs: list[Tensor]) -> Placement:
+        """A call that cannot have a wrapper (a function, several results): quantiser layers follow its results."""
         placed = {tensor: self._output(node, tensor) for tensor in outputs}
         reason = next((reason for output, reason in placed.values() if output), "passes its input's int8 values on")
         following = {tensor: output for tensor, (output, _) in placed.items() if output}
@@ -238,7 +237,7 @@ class _Placer:
         weights = self._weights(node, RowsQuantizer if shares else WeightQuantizer)
         if not weights and output is None:
             return Placement(_report(node, Outcome.ABSORBED, reason))
-        held = {name: ", its clusters held" if quantizer.keep_clusters else "" for name, quantizer in weights.items()}
+        held = {name: ", clusters kept" if quantizer.keep_clusters else "" for name, quantizer in weights.items()}
         reason = " and ".join([*(f"{name} int8{more}" for name, more in held.items()), reason])
         return Placement(_report(node, Outcome.QUANTIZED, reason), LayerQuantizeConfig(weights, output))
 
@@ -264,9 +263,9 @@ class _Placer:
             return "excluded by the recipe's scope"
         if isinstance(node.kwargs.get("mask"), Tensor) and not kernels(node.layer):
             return "uses a mask, which TFLite computes in float only"
-        if uses_whole_numbers(node, self.exact):
-            return WHOLE_NUMBERS
-        if node in self.unrounded:
+        if uses_integer_values(node, self.exact):
+            return INTEGER_VALUES_REASON
+        if node in self.float_calls:
             return "a function that diverges at 0 (log, division) reads its result, which int8 could round to 0"
         return float_reason(node.layer)
 
@@ -280,7 +279,7 @@ class _Placer:
         }
 
     def _reads_int8(self, reader: Node, tensor: Tensor) -> bool:
-        """Whether a call is int8 and reads a tensor of the file, which the exponent of a table is not."""
+        """Whether a call is int8 and reads a tensor at run time; the exponent of a `Power` is a part of its table."""
         is_exponent = isinstance(reader.layer, Power) and tensor is reader.inputs()[1]
         return self.roles[reader] not in {Role.FLOAT, Role.CONSTANT} and not is_exponent
 
@@ -328,7 +327,8 @@ def _has_constants_outside(group: list[Tensor], low: float, high: float) -> bool
     """Whether a constant in the outputs of the group's calls is more than one int8 step outside the range."""
     step = (high - low) / 255
     calls = [tensor.producer for tensor in group if tensor.producer is not None]
-    return any(array.min() < low - step or array.max() > high + step for node in calls for array in constants(node))
+    arrays = [array for node in calls for array in output_constants(node)]
+    return any(array.min() < low - step or array.max() > high + step for array in arrays)
 
 
 def _report(node: Node, outcome: Outcome, reason: str) -> LayerReport:
@@ -367,7 +367,7 @@ def tied_groups(graph: Graph, role_of: Callable[[Node], Role] | None = None) -> 
                 leader[b] = a
                 members[a] += members.pop(b)
 
-    constant = calls_of_weights(graph)
+    constant = weight_only_calls(graph)
     for node in graph.nodes:
         floats = [tensor for tensor in (*tensors(node.outputs), *node.inputs()) if tensor.is_float]
         if not floats or node in constant:

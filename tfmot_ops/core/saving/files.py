@@ -13,12 +13,12 @@ from typing import Any
 import h5py
 import tensorflow_model_optimization as tfmot
 
-from tfmot_ops.core.graph.layers import LAYERS
+from tfmot_ops.core.graph.layers import INSERTED_LAYERS
 from tfmot_ops.core.graph.pointwise import Pointwise
 from tfmot_ops.core.graph.rebuild import without_random_values, without_traces
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
-from tfmot_ops.core.keras.policies import new_layers_of
+from tfmot_ops.core.keras.policies import new_layers_with_policy
 from tfmot_ops.core.keras.private import LossScaleOptimizerV3, SafeModeScope
 from tfmot_ops.core.pruning.wrappers import PruneLowMagnitude
 from tfmot_ops.core.quantization.quantizers import (
@@ -29,7 +29,7 @@ from tfmot_ops.core.quantization.quantizers import (
 )
 from tfmot_ops.core.quantization.range_quantizers import FixedRangeQuantizer, MaskedRangeQuantizer, RangeQuantizer
 from tfmot_ops.core.saving.keras_three import read_keras_three
-from tfmot_ops.core.saving.model_size import weights_within
+from tfmot_ops.core.saving.model_size import limited_variables
 from tfmot_ops.core.saving.own_layers import ENTRY_POINT_GROUP, own_layers
 from tfmot_ops.core.saving.safe_files import check_model_file, check_sizes
 from tfmot_ops.errors import ArtifactError, TfmotOpsError, UnsupportedModelError
@@ -38,7 +38,7 @@ from tfmot_ops.system import files
 #: tfmot's wrappers save their inner layer in Keras' old format, which has class names without the package. So these
 #: classes must be found by their bare names.
 _CLASSES: tuple[type, ...] = (
-    *LAYERS,
+    *INSERTED_LAYERS,
     Pointwise,
     ConstantQuantizer,
     FixedRangeQuantizer,
@@ -111,13 +111,13 @@ def save_model(model: keras.Model, path: str | Path) -> None:
 
 
 def _load(path: str, *, safe_mode: bool) -> Any:
-    model = _loaded(path, safe_mode=safe_mode)
+    model = _load_with_keras(path, safe_mode=safe_mode)
     if not isinstance(model, keras.Model):  # Keras returns whatever object a `.keras` file describes
         raise TypeError(f"the file describes no model, but an object of type {type(model).__name__}")
     return model
 
 
-def _loaded(path: str, *, safe_mode: bool) -> Any:
+def _load_with_keras(path: str, *, safe_mode: bool) -> Any:
     try:
         return keras.models.load_model(path, safe_mode=safe_mode)
     except AttributeError:
@@ -125,7 +125,7 @@ def _loaded(path: str, *, safe_mode: bool) -> Any:
         # variables of that optimizer in a `.keras` file.
         if keras.mixed_precision.global_policy().name != "mixed_float16":
             raise
-        with new_layers_of("float32"):
+        with new_layers_with_policy("float32"):
             return keras.models.load_model(path, safe_mode=safe_mode)
 
 
@@ -148,15 +148,15 @@ def load_model(path: str | Path, allow_unsafe: bool = False) -> keras.Model:
     """Load a model that `save_model`, Keras or tfmot saved.
 
     Args:
-        path: `.h5` or `.keras` file, or SavedModel folder. A file of Keras 3 is read where both have its layers alike;
-            its model is not compiled.
+        path: `.h5` or `.keras` file, or SavedModel folder. A file of Keras 3 is read if its layers compute the same
+            in tf_keras; that model is not compiled.
         allow_unsafe: run any code that the file contains or refers to (Python code of Lambda layers, any function,
             operations on files); only for files you trust.
 
     Raises:
         UnsafeModelError: the file refers to something that is not known to be harmless, and `allow_unsafe` is False.
-        UnsupportedModelError: Keras 3 saved a model of layers that tf_keras may not have alike, or nothing says which
-            class one of its layers has.
+        UnsupportedModelError: Keras 3 saved the model and a layer may have no equivalent in tf_keras, or the class of a
+            layer is not known.
         ArtifactError: the path does not exist, or Keras cannot read the file.
     """
     if not Path(path).exists():
@@ -175,7 +175,7 @@ def load_model(path: str | Path, allow_unsafe: bool = False) -> keras.Model:
         with SafeModeScope(not allow_unsafe), custom_objects(), without_random_values(), without_traces():
             if allow_unsafe:
                 return _load(str(path), safe_mode=False)
-            with weights_within(str(path), check_model_file(path)):
+            with limited_variables(str(path), check_model_file(path)):
                 return _load(str(path), safe_mode=True)
     except TfmotOpsError:
         raise

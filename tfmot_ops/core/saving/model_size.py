@@ -16,7 +16,7 @@ from tfmot_ops.system.memory import FREE_BYTES
 _MOST_PER_STORED = 6
 
 
-def weights_within(name: str, stored: int) -> AbstractContextManager[None]:
+def limited_variables(name: str, stored: int) -> AbstractContextManager[None]:
     """In this context, a model gets no more variables than the weights in its file justify.
 
     Args:

@@ -1,8 +1,8 @@
 """Checks the calls between the layers in a saved model's config before Keras makes them.
 
-Keras calls the layers of a functional model in rounds, each round those whose inputs exist, until no call is left. A
-call that waits for itself, or for a call that the config does not have, would keep it in that loop for ever. And a
-call on constants alone is computed at once, on as many numbers as the constants say.
+Keras calls the layers of a functional model in rounds: in each round those whose inputs exist, until no call is left. A
+call that waits for itself, or for a call that the config does not have, would keep Keras in that loop for ever. And a
+call on constants alone is computed while the file is loaded, on tensors as large as the constants describe.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _refuse_unknown_names(layer: Config, calls: list[Any], names: Collection[str
 
 
 def _is_made(call: object, made: int) -> bool:
-    """Whether the call of this number was made, of `made` calls in all; false for what is no number of a call."""
+    """Whether the call of this number was made, of `made` calls in all; False if `call` is not the number of a call."""
     return isinstance(call, int | float) and 0 <= call < made and call == int(call)
 
 
@@ -85,7 +85,7 @@ def _functional_models(config: object) -> Iterator[dict[str, Any]]:
         part = todo.pop()
         if isinstance(part, dict):
             layers = part.get("layers")
-            if isinstance(layers, list) and layers and all(_is_called_layer(each) for each in layers):
+            if isinstance(layers, list) and layers and all(map(_is_called_layer, layers)):
                 yield part
             todo += part.values()
         elif isinstance(part, list):
@@ -112,7 +112,7 @@ def _calls(layer: Config) -> list[Any]:
 def _first_call(layer: Config) -> int:
     """Number of the first call in references: 1 for an inner model, whose call 0 is that of its own input.
 
-    For a class of somebody else, which may be a model, a reference to the call after the last one is accepted too.
+    A class of another package may be a model, so there a reference to the call after the last one is accepted too.
     """
     inner = layer.get("config")
     is_model = isinstance(inner, dict) and "layers" in inner

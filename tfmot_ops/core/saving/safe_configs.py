@@ -55,7 +55,7 @@ class _Part(NamedTuple):
     key: str
 
 
-def unsafe_names(config: object, *, graph_stands_in: bool = False) -> Iterator[Finding]:
+def unsafe_names(config: object, *, restored_from_graph: bool = False) -> Iterator[Finding]:
     """Find everything in a model's config that is not known to be harmless.
 
     Harmless are: layers, initializers, losses, optimizers and similar classes of tf_keras, tfmot and this package;
@@ -64,8 +64,8 @@ def unsafe_names(config: object, *, graph_stands_in: bool = False) -> Iterator[F
 
     Args:
         config: the config, as `json.loads` returns it.
-        graph_stands_in: whether Keras restores a layer of an unknown class from the graph of a SavedModel, so that the
-            layer's class name and own arguments are never used.
+        restored_from_graph: whether Keras restores a layer of an unknown class from the graph of a SavedModel, so that
+            the layer's class name and own arguments are never used.
 
     Yields:
         The findings, in no particular order.
@@ -74,7 +74,7 @@ def unsafe_names(config: object, *, graph_stands_in: bool = False) -> Iterator[F
     while todo:
         part = todo.pop()
         if isinstance(part.value, dict):
-            left = graph_stands_in and part.key == "layers" and _is_left_to_the_graph(part.value)
+            left = restored_from_graph and part.key == "layers" and _is_left_to_the_graph(part.value)
             unsafe = _unsafe_object(part.value) if "class_name" in part.value and not left else None
             if unsafe:
                 yield Finding(unsafe, part.where)

@@ -42,9 +42,9 @@ def check_sizes(path: Path) -> None:
         OSError: the path, or one in the folder, is a pipe, a socket or a device.
     """
     if path.is_dir():
-        for each in path.rglob("*"):
-            if not each.is_dir():
-                files.require_regular(each)
+        for entry in path.rglob("*"):
+            if not entry.is_dir():
+                files.require_regular(entry)
         return
     files.require_regular(path)
     if zipfile.is_zipfile(path):
@@ -66,7 +66,7 @@ def check_model_file(path: str | Path) -> int:
     Raises:
         UnsafeModelError: loading the file or running the model could do something other than compute tensors.
         OSError: the file cannot be read.
-        ValueError: the file is no model.
+        ValueError: the file is not a model.
     """
     path = Path(path)
     # The same order of tests by which Keras determines the format.
@@ -90,11 +90,11 @@ def _refuse(path: Path, what: str, where: str, *, remedy: str = _TRUST) -> NoRet
     )
 
 
-def _check_config(path: Path, source: str, text: str | bytes | None, *, graph_stands_in: bool = False) -> None:
+def _check_config(path: Path, source: str, text: str | bytes | None, *, restored_from_graph: bool = False) -> None:
     if text is None:
         return
     config = json.loads(text)
-    for finding in unsafe_names(config, graph_stands_in=graph_stands_in):
+    for finding in unsafe_names(config, restored_from_graph=restored_from_graph):
         _refuse(path, finding.what, f"{source} ({finding.where or 'the model itself'})", remedy=_REGISTER)
     for layer in calls_of_constants(config):
         _refuse(path, f"a call of layer {layer!r} on constants, which is computed while the file is loaded,", source)
@@ -102,6 +102,7 @@ def _check_config(path: Path, source: str, text: str | bytes | None, *, graph_st
 
 
 def _check_keras(path: Path) -> int:
+    """Check a `.keras` archive; returns the bytes of its weights."""
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
             if name.startswith("/") or ".." in PurePosixPath(name.replace("\\", "/")).parts:
@@ -163,12 +164,13 @@ def _unsafe_data(data: h5py.Dataset) -> Iterator[str]:
 
 
 def _check_saved_model(path: Path) -> int:
+    """Check a SavedModel folder; returns the bytes of its files."""
     meta_graphs = tf.__internal__.saved_model.parse_saved_model(str(path)).meta_graphs
     if not meta_graphs:
         raise ValueError("saved_model.pb holds no graph")
     if len(meta_graphs) != 1 or not meta_graphs[0].HasField("object_graph_def"):
         _refuse(path, "a graph of TensorFlow 1, which runs while it is loaded,", "saved_model.pb")
-    stored = sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
+    stored = sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file())
     problem = expands_too_far(stored, constant_bytes(meta_graphs[0]))
     if problem is not None:
         _refuse(path, f"constants of {problem},", "the graph")
@@ -176,7 +178,7 @@ def _check_saved_model(path: Path) -> int:
         _refuse(path, what, f"{part} of the graph")
     for source, identifier, metadata in _metadata(path, meta_graphs[0]):
         is_layer = identifier != constants.METRIC_IDENTIFIER
-        _check_config(path, source, metadata, graph_stands_in=is_layer)
+        _check_config(path, source, metadata, restored_from_graph=is_layer)
     return stored
 
 

@@ -51,7 +51,7 @@ _KINDS = (
 #: Layers that load a file from a path, or call any method of an object.
 _REFUSED = {ReloadedLayer, ModuleWrapper}
 #: Functions of FUNCTION_MODULES that look up objects by name.
-_FINDERS = {"deserialize", "get", "is_categorical_crossentropy", "serialize"}
+_LOOKUP_FUNCTIONS = {"deserialize", "get", "is_categorical_crossentropy", "serialize"}
 #: Feature columns of a DenseFeatures layer, without the column that reads its vocabulary from a file.
 _COLUMNS = (
     *(feature_column_v2.BucketizedColumn, feature_column_v2.CrossedColumn, feature_column_v2.EmbeddingColumn),
@@ -127,7 +127,7 @@ def _is_harmless_class(item: object) -> bool:
 
 def _is_of_tensors(item: object) -> bool:
     if inspect.isfunction(item) and item.__module__ in FUNCTION_MODULES:
-        return not item.__name__.startswith("_") and item.__name__ not in _FINDERS
+        return not item.__name__.startswith("_") and item.__name__ not in _LOOKUP_FUNCTIONS
     return item is regularizers.l1_l2 or is_function_of_tensors(item)
 
 

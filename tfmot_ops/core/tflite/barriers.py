@@ -1,4 +1,7 @@
-"""Calls that stay in float in a graph that the converter quantises: it must not spread ranges over them."""
+"""Calls that stay in float in a graph that the converter quantises: it must not spread ranges over them.
+
+Used by `emit` for QAT models. For PTQ, `kept_float` names the operations that the converter leaves in float.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +10,14 @@ from typing import Any
 import tensorflow as tf
 
 from tfmot_ops.core.keras import private
-from tfmot_ops.core.keras.batches import without_state
+from tfmot_ops.core.keras.batches import with_zero_state
 from tfmot_ops.core.keras.types import Args, Kwargs, Layer, TensorLike
 
 #: Operations whose input and output the converter ties to one range, even if both have a range of their own.
-_TYING = {
+_RANGE_TYING_OPS = {
     *("Reshape", "Transpose", "Squeeze", "ExpandDims", "Identity", "StopGradient", "BroadcastTo", "Tile", "Roll"),
-    *(
-        "Pad",
-        "PadV2",
-        "MirrorPad",
-        "Slice",
-        "StridedSlice",
-        "Split",
-        "SplitV",
-        "Pack",
-        "Unpack",
-        "ConcatV2",
-        "ReverseV2",
-    ),
+    *("Pad", "PadV2", "MirrorPad", "Slice", "StridedSlice", "Split", "SplitV", "Pack", "Unpack", "ConcatV2"),
+    "ReverseV2",
     *("Gather", "GatherV2", "GatherNd", "TopKV2", "Select", "SelectV2", "ReverseSequence", "ScatterNd"),
     *("ResizeBilinear", "ResizeNearestNeighbor", "MaxPool", "AvgPool", "Max", "Min", "Maximum", "Minimum"),
     *("DepthToSpace", "SpaceToDepth", "BatchToSpaceND", "SpaceToBatchND", "ClipByValue"),
@@ -39,18 +31,18 @@ def float_call(layer: Layer, args: Args, kwargs: Kwargs) -> Any:
     graph = tf.compat.v1.get_default_graph()
     before = len(graph.get_operations())
     result = call_for_inference(layer, args, kwargs)
-    made = [op for op in graph.get_operations()[before:] if op.type != "Const" and _gives_floats(op)]
-    if not made or any(op.type not in _TYING for op in made):
+    made = [op for op in graph.get_operations()[before:] if op.type != "Const" and _has_float_output(op)]
+    if not made or any(op.type not in _RANGE_TYING_OPS for op in made):
         return result
     # Nothing reads the operations of the first call, so the converter drops them.
-    return in_float(layer, args, kwargs)
+    return call_between_barriers(layer, args, kwargs)
 
 
-def _gives_floats(op: tf.Operation) -> bool:
+def _has_float_output(op: tf.Operation) -> bool:
     return any(tensor.dtype.is_floating for tensor in op.outputs)
 
 
-def in_float(layer: Layer, args: Args, kwargs: Kwargs) -> Any:
+def call_between_barriers(layer: Layer, args: Args, kwargs: Kwargs) -> Any:
     """Emit a call between float barriers, so that the converter copies no range from input to output or back."""
     args, kwargs = tf.nest.map_structure(float_barrier, (args, kwargs))
     return tf.nest.map_structure(float_barrier, call_for_inference(layer, args, kwargs))
@@ -68,5 +60,5 @@ def call_for_inference(layer: Layer, args: Args, kwargs: Kwargs) -> Any:
     """The result of a layer's `call` with training=False; a stateful layer starts from 0."""
     if private.call_signature(layer).expects_training_arg:
         kwargs = kwargs | {"training": False}
-    with without_state(layer):
+    with with_zero_state(layer):
         return layer.call(*args, **kwargs)

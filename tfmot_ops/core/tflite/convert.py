@@ -28,7 +28,7 @@ _LOOPS = {"While", "StatelessWhile"}
 _PATCHING = RLock()
 
 
-def converter_of(
+def make_converter(
     function: Function,
     signature: list[tf.TensorSpec],
     finish: Callable[[bytes], bytes] = lambda data: data,
@@ -48,33 +48,33 @@ def converter_of(
     Raises:
         UnsupportedModelError: `calibrated`, and the function contains a loop other than Keras' recurrent layers.
     """
-    converter = _converter_of(_unrolled(function) if calibrated else function, signature, calibrated=calibrated)
+    converter = _converter_for(_unrolled(function) if calibrated else function, signature, calibrated=calibrated)
     private.prepare_converter(converter, finish, per_channel)
     return converter
 
 
-def change_calibrated(
+def insert_after_calibration(
     converter: tf.lite.TFLiteConverter,
     change: Callable[[bytes, list[str]], bytes],
-    floats_in: Callable[[bytes], list[str]] | None = None,
+    find_float_names: Callable[[bytes], list[str]] | None = None,
     *,
     per_channel: bool = True,
 ) -> None:
     """Insert a step between a converter's calibration and its quantisation.
 
     Args:
-        converter: from `converter_of`.
+        converter: from `make_converter`.
         change: (float file with calibrated ranges, names of the tensors that stay in float) -> file to quantise.
-        floats_in: (float file) -> names of the tensors whose operations stay in float; only for int8 activations.
-            None quantises all operations that the converter can.
-        per_channel: as for `converter_of`.
+        find_float_names: (float file) -> names of the tensors whose operations stay in float; only for int8
+            activations. None quantises all operations that the converter can.
+        per_channel: as for `make_converter`.
     """
 
     def quantize_changed(data: bytes, found: bytes, types: ConverterTypes) -> bytes:
-        kept = [] if floats_in is None else floats_in(data)
-        calibrated = change(found, kept)
+        float_names = [] if find_float_names is None else find_float_names(data)
+        calibrated = change(found, float_names)
         in_type, out_type, activations, biases, allow_float, variables, debug = types
-        if activations is tf.int16 and floats_in is None:
+        if activations is tf.int16 and find_float_names is None:
             # `mlir_quantize` has no int16 activations; TensorFlow's calibration class quantises to int16.
             numbers = [np.dtype(dtype.as_numpy_dtype).num for dtype in (in_type, out_type, activations, biases)]
             result: bytes = private.int16_quantizer(calibrated).QuantizeModel(
@@ -87,7 +87,7 @@ def change_calibrated(
                 disable_per_channel=not per_channel,
                 input_data_type=in_type,
                 output_data_type=out_type,
-                denylisted_nodes=None if floats_in is None else kept,
+                denylisted_nodes=None if find_float_names is None else float_names,
                 enable_variable_quantization=variables,
                 debug_options_str=debug.SerializeToString(),
             )
@@ -152,7 +152,8 @@ def _refuse_loops(graph: tf.Graph) -> None:
             )
 
 
-def _converter_of(function: Function, signature: list[tf.TensorSpec], *, calibrated: bool) -> Any:
+def _converter_for(function: Function, signature: list[tf.TensorSpec], *, calibrated: bool) -> Any:
+    """The converter that fits the function: a leaner one if the function reads no variables, else TensorFlow's own."""
     graph = func_graph_from_py_func("inference", function, signature, {})
     if calibrated:
         _refuse_loops(graph)
@@ -165,9 +166,9 @@ def _converter_of(function: Function, signature: list[tf.TensorSpec], *, calibra
     return converter
 
 
-#: Bytes of a graph from which a garbage collection is made to free it. A collection visits every Python object of
-#: TensorFlow; of a smaller graph, at most a few copies of this size stay in memory until the next collection.
-_WORTH_A_COLLECTION = 64 * 2**20
+#: Smallest graph, in bytes, that is freed by a garbage collection at once. A collection visits every Python object of
+#: TensorFlow; of smaller graphs, at most a few copies stay in memory until Python's next collection.
+_MIN_COLLECTED_BYTES = 64 * 2**20
 
 
 class _ConstantsConverter(TFLiteFrozenGraphConverterV2):
@@ -180,7 +181,7 @@ class _ConstantsConverter(TFLiteFrozenGraphConverterV2):
 
     def __init__(self, graph: tf.Graph) -> None:
         definition = graph.as_graph_def()
-        self._is_large = definition.ByteSize() >= _WORTH_A_COLLECTION
+        self._is_large = definition.ByteSize() >= _MIN_COLLECTED_BYTES
         self._definition: Any = _Definition(definition)
         # The converter reads only name, dtype and shape of a tensor, so that the graph itself can be freed.
         self._outputs = [SimpleNamespace(name=tensor.name) for tensor in graph.outputs]

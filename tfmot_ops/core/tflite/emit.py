@@ -19,30 +19,30 @@ import tensorflow as tf
 from tfmot_ops.core.graph.finite import require_finite_folded
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
 from tfmot_ops.core.graph.layers import Affine, LearnedTensor, MaskedScores, Power, scale_and_offset
-from tfmot_ops.core.graph.of_weights import calls_of_weights, weights_of
+from tfmot_ops.core.graph.of_weights import weight_only_calls, weight_only_value
 from tfmot_ops.core.graph.operations import Kernel, Role
 from tfmot_ops.core.graph.roles import is_elu, kernels, role, spec_of
 from tfmot_ops.core.graph.run import run_graph
-from tfmot_ops.core.graph.whole_numbers import read_exactly, uses_whole_numbers
+from tfmot_ops.core.graph.whole_numbers import integer_valued_tensors, uses_integer_values
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.private import QuantizeLayer
 from tfmot_ops.core.keras.types import Args, Array, Kwargs, Layer, TensorLike
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.core.quantization.quantizers import WeightQuantizer, round_within, symmetric_limits
 from tfmot_ops.core.quantization.range_quantizers import QuantizerWithoutVariables
-from tfmot_ops.core.quantization.ranges import Ranges, tied_ranges, without_tie
+from tfmot_ops.core.quantization.ranges import Ranges, tied_ranges, with_unambiguous_zero
 from tfmot_ops.core.quantization.scales import smallest_limits
 from tfmot_ops.core.quantization.scheme import output_quantizer
-from tfmot_ops.core.tflite.barriers import call_for_inference, float_barrier, float_call, in_float
-from tfmot_ops.core.tflite.late_weights import LateWeights, Place
+from tfmot_ops.core.tflite.barriers import call_between_barriers, call_for_inference, float_barrier, float_call
+from tfmot_ops.core.tflite.late_weights import KernelLayout, LateWeights
 from tfmot_ops.core.tflite.scopes import call_scopes
 from tfmot_ops.core.tflite.tables import Tables
 
 
-def inference_of(
+def inference_function(
     graph: Graph,
     late: LateWeights | None,
-    unrounded: AbstractSet[Node] = frozenset(),
+    float_calls: AbstractSet[Node] = frozenset(),
     tables: Tables | None = None,
     *,
     per_channel: bool = True,
@@ -52,24 +52,24 @@ def inference_of(
     Args:
         graph: normalised, quantised or float.
         late: collects the kernels that are written into the file after the conversion; None emits all kernels.
-        unrounded: the calls that stay in float, and are not fused with the calls around them.
+        float_calls: the calls that stay in float, and are not fused with the calls around them.
         tables: collects the functions that become tables after the conversion; None emits the functions themselves.
         per_channel: whether a free-standing affine, a depthwise convolution in the file, has a scale for each channel.
     """
-    emit = _Emitter(graph, late, unrounded, tables, per_channel=per_channel)
+    emit = _InferenceEmitter(graph, late, float_calls, tables, per_channel=per_channel)
 
     def inference(*inputs: TensorLike) -> Any:
         if late is not None:
-            late.begin()
+            late.start_trace()
         if tables is not None:
-            tables.begin()
+            tables.start_trace()
         # A list keeps the order of the model's outputs; a dict would be sorted by name.
         return tf.nest.flatten(run_graph(graph, list(inputs), emit))
 
     return inference
 
 
-class _Emitter:
+class _InferenceEmitter:
     """Emits the TensorFlow inference operations of one call, with constant weights.
 
     A 1D convolution is emitted as a 2D one on [N, 1, T, C]. The result stays [N, 1, T, C] up to the end of the fused
@@ -80,7 +80,7 @@ class _Emitter:
         self,
         graph: Graph,
         late: LateWeights | None,
-        unrounded: AbstractSet[Node],
+        float_calls: AbstractSet[Node],
         tables: Tables | None,
         *,
         per_channel: bool,
@@ -88,36 +88,37 @@ class _Emitter:
         self.graph = graph
         self.tables = tables
         self.per_channel = per_channel
-        self.unrounded = unrounded
-        self.exact = read_exactly(graph)
+        self.float_calls = float_calls
+        self.exact = integer_valued_tensors(graph)
         self.late = late
-        self.constant = calls_of_weights(graph)
+        self.constant = weight_only_calls(graph)
         self.scopes = call_scopes(graph)
-        ranged = tied_ranges(graph)
         self.calls = Counter(inner_layer(node.layer) for node in graph.nodes)
-        consumers = graph.readers()
-        results = set(tensors(graph.outputs))
-        #: Affine calls that are folded into the convolution before them.
-        self.folded: set[Node] = set()
         #: Convolution call -> the affine call folded into it.
         self.folds: dict[Node, Node] = {}
         #: Calls that TFLite computes as one operation with the next call.
         self.fused: set[Node] = set()
-        for node in graph.nodes:
+        self._find_fused_calls()
+        self.folded = set(self.folds.values())
+        self.ranges = Ranges(graph, self._largest_weight)
+        #: Layer -> (low, high) of its output, in a QAT graph; empty for a float graph.
+        self.range_of = self.ranges.of_layer
+
+    def _find_fused_calls(self) -> None:
+        """Fill `folds` and `fused`, with calls whose result has no range of its own and a single reader."""
+        ranged, consumers, results = tied_ranges(self.graph), self.graph.readers(), set(tensors(self.graph.outputs))
+        for node in self.graph.nodes:
             outputs = tensors(node.outputs)
             readers = consumers.get(outputs[0], []) if len(outputs) == 1 else []
             if len(readers) != 1 or outputs[0] in results or node.layer in ranged:
                 continue
-            if node in unrounded or readers[0] in unrounded:
+            if node in self.float_calls or readers[0] in self.float_calls:
                 continue
             kind, next_kind = (role(inner_layer(call.layer)) for call in (node, readers[0]))
             if kind is Role.CONVOLUTION and next_kind is Role.AFFINE:
                 self.folds[node] = readers[0]
-                self.folded.add(readers[0])
             if kind in {Role.CONVOLUTION, Role.AFFINE} and next_kind in {Role.AFFINE, Role.RELU}:
                 self.fused.add(node)
-        self.scales = Ranges(graph, self._largest_weight)
-        self.ranges = self.scales.of_layer
 
     def __call__(self, node: Node, args: Args, kwargs: Kwargs) -> Any:
         layer = inner_layer(node.layer)
@@ -130,81 +131,83 @@ class _Emitter:
             # The only tensor may be in a list or a dict, as of `tf.split(x, 1)`.
             (value,) = tf.nest.flatten(result)
             value = self._quantize_output(node, value)
-            value = value if node in self.fused else _in_shape(value, outputs[0].shape)
+            value = value if node in self.fused else _restore_shape(value, outputs[0].shape)
             return tf.nest.pack_sequence_as(result, [value])
 
     def _compute(self, node: Node, layer: Layer, args: Args, kwargs: Kwargs) -> Any:
+        """Emit a call without the quantiser of its output; `layer` is the layer within a wrapper."""
         if isinstance(node.layer, QuantizeLayer) or node in self.folded:
             return args[0]
         if node in self.constant:
             is_weight = isinstance(layer, LearnedTensor)
             return _constant(self.graph, layer) if is_weight else call_for_inference(layer, args, kwargs)
-        if node in self.unrounded:
+        if node in self.float_calls:
             return self._in_float(node, layer, args, kwargs)
         kind = role(layer)
-        # A range would be spread over a slice of whole numbers, as over any call that passes values on.
-        keep_float = _is_kept(node) or bool(self.ranges and uses_whole_numbers(node, self.exact))
-        if (kind is Role.FLOAT and self.ranges) or (keep_float and kind in {Role.PASS, Role.SAME_SCALE}):
+        # The converter would spread a range over a slice of integers, as over any call that passes values on.
+        keep_float = _is_kept_float(node) or bool(self.range_of and uses_integer_values(node, self.exact))
+        if (kind is Role.FLOAT and self.range_of) or (keep_float and kind in {Role.PASS, Role.SAME_SCALE}):
             return float_call(layer, args, kwargs)
-        tables = self.tables if self.ranges and not keep_float else None
+        tables = self.tables if self.range_of and not keep_float else None
         if tables is not None and tables.takes(spec_of(layer)):
             return self._table(node, layer, args, kwargs)
         if keep_float:
-            args = tf.nest.map_structure(self._at_kept, node.args, args)
+            args = tf.nest.map_structure(self._barrier_unless_kept, node.args, args)
         own = {Role.CONVOLUTION: self._convolution, Role.AFFINE: self._affine, Role.GATHER: self._gather}.get(kind)
         own = self._masked_scores if isinstance(layer, MaskedScores) else own
         return call_for_inference(layer, args, kwargs) if own is None else own(node, layer, args[0])
 
     def _masked_scores(self, node: Node, layer: Layer, value: TensorLike) -> Any:
         """Masked scores get the lowest value of the output's range, as a lower one would widen it."""
-        is_int8 = node.layer in self.ranges
-        return layer.select(value, self.ranges[node.layer][0]) if is_int8 else call_for_inference(layer, (value,), {})
+        is_int8 = node.layer in self.range_of
+        return layer.select(value, self.range_of[node.layer][0]) if is_int8 else call_for_inference(layer, (value,), {})
 
     def _table(self, node: Node, layer: Layer, args: Args, kwargs: Kwargs) -> Any:
         """The placeholder for a function that becomes a table."""
         if self.tables is None or layer.name in self.tables.refused:
-            return in_float(layer, args, kwargs)
-        exponent = weights_of(node.inputs()[1], self.graph) if isinstance(layer, Power) else None
+            return call_between_barriers(layer, args, kwargs)
+        exponent = weight_only_value(node.inputs()[1], self.graph) if isinstance(layer, Power) else None
         value = args[0] if exponent is None else args[0][0]
         compute = lambda value: call_for_inference(  # noqa: E731 - as short as a name for it
             layer, (value if exponent is None else [value, exponent],), kwargs
         )
-        ranges = self.scales.range(node.inputs()[0]), self.scales.range(node.output())
+        ranges = self.ranges.range(node.inputs()[0]), self.ranges.range(node.output())
         return self.tables.placeholder(layer.name, compute, value, ranges, is_elu=is_elu(layer))
 
     def _in_float(self, node: Node, layer: Layer, args: Args, kwargs: Kwargs) -> Any:
-        """Emit a call of `unrounded` such that the converter leaves it in float."""
-        if self.ranges:
-            args, kwargs = tf.nest.map_structure(self._at_entrance, (node.args, node.kwargs), (args, kwargs))
+        """Emit a call of `float_calls` such that the converter leaves it in float."""
+        if self.range_of:
+            args, kwargs = tf.nest.map_structure(self._barrier_at_entrance, (node.args, node.kwargs), (args, kwargs))
         if role(layer) is Role.AFFINE:
             scale, offset = affine_constants(layer, self.graph)
             return args[0] * tf.constant(scale) + tf.constant(offset)
         return call_for_inference(layer, args, kwargs)
 
-    def _at_entrance(self, tensor: object, value: TensorLike) -> Any:
-        is_inside = isinstance(tensor, Tensor) and tensor.producer in self.unrounded
+    def _barrier_at_entrance(self, tensor: object, value: TensorLike) -> Any:
+        is_inside = isinstance(tensor, Tensor) and tensor.producer in self.float_calls
         return value if is_inside else float_barrier(value)
 
-    def _at_kept(self, tensor: object, value: TensorLike) -> Any:
-        """An argument of a call that is kept in float: behind a float barrier, unless another such call computes it.
+    def _barrier_unless_kept(self, tensor: object, value: TensorLike) -> Any:
+        """Put a float barrier before an argument of a call that is kept in float, unless another such call computes it.
 
         A value between two such calls has no range, so that the converter leaves both in float, and may fuse them.
         """
         producer = tensor.producer if isinstance(tensor, Tensor) else None
-        return value if producer is not None and _is_kept(producer) else float_barrier(value)
+        return value if producer is not None and _is_kept_float(producer) else float_barrier(value)
 
     def _convolution(self, node: Node, layer: Layer, value: TensorLike) -> Any:
+        """Emit a convolution or Dense, with the affine after it folded into its kernel and bias."""
         kernel, bias, quantizer, limits = self._folded(node, layer)
         if quantizer is not None:
             require_finite_folded(layer.name, kernel, bias)
         if bias is not None:
-            limits = self._for_bias(node, layer, kernel, bias, limits)
+            limits = self._limits_for_bias(node, layer, kernel, bias, limits)
         spec = spec_of(layer)
-        if spec.one_axis:
+        if spec.is_1d:
             kernel = kernel[np.newaxis]
-        if spec.sums is None:
+        if spec.linear_part is None:
             raise TypeError(f"the row of {layer.name!r} in the operation table has no sums")
-        result = spec.sums(layer, self._kernel(layer, kernel, quantizer, limits), value)
+        result = spec.linear_part(layer, self._kernel(layer, kernel, quantizer, limits), value)
         return result if bias is None else _add_bias(result, bias)
 
     def _folded(self, node: Node, layer: Layer) -> tuple[np.ndarray, Any, WeightQuantizer | None, Any]:
@@ -235,7 +238,9 @@ class _Emitter:
             return float(np.max(np.abs(affine_constants(layer, self.graph)[0])))
         return float(np.max(np.abs(self._folded(node, layer)[0])))
 
-    def _for_bias(self, node: Node, layer: Layer, kernel: np.ndarray, bias: np.ndarray, limits: Array | None) -> Any:
+    def _limits_for_bias(
+        self, node: Node, layer: Layer, kernel: np.ndarray, bias: np.ndarray, limits: Array | None
+    ) -> Any:
         """The limits of a kernel, enlarged where the bias does not fit int32.
 
         TFLite stores bias / (input scale * weight scale) as int32; a larger weight scale makes this number smaller.
@@ -254,7 +259,7 @@ class _Emitter:
 
     def _enlarged_for_bias(self, node: Node, bias: np.ndarray, limits: Array) -> Any:
         """Limits, [channels] or a scalar, with which the bias fits int32; None if it fits with the given limits."""
-        scale = self.scales.scale(node.inputs()[0])
+        scale = self.ranges.scale(node.inputs()[0])
         if scale is None:
             return None
         smallest: Any = smallest_limits(bias, scale)
@@ -278,7 +283,7 @@ class _Emitter:
 
     def _affine_kernel(self, node: Node, kernel: np.ndarray, offset: np.ndarray) -> Any:
         constant = tf.constant(kernel, name="kernel")
-        if not self.ranges:
+        if not self.range_of:
             return constant
         require_finite_folded(inner_layer(node.layer).name, kernel, offset)
         # Only in a QAT graph: with any fake-quant operation in it, the converter quantises nothing else by itself.
@@ -300,9 +305,9 @@ class _Emitter:
             if quantizer is not None and limits is None:
                 with tf.init_scope():
                     within = symmetric_limits(kernel, per_channel=quantizer.per_channel).numpy()
-            place = Place(spec_of(layer).tflite[0], axes.stored_axes)
-            if self.late.takes(kernel, within, place):
-                return self.late.constant(kernel, within, place)
+            layout = KernelLayout(spec_of(layer).tflite[0], axes.stored_axes)
+            if self.late.takes(kernel, within, layout):
+                return self.late.constant(kernel, within, layout)
         if quantizer is None:
             return tf.constant(kernel, name="kernel")
         if limits is not None:
@@ -326,19 +331,19 @@ class _Emitter:
         return tf.gather(table, tf.cast(indices, tf.int32))
 
     def _quantize_output(self, node: Node, value: TensorLike) -> Any:
-        if node.layer in self.ranges:
-            low, high = without_tie(*self.ranges[node.layer])
+        if node.layer in self.range_of:
+            low, high = with_unambiguous_zero(*self.range_of[node.layer])
             return tf.quantization.fake_quant_with_min_max_args(value, low, high, num_bits=8)
         quantizer = output_quantizer(node.layer)
         return quantizer(value, False, {}) if isinstance(quantizer, QuantizerWithoutVariables) else value
 
 
-def _is_kept(node: Node) -> bool:
+def _is_kept_float(node: Node) -> bool:
     """Whether the recipe's scope leaves a call in float that could be int8."""
     return bool(getattr(getattr(node.layer, "quantize_config", None), "keep_float", False))
 
 
-def _in_shape(value: TensorLike, shape: Sequence[int | None]) -> Any:
+def _restore_shape(value: TensorLike, shape: Sequence[int | None]) -> Any:
     """A value computed as [N, H, W, C] in a call's own shape, in which one size besides the batch may be None."""
     extra = len(value.shape) - len(shape)
     if extra > 0:

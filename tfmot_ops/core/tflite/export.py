@@ -12,10 +12,10 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tfmot_ops.contract import Activations, Backend, IoType, Method, Recipe, Weights, WeightScales
 from tfmot_ops.core.graph.finite import require_finite_weights
-from tfmot_ops.core.graph.ir import Graph, scope_part, tensors, unique_names
-from tfmot_ops.core.graph.new_values import reads_rounded, refuse_far_constants, refuse_pads_out_of_range
+from tfmot_ops.core.graph.ir import Graph, scope_safe_name, tensors, unique_names
+from tfmot_ops.core.graph.new_values import extended_to_readers, refuse_outlier_constants, refuse_pads_beyond_float16
 from tfmot_ops.core.graph.normalize import normalize_graph
-from tfmot_ops.core.graph.poles import float_calls
+from tfmot_ops.core.graph.poles import calls_before_divergence
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import rebuild
 from tfmot_ops.core.graph.rewrite import rewrite
@@ -24,19 +24,19 @@ from tfmot_ops.core.graph.run import infer
 from tfmot_ops.core.graph.samples import Calibration, batch_size_of, calibration_batches
 from tfmot_ops.core.keras.batches import stateful_layers
 from tfmot_ops.core.keras.pinned import keras
-from tfmot_ops.core.keras.policies import new_layers_of
+from tfmot_ops.core.keras.policies import new_layers_with_policy
 from tfmot_ops.core.keras.private import QuantizeLayer, QuantizeWrapper
 from tfmot_ops.core.keras.wrapped import inner_layer
-from tfmot_ops.core.quantization.qat import require_chosen
-from tfmot_ops.core.quantization.ranges import never_set
-from tfmot_ops.core.tflite.convert import change_calibrated, converter_of
-from tfmot_ops.core.tflite.emit import inference_of
+from tfmot_ops.core.quantization.qat import require_kept_layers_chosen
+from tfmot_ops.core.quantization.ranges import layers_with_initial_range
+from tfmot_ops.core.tflite.convert import insert_after_calibration, make_converter
+from tfmot_ops.core.tflite.emit import inference_function
 from tfmot_ops.core.tflite.file_ranges import widen_calibrated
-from tfmot_ops.core.tflite.kept_float import kept_float, rounds_activations
+from tfmot_ops.core.tflite.kept_float import rounds_activations, scopes_left_in_float
 from tfmot_ops.core.tflite.late_weights import LateWeights, LateWeightsError
 from tfmot_ops.core.tflite.ptq_ai_edge import quantize_file
 from tfmot_ops.core.tflite.scopes import scopes_of
-from tfmot_ops.core.tflite.signature import named
+from tfmot_ops.core.tflite.signature import with_model_names
 from tfmot_ops.core.tflite.sparsity_check import check_sparsity, required_of_float, required_of_quantized
 from tfmot_ops.core.tflite.tables import Tables, TablesError
 from tfmot_ops.errors import ExportError, TfmotOpsError
@@ -47,7 +47,7 @@ _LOG = logging.getLogger(__name__)
 _NAMES_SHOWN = 5
 
 
-@new_layers_of("float32")
+@new_layers_with_policy("float32")
 def export_tflite(model: keras.Model, recipe: Recipe, calibration: Calibration | None = None) -> bytes:
     """Convert a model to a TFLite file, of the model's batch size where that is fixed, else of 1.
 
@@ -77,35 +77,37 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Calibration |
     _warn_of_state(graph)
     _check_kind(recipe, quantized)
     require_finite_weights(model)
-    kept: tuple[str, ...] = ()
+    float_scopes: tuple[str, ...] = ()
     if quantized:
         _warn_of_ranges_never_set(graph)
         required = required_of_quantized(graph)
     else:
-        require_chosen(recipe)
+        require_kept_layers_chosen(recipe)
         normal = normalize_graph(graph)
         required = required_of_float(normal, model, recipe)
-        kept = kept_float(graph, normal, recipe)
-        _refuse_far_constants(normal, recipe, calibration, kept)
+        float_scopes = scopes_left_in_float(graph, normal, recipe)
+        _refuse_outlier_constants(normal, recipe, calibration, float_scopes)
         # Rebuilt as a model, as layers that a rule made are not built yet.
-        graph = read_graph(rebuild(_for_integers(normal, recipe)))
-    data = _converted(graph, recipe, calibration, quantized=quantized, kept=kept)
+        graph = read_graph(rebuild(_with_int16_padding(normal, recipe)))
+    data = _converted(graph, recipe, calibration, quantized=quantized, float_scopes=float_scopes)
     if recipe.quantization and recipe.quantization.backend is Backend.AI_EDGE_QUANTIZER:
         rows = lambda: _representative(recipe, graph, calibration)()  # noqa: E731, PLW0108 - lazy
-        data = quantize_file(data, recipe, rows, _results(data, graph, kept))
+        data = quantize_file(data, recipe, rows, _tensors_in_scopes(data, graph, float_scopes))
     check_sparsity(data, required, graph)
-    return named(data, model, graph)
+    return with_model_names(data, model, graph)
 
 
 def _converted(
-    graph: Graph, recipe: Recipe, calibration: Calibration | None, *, quantized: bool, kept: tuple[str, ...]
+    graph: Graph, recipe: Recipe, calibration: Calibration | None, *, quantized: bool, float_scopes: tuple[str, ...]
 ) -> bytes:
     """The file, converted again where a weight cannot be written later, or a function cannot be a table."""
-    late: LateWeights | None = LateWeights(floats=_takes_floats_late(recipe, quantized))
+    late: LateWeights | None = LateWeights(floats=_writes_float_kernels_late(recipe, quantized))
     tables = Tables(operations=_operations(recipe))
     while True:
         try:
-            return tables.fill(_convert(graph, recipe, calibration, late, kept, tables=tables if quantized else None))
+            return tables.fill(
+                _convert(graph, recipe, calibration, late, float_scopes, tables=tables if quantized else None)
+            )
         except LateWeightsError as error:
             _LOG.info("large kernels cannot be written later (%s): converting with all weights in memory", error)
             late = None
@@ -119,7 +121,7 @@ def _operations(recipe: Recipe) -> tuple[str, ...] | None:
     return recipe.quantization.operations if recipe.quantization else None
 
 
-def _takes_floats_late(recipe: Recipe, quantized: bool) -> bool:
+def _writes_float_kernels_late(recipe: Recipe, quantized: bool) -> bool:
     """Whether float kernels may be written after the conversion.
 
     Not for dynamic-range quantisation and float16: there the converter rounds the kernels itself.
@@ -130,30 +132,32 @@ def _takes_floats_late(recipe: Recipe, quantized: bool) -> bool:
     return quantization.weights is Weights.INT8 and quantization.activations is not Activations.FLOAT32
 
 
-def _for_integers(graph: Graph, recipe: Recipe) -> Graph:
+def _with_int16_padding(graph: Graph, recipe: Recipe) -> Graph:
     """A normalised graph, with `tf.pad` rewritten if the activations are int16 (see `pad_by_sum`)."""
     quantization = recipe.quantization
     is_int16 = quantization is not None and quantization.activations is Activations.INT16
     return rewrite(graph, [pad_by_sum]) if is_int16 else graph
 
 
-def _refuse_far_constants(graph: Graph, recipe: Recipe, calibration: Calibration | None, kept: tuple[str, ...]) -> None:
+def _refuse_outlier_constants(
+    graph: Graph, recipe: Recipe, calibration: Calibration | None, float_scopes: tuple[str, ...]
+) -> None:
     """For PTQ, refuse constants that leave too few levels for the values they share a range with (`new_values`)."""
     quantization = recipe.quantization
     if quantization is not None and quantization.weights is Weights.FLOAT16:
-        refuse_pads_out_of_range(graph)
+        refuse_pads_beyond_float16(graph)
     if quantization is None or calibration is None or not _is_calibrated(recipe):
         return
     bits = 16 if quantization.activations is Activations.INT16 else 8
     names = unique_names(dict.fromkeys(node.path for node in graph.nodes), graph.input_names.values())
     scopes = scopes_of(names.values())
-    rounds = reads_rounded(graph, lambda node: scopes[names[node.path]] not in kept)
+    rounds = extended_to_readers(graph, lambda node: scopes[names[node.path]] not in float_scopes)
     batches = calibration_batches(graph, calibration, quantization.calibration_samples)
     compute = lambda node, args, kwargs: infer(node.layer, args, kwargs)  # noqa: E731 - as short as a name for it
-    refuse_far_constants(graph, batches, compute, rounds, bits=bits)
+    refuse_outlier_constants(graph, batches, compute, rounds, bits=bits)
 
 
-def _results(data: bytes, graph: Graph, scopes: tuple[str, ...]) -> list[str]:
+def _tensors_in_scopes(data: bytes, graph: Graph, scopes: tuple[str, ...]) -> list[str]:
     """Names of the tensors in a float file whose operations compute a call of one of these name scopes."""
     file = schema.Model.GetRootAs(data, 0).Subgraphs(0)
     # The converter renames the model's output tensors, so they are recognised by their position.
@@ -179,20 +183,21 @@ def _convert(
     recipe: Recipe,
     calibration: Calibration | None,
     late: LateWeights | None,
-    kept: tuple[str, ...],
+    float_scopes: tuple[str, ...],
     *,
     tables: Tables | None,
 ) -> bytes:
+    """Convert a graph once; the caller replaces the placeholders of `tables` in the file."""
     finish = {} if late is None else {"finish": late.fill}
     calibrated = _is_calibrated(recipe)
-    unrounded = float_calls(graph) if rounds_activations(recipe) else set()
+    float_calls = calls_before_divergence(graph) if rounds_activations(recipe) else set()
     per_channel = _is_per_channel(recipe)
-    inference = inference_of(graph, late, unrounded, tables, per_channel=per_channel)
+    inference = inference_function(graph, late, float_calls, tables, per_channel=per_channel)
     signature = _signature(graph, calibration)
-    converter = converter_of(inference, signature, **finish, calibrated=calibrated, per_channel=per_channel)
+    converter = make_converter(inference, signature, **finish, calibrated=calibrated, per_channel=per_channel)
     if calibrated:
-        floats_in = (lambda data: _results(data, graph, kept)) if kept else None
-        change_calibrated(converter, widen_calibrated, floats_in, per_channel=per_channel)
+        find_float_names = (lambda data: _tensors_in_scopes(data, graph, float_scopes)) if float_scopes else None
+        insert_after_calibration(converter, widen_calibrated, find_float_names, per_channel=per_channel)
     _configure(converter, recipe, graph, calibration)
     try:
         with warnings.catch_warnings():
@@ -241,6 +246,7 @@ def _check_kind(recipe: Recipe, quantized: bool) -> None:
 def _configure(
     converter: tf.lite.TFLiteConverter, recipe: Recipe, graph: Graph, calibration: Calibration | None
 ) -> None:
+    """Set the converter's numeric types, and its calibration data for PTQ."""
     quantization = recipe.quantization
     if quantization is None or quantization.backend is Backend.AI_EDGE_QUANTIZER:
         return
@@ -268,7 +274,7 @@ def _io_type(wanted: IoType | None, activations: tf.DType) -> tf.DType:
 
 
 def _rounds_an_input(graph: Graph) -> bool:
-    """Whether a quantiser reads an input of a QAT graph; none does where all inputs hold whole numbers."""
+    """Whether a quantiser reads an input of a QAT graph; none does where all inputs hold integers."""
     return any(isinstance(node.layer, QuantizeLayer) and node.inputs()[0].producer is None for node in graph.nodes)
 
 
@@ -281,7 +287,7 @@ def _representative(
             f"recipe {recipe.name!r} quantises after training",
             required="calibration data",
             received="none",
-            remedy="give calibration=",
+            remedy="pass calibration data as the argument calibration",
         )
 
     size = batch_size_of(graph) or 1
@@ -295,6 +301,7 @@ def _representative(
 
 
 def _signature(graph: Graph, calibration: Calibration | None) -> list[tf.TensorSpec]:
+    """Shape and dtype of each input of the file; unknown spatial sizes are taken from the calibration data."""
     shapes = [list(tensor.shape) for tensor in graph.inputs()]
     if calibration is not None and any(None in shape[1:] for shape in shapes):
         batch = next(iter(calibration_batches(graph, calibration, 1)))
@@ -309,7 +316,7 @@ def _signature(graph: Graph, calibration: Calibration | None) -> list[tf.TensorS
                 received=str(shape),
                 remedy="give calibration data of the size the device will use",
             )
-        specs.append(tf.TensorSpec([size, *shape[1:]], tensor.dtype, name=scope_part(name)))
+        specs.append(tf.TensorSpec([size, *shape[1:]], tensor.dtype, name=scope_safe_name(name)))
     return specs
 
 
@@ -323,14 +330,15 @@ def _warn_of_state(graph: Graph) -> None:
 
 
 def _warn_of_ranges_never_set(graph: Graph) -> None:
-    names = never_set(graph)
+    """Warn if the ranges of a QAT model were set by neither calibration nor training."""
+    names = layers_with_initial_range(graph)
     if names:
         shown = ", ".join(names[:_NAMES_SHOWN]) + (
             f" and {more} more" if (more := len(names) - _NAMES_SHOWN) > 0 else ""
         )
         warnings.warn(
-            f"the activation ranges were never set: {shown} are still at the initial -6 to 6, which the file's int8 "
-            "values will have. Give core.quantize calibration=, inputs like those of the training, or train the "
-            "quantised model, before you export it",
+            f"the activation ranges were never set: {shown} are still at the initial -6 to 6, which the int8 values of "
+            "the file will cover. Before the export, pass calibration= (inputs like those of the training) to "
+            "core.quantize, or train the quantised model",
             stacklevel=4,
         )

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
-import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from tfmot_ops.core.keras.types import Array
-from tfmot_ops.core.quantization.scales import WEIGHT_LEVELS, Range, Sums, computable, smallest_limits
+from tfmot_ops.core.quantization.scales import (
+    WEIGHT_LEVELS,
+    Accumulation,
+    Range,
+    smallest_limits,
+    widened_for_accumulation,
+)
+from tfmot_ops.core.tflite.flatbuffer import file_bytes, op_name
 from tfmot_ops.errors import CalibrationError
 
-_OP_NAMES: dict[int, str] = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
 #: TFLite op -> positions of (data, weights, bias) among its inputs.
 _WEIGHTED = {
     **dict.fromkeys(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"), (0, 1, 2)),
@@ -36,13 +41,13 @@ _FLOAT = schema.TensorType.FLOAT32
 _INFINITE = 1e38
 
 
-def make_computable(data: bytes, ranges: Mapping[str, Range], kept: Iterable[str] = ()) -> dict[str, Range]:
-    """The ranges that have to be widened, see `scales.computable`.
+def ranges_to_widen(data: bytes, ranges: Mapping[str, Range], float_names: Iterable[str] = ()) -> dict[str, Range]:
+    """The ranges that have to be widened, see `scales.widened_for_accumulation`.
 
     Args:
         data: a float TFLite file.
         ranges: tensor name -> (low, high) over all calibration samples.
-        kept: names of the tensors whose operations stay in float.
+        float_names: names of the tensors whose operations stay in float.
 
     Returns:
         Tensor name -> new range, for the tensors whose range changes.
@@ -51,7 +56,7 @@ def make_computable(data: bytes, ranges: Mapping[str, Range], kept: Iterable[str
         CalibrationError: a range is not finite; names the tensor.
     """
     file = _File(schema.ModelT.InitFromPackedBuf(data))
-    _require_finite(file, ranges, set(kept))
+    _require_finite(file, ranges, set(float_names))
     ranges = {name: found for name, found in ranges.items() if _is_finite(found)}
     group, ungrouped = file.groups(), {index: index for index in file.names}
     own: dict[Hashable, Range] = {
@@ -62,9 +67,9 @@ def make_computable(data: bytes, ranges: Mapping[str, Range], kept: Iterable[str
         if index in own:
             low, high = together.get(first, (0.0, 0.0))
             together[first] = min(low, own[index][0]), max(high, own[index][1])
-    widened = computable(together, file.sums(group), file.known(group))
+    widened = widened_for_accumulation(together, file.accumulations(group), file.fixed_ranges(group))
     # Not every quantiser gives a group one range, so a tensor whose own range is too narrow gets the group's range.
-    alone = computable(own, file.sums(ungrouped), file.known(ungrouped))
+    alone = widened_for_accumulation(own, file.accumulations(ungrouped), file.fixed_ranges(ungrouped))
     return {
         file.names[index]: widened[first]
         for index, first in group.items()
@@ -72,13 +77,14 @@ def make_computable(data: bytes, ranges: Mapping[str, Range], kept: Iterable[str
     }
 
 
-def _require_finite(file: _File, ranges: Mapping[str, Range], kept: set[str]) -> None:
+def _require_finite(file: _File, ranges: Mapping[str, Range], float_names: set[str]) -> None:
+    """Refuse ranges and constants that are not finite, where an integer operation reads or writes the tensor."""
     bad = {name: found for name, found in ranges.items() if not _is_finite(found)}
     # The AI Edge Quantizer fails on an infinite constant, so constants are checked too.
     for index, values in file.constants.items():
         if not np.all(np.abs(values) < _INFINITE):
             bad[file.names[index]] = float(np.nanmin(values)), float(np.nanmax(values))
-    for name in sorted(bad.keys() & file.read_in_integers(kept)):
+    for name in sorted(bad.keys() & file.names_in_integer_operations(float_names)):
         low, high = bad[name]
         raise CalibrationError(
             f"tensor {name!r} of the float file is not finite for the calibration data",
@@ -89,15 +95,15 @@ def _require_finite(file: _File, ranges: Mapping[str, Range], kept: set[str]) ->
         )
 
 
-def widen_calibrated(data: bytes, kept: Iterable[str] = ()) -> bytes:
-    """Widen the ranges in a calibrated file where `make_computable` requires it.
+def widen_calibrated(data: bytes, float_names: Iterable[str] = ()) -> bytes:
+    """Widen the ranges in a calibrated file where `ranges_to_widen` requires it.
 
     Args:
         data: a float TFLite file with the ranges that the converter's calibration wrote.
-        kept: names of the tensors whose operations stay in float.
+        float_names: names of the tensors whose operations stay in float.
 
     Raises:
-        CalibrationError: see `make_computable`.
+        CalibrationError: see `ranges_to_widen`.
     """
     model = schema.ModelT.InitFromPackedBuf(data)
     entries = {
@@ -108,7 +114,7 @@ def widen_calibrated(data: bytes, kept: Iterable[str] = ()) -> bytes:
     seen = {
         name: (float(tensor.quantization.min[0]), float(tensor.quantization.max[0])) for name, tensor in entries.items()
     }
-    widened = make_computable(data, seen, kept)
+    widened = ranges_to_widen(data, seen, float_names)
     infinite = [name for name, extremes in seen.items() if not _is_finite(extremes)]
     if not (widened or infinite):
         return data
@@ -118,10 +124,10 @@ def widen_calibrated(data: bytes, kept: Iterable[str] = ()) -> bytes:
     for name in infinite:
         # A float tensor needs no range, and the converter would copy an infinite one to the int8 tensor before it.
         entries[name].quantization = None
-    return _packed(model, len(data))
+    return file_bytes(model, len(data))
 
 
-def make_room_for_biases(quantized: bytes, source: bytes) -> bytes:
+def enlarge_scales_for_biases(quantized: bytes, source: bytes) -> bytes:
     """Enlarge the weight scales of channels whose bias does not fit int32.
 
     A bias is stored as bias / (input scale * weight scale). The TFLite converter enlarges scales by itself, the AI
@@ -151,13 +157,7 @@ def make_room_for_biases(quantized: bytes, source: bytes) -> bytes:
             file.store_bias(bias, biases[file.names[bias]], file.scales(data)[0] * changed[weights])
     for weights, steps in changed.items():
         file.rescale(weights, steps)
-    return _packed(model, len(quantized))
-
-
-def _packed(model: schema.ModelT, size: int) -> bytes:
-    builder = flatbuffers.Builder(size)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return file_bytes(model, len(quantized))
 
 
 def _is_finite(extremes: Range) -> bool:
@@ -189,18 +189,18 @@ class _File:
 
     def _ops(self) -> list[tuple[str, list[int], list[int]]]:
         """(op name, input indices, output indices) of each operation; -1 stands for an absent optional input."""
-        codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in self.model.operatorCodes]
+        names = [op_name(code) for code in self.model.operatorCodes]
         return [
-            (_OP_NAMES.get(codes[op.opcodeIndex], ""), [int(i) for i in op.inputs], [int(i) for i in op.outputs])
+            (names[op.opcodeIndex], [int(i) for i in op.inputs], [int(i) for i in op.outputs])
             for op in self.graph.operators
         ]
 
-    def read_in_integers(self, kept: set[str]) -> set[str]:
+    def names_in_integer_operations(self, float_names: set[str]) -> set[str]:
         """Names of the tensors that integer operations read or write: all operations except those that write `kept`."""
         return {
             self.names[index]
             for _, inputs, outputs in self._ops()
-            if not kept.intersection(self.names[index] for index in outputs)
+            if not float_names.intersection(self.names[index] for index in outputs)
             for index in (*inputs, *outputs)
             if index >= 0
         }
@@ -221,7 +221,7 @@ class _File:
                     leader[find(index)] = find(tied[0])
         return {index: find(index) for index in leader}
 
-    def known(self, group: Mapping[int, int]) -> dict[Hashable, Range]:
+    def fixed_ranges(self, group: Mapping[int, int]) -> dict[Hashable, Range]:
         """Ranges that do not come from calibration: of constants, and of ops whose range TFLite prescribes."""
         constants: dict[Hashable, Range] = {
             group[index]: (min(float(values.min()), 0.0), max(float(values.max()), 0.0))
@@ -230,7 +230,7 @@ class _File:
         }
         return constants | {group[outputs[0]]: _FIXED[name] for name, _, outputs in self._ops() if name in _FIXED}
 
-    def sums(self, group: Mapping[int, int]) -> list[Sums]:
+    def accumulations(self, group: Mapping[int, int]) -> list[Accumulation]:
         """The operations that compute sums or products, with the groups of their inputs and outputs."""
         found = []
         for name, inputs, outputs in self._ops():
@@ -238,11 +238,11 @@ class _File:
             output = group[outputs[0]] if outputs else None
             if name in _WEIGHTED and inputs[weights] in self.constants:
                 largest = float(np.max(np.abs(self.constants[inputs[weights]])))
-                found.append(Sums((group[inputs[data]],), output, largest_weight=largest))
+                found.append(Accumulation((group[inputs[data]],), output, largest_weight=largest))
             elif name in _WEIGHTED or name in _PRODUCTS:
-                found.append(Sums(tuple(group[i] for i in inputs[:2]), output, multiplied=True))
+                found.append(Accumulation(tuple(group[i] for i in inputs[:2]), output, multiplied=True))
             elif name in _ADDITIONS:
-                found.append(Sums(tuple(group[i] for i in inputs[:2]), output))
+                found.append(Accumulation(tuple(group[i] for i in inputs[:2]), output))
         return found
 
     def weighted(self) -> list[tuple[int, int, int]]:

@@ -1,4 +1,8 @@
-"""Per-layer reports of a TFLite file made by PTQ, read from the types of the file's tensors."""
+"""Per-layer reports of a TFLite file made by PTQ, read from the types of the file's tensors.
+
+For QAT the report comes from `quantization.scheme`, before the file exists. Also checks that a file has the types that
+its recipe requires.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from tfmot_ops.core.graph.ir import unique_names
 from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.operations import LAYERS, Role
 from tfmot_ops.core.graph.read import read_graph
-from tfmot_ops.core.graph.whole_numbers import WHOLE_NUMBERS
+from tfmot_ops.core.graph.whole_numbers import INTEGER_VALUES_REASON
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.tflite.interpreter import make_interpreter
 from tfmot_ops.core.tflite.profile import TFLiteProfile
@@ -21,7 +25,7 @@ from tfmot_ops.recipes.scope import select
 _WEIGHTED = {
     layer.__name__
     for layer, spec in LAYERS.items()
-    if spec.kernels and (spec.role is Role.CONVOLUTION or spec.becomes_int8)
+    if spec.kernels and (spec.role is Role.CONVOLUTION or spec.rewritten_to_int8)
 }
 #: Types that only quantised tensors have. int32 is not among them: shapes and indices are int32 too.
 _QUANTIZED = {"int8", "int16", "float16"}
@@ -67,15 +71,17 @@ def require_recipe(profile: TFLiteProfile, recipe: Recipe, reports: Sequence[Lay
     quantization = recipe.quantization
     if quantization is None or quantization.activations is Activations.FLOAT32:
         return
-    # A recipe may say that inputs or outputs are float; an input that holds whole numbers among others stays float.
-    may_be_float = quantization.input_type is IoType.FLOAT32 or any(each.reason == WHOLE_NUMBERS for each in reports)
+    # A recipe may say that inputs or outputs are float. An input that is used as integers and reals stays float.
+    may_be_float = quantization.input_type is IoType.FLOAT32 or any(
+        report.reason == INTEGER_VALUES_REASON for report in reports
+    )
     types = {
         *(profile.input_dtypes if not may_be_float else ()),
         *(profile.output_dtypes if quantization.output_type is not IoType.FLOAT32 else ()),
     }
     if any(name.startswith("float") for name in types):
         raise ExportError(
-            f"the file is not what recipe {recipe.name!r} says: its inputs or outputs are float",
+            f"the file does not match recipe {recipe.name!r}: its inputs or outputs are float",
             required=f"{_types_of(quantization)}, or the integer type that the model has there",
             received=f"inputs of {', '.join(profile.input_dtypes)}, outputs of {', '.join(profile.output_dtypes)}",
             remedy="export the model again with core.export_tflite and this recipe",
@@ -85,7 +91,7 @@ def require_recipe(profile: TFLiteProfile, recipe: Recipe, reports: Sequence[Lay
     expected = _expected_int8(quantization, reports)
     if expected:
         raise ExportError(
-            f"the file is not what recipe {recipe.name!r} says: it computes nothing in int8",
+            f"the file does not match recipe {recipe.name!r}: it computes nothing in int8",
             required=f"multiplications in int8 in {', '.join(expected[:5])}"
             + (f" and {len(expected) - 5} more layers" if len(expected) > 5 else ""),  # noqa: PLR2004 - a readable line
             received=f"0 of {profile.macs} multiplications in int8",
@@ -116,5 +122,5 @@ def _report(path: str, class_name: str, types: set[str]) -> LayerReport:
 
 def _types_of(quantization: Quantization) -> str:
     """The types of inputs and outputs for people."""
-    given, gives = (each or quantization.activations for each in (quantization.input_type, quantization.output_type))
-    return f"inputs and outputs of {given}" if given == gives else f"inputs of {given} and outputs of {gives}"
+    inputs, outputs = (kind or quantization.activations for kind in (quantization.input_type, quantization.output_type))
+    return f"inputs and outputs of {inputs}" if inputs == outputs else f"inputs of {inputs} and outputs of {outputs}"

@@ -1,4 +1,7 @@
-"""TFLite files run in the interpreter: float values in, float values out."""
+"""Runs TFLite files in the interpreter: float values in, float values out.
+
+Also reads a file's flatbuffer, once the interpreter has verified it. Latency is measured in `measure.latency`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from tfmot_ops.core.keras.batches import filled, fitted, fitted_shape
+from tfmot_ops.core.keras.batches import match_rank, match_rank_shape, repeat_to_size
 from tfmot_ops.core.keras.types import Array
 from tfmot_ops.errors import (
     ArtifactError,
@@ -22,7 +25,7 @@ from tfmot_ops.errors import (
 )
 from tfmot_ops.system.memory import machine_bytes
 
-#: Share of the memory that one tensor of a file may take.
+#: Largest share of the machine's memory that one tensor of a file may take.
 _SHARE_OF_MEMORY = 0.25
 #: An entry of the interpreter's `get_tensor_details()`: name, index, shape, dtype, scale and zero point of a tensor.
 Detail = dict[str, Any]
@@ -63,7 +66,7 @@ def make_interpreter(data: bytes, threads: int = 1, *, xnnpack: bool = True, kee
 def read_file(data: bytes) -> Any:
     """The flatbuffer of a TFLite file (`schema.Model`), once TFLite has verified that all offsets lie within the file.
 
-    Python's reader of flatbuffers verifies nothing: from a damaged file it reads wrong places, or never ends.
+    Python's reader of flatbuffers verifies nothing: it reads wrong places of a damaged file, or runs forever.
 
     Raises:
         ArtifactError: the bytes are no TFLite file, or a part of it lies outside of it.
@@ -83,8 +86,8 @@ def read_file(data: bytes) -> Any:
 
 
 @contextlib.contextmanager
-def damage_named(data: bytes) -> Iterator[None]:
-    """Turns what Python's reader raises for a file whose numbers do not fit together into an ArtifactError.
+def damage_as_artifact_error(data: bytes) -> Iterator[None]:
+    """Raise ArtifactError in place of the errors that Python's flatbuffer reader raises on an inconsistent file.
 
     Args:
         data: the file's bytes.
@@ -103,7 +106,7 @@ def damage_named(data: bytes) -> Iterator[None]:
         ) from error
 
 
-def arrays(x: Inputs) -> list[Array]:
+def as_arrays(x: Inputs) -> list[Array]:
     """The inputs as a list of arrays, one for each input of the file; those of a dict in its order."""
     given = list(x.values()) if isinstance(x, Mapping) else x
     return [np.asarray(array) for array in (given if isinstance(given, list | tuple) else [given])]
@@ -124,7 +127,7 @@ def input_names(data: bytes) -> list[str]:
             received="inputs by name",
             remedy="give a list of arrays, in the order of the file's inputs",
         )
-    with damage_named(data):
+    with damage_as_artifact_error(data):
         entries = [model.SignatureDefs(0).Inputs(place) for place in range(model.SignatureDefs(0).InputsLength())]
         names = {entry.TensorIndex(): entry.Name().decode() for entry in entries}
         return [names[graph.Inputs(place)] for place in range(graph.InputsLength())]
@@ -153,10 +156,10 @@ def raw_inputs(data: bytes, x: Inputs) -> list[Array]:
         ArtifactError: the bytes are no TFLite file.
         SamplesError: the arrays do not fit the file's inputs.
     """
-    details, columns = make_interpreter(data).get_input_details(), arrays(x)
+    details, columns = make_interpreter(data).get_input_details(), as_arrays(x)
     shapes = [[int(size) for size in detail["shape_signature"]] for detail in details]
     check_inputs(shapes, columns, "TFLite file")
-    fitting = [fitted(column, shape) for column, shape in zip(columns, shapes, strict=True)]
+    fitting = [match_rank(column, shape) for column, shape in zip(columns, shapes, strict=True)]
     return [quantized(column, detail) for column, detail in zip(fitting, details, strict=True)]
 
 
@@ -173,7 +176,7 @@ def run_tflite(data: bytes, x: Inputs, batch_size: int) -> list[Array]:
         SamplesError: the arrays do not fit the file's inputs.
         ExportError: the interpreter cannot run the file.
     """
-    inputs = arrays(_by_name(x, input_names(data)) if isinstance(x, Mapping) else x)
+    inputs = as_arrays(_by_name(x, input_names(data)) if isinstance(x, Mapping) else x)
     file = TFLiteRun(data, inputs, batch_size)
     starts = range(0, len(inputs[0]), batch_size)
     parts = [file([array[start : start + batch_size] for array in inputs]) for start in starts]
@@ -203,7 +206,7 @@ class TFLiteRun:
         #: Samples that the file computes at once.
         self._size = max(self._shapes[0][0], 1) if self._shapes[0] else 1
         first = self._fitted([np.asarray(column[:batch_size]) for column in inputs])
-        # A file of another batch than 1 was made for just that.
+        # A file with another batch size than 1 was exported for exactly that size.
         self._takes_batches = self._size == 1 and _takes_batches(data, first)
         self._local = threading.local()
         if not self._takes_batches:
@@ -232,14 +235,14 @@ class TFLiteRun:
             return _resized(interpreter, batch)
         samples, size = len(batch[0]), self._size
         rows = [
-            _resized(interpreter, [filled(array[start : start + size], size) for array in batch])
+            _resized(interpreter, [repeat_to_size(array[start : start + size], size) for array in batch])
             for start in range(0, samples, size)
         ]
         outputs = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
         return outputs if size == 1 else [output[:samples] for output in outputs]
 
     def _fitted(self, batch: list[Array]) -> list[Array]:
-        return [fitted(array, shape) for array, shape in zip(batch, self._shapes, strict=True)]
+        return [match_rank(array, shape) for array, shape in zip(batch, self._shapes, strict=True)]
 
 
 def _resized(interpreter: Interpreter, batch: list[Array]) -> list[Array]:
@@ -263,7 +266,7 @@ def check_inputs(shapes: Sequence[Sequence[int]], inputs: list[Any], what: str) 
     required = [[int(size) for size in shape[1:]] for shape in shapes]
     given = [list(array.shape[1:]) for array in inputs]
     if len(given) == len(required):
-        given = [fitted_shape(array.shape, shape)[1:] for array, shape in zip(inputs, shapes, strict=True)]
+        given = [match_rank_shape(array.shape, shape)[1:] for array, shape in zip(inputs, shapes, strict=True)]
     fits = len(required) == len(given) and all(
         len(sizes) == len(given_sizes)
         and all(size in (-1, given_size) for size, given_size in zip(sizes, given_sizes, strict=True))

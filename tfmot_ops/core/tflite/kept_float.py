@@ -6,7 +6,7 @@ from tfmot_ops.contract import Activations, Backend, Recipe
 from tfmot_ops.core.graph.ir import Graph, Node, unique_names
 from tfmot_ops.core.graph.layers import MaskedScores
 from tfmot_ops.core.graph.pointwise import Pointwise
-from tfmot_ops.core.graph.poles import float_calls, reads_any
+from tfmot_ops.core.graph.poles import calls_before_divergence, diverges_on_result_of
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.tflite.scopes import scopes_of
 from tfmot_ops.errors import RecipeError
@@ -19,11 +19,11 @@ _MASKED_IN_FLOAT = (
 )
 
 
-def kept_float(source: Graph, normal: Graph, recipe: Recipe) -> tuple[str, ...]:
+def scopes_left_in_float(source: Graph, normal: Graph, recipe: Recipe) -> tuple[str, ...]:
     """Name scopes of the calls that PTQ leaves in float.
 
     These are the calls that the recipe's scope excludes, masked attention and recurrent layers (`_stays_float`), and
-    diverging functions with the calls that prepare their operand (`poles.float_calls`).
+    diverging functions with the calls that prepare their operand (`poles.calls_before_divergence`).
 
     Args:
         source: graph of the user's model; the recipe's scope refers to its layers.
@@ -44,12 +44,15 @@ def kept_float(source: Graph, normal: Graph, recipe: Recipe) -> tuple[str, ...]:
             remedy="remove the scope, use activations: int8, or (int8 weights) backend: ai_edge_quantizer",
         )
     names = unique_names(dict.fromkeys(node.path for node in normal.nodes), normal.input_names.values())
-    unrounded = float_calls(normal) if rounds_activations(recipe) else set()
+    float_calls = calls_before_divergence(normal) if rounds_activations(recipe) else set()
     masked = _around_masked_scores(normal)
     kept = [
         node
         for node in normal.nodes
-        if node.origin in excluded or _stays_float(node) or node in unrounded | masked or reads_any(node, unrounded)
+        if node.origin in excluded
+        or _stays_float(node)
+        or node in float_calls | masked
+        or diverges_on_result_of(node, float_calls)
     ]
     scopes = scopes_of(names.values())
     return tuple(dict.fromkeys(scopes[names[node.path]] for node in kept))

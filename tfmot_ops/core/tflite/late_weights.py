@@ -1,8 +1,8 @@
 """Late weights: large kernels are converted as placeholder constants and written into the file after the conversion.
 
-The converter makes about ten copies of every weight, and folds, rounds and compares all of them. A constant whose
-elements are equal it stores as one number, so a placeholder costs almost nothing. The converter needs a kernel's values
-only to find its scale, and takes the scale from the limits of the fake-quant operation after the placeholder.
+The converter makes about ten copies of every weight, and folds, rounds and compares all of them. It stores a constant
+whose elements are all equal as one number, so a placeholder costs almost nothing. It would need a kernel's values only
+to find the scale, and it takes the scale from the limits of the fake-quant operation after the placeholder.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 
 from tfmot_ops.core.quantization.quantizers import round_within
+from tfmot_ops.core.tflite.flatbuffer import file_bytes, op_name
 
 #: Smallest kernel, in weights, that is written after the conversion; a smaller one is given to the converter.
-LARGE = 1 << 14
+SMALLEST_LATE_KERNEL = 1 << 14
 #: Float placeholders are filled with _LOWEST + index * _STEP, which is exact in float32 and identifies the kernel.
 _LOWEST, _STEP = 2.0**-10, 2.0**-30
 _DTYPES: dict[int, np.dtype[Any]] = {
@@ -39,7 +40,7 @@ class LateWeightsError(Exception):
     """A placeholder could not be found in the file, or not uniquely; convert with all weights instead."""
 
 
-class Place(NamedTuple):
+class KernelLayout(NamedTuple):
     """How a kernel is stored in the file.
 
     Attributes:
@@ -52,7 +53,7 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class _Late:
+class _PendingKernel:
     """A kernel to be written, in TFLite's order of axes, with the properties that identify its placeholder."""
 
     values: npt.NDArray[Any]
@@ -79,43 +80,45 @@ class LateWeights:
 
     def __init__(self, *, floats: bool) -> None:
         self.floats = floats
-        self._late: list[_Late] = []
+        self._pending: list[_PendingKernel] = []
 
-    def begin(self) -> None:
+    def start_trace(self) -> None:
         """Forget the kernels of an earlier trace; called at the start of each trace of the function."""
-        self._late.clear()
+        self._pending.clear()
 
-    def takes(self, kernel: npt.NDArray[Any], limits: npt.NDArray[Any] | None, place: Place) -> bool:
+    def takes(self, kernel: npt.NDArray[Any], limits: npt.NDArray[Any] | None, layout: KernelLayout) -> bool:
         """Whether a kernel is written after the conversion; same arguments as `constant`."""
-        if kernel.size < LARGE:
+        if kernel.size < SMALLEST_LATE_KERNEL:
             return False
         if limits is None:
             return self.floats
-        return self._level(kernel, limits, place) <= _LEVELS
+        return self._level(kernel, limits, layout) <= _LEVELS
 
-    def constant(self, kernel: npt.NDArray[Any], limits: npt.NDArray[Any] | None, place: Place) -> Any:
+    def constant(self, kernel: npt.NDArray[Any], limits: npt.NDArray[Any] | None, layout: KernelLayout) -> Any:
         """The placeholder for a kernel in the graph; the kernel is remembered for `fill`.
 
         Args:
             kernel: float32, [kh, kw, C_in, C_out] of a convolution or [C_in, units] of a Dense.
             limits: magnitude of the int8 level 127, [C_out] or a scalar; None for a kernel in float.
-            place: how the kernel is stored in the file.
+            layout: how the kernel is stored in the file.
         """
-        reader, order = place
+        reader, order = layout
         if limits is None:
-            value = float(np.float32(_LOWEST + len(self._late) * _STEP))
-            self._late.append(_Late(np.ascontiguousarray(kernel.transpose(order)), reader, value))
+            value = float(np.float32(_LOWEST + len(self._pending) * _STEP))
+            self._pending.append(_PendingKernel(np.ascontiguousarray(kernel.transpose(order)), reader, value))
             return tf.constant(value, tf.float32, kernel.shape, name="kernel")
-        level = self._level(kernel, limits, place)
+        level = self._level(kernel, limits, layout)
         limits = np.maximum(np.asarray(limits, np.float32), _SMALLEST_LIMIT)
         step = limits / np.float32(_LEVELS)
         # Kernel and limits were multiplied by the same scale, so only rounding in the last bit can exceed 127.
         levels = np.clip(np.rint(kernel * (np.float32(1.0) / step)), -_LEVELS, _LEVELS).astype(np.int8)
-        self._late.append(_Late(np.ascontiguousarray(levels.transpose(order)), reader, level, np.atleast_1d(step)))
+        self._pending.append(
+            _PendingKernel(np.ascontiguousarray(levels.transpose(order)), reader, level, np.atleast_1d(step))
+        )
         placeholder = tf.constant(level * float(np.min(step)), tf.float32, kernel.shape, name="kernel")
         return round_within(placeholder, tf.constant(limits))
 
-    def _level(self, kernel: npt.NDArray[Any], limits: npt.NDArray[Any], place: Place) -> int:
+    def _level(self, kernel: npt.NDArray[Any], limits: npt.NDArray[Any], layout: KernelLayout) -> int:
         """The int8 level that fills a placeholder: 0, unless all limits are below `_SMALLEST_LIMIT`.
 
         Placeholders are usually identified by their scales. Kernels with tiny limits all get the smallest scale, and
@@ -123,8 +126,8 @@ class LateWeights:
         """
         if np.max(limits) >= _SMALLEST_LIMIT:
             return 0
-        shape = tuple(kernel.shape[axis] for axis in place.axes)
-        return 1 + sum(late.placeholder > 0 and late.values.shape == shape for late in self._late)
+        shape = tuple(kernel.shape[axis] for axis in layout.axes)
+        return 1 + sum(pending.placeholder > 0 and pending.values.shape == shape for pending in self._pending)
 
     def fill(self, data: bytes) -> bytes:
         """Replace the placeholders in a TFLite file by the kernels.
@@ -133,17 +136,17 @@ class LateWeights:
             LateWeightsError: a kernel's placeholder is missing, a placeholder fits several different kernels, or an
                 unexpected operation reads it.
         """
-        if not self._late:
+        if not self._pending:
             return data
         model = schema.ModelT.InitFromPackedBuf(data)
         tables = len(data) - stored_bytes(model)
-        placed: set[_Late] = set()
+        placed: set[_PendingKernel] = set()
         #: SHA-256 of a kernel's values -> its buffer, so that equal kernels are stored once.
         buffers: dict[bytes, int] = {}
         for graph in model.subgraphs:
             readers = _readers(model, graph)
             for index, tensor in enumerate(graph.tensors):
-                found = self._of(model, tensor)
+                found = self._kernels_for(model, tensor)
                 if not found:
                     continue
                 values = found[0].values
@@ -155,32 +158,31 @@ class LateWeights:
                     buffer = schema.BufferT()
                     buffer.data = values.reshape(-1).view(np.uint8)
                     model.buffers.append(buffer)
-        if missing := [late for late in self._late if late not in placed]:
-            raise LateWeightsError(f"{len(missing)} of {len(self._late)} kernels have no placeholder in the file")
-        self._late.clear()
+        if missing := [pending for pending in self._pending if pending not in placed]:
+            raise LateWeightsError(f"{len(missing)} of {len(self._pending)} kernels have no placeholder in the file")
+        self._pending.clear()
         return packed(model, tables)
 
-    def _of(self, model: Any, tensor: Any) -> list[_Late]:
+    def _kernels_for(self, model: Any, tensor: Any) -> list[_PendingKernel]:
         """The kernels that a tensor is the placeholder of; several only if their values are equal."""
         data = model.buffers[tensor.buffer].data
         dtype = _DTYPES.get(tensor.type)
-        if data is None or dtype is None or np.size(data) < LARGE * dtype.itemsize:
+        if data is None or dtype is None or np.size(data) < SMALLEST_LATE_KERNEL * dtype.itemsize:
             return []
         stored: npt.NDArray[Any] = np.asarray(data, np.uint8).view(dtype)
-        found = [late for late in self._late if late.stands_for(tensor, stored)]
-        if any(not np.array_equal(late.values, found[0].values) for late in found[1:]):
+        found = [pending for pending in self._pending if pending.stands_for(tensor, stored)]
+        if any(not np.array_equal(pending.values, found[0].values) for pending in found[1:]):
             raise LateWeightsError(f"{tensor.name!r} may be the placeholder of {len(found)} kernels")
         return found
 
 
 def _readers(model: Any, graph: Any) -> dict[int, set[tuple[str, int]]]:
     """Tensor index -> (op name, position among the op's inputs) of each operation that reads it."""
-    names = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
     found: dict[int, set[tuple[str, int]]] = {}
     for op in graph.operators:
-        code = model.operatorCodes[op.opcodeIndex]
+        name = op_name(model.operatorCodes[op.opcodeIndex])
         for place, index in enumerate(op.inputs if op.inputs is not None else ()):
-            found.setdefault(int(index), set()).add((names[max(code.builtinCode, code.deprecatedBuiltinCode)], place))
+            found.setdefault(int(index), set()).add((name, place))
     return found
 
 
@@ -210,7 +212,4 @@ def packed(model: Any, tables: int) -> bytes:
     size = tables + stored_bytes(model) + _SLACK
     if size > flatbuffers.Builder.MAX_BUFFER_SIZE:
         raise LateWeightsError(f"a flatbuffer of {size} bytes exceeds the limit of 2 GiB")
-    builder = flatbuffers.Builder(size)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    # `builder.Output()` would make a second copy.
-    return bytes(memoryview(builder.Bytes)[builder.Head() :])
+    return file_bytes(model, size)

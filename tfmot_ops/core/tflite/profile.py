@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
-from tfmot_ops.core.tflite.interpreter import damage_named, make_interpreter, read_file
+from tfmot_ops.core.tflite.flatbuffer import OP_NAMES
+from tfmot_ops.core.tflite.interpreter import damage_as_artifact_error, make_interpreter, read_file
 from tfmot_ops.core.tflite.scopes import layers_of
 from tfmot_ops.errors import ArtifactError
 
-_OP_NAMES: dict[int, str] = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
 _TYPE_NAMES: dict[int, str] = {
     code: name.lower() for name, code in vars(schema.TensorType).items() if isinstance(code, int)
 }
@@ -104,7 +104,7 @@ def layers_by_operation(data: bytes) -> dict[str, list[str]]:
         ArtifactError: the bytes are no TFLite file.
     """
     found: dict[str, list[str]] = {}
-    with damage_named(data):
+    with damage_as_artifact_error(data):
         model = read_file(data)
         for graph in (_Graph(data, model, index) for index in range(model.SubgraphsLength())):
             for op in graph.ops:
@@ -131,14 +131,14 @@ def _read(data: bytes) -> tuple[_Tally, _Graph]:
             received=f"{len(data)} bytes that start with {data[:8]!r}",
             remedy="export the model again",
         )
-    with damage_named(data):
-        return _walked(data, read_file(data))
+    with damage_as_artifact_error(data):
+        return _tally_graphs(data, read_file(data))
 
 
-def _walked(data: bytes, model: Any) -> tuple[_Tally, _Graph]:
+def _tally_graphs(data: bytes, model: Any) -> tuple[_Tally, _Graph]:
     graphs = [_Graph(data, model, index) for index in range(model.SubgraphsLength())]
     tally = _Tally()
-    if graphs[0].has_open_macs():
+    if graphs[0].has_unknown_sizes():
         graphs[0].resolved = _shapes_at_run_time(data)
     for graph in graphs:
         for op in graph.ops:
@@ -197,7 +197,7 @@ class _Graph:
         code = self._model.OperatorCodes(table.OpcodeIndex())
         # Old converters wrote codes up to 127 into the deprecated field only.
         builtin = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
-        name = _OP_NAMES.get(builtin, f"BUILTIN_{builtin}")
+        name = OP_NAMES.get(builtin, f"BUILTIN_{builtin}")
         if name == "CUSTOM" and code.CustomCode():
             name = code.CustomCode().decode()
         inputs = [table.Inputs(place) for place in range(table.InputsLength())]
@@ -217,9 +217,9 @@ class _Graph:
         tensor = self._graph.Tensors(index)
         return self.resolved.get(index) or [max(1, tensor.Shape(axis)) for axis in range(tensor.ShapeLength())]
 
-    def has_open_macs(self) -> bool:
+    def has_unknown_sizes(self) -> bool:
         """Whether an op that multiplies has an operand with an unknown size on another axis than the first (batch)."""
-        places = [index for op in self.ops if _reads(op).macs is not None for index in (*op.inputs, *op.outputs)]
+        places = [index for op in self.ops if _operands(op).macs is not None for index in (*op.inputs, *op.outputs)]
         tensors = [self._graph.Tensors(index) for index in places if index >= 0]
         return any(
             tensor.ShapeSignature(axis) < 0 for tensor in tensors for axis in range(1, tensor.ShapeSignatureLength())
@@ -265,6 +265,7 @@ def _shapes_at_run_time(data: bytes) -> dict[int, list[int]]:
 
 
 def _count(tally: _Tally, graph: _Graph, op: _Op) -> None:
+    """Add one operation to the counts."""
     tally.op_counts[op.name] += 1
     activations = [index for index in (*op.inputs, *op.outputs) if index >= 0 and graph.weight(index) is None]
     if op.name in _CONVERSIONS and op.inputs:
@@ -273,20 +274,20 @@ def _count(tally: _Tally, graph: _Graph, op: _Op) -> None:
         tally.requantize_ops += 1
     if any(graph.dtype(index) in _FLOAT_TYPES for index in activations):
         tally.float_ops += 1
-    reads = _reads(op)
-    if reads.weight is None or _is_function(graph, op):
+    operands = _operands(op)
+    if operands.weight is None or _is_lookup_table(graph, op):
         return
-    weight = op.inputs[reads.weight]
+    weight = op.inputs[operands.weight]
     _count_weights(tally, graph, weight)
-    if reads.macs is not None:
-        data = op.inputs[reads.data]
-        macs = reads.macs(graph, op, graph.shape(data), graph.shape(weight))
+    if operands.macs is not None:
+        data = op.inputs[operands.data]
+        macs = operands.macs(graph, op, graph.shape(data), graph.shape(weight))
         tally.macs += macs
         if {graph.dtype(index) for index in (data, weight, op.outputs[0])} == {"int8"}:
             tally.int8_macs += macs
 
 
-def _is_function(graph: _Graph, op: _Op) -> bool:
+def _is_lookup_table(graph: _Graph, op: _Op) -> bool:
     """Whether a GATHER computes a function by a table (see `tflite.tables`), which holds no weights."""
     return op.name == "GATHER" and len(graph.shape(op.inputs[0])) == 1
 
@@ -312,7 +313,7 @@ def _matmul_depth(op: _Op, data: list[int]) -> int:
     return data[-2 if table is not None and options.AdjX() else -1]
 
 
-class _Reads(NamedTuple):
+class _Operands(NamedTuple):
     """The operands of a TFLite operation with a weight.
 
     Attributes:
@@ -327,22 +328,22 @@ class _Reads(NamedTuple):
     macs: Callable[[_Graph, _Op, list[int], list[int]], int] | None = None
 
 
-def _reads(op: _Op) -> _Reads:
-    return _WEIGHTED.get(op.name, _Reads())
+def _operands(op: _Op) -> _Operands:
+    return _WEIGHTED.get(op.name, _Operands())
 
 
 _WEIGHTED = {
     # The weight is [C_out, kh, kw, C_in / groups].
-    "CONV_2D": _Reads(1, 0, lambda graph, op, _, weight: _outputs(graph, op) * int(np.prod(weight[1:]))),
+    "CONV_2D": _Operands(1, 0, lambda graph, op, _, weight: _outputs(graph, op) * int(np.prod(weight[1:]))),
     # The weight is [kd, kh, kw, C_in, C_out].
-    "CONV_3D": _Reads(1, 0, lambda graph, op, _, weight: _outputs(graph, op) * int(np.prod(weight[:-1]))),
+    "CONV_3D": _Operands(1, 0, lambda graph, op, _, weight: _outputs(graph, op) * int(np.prod(weight[:-1]))),
     # The weight is [1, kh, kw, C_out].
-    "DEPTHWISE_CONV_2D": _Reads(1, 0, lambda graph, op, _, weight: _outputs(graph, op) * weight[1] * weight[2]),
+    "DEPTHWISE_CONV_2D": _Operands(1, 0, lambda graph, op, _, weight: _outputs(graph, op) * weight[1] * weight[2]),
     # The weight is [C_out, kh, kw, C_in]; the first input is the shape of the output.
-    "TRANSPOSE_CONV": _Reads(1, 2, lambda _, __, data, weight: int(np.prod(data)) * int(np.prod(weight[:-1]))),
+    "TRANSPOSE_CONV": _Operands(1, 2, lambda _, __, data, weight: int(np.prod(data)) * int(np.prod(weight[:-1]))),
     # The weight is [units, C_in].
-    "FULLY_CONNECTED": _Reads(1, 0, lambda graph, op, _, weight: _outputs(graph, op) * weight[-1]),
-    "BATCH_MATMUL": _Reads(1, 0, lambda graph, op, data, _: _outputs(graph, op) * _matmul_depth(op, data)),
-    "GATHER": _Reads(0),
-    "EMBEDDING_LOOKUP": _Reads(1),
+    "FULLY_CONNECTED": _Operands(1, 0, lambda graph, op, _, weight: _outputs(graph, op) * weight[-1]),
+    "BATCH_MATMUL": _Operands(1, 0, lambda graph, op, data, _: _outputs(graph, op) * _matmul_depth(op, data)),
+    "GATHER": _Operands(0),
+    "EMBEDDING_LOOKUP": _Operands(1),
 }

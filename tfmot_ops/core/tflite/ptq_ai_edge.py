@@ -13,12 +13,12 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from tfmot_ops.contract import Activations, Recipe
-from tfmot_ops.core.tflite.file_ranges import make_computable, make_room_for_biases
+from tfmot_ops.core.tflite.file_ranges import enlarge_scales_for_biases, ranges_to_widen
+from tfmot_ops.core.tflite.flatbuffer import file_bytes
 from tfmot_ops.errors import ExportError, RecipeError
 
 #: The quantizer needs a signature to run a file; a file converted from one function has none, so this one is added.
@@ -32,7 +32,7 @@ _RECIPES = {
 
 
 def quantize_file(
-    data: bytes, recipe: Recipe, rows: Callable[[], Iterable[list[np.ndarray]]], kept: Iterable[str] = ()
+    data: bytes, recipe: Recipe, rows: Callable[[], Iterable[list[np.ndarray]]], float_names: Iterable[str] = ()
 ) -> bytes:
     """Quantise a float TFLite file.
 
@@ -41,7 +41,7 @@ def quantize_file(
         recipe: with a PTQ quantisation; its activations choose the quantiser's recipe.
         rows: returns the calibration samples; each sample is a list of one array [1, ...] per input, in the file's
             order. Called only if the activations are integers.
-        kept: names of the tensors whose operations stay in float.
+        float_names: names of the tensors whose operations stay in float.
 
     Returns:
         The file with int8 weights; inputs and outputs have the type of the activations.
@@ -58,15 +58,20 @@ def quantize_file(
             remedy="export the float file as it is",
         )
     package = _package()
-    kept = list(kept)
-    quantizer_recipe = [*getattr(package.recipe, _RECIPES[recipe.quantization.activations])(), *map(_keep_float, kept)]
+    float_names = list(float_names)
+    quantizer_recipe = [
+        *getattr(package.recipe, _RECIPES[recipe.quantization.activations])(),
+        *map(_keep_float, float_names),
+    ]
     signed = _with_signature(data)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             # The quantizer warns that reading every tensor takes memory, and draws a progress bar on stderr.
             warnings.simplefilter("ignore")
             quantizer = package.Quantizer(signed, quantizer_recipe)
-            ranges = _ranges(package, signed, quantizer_recipe, rows(), kept) if quantizer.need_calibration else None
+            ranges = (
+                _ranges(package, signed, quantizer_recipe, rows(), float_names) if quantizer.need_calibration else None
+            )
             result = quantizer.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
     except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
         raise ExportError(
@@ -76,7 +81,7 @@ def quantize_file(
             remedy="use quantization.backend: converter",
         ) from error
     quantized = bytes(result.quantized_model)
-    return quantized if ranges is None else make_room_for_biases(quantized, signed)
+    return quantized if ranges is None else enlarge_scales_for_biases(quantized, signed)
 
 
 def _keep_float(name: str) -> dict[str, Any]:
@@ -86,6 +91,7 @@ def _keep_float(name: str) -> dict[str, Any]:
 
 
 def _package() -> Any:
+    """The package `litert_quantizer`, imported only when it is needed."""
     try:
         import litert_quantizer
         from litert_quantizer import calibrator, recipe, recipe_manager  # noqa: F401 - makes them attributes
@@ -100,7 +106,9 @@ def _package() -> Any:
     return litert_quantizer
 
 
-def _ranges(package: Any, data: bytes, recipe: Any, rows: Iterable[list[np.ndarray]], kept: Iterable[str]) -> Any:
+def _ranges(
+    package: Any, data: bytes, recipe: Any, rows: Iterable[list[np.ndarray]], float_names: Iterable[str]
+) -> Any:
     """Range of each tensor: minimum and maximum over all samples, as the TFLite converter takes them.
 
     The quantizer's default is a moving average of the extremes, which clips values: on the digits data set the ranges
@@ -116,7 +124,7 @@ def _ranges(package: Any, data: bytes, recipe: Any, rows: Iterable[list[np.ndarr
     calibrator.calibrate({_SIGNATURE: samples}, manager)
     found = calibrator.get_model_qsvs()
     extremes = {name: (float(np.min(entry["min"])), float(np.max(entry["max"]))) for name, entry in found.items()}
-    for name, widened in make_computable(data, extremes, kept).items():
+    for name, widened in ranges_to_widen(data, extremes, float_names).items():
         for extreme, value in zip(("min", "max"), widened, strict=True):
             found[name][extreme] = np.full_like(found[name][extreme], value)
     return found
@@ -134,9 +142,7 @@ def _with_signature(data: bytes) -> bytes:
     signature.inputs = [_named(_input_name(place), index) for place, index in enumerate(graph.inputs)]
     signature.outputs = [_named(f"output_{place}", index) for place, index in enumerate(graph.outputs)]
     model.signatureDefs = [signature]
-    builder = flatbuffers.Builder(len(data))
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return file_bytes(model, len(data))
 
 
 def _named(name: str, index: int) -> Any:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import chain, count
 
-from tfmot_ops.core.graph.ir import Graph, Node, scope_part
+from tfmot_ops.core.graph.ir import Graph, Node, scope_safe_name
 from tfmot_ops.core.keras.wrapped import inner_layer
 
 
@@ -22,9 +22,9 @@ def scopes_of(names: Iterable[str]) -> dict[str, str]:
     scopes: dict[str, str] = {}
     used: set[str] = set()
     # Names that can stay as they are go first, so that `my_conv` keeps its name beside `my.conv#`.
-    for name in sorted(set(names), key=lambda name: (scope_part(name) != name, name)):
-        numbered = (f"{scope_part(name)}-{number}" for number in count(2))
-        scope = next(scope for scope in chain([scope_part(name)], numbered) if scope.lower() not in used)
+    for name in sorted(set(names), key=lambda name: (scope_safe_name(name) != name, name)):
+        numbered = (f"{scope_safe_name(name)}-{number}" for number in count(2))
+        scope = next(scope for scope in chain([scope_safe_name(name)], numbered) if scope.lower() not in used)
         used.add(scope.lower())
         scopes[name] = f"L.{scope}/"
     return scopes

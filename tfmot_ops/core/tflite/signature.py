@@ -1,11 +1,10 @@
-"""The signature of a TFLite file: the model's own names of inputs and outputs, by which a program on a device asks."""
+"""Writes the signature of a TFLite file: the model's names of inputs and outputs, which a program on a device uses."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
 
-import flatbuffers
 from ai_edge_litert import schema_py_generated as schema
 from flatbuffers.table import Table
 
@@ -13,18 +12,19 @@ from tfmot_ops.core.graph.ir import Graph
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.types import Model
 from tfmot_ops.core.keras.wrapped import inner_layer
+from tfmot_ops.core.tflite.flatbuffer import file_bytes
 
 #: Name of the signature, as TensorFlow's own converter gives it.
 _KEY = "serving_default"
 #: Alignment of weights in a file; TFLite asks for 16.
 _ALIGNMENT = 64
-#: Places in the vtable of the schema's table `Model`: of its members that are offsets, but the signatures.
+#: Vtable positions of the members of the schema's table `Model` that are offsets, except the signatures.
 _MEMBERS = (6, 8, 10, 12, 14, 16)
 #: Offsets are unsigned 32-bit numbers, and FlatBuffers end at 2 GB.
 _LARGEST = 2**31 - 1
 
 
-def named(data: bytes, model: Model, graph: Graph) -> bytes:
+def with_model_names(data: bytes, model: Model, graph: Graph) -> bytes:
     """A file with a signature that has the names of the model's inputs and outputs.
 
     Args:
@@ -37,22 +37,22 @@ def named(data: bytes, model: Model, graph: Graph) -> bytes:
 
 
 def output_names(model: Model) -> list[str]:
-    """Names of a model's outputs, in the order of a TFLite file: of a dict its keys, else as Keras has them."""
+    """Names of a model's outputs in the order of a TFLite file: the sorted keys of a dict, else Keras' output names."""
     outputs = private.nested_outputs(model)
     if isinstance(outputs, Mapping):
         return sorted(map(str, outputs))
     names, layers = list(model.output_names or ()), private.output_layers(model)
     if len(names) != len(layers):
         return names
-    # A loaded model has the names of wrappers.
+    # In a loaded model, the output names are those of the wrappers of pruning or quantisation.
     return [inner_layer(layer).name if name == layer.name else name for name, layer in zip(names, layers, strict=True)]
 
 
 def with_signature(data: bytes, inputs: list[str], outputs: list[str]) -> bytes:
-    """The file with a signature; as it is if the names are not as many as its inputs and outputs.
+    """Add a signature to a file; returns the file unchanged if the number of names is wrong, or a name occurs twice.
 
-    A new head with the signature is put before the file, whose parts it refers to: to write the file anew would take
-    several copies of all weights.
+    A new flatbuffer header with the signature is put in front of the file, and refers to the file's parts. Writing the
+    whole file again would take several copies of all weights.
 
     Args:
         data: TFLite file; a signature that it has, of names such as `input_0`, is replaced.
@@ -97,8 +97,6 @@ def _head(version: int, old: Table, signature: schema.SignatureDefT) -> bytearra
     names = ("operatorCodes", "subgraphs", "description", "buffers", "metadataBuffer", "metadata")
     for member, name in zip(_MEMBERS, names, strict=True):
         setattr(empty, name, ("" if name == "description" else []) if old.Offset(member) else None)
-    builder = flatbuffers.Builder()
-    builder.Finish(empty.Pack(builder), b"TFL3")
-    head = bytearray(builder.Output())
+    head = bytearray(file_bytes(empty))
     head += bytes(-len(head) % _ALIGNMENT)
     return head

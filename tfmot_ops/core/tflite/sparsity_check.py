@@ -64,7 +64,7 @@ def check_sparsity(data: bytes, required: dict[str, tuple[float, int]], graph: G
         if not found or min(found) < ratio - tolerance(size):
             raise SparsityLostError(
                 f"layer {name!r} lost its sparsity in the TFLite file",
-                required=f"{ratio:.3f} zeros",
+                required=f"a fraction of zeros of at least {ratio:.3f}",
                 received=f"{min(found):.3f}" if found else f"no weight tensor of {size} weights for this layer",
                 remedy="quantise the stripped model with the same recipe, so that the zeros are kept",
             )

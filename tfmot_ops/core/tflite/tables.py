@@ -1,9 +1,10 @@
-"""Tables of int8 results: functions of single elements that TFLite has no int8 operation for.
+"""Lookup tables of int8 results, for elementwise functions that TFLite has no int8 operation for.
 
-One int8 input value gives one int8 output value, so 256 entries hold a whole function, exactly. The converter cannot be
-told so: it gets a LEAKY_RELU in the function's place, which it quantises by the ranges around it, and whose slope, a
-number that no model has, tells which function it stands for. In the finished file each such operation becomes CAST to
-int32, ADD of 128, and GATHER from the table. An ELU becomes TFLite's own ELU, which fills such a table when it loads.
+An int8 input has 256 possible values, so a table with 256 entries holds the whole function. The converter has no
+operation for such a table. It gets a LEAKY_RELU as a placeholder, which it quantises with the ranges of its input and
+output; the placeholder's slope, a value that no model uses, identifies the function. In the finished file each
+placeholder is replaced by CAST to int32, ADD of 128, and GATHER from the table. ELU is an exception: its placeholder
+becomes TFLite's own ELU, which computes such a table when the file is loaded.
 """
 
 from __future__ import annotations
@@ -49,21 +50,21 @@ class TablesError(Exception):
 
 @dataclass(frozen=True)
 class _Function:
-    """A function of single elements in the file.
+    """An elementwise function that becomes a table in the file.
 
     Attributes:
         name: of the call.
         compute: (float32 values [256, 1, ...]) -> results of the same shape.
         rank: number of axes that the function is given.
-        within, result: ranges of input and output in the QAT model; None takes them from the file.
+        input_range, output_range: ranges in the QAT model; None takes them from the file.
         is_elu: whether it is TFLite's ELU.
     """
 
     name: str
     compute: Callable[[Any], Any]
     rank: int
-    within: Range | None
-    result: Range | None
+    input_range: Range | None
+    output_range: Range | None
     is_elu: bool
 
 
@@ -86,7 +87,7 @@ class Tables:
         is_missing = self._operations is not None and spec.tflite[:1] and spec.tflite[0] not in self._operations
         return spec.table or bool(spec.elementwise and is_missing)
 
-    def begin(self) -> None:
+    def start_trace(self) -> None:
         """Forget the functions of an earlier trace; called at the start of each trace."""
         self._functions.clear()
 
@@ -236,13 +237,13 @@ def _entries(function: _Function, before: Any, after: Any) -> Any:
     scale, zero_point = (value[0] for value in (before.quantization.scale, before.quantization.zeroPoint))
     levels = np.arange(_LOWEST, _HIGHEST + 1)
     values = np.asarray((levels - zero_point) * scale, np.float32)
-    low, high = function.within or _limits(before)
+    low, high = function.input_range or _limits(before)
     values = _rounded(values, low, high).reshape([-1] + [1] * (function.rank - 1))
     results = np.asarray(function.compute(tf.constant(values)), np.float32).reshape(-1)
     if len(results) != len(levels) or not np.isfinite(results).all():
         return None
     scale, zero_point = (value[0] for value in (after.quantization.scale, after.quantization.zeroPoint))
-    found = np.rint(_rounded(results, *(function.result or _limits(after))) / scale) + zero_point
+    found = np.rint(_rounded(results, *(function.output_range or _limits(after))) / scale) + zero_point
     return np.clip(found, _LOWEST, _HIGHEST).astype(np.int8)
 
 

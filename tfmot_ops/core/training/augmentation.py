@@ -15,10 +15,17 @@ from tfmot_ops.core.keras.types import Layer
 from tfmot_ops.errors import SpecError
 
 ENTRY_POINT_GROUP = "tfmot_ops.augmentations"
-#: Layers that move the content of an image; targets with a place in the image would have to move with it.
-_MOVING = ("RandomFlip", "RandomRotation", "RandomTranslation", "RandomZoom")
-#: Layers that keep each value at its place. All keep the shape of a sample.
-_STAYING = ("GaussianDropout", "GaussianNoise", "RandomBrightness", "RandomContrast", "SpatialDropout1D", "Dropout")
+#: Geometric layers: they move the content of an image, so targets with positions in it, such as masks, would not fit.
+_GEOMETRIC = ("RandomFlip", "RandomRotation", "RandomTranslation", "RandomZoom")
+#: Layers that change values without moving them. No layer of either kind changes the shape of a sample.
+_VALUE_CHANGING = (
+    "GaussianDropout",
+    "GaussianNoise",
+    "RandomBrightness",
+    "RandomContrast",
+    "SpatialDropout1D",
+    "Dropout",
+)
 #: Arguments that differ from Keras' defaults: images are in [0, 1] here, and in [0, 255] there.
 _DEFAULTS: dict[str, dict[str, Any]] = {"RandomBrightness": {"value_range": (0.0, 1.0)}}
 #: Range to which RandomContrast clips; it has no argument for it, as RandomBrightness has.
@@ -27,14 +34,14 @@ _CONTRAST_RANGE = (0.0, 255.0)
 _IMAGE_AXES = 4
 
 
-def moves(augmentation: Augmentation) -> bool:
+def is_geometric(augmentation: Augmentation) -> bool:
     """Whether the layer moves the content of an image."""
-    return augmentation.name in _MOVING
+    return augmentation.name in _GEOMETRIC
 
 
 def available_augmentations() -> list[str]:
     """The names that a plan may use."""
-    return sorted({*_MOVING, *_STAYING, *(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP))})
+    return sorted({*_GEOMETRIC, *_VALUE_CHANGING, *(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP))})
 
 
 def augmentation_layer(augmentation: Augmentation) -> Layer:
@@ -51,7 +58,7 @@ def augmentation_layer(augmentation: Augmentation) -> Layer:
             received=repr(name),
             remedy=f"use a name from the list, or register a layer under the entry-point group {ENTRY_POINT_GROUP}",
         )
-    if name in {*_MOVING, *_STAYING}:
+    if name in {*_GEOMETRIC, *_VALUE_CHANGING}:
         make = getattr(keras.layers, name)
     else:
         make = next(iter(entry_points(group=ENTRY_POINT_GROUP, name=name))).load()
@@ -95,7 +102,7 @@ def require_shape_kept(augmentation: Augmentation, layer: Layer, sample: Any) ->
     Raises:
         SpecError: the layer fails, or its output has another shape.
     """
-    if moves(augmentation) and len(sample.shape) != _IMAGE_AXES:
+    if is_geometric(augmentation) and len(sample.shape) != _IMAGE_AXES:
         # Keras would take the batch for one image, and move samples to other samples' targets.
         _refuse(augmentation, "a batch of images [N, H, W, C]", f"inputs of shape {list(sample.shape)}")
     clipped = _clips_to(augmentation)

@@ -37,16 +37,16 @@ class Checkpoint:
 
     Attributes:
         path: the file, `.npz`; written to a temporary name and renamed, so that a kill leaves the previous state.
-        tell: called with a line of text that reports from which epoch the training continues, or why it does not.
+        report: called with a line of text that reports from which epoch the training continues, or why it does not.
         saved: called with `path` after each save; may raise OSError.
     """
 
     path: Path
-    tell: Callable[[str], None] = lambda _: None
+    report: Callable[[str], None] = lambda _: None
     saved: Callable[[Path], None] = lambda _: None
 
 
-def identity(
+def training_identity(
     model: keras.Model,
     samples: Any,
     data_digest: str | None,
@@ -77,15 +77,15 @@ def identity(
     }
 
 
-class Keeper:
+class CheckpointManager:
     """Saves and restores the state of one training.
 
     Args:
         checkpoint: the file and the callbacks.
         model: the model, compiled and built.
-        belongs_to: from `identity`.
+        belongs_to: from `training_identity`.
         epochs: number of epochs of the whole training.
-        more: variables with state of the training besides those of the model and its optimizer.
+        extra_variables: further variables with state of the training, besides those of the model and its optimizer.
     """
 
     def __init__(
@@ -94,13 +94,13 @@ class Keeper:
         model: keras.Model,
         belongs_to: dict[str, str],
         epochs: int,
-        more: Iterable[Any] = (),
+        extra_variables: Iterable[Any] = (),
     ) -> None:
         self._checkpoint = checkpoint
         self._model = model
         self._belongs_to = belongs_to
         self._epochs = epochs
-        self._variables = [*_state(model), *more]
+        self._variables = [*_state(model), *extra_variables]
 
     def resume(self) -> tuple[int, History]:
         """Restore the state that an earlier process saved; an unusable file is reported and does not change the model.
@@ -108,7 +108,7 @@ class Keeper:
         Returns:
             (number of finished epochs, their metrics); (0, {}) if the training starts from the beginning.
         """
-        path, report = self._checkpoint.path, self._checkpoint.tell
+        path, report = self._checkpoint.path, self._checkpoint.report
         if not path.exists():
             return 0, {}
         try:
@@ -139,7 +139,7 @@ class Keeper:
             _write(self._checkpoint.path, about, [variable.numpy() for variable in self._variables])
             self._checkpoint.saved(self._checkpoint.path)
         except OSError as error:
-            self._checkpoint.tell(f"cannot keep its state after epoch {epoch} of {self._epochs}: {error}")
+            self._checkpoint.report(f"cannot keep its state after epoch {epoch} of {self._epochs}: {error}")
 
     def _check(self, values: list[Array]) -> None:
         required = [(tuple(v.shape), v.dtype.as_numpy_dtype) for v in self._variables]

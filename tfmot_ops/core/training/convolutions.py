@@ -1,8 +1,8 @@
-"""A way around a fault of TensorFlow's oneDNN, which corrupts memory while it trains certain strided convolutions.
+"""Works around a fault of TensorFlow's oneDNN, which corrupts memory while it trains certain strided convolutions.
 
 Seen with TensorFlow 2.21 on CPUs with AVX512: the gradient of a 1x1 convolution with a stride of 2 on images of 60x60
-with 2 to 12 channels ends the process with SIGSEGV or SIGABRT; with 16 channels it does not. A stride over a kernel of
-one element only leaves elements out; so they are left out first, and the convolution has no stride.
+with 2 to 12 channels ends the process with SIGSEGV or SIGABRT; with 16 channels it does not. With a kernel of size 1, a
+stride only skips elements of the input. So the input is sliced first, and the convolution runs without a stride.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Layers that are not trained. Pruning may still zero weights of theirs."""
+"""Freezes layers during a training. Pruning may still set weights of frozen layers to zero."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ def names_to_freeze(model: keras.Model, scope: Scope | None) -> dict[str, bool]:
 
 @contextlib.contextmanager
 def frozen_layers(model: keras.Model, names: Mapping[str, bool]) -> Iterator[None]:
-    """Train `model` without some layers for a while, then make trainable again what was.
+    """In this context, some layers of `model` are not trainable; afterwards each layer is as trainable as before.
 
-    An optimizer that has made a step knows the weights of that step alone, so each of the two needs its own.
+    An optimizer that has made a step knows only the weights that were trainable then. So use one optimizer within the
+    context, and another one outside of it.
 
     Args:
         model: the model from which `names` were made, pruned or quantised since. Quantising may make several layers of
@@ -42,13 +43,13 @@ def frozen_layers(model: keras.Model, names: Mapping[str, bool]) -> Iterator[Non
     before = [(part, part.trainable) for layer in layers for part in private.layers_within(layer)]
     for layer in layers:
         layer.trainable = False
-    _take_state(model, layers)
+    _refresh_training(model, layers)
     try:
         yield
     finally:
         for part, was_trainable in before:  # an outer layer comes first, and sets those within
             part.trainable = was_trainable
-        _take_state(model, layers)
+        _refresh_training(model, layers)
 
 
 def _paths(model: keras.Model) -> Iterator[tuple[str, Layer]]:
@@ -60,14 +61,14 @@ def _paths(model: keras.Model) -> Iterator[tuple[str, Layer]]:
 def _owner(path: str, names: Mapping[str, bool]) -> str:
     """The layer of the float model from which a layer was made: the longest name that its own begins with.
 
-    Nested models are opened: a layer `inner/conv` becomes `conv`, or `inner_conv` where there are several.
+    Nested models are flattened: a layer `inner/conv` becomes `conv`, or `inner_conv` where there are several.
     """
     spelled = {text: name for name in names for text in (name, name.rsplit("/", 1)[-1], name.replace("/", "_"))}
     fitting = [text for text in spelled if path == text or path.startswith(f"{text}_")]
     return spelled[max(fitting, key=len)] if fitting else ""
 
 
-def _take_state(model: keras.Model, layers: list[Layer]) -> None:
+def _refresh_training(model: keras.Model, layers: list[Layer]) -> None:
     if layers:
-        private.take_trainable_state(model)
+        private.refresh_trainable_state(model)
         model.train_function = None  # it was traced for other weights

@@ -13,9 +13,9 @@ from tfmot_ops.core.keras.compiling import compile_parameters, is_compiled
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.seeds import set_seed
 from tfmot_ops.core.keras.types import Logs
-from tfmot_ops.core.training.checkpoint import Checkpoint, History, Keeper, identity
+from tfmot_ops.core.training.checkpoint import Checkpoint, CheckpointManager, History, training_identity
 from tfmot_ops.core.training.convolutions import strides_as_slices
-from tfmot_ops.core.training.seeding import BATCHES_AHEAD, InOrder, SeedEachEpoch, batches, is_in_memory
+from tfmot_ops.core.training.seeding import BATCHES_AHEAD, SeedEachEpoch, SequentialBatches, batches, is_in_memory
 from tfmot_ops.core.training.stopping import BestEpoch
 from tfmot_ops.core.training.train_step import Additions, extended_train_step
 from tfmot_ops.errors import SpecError, StepFailedError
@@ -91,7 +91,7 @@ def fit(
     if epochs == 0:
         return {}
     set_seed(seed)
-    keeper = None
+    manager = None
     layers = [layer for _, layer in additions.augmentation]
     if checkpoint is not None:
         if not model.built:
@@ -99,17 +99,19 @@ def fit(
         settings: dict[str, int | str] = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
         settings |= {"training plan": plan} if plan else {}
         samples = (x, y) if weights is None else (x, y, weights)
-        belongs_to = identity(model, samples, data_digest, compile_parameters(model), settings)
+        belongs_to = training_identity(model, samples, data_digest, compile_parameters(model), settings)
         more = [variable for layer in layers for variable in layer.variables]
-        keeper = Keeper(checkpoint, model, belongs_to, epochs, [*more, *(best_epoch.variables if best_epoch else ())])
+        manager = CheckpointManager(
+            checkpoint, model, belongs_to, epochs, [*more, *(best_epoch.variables if best_epoch else ())]
+        )
     if best_epoch:
-        best_epoch.require_metric(_reported(model, x, y, validation))
-    done, history = keeper.resume() if keeper else (0, {})
-    _report_again(on_epoch, on_restored, done, epochs, history)
+        best_epoch.require_metric(_reported_metrics(model, x, y, validation))
+    done, history = manager.resume() if manager else (0, {})
+    _report_restored_epochs(on_epoch, on_restored, done, epochs, history)
     if done < epochs and not (best_epoch and best_epoch.is_over):
         _create_variables(model, y)
         failures: list[Exception] = []
-        with strides_as_slices(), _own_errors(failures), extended_train_step(model, additions, failures):
+        with strides_as_slices(), _raise_original_errors(failures), extended_train_step(model, additions, failures):
             model.fit(
                 batches(x, y, batch_size, seed, range(done, epochs), weights=weights, failures=failures),
                 steps_per_epoch=math.ceil(len(tf.nest.flatten(x)[0]) / batch_size),
@@ -120,7 +122,7 @@ def fit(
                     SeedEachEpoch(seed, layers),
                     *callbacks,
                     *([best_epoch] if best_epoch else []),
-                    _EpochEnd(epochs, on_epoch, keeper, history),
+                    _EpochEnd(epochs, on_epoch, manager, history),
                 ],
                 verbose=0,
             )
@@ -128,7 +130,7 @@ def fit(
         # The process was killed after the last epoch: what Keras does at the end, for averaged weights, is still to do.
         model.optimizer.finalize_variable_values(model.trainable_variables)
     if best_epoch:
-        best_epoch.put_back(len(next(iter(history.values()), [])))
+        best_epoch.restore_best_weights(len(next(iter(history.values()), [])))
     return history
 
 
@@ -154,7 +156,7 @@ def _create_variables(model: keras.Model, y: Any) -> None:
             model.compiled_metrics.build(outputs, targets)
 
 
-def _report_again(
+def _report_restored_epochs(
     on_epoch: OnEpoch | None, on_restored: OnEpoch | None, done: int, epochs: int, history: History
 ) -> None:
     """Report the epochs before a kill."""
@@ -164,7 +166,7 @@ def _report_again(
             report(epoch, epochs, {name: values[epoch - 1] for name, values in history.items()})
 
 
-def _reported(model: keras.Model, x: Any, y: Any, validation: tuple[Any, Any] | None) -> list[str]:
+def _reported_metrics(model: keras.Model, x: Any, y: Any, validation: tuple[Any, Any] | None) -> list[str]:
     """Names of the metrics that Keras reports after an epoch; they are known only once the model has seen targets."""
     measured = (x, y) if validation is None else validation
     one = tf.nest.map_structure(lambda column: tf.convert_to_tensor(column[:1]), measured)
@@ -173,7 +175,7 @@ def _reported(model: keras.Model, x: Any, y: Any, validation: tuple[Any, Any] | 
 
 
 @contextlib.contextmanager
-def _own_errors(failures: list[Exception]) -> Iterator[None]:
+def _raise_original_errors(failures: list[Exception]) -> Iterator[None]:
     """Raise the error of a sample or of the training step itself, not TensorFlow's error that quotes it."""
     try:
         yield
@@ -190,17 +192,19 @@ def _validation(validation: tuple[Any, Any] | None, batch_size: int, failures: l
     if all(is_in_memory(column) for column in tf.nest.flatten(validation)):
         return {"validation_data": validation, "validation_batch_size": batch_size}
     # Keras itself would keep ten batches ready.
-    return {"validation_data": InOrder(*validation, batch_size, failures), "max_queue_size": BATCHES_AHEAD}
+    return {"validation_data": SequentialBatches(*validation, batch_size, failures), "max_queue_size": BATCHES_AHEAD}
 
 
 class _EpochEnd(keras.callbacks.Callback):
     """Saves the state and reports the metrics after each epoch, and stops a training whose loss is not finite."""
 
-    def __init__(self, epochs: int, on_epoch: OnEpoch | None, keeper: Keeper | None, history: History) -> None:
+    def __init__(
+        self, epochs: int, on_epoch: OnEpoch | None, manager: CheckpointManager | None, history: History
+    ) -> None:
         super().__init__()
         self._epochs = epochs
         self._on_epoch = on_epoch
-        self._keeper = keeper
+        self._manager = manager
         self._history = history
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
@@ -215,7 +219,7 @@ class _EpochEnd(keras.callbacks.Callback):
         for name, value in metrics.items():
             self._history.setdefault(name, []).append(value)
         # This callback is the last, so that changes by the other callbacks at the epoch's end are saved too.
-        if self._keeper:
-            self._keeper.save(epoch + 1, self._history)
+        if self._manager:
+            self._manager.save(epoch + 1, self._history)
         if self._on_epoch:
             self._on_epoch(epoch + 1, self._epochs, metrics)

@@ -33,7 +33,7 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
         self._rate, self._steps, self._delay = rate, steps, delay
 
     def __call__(self, step: Any) -> Any:
-        """The rate of a weight update, counted from 0: the first has 1 / steps of the rate, so that it is not lost."""
+        """The rate of update number `step`, from 0; the first update has 1 / steps of the rate, not 0."""
         after = self._rate(tf.maximum(step - self._delay, 0)) if callable(self._rate) else self._rate
         grown = tf.minimum(tf.cast(step + 1, tf.float32) / float(max(1, self._steps)), 1.0)
         return tf.cast(after, tf.float32) * grown
@@ -111,9 +111,9 @@ def compiled_rate(optimizer: Optimizer) -> float | None:
 def replaced_optimizer(
     model: keras.Model, optimizer: Optimizer, rate: Any = None, clipping: Clipping | None = None
 ) -> Iterator[None]:
-    """Train `model` with a copy of `optimizer` for a while, then put the model's own back.
+    """In this context, `model` trains with a copy of `optimizer`; afterwards it has its own optimizer again.
 
-    A later step starts from the compiled rate, and a saved model names no schedule of this package.
+    So a later step starts from the compiled rate, and a saved model does not refer to a schedule class of this package.
 
     Args:
         model: the compiled model.

@@ -41,8 +41,8 @@ def batches(
 ) -> tf.data.Dataset:
     """The batches of all `epochs` in sequence, with a different order of the samples in each epoch.
 
-    Indices are shuffled instead of samples, so that no samples are copied into a shuffle buffer. Columns that are no
-    arrays are read batch by batch, the next ones while the model trains on one.
+    Indices are shuffled instead of samples, so that no samples are copied into a shuffle buffer. Columns that are not
+    arrays are read batch by batch, and the next batches are read while the model trains.
 
     Args:
         x: inputs, an array or column [N, ...], or a list or dict of these.
@@ -51,7 +51,7 @@ def batches(
         seed: the training's seed.
         epochs: indices of the epochs, from 0.
         weights: factors of the loss, a column [N, ...], or a list or dict of these; None leaves them out.
-        failures: gets the error of a sample that cannot be read, of which TensorFlow raises no more than the text.
+        failures: the error of a sample that cannot be read is appended to it; TensorFlow raises only the error's text.
 
     Returns:
         A data set of batches (inputs [batch, ...], targets [batch, ...]), with weights [batch, ...] if there are any.
@@ -112,7 +112,7 @@ def _samples(parts: tuple[Any, ...], index: Any, failures: list[Exception]) -> t
         raise
 
 
-class InOrder(keras.utils.Sequence):
+class SequentialBatches(keras.utils.Sequence):
     """Batches of columns in their order, read when Keras asks for them; for the validation.
 
     Args:
@@ -147,7 +147,7 @@ class SeedEachEpoch(keras.callbacks.Callback):
         self._seed, self._layers = seed, tuple(layers)
         self._generators: list[Any] = []
         self._own_seeds: list[int | None] = []
-        self._without_draws: Any = None
+        self._stateless_function: Any = None
 
     def on_train_begin(self, logs: Logs = None) -> None:
         """Find the layers' random generators."""
@@ -175,28 +175,28 @@ class SeedEachEpoch(keras.callbacks.Callback):
             generator = private.generator_of(random_generator)
             if isinstance(generator, tf.random.Generator):
                 generator.reset_from_seed(epoch_seed(seed, index, own or 0))
-        if self._draws_from_state():
+        if self._has_stateful_ops():
             keras.utils.set_random_seed(seed)
             # Stateful random ops (dropout) are seeded only when they are traced, so the training step is traced again.
-            logging.getLogger("tensorflow").addFilter(_not_of_tracing)
+            logging.getLogger("tensorflow").addFilter(_drop_retracing_warning)
             self.model.make_train_function(force=True)
 
-    def _draws_from_state(self) -> bool:
+    def _has_stateful_ops(self) -> bool:
         """Whether the training step has, or before its first trace may have, stateful random operations."""
         function = getattr(self.model, "train_tf_function", None)
         if function is None or self.model.run_eagerly:
             return True
-        if function is self._without_draws:
+        if function is self._stateless_function:
             return False
         traces = private.traces_of(function)
         if traces and not any(_has_seeded_ops(trace.graph) for trace in traces):
             # The result is cached, as searching a large graph can take as long as an epoch.
-            self._without_draws = function
+            self._stateless_function = function
             return False
         return True
 
 
-def _not_of_tracing(record: logging.LogRecord) -> bool:
+def _drop_retracing_warning(record: logging.LogRecord) -> bool:
     """Log filter that drops TensorFlow's warning about frequent retracing; one trace per epoch is intended here."""
     return "triggered tf.function retracing" not in record.getMessage()
 

@@ -1,4 +1,4 @@
-"""Early stopping whose state is kept in variables, so that a checkpoint holds it and a killed training goes on."""
+"""Early stopping whose state is kept in variables, so that a checkpoint contains it and a killed training resumes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Logs
 from tfmot_ops.errors import SpecError
 
-#: Ends of the names of metrics of which more is better, and of those of which less is. An output's name comes before.
+#: Suffixes of the names of metrics for which higher is better, and for which lower is better. The name of an output may
+#: stand before them.
 _HIGHER = ("accuracy", "acc", "auc", "iou", "io_u", "precision", "recall", "f1", "r2", "cosine_similarity")
 _LOWER = ("loss", "error", "mse", "mae", "mape", "msle", "crossentropy", "divergence", "hinge", "poisson", "logcosh")
 
@@ -25,7 +26,7 @@ class BestEpoch(keras.callbacks.Callback):
         model: built model that is trained.
         plan: metric, direction and patience.
         first_epoch: first epoch, counted from 1, that counts.
-        tell: called with a line of text when the training stops, and when weights are put back.
+        report: called with a line of text when the training stops, and when weights are put back.
 
     Raises:
         SpecError: the direction of the metric is not given and does not follow from its name.
@@ -36,10 +37,10 @@ class BestEpoch(keras.callbacks.Callback):
         model: keras.Model,
         plan: EarlyStopping,
         first_epoch: int = 1,
-        tell: Callable[[str], None] = lambda _: None,
+        report: Callable[[str], None] = lambda _: None,
     ) -> None:
         super().__init__()
-        self._plan, self._first_epoch, self._tell = plan, first_epoch, tell
+        self._plan, self._first_epoch, self._report = plan, first_epoch, report
         self._sign = 1.0 if _is_higher_better(plan) else -1.0
         self._trained = model
         self._best = tf.Variable(-math.inf, dtype=tf.float64)  # the metric times the sign
@@ -90,26 +91,27 @@ class BestEpoch(keras.callbacks.Callback):
         if self.is_over:
             self.model.stop_training = True
 
-    def put_back(self, epochs_done: int) -> None:
+    def restore_best_weights(self, epochs_done: int) -> None:
         """Set the model's weights to those of the best epoch, and report it; call it when the training has ended."""
         best = int(self._best_epoch)
         if not best:
-            self._tell(f"has no best epoch, as {self._plan.metric} was never a number; the last weights stay")
+            self._report(f"has no best epoch, as {self._plan.metric} was never a number; the last weights stay")
             return
         for kept, variable in zip(self._weights, self._trained.variables, strict=True):
             variable.assign(kept)
         metric, value = self._plan.metric, self._sign * float(self._best)
         if self.is_over:
-            self._tell(f"stops after epoch {epochs_done}: {metric} has not improved for {self._plan.patience} epochs")
-        self._tell(f"takes the weights of epoch {best}, with the best {metric}: {value:.4g}")
+            self._report(f"stops after epoch {epochs_done}: {metric} has not improved for {self._plan.patience} epochs")
+        self._report(f"takes the weights of epoch {best}, with the best {metric}: {value:.4g}")
 
 
 def plain_name(name: str) -> str:
-    """A metric's name without what wrappers of pruning and quantisation put before the name of an output."""
+    """A metric's name without the prefixes that wrappers of pruning and quantisation add to the name of an output."""
     return name.replace("prune_low_magnitude_", "").replace("quant_", "")
 
 
 def _is_higher_better(plan: EarlyStopping) -> bool:
+    """Whether a higher value of the metric is better, as the plan says or by the suffix of the metric's name."""
     if plan.higher_is_better is not None:
         return plan.higher_is_better
     name = "_" + plan.metric.lower()

@@ -36,7 +36,7 @@ class Outputs(Enum):
 
 @dataclass(frozen=True)
 class Teacher:
-    """The model whose outputs another one learns.
+    """The model whose outputs the trained model learns to reproduce (knowledge distillation).
 
     Attributes:
         model: float model with the same inputs and outputs as the trained model.
@@ -66,12 +66,12 @@ class Additions:
 
 @contextlib.contextmanager
 def extended_train_step(model: keras.Model, additions: Additions, failures: list[Exception]) -> Iterator[None]:
-    """Train `model` with the additions for a while. The model itself, and what is saved of it, stays as it is.
+    """In this context, `model` trains with the additions; the model itself, and what is saved of it, stays as it is.
 
     Args:
         model: compiled model.
         additions: what is added to its training step.
-        failures: gets an error of the step, which TensorFlow wraps into one of its own.
+        failures: an error in the step is appended to it, as TensorFlow raises an error of its own that quotes it.
     """
     if not additions.augmentation and additions.teacher is None:
         yield
@@ -93,21 +93,21 @@ class _Step:
         self._model, self._additions, self._failures = model, additions, failures
         self._train_step: Callable[[Any], Any] = model.train_step
         self._compute_loss: Callable[..., Any] = model.compute_loss
-        #: `compute_loss` measures the validation too, in which there is nothing to learn from the teacher.
+        #: `compute_loss` is called for the validation too, where the teacher does not count.
         self._is_training = False
-        self._has_learnt = False
+        self._loss_was_computed = False
 
     def train_step(self, data: Any) -> Any:
         """One weight update, from (inputs, targets[, weights])."""
         inputs, *rest = data
         for place, layer in self._additions.augmentation:
-            inputs = _changed(inputs, place, layer, self._model)
-        self._is_training, self._has_learnt = True, False
+            inputs = _augmented(inputs, place, layer, self._model)
+        self._is_training, self._loss_was_computed = True, False
         try:
             answer = self._train_step((inputs, *rest))
         finally:
             self._is_training = False
-        if self._additions.teacher is not None and not self._has_learnt:
+        if self._additions.teacher is not None and not self._loss_was_computed:
             error = SpecError(
                 f"{self._model.name} cannot learn from another model",
                 required="a train_step that computes its loss by self.compute_loss",
@@ -124,18 +124,18 @@ class _Step:
         teacher = self._additions.teacher
         if teacher is None or not self._is_training:
             return loss
-        self._has_learnt = True
-        taught = tf.nest.flatten(teacher.model(x, training=False))
+        self._loss_was_computed = True
+        teacher_outputs = tf.nest.flatten(teacher.model(x, training=False))
         distance = tf.add_n(
             [
                 output_distance(one, other, teacher.outputs, teacher.plan.temperature, teacher.epsilon)
-                for one, other in zip(taught, tf.nest.flatten(y_pred), strict=True)
+                for one, other in zip(teacher_outputs, tf.nest.flatten(y_pred), strict=True)
             ]
         )
         return (1.0 - teacher.plan.weight) * loss + teacher.plan.weight * distance
 
 
-def _changed(inputs: Any, place: int, layer: Layer, model: keras.Model) -> Any:
+def _augmented(inputs: Any, place: int, layer: Layer, model: keras.Model) -> Any:
     """Inputs of which one is augmented."""
     if isinstance(inputs, Mapping):
         name = list(model.input_names)[place]
@@ -145,37 +145,41 @@ def _changed(inputs: Any, place: int, layer: Layer, model: keras.Model) -> Any:
     return type(inputs)(layer(one, training=True) if at == place else one for at, one in enumerate(inputs))
 
 
-def output_distance(taught: Any, learned: Any, outputs: Outputs, temperature: float, epsilon: float = _EPSILON) -> Any:
+def output_distance(
+    teacher_outputs: Any, student_outputs: Any, outputs: Outputs, temperature: float, epsilon: float = _EPSILON
+) -> Any:
     """Mean distance of two models' outputs, a scalar.
 
     Args:
-        taught: outputs of the model to learn from, [N, ...].
-        learned: outputs of the trained model, of the same shape.
+        teacher_outputs: outputs of the model to learn from, [N, ...].
+        student_outputs: outputs of the trained model, of the same shape.
         outputs: what they are.
         temperature: divides the logits.
         epsilon: smallest probability of which a logarithm is taken.
     """
-    taught, learned = (tf.cast(part, tf.float32) for part in (taught, learned))
+    teacher_outputs, student_outputs = (tf.cast(part, tf.float32) for part in (teacher_outputs, student_outputs))
     if outputs is Outputs.VALUES:
-        return tf.reduce_mean(tf.square(learned - taught))
+        return tf.reduce_mean(tf.square(student_outputs - teacher_outputs))
     if outputs in {Outputs.LABEL_PROBABILITIES, Outputs.LABEL_LOGITS}:
         if outputs is Outputs.LABEL_PROBABILITIES:
-            taught, learned = (_log(part, epsilon) - _log(1.0 - part, epsilon) for part in (taught, learned))
-        soft = tf.sigmoid(taught / temperature)
-        crosses = [
+            teacher_outputs, student_outputs = (
+                _log(part, epsilon) - _log(1.0 - part, epsilon) for part in (teacher_outputs, student_outputs)
+            )
+        soft = tf.sigmoid(teacher_outputs / temperature)
+        cross_entropies = [
             tf.nn.sigmoid_cross_entropy_with_logits(labels=soft, logits=part / temperature)
-            for part in (learned, taught)
+            for part in (student_outputs, teacher_outputs)
         ]
     else:
         if outputs is Outputs.PROBABILITIES:
-            taught, learned = _log(taught, epsilon), _log(learned, epsilon)
-        soft = tf.nn.softmax(taught / temperature)
-        crosses = [
+            teacher_outputs, student_outputs = _log(teacher_outputs, epsilon), _log(student_outputs, epsilon)
+        soft = tf.nn.softmax(teacher_outputs / temperature)
+        cross_entropies = [
             tf.nn.softmax_cross_entropy_with_logits(labels=soft, logits=part / temperature)
-            for part in (learned, taught)
+            for part in (student_outputs, teacher_outputs)
         ]
     # The second is the entropy of the teacher's own outputs: equal outputs have the distance 0.
-    return tf.reduce_mean(crosses[0] - crosses[1]) * temperature**2
+    return tf.reduce_mean(cross_entropies[0] - cross_entropies[1]) * temperature**2
 
 
 def _log(probabilities: Any, epsilon: float) -> Any:

@@ -285,10 +285,10 @@ INNER_RANGE = (-1.0, 1.0)
 def _read(model: keras.Model) -> list[tuple[Call, Any]]:
     from tfmot_ops.core import keras
     from tfmot_ops.core.keras import private
-    from tfmot_ops.core.keras.identity import Itself
+    from tfmot_ops.core.keras.identity import IdentityKey
 
     found: list[tuple[Call, Any]] = []
-    index: dict[Itself, int] = {}
+    index: dict[IdentityKey, int] = {}
     by_depth = private.calls_by_depth(model)
     for node in (node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]):
         layer = node.layer
@@ -296,10 +296,10 @@ def _read(model: keras.Model) -> list[tuple[Call, Any]]:
             continue
         outputs = _flat(node.outputs)
         for output in outputs:
-            index[Itself(output)] = len(found)
-        sources = tuple(index.get(Itself(tensor), INPUT) for tensor in node.keras_inputs)
+            index[IdentityKey(output)] = len(found)
+        sources = tuple(index.get(IdentityKey(tensor), INPUT) for tensor in node.keras_inputs)
         kind = type(layer).__name__ + (f":{layer.symbol}" if hasattr(layer, "symbol") else "")
-        place = private.place_of_call(layer, node)
+        place = private.index_of_call(layer, node)
         entry = _sizes(layer.inputs) if isinstance(layer, keras.Model) and layer.inputs else None
         found.append((Call(layer.name, kind, sources, place, _sizes(outputs), entry), outputs[0]))
     return found

@@ -20,7 +20,7 @@ from tfmot_ops.core.measure.predictions import predict
 from tfmot_ops.core.pruning.channels import prune_channels
 from tfmot_ops.core.pruning.sparsity import assert_sparsity
 from tfmot_ops.core.pruning.wrappers import prune, strip
-from tfmot_ops.core.quantization.qat import normalize, quantize, unrounded
+from tfmot_ops.core.quantization.qat import normalize, outputs_without_fake_quant, quantize
 from tfmot_ops.core.saving.files import load_model, save_model
 from tfmot_ops.core.tflite.export import export_tflite
 from tfmot_ops.core.tflite.profile import profile_tflite
@@ -260,7 +260,9 @@ class _Cell:
 
     def _quantize(self, model: keras.Model) -> keras.Model:
         quantized, _ = quantize(model, self.recipe, self.images)
-        difference = _difference(_answers(model, self.images), _flat(unrounded(quantized, [self.images])))
+        difference = _difference(
+            _answers(model, self.images), _flat(outputs_without_fake_quant(quantized, [self.images]))
+        )
         self._require("quantize_difference", difference)
         return quantized
 

@@ -1,10 +1,10 @@
 """The rules of normalisation, in modules by kind of layer. A rule is `(call, rewriter) -> new outputs, or None`."""
 
-from tfmot_ops.core.graph.rules.activations import activation_layer, fused_activation, gated, two_sided_relu
-from tfmot_ops.core.graph.rules.arithmetic import arithmetic, function
+from tfmot_ops.core.graph.rules.activations import activation_layer, fused_activation, hard_swish, two_sided_relu
+from tfmot_ops.core.graph.rules.arithmetic import arithmetic, function_as_layer
 from tfmot_ops.core.graph.rules.attention import attention, einsum_dense, masked_softmax, multi_head_attention
 from tfmot_ops.core.graph.rules.bands import cumulative_sum, local_response
-from tfmot_ops.core.graph.rules.casts import cast_to_own_type
+from tfmot_ops.core.graph.rules.casts import redundant_cast
 from tfmot_ops.core.graph.rules.convolutions import (
     dense_on_image,
     depthwise_of_groups,
@@ -13,9 +13,9 @@ from tfmot_ops.core.graph.rules.convolutions import (
     transposed_over_one_axis,
 )
 from tfmot_ops.core.graph.rules.masks import masked_by_hand
-from tfmot_ops.core.graph.rules.means import mean_of_one
+from tfmot_ops.core.graph.rules.means import mean_over_size_one
 from tfmot_ops.core.graph.rules.merges import average, merge_of_many, sum_function
-from tfmot_ops.core.graph.rules.padding import pad_below_all
+from tfmot_ops.core.graph.rules.padding import pad_with_minus_infinity
 from tfmot_ops.core.graph.rules.patches import patches
 from tfmot_ops.core.graph.rules.pools import pool
 from tfmot_ops.core.graph.rules.products import einsum, product
@@ -27,24 +27,24 @@ from tfmot_ops.core.graph.rules.statistics import reduction, unit_length
 
 #: In order of precedence: the first rule that does not return None replaces the call.
 RULES = (
-    cast_to_own_type,
+    redundant_cast,
     masked_by_hand,
     softmax_by_hand,
     softmax_of_inner_axis,
     variance,
     division_by_root,
     inverse_root,
-    mean_of_one,
+    mean_over_size_one,
     product,
     einsum,
     patches,
     pool,
     two_sided_relu,
     arithmetic,
-    function,
+    function_as_layer,
     sum_function,
     merge_of_many,
-    pad_below_all,
+    pad_with_minus_infinity,
     preprocessing,
     separable,
     transposed_over_one_axis,
@@ -57,7 +57,7 @@ RULES = (
     dense_on_image,
     fused_activation,
     activation_layer,
-    gated,
+    hard_swish,
     normalization,
     average,
 )

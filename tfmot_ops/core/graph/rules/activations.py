@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from tfmot_ops.core.graph.clusters import pointwise_of
+from tfmot_ops.core.graph.clusters import record_pointwise
 from tfmot_ops.core.graph.ir import Node, Tensor
 from tfmot_ops.core.graph.layers import Affine, HardSwish, scale_and_offset
 from tfmot_ops.core.graph.rebuild import copy_layer, is_public
 from tfmot_ops.core.graph.rewrite import Rewriter
 from tfmot_ops.core.graph.roles import spec_of
-from tfmot_ops.core.keras.identity import Itself
+from tfmot_ops.core.keras.identity import IdentityKey
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Layer
 from tfmot_ops.errors import UnsupportedModelError
@@ -43,21 +43,21 @@ def emit_activation(node: Node, out: Rewriter, tensor: Tensor, activation: Any, 
         return _emit_layer(out, tensor, activation, path)
     if activation is keras.activations.swish:
         # swish(x) = x * sigmoid(x). TFLite rounds the sigmoid to 1/256, so training has to see it rounded too.
-        sigmoid = out.once(node.layer, "sigmoid", lambda: _L.Activation("sigmoid", name=f"{name}_sigmoid"))
+        sigmoid = out.shared_layer(node.layer, "sigmoid", lambda: _L.Activation("sigmoid", name=f"{name}_sigmoid"))
         gate = out.call(sigmoid, f"{path}_sigmoid", tensor)
-        multiply = out.once(node.layer, "gate", lambda: _L.Multiply(name=name))
+        multiply = out.shared_layer(node.layer, "gate", lambda: _L.Multiply(name=name))
         return out.call(multiply, path, [tensor, gate])
     if activation is keras.activations.hard_sigmoid:
         # clip(0.2 x + 0.5, 0, 1) = relu6(1.2 x + 3) / 6
         return bounded_relu(node, out, tensor, path, bound=6.0, scale=1.2, offset=3.0, result=1 / 6)
-    return out.call(out.once(node.layer, "activation", lambda: _layer_of(activation, name)), path, tensor)
+    return out.call(out.shared_layer(node.layer, "activation", lambda: _layer_of(activation, name)), path, tensor)
 
 
 def _layer_of(activation: Any, name: str) -> Layer:
-    """The layer for an activation function: a user's own that becomes a table is opened, where possible."""
+    """The layer for an activation function: a user's own that becomes a table is recorded, where possible."""
     layer = _L.Activation(activation, name=name)
-    opened = None if is_public(activation) or not spec_of(layer).table else pointwise_of(activation, name)
-    return layer if opened is None else opened
+    recorded = None if is_public(activation) or not spec_of(layer).table else record_pointwise(activation, name)
+    return layer if recorded is None else recorded
 
 
 def _keras_function(node: Node, activation: Any) -> Any:
@@ -90,7 +90,7 @@ def bounded_relu(
 ) -> Tensor:
     """Emit result * min(max(scale * x + offset, 0), bound); with a bound of 6 the inner part is TFLite's RELU6."""
     tensor = out.affine(f"{path}_input", tensor, scale, offset)
-    relu = out.once(node.layer, "relu", lambda: _L.ReLU(bound, name=f"{path.rsplit('/', 1)[-1]}_relu"))
+    relu = out.shared_layer(node.layer, "relu", lambda: _L.ReLU(bound, name=f"{path.rsplit('/', 1)[-1]}_relu"))
     return out.affine(path, out.call(relu, f"{path}_relu", tensor), result, 0.0)
 
 
@@ -100,11 +100,11 @@ def fused_activation(node: Node, out: Rewriter) -> Any:
     if type(layer) not in _FUSES or layer.activation in {None, keras.activations.linear}:
         return None
     without = {"activation": "linear", "activity_regularizer": None}
-    plain = out.once(layer, "plain", lambda: copy_layer(layer, layer.name, **without))
+    plain = out.shared_layer(layer, "plain", lambda: copy_layer(layer, layer.name, **without))
     (tensor,) = node.inputs()
     # A user's activation may change the shape; compute_output_shape gives the shape before the activation.
     shape = node.output().shape if is_public(layer.activation) else layer.compute_output_shape(tensor.shape)
-    return after(node, out, out.call(plain, node.path, tensor, shape=shape, weights=own_weights(layer, out)))
+    return with_activation(node, out, out.call(plain, node.path, tensor, shape=shape, weights=own_weights(layer, out)))
 
 
 def own_weights(layer: Layer, out: Rewriter) -> list[Any]:
@@ -113,11 +113,11 @@ def own_weights(layer: Layer, out: Rewriter) -> list[Any]:
     activation = getattr(layer, "activation", None)
     if not isinstance(activation, _L.Layer):
         return weights
-    theirs = {Itself(weight) for weight in activation.weights}
-    return [value for weight, value in zip(layer.weights, weights, strict=True) if Itself(weight) not in theirs]
+    theirs = {IdentityKey(weight) for weight in activation.weights}
+    return [value for weight, value in zip(layer.weights, weights, strict=True) if IdentityKey(weight) not in theirs]
 
 
-def after(node: Node, out: Rewriter, tensor: Tensor, activation: Any = None) -> Tensor:
+def with_activation(node: Node, out: Rewriter, tensor: Tensor, activation: Any = None) -> Tensor:
     """Emit a layer's activation (`node.layer.activation` by default) and activity regulariser on `tensor`."""
     activation = node.layer.activation if activation is None else activation
     if activation not in {None, keras.activations.linear}:
@@ -139,7 +139,7 @@ def _regularized(node: Node, out: Rewriter, tensor: Tensor) -> Tensor:
         # No Keras layer saves a custom activity regulariser; a file without it is better than none.
         _LOG.warning("%s: a saved file of the model will not have the activity regulariser %s", node.path, regularizer)
         make = lambda: _L.Activation("linear", activity_regularizer=regularizer, name=name)  # noqa: E731 - as above
-    return out.call(out.once(node.layer, "activity", make), f"{node.path}_activity", tensor)
+    return out.call(out.shared_layer(node.layer, "activity", make), f"{node.path}_activity", tensor)
 
 
 def activation_layer(node: Node, out: Rewriter) -> Any:
@@ -166,7 +166,7 @@ def _relu_form(node: Node, out: Rewriter) -> Tensor | None:
     bound = None if layer.max_value is None else float(layer.max_value)
     slope = float(layer.negative_slope or 0.0)
     if slope and bound is None:
-        leaky = out.once(layer, "leaky", lambda: _L.LeakyReLU(slope, name=layer.name))
+        leaky = out.shared_layer(layer, "leaky", lambda: _L.LeakyReLU(slope, name=layer.name))
         return out.call(leaky, node.path, node.inputs()[0])
     if slope or bound in {None, 0.0, 6.0}:
         return None
@@ -190,7 +190,7 @@ def two_sided_relu(node: Node, out: Rewriter) -> Any:
     return out.call(joined, node.path, [positive, negative], shape=result.shape)
 
 
-def gated(node: Node, out: Rewriter) -> Any:
+def hard_swish(node: Node, out: Rewriter) -> Any:
     """Hard swish, x * relu6(x + 3) * (1/6) as a product of calls -> HardSwish."""
     if type(node.layer) is not _L.Multiply or len(node.inputs()) != 2:  # noqa: PLR2004 - x and its gate
         return None
@@ -199,7 +199,7 @@ def gated(node: Node, out: Rewriter) -> Any:
         shifted = relu and _relu6_input(relu)
         if shifted and _input_of_affine(out, shifted, scale=1.0, offset=3.0) is tensor:
             make = lambda: HardSwish(name=node.layer.name)  # noqa: E731 - used once, below
-            return out.call(out.once(node.layer, "hard_swish", make), node.path, tensor)
+            return out.call(out.shared_layer(node.layer, "hard_swish", make), node.path, tensor)
     return None
 
 

@@ -134,23 +134,23 @@ def _operands(node: Node) -> tuple[Any, Any] | None:
 
 def _scalar_product(node: Node, out: Rewriter) -> Any:
     """`tf.math.scalar_mul(c, x)` with a constant c -> c * x."""
-    given = arguments_of(node) or {}
-    scalar, tensor = given.get("scalar"), given.get("x")
-    if not isinstance(tensor, Tensor) or not (tensor.is_float and tensor.rank_allows_channels):
+    arguments = arguments_of(node) or {}
+    scalar, tensor = arguments.get("scalar"), arguments.get("x")
+    if not isinstance(tensor, Tensor) or not (tensor.is_float and tensor.has_channel_axis):
         return None
     return None if channel_constant(scalar, tensor) is None else out.affine(node.path, tensor, np.asarray(scalar), 0.0)
 
 
 def _times_inverse(node: Node, out: Rewriter, tensor: Tensor, divisor: Any) -> Any:
     """A quotient x / c, with c a constant or a tensor of weights, as x * (1 / c): TFLite divides in float only."""
-    if not tensor.is_float or tensor.producer in out.of_weights:
+    if not tensor.is_float or tensor.producer in out.weight_only:
         return None
     if isinstance(divisor, Tensor):
-        if divisor.producer not in out.of_weights:
+        if divisor.producer not in out.weight_only:
             return None
         layer = TFOpLambda(tf.math.reciprocal, name=f"{node.layer.name}_inverse")
         inverse: Any = out.call(layer, f"{node.path}_inverse", divisor)
-        out.of_weights.add(inverse.producer)
+        out.weight_only.add(inverse.producer)
     else:
         values = np.asarray(divisor, np.float32)
         if not np.all(values):
@@ -164,8 +164,9 @@ def _times_inverse(node: Node, out: Rewriter, tensor: Tensor, divisor: Any) -> A
 
 
 def _one_sided(node: Node, out: Rewriter, symbol: str) -> Any:
+    """`-x`, `tf.nn.bias_add(x, b)` -> Affine; None if b is neither a constant nor a weight of this call alone."""
     tensor = node.inputs()[0]
-    if not tensor.rank_allows_channels:
+    if not tensor.has_channel_axis:
         return None
     if symbol == "math.negative" and tensor.is_float:
         return out.affine(node.path, tensor, -1.0, 0.0)
@@ -178,7 +179,8 @@ def _one_sided(node: Node, out: Rewriter, symbol: str) -> Any:
 
 
 def _with_constant(node: Node, out: Rewriter, tensor: Tensor, constant: _Constant, *, reversed_: bool) -> Any:
-    takes = tensor.is_float and tensor.rank_allows_channels and node.output().shape == tensor.shape
+    """Arithmetic of a tensor and a constant per channel -> Affine; `reversed_`: the constant is the first operand."""
+    takes = tensor.is_float and tensor.has_channel_axis and node.output().shape == tensor.shape
     values = channel_constant(constant.values, tensor) if takes else None
     # One trained weight for all channels would become one for each.
     if values is None or (constant.trainable and values.size != (tensor.channels or 1)):
@@ -200,11 +202,11 @@ def _with_constant(node: Node, out: Rewriter, tensor: Tensor, constant: _Constan
     return None
 
 
-def function(node: Node, out: Rewriter) -> Any:
+def function_as_layer(node: Node, out: Rewriter) -> Any:
     """A TensorFlow function -> the equivalent layer: `tf.nn.relu6` -> Activation, `tf.concat` -> Concatenate."""
     symbol, inputs = symbol_of(node), node.inputs()
-    given = [*node.args, *(value for name, value in node.kwargs.items() if name != "name")]
-    constants = [value for value in given if not (value is None or tensors(value))]
+    arguments = [*node.args, *(value for name, value in node.kwargs.items() if name != "name")]
+    constants = [value for value in arguments if not (value is None or tensors(value))]
     match symbol:
         case "nn.leaky_relu" if len(inputs) == 1:
             alpha = float(constants[0]) if constants else 0.2
@@ -212,7 +214,7 @@ def function(node: Node, out: Rewriter) -> Any:
         case "math.square" if inputs[0].is_float:
             return out.call(_L.Multiply(name=node.layer.name), node.path, [inputs[0], inputs[0]])
         case "concat" if len(inputs) > 1 and len(constants) == 1:
-            return _concatenation(node, out, given[0], int(constants[0]))
+            return _concatenation(node, out, arguments[0], int(constants[0]))
         case "math.reduce_mean" if inputs[0].is_float:
             return _mean(node, out, constants)
         case _ if symbol in _ACTIVATIONS and len(inputs) == 1 and _is_default(symbol, constants, inputs[0]):
@@ -238,6 +240,7 @@ def _concatenation(node: Node, out: Rewriter, parts: Any, axis: int) -> Any:
 
 
 def _mean(node: Node, out: Rewriter, extra: Sequence[npt.ArrayLike]) -> Any:
+    """`tf.reduce_mean(x, axis, keepdims)` -> AxisMean or a global average pooling; None for other axes."""
     (tensor,) = node.inputs()
     # (axis, keepdims), by position or by name
     axes = extra[0] if extra else None

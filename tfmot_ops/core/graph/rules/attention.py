@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfmot_ops.core.graph.ir import Node, Tensor, tensors
 from tfmot_ops.core.graph.layers import MaskedScores
 from tfmot_ops.core.graph.rewrite import Rewriter
-from tfmot_ops.core.graph.rules.activations import after
+from tfmot_ops.core.graph.rules.activations import with_activation
 from tfmot_ops.core.graph.rules.emitting import Emitter
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.pinned import keras
@@ -46,7 +46,7 @@ def einsum_dense(node: Node, out: Rewriter) -> Any:
     rows = emit.reshape("rows", tensor, (*kept, channels))
     weights = [np.reshape(kernel, (channels, -1)), *(np.ravel(array) for array in bias)]
     result = emit.dense("", rows, weights, layer.kernel_regularizer, layer.bias_regularizer)
-    return after(node, out, emit.reshape("columns", result, (*kept, *shape)), layer.activation)
+    return with_activation(node, out, emit.reshape("columns", result, (*kept, *shape)), layer.activation)
 
 
 def summed_axes(equation: str, rank: int) -> int:
@@ -71,19 +71,19 @@ def multi_head_attention(node: Node, out: Rewriter) -> Any:
     heads, emit = config["num_heads"], Emitter(node, out)
     weights = iter(out.graph.weights_of(layer))
 
-    def dense(role: str, tensor: Tensor, axes: int) -> Tensor:
+    def dense(part: str, tensor: Tensor, axes: int) -> Tensor:
         """One projection as a Dense; the first `axes` axes of Keras' kernel are its input channels."""
         kernel = next(weights)
         values = [np.reshape(kernel, (math.prod(kernel.shape[:axes]), -1))]
         values += [np.ravel(next(weights))] if config["use_bias"] else []
         regularizers = (*private.projection_regularizers(layer),)
-        return emit.dense(role, tensor, values, *regularizers)
+        return emit.dense(part, tensor, values, *regularizers)
 
-    def split(role: str, tensor: Tensor) -> Tensor:
+    def split(part: str, tensor: Tensor) -> Tensor:
         """[N, T, heads * channels] -> [N, heads, T, channels]."""
         batch, size, channels = tensor.shape
-        parted = emit.reshape(f"{role}_heads", tensor, (batch, size, heads, (channels or 0) // heads))
-        return emit.permute(f"{role}_by_head", parted, (2, 1, 3))
+        parted = emit.reshape(f"{part}_heads", tensor, (batch, size, heads, (channels or 0) // heads))
+        return emit.permute(f"{part}_by_head", parted, (2, 1, 3))
 
     projected = dense("query", query, 1)
     # Keras stores the weights in the order query, key, value, output.
@@ -136,10 +136,10 @@ def _additive_scores(emit: Emitter, query: Tensor, key: Tensor, weights: list[Ar
     return sums if additive else _times_learned(emit, "scores", sums, weights[-1])
 
 
-def _times_learned(emit: Emitter, role: str, tensor: Tensor, weight: Array) -> Tensor:
+def _times_learned(emit: Emitter, part: str, tensor: Tensor, weight: Array) -> Tensor:
     """Emit the product with one learned number."""
-    factor = emit.learned(f"{role}_factor", tensor, weight)
-    return emit.function(role, tf.multiply, (tensor, factor), {}, shape=tensor.shape)
+    factor = emit.learned(f"{part}_factor", tensor, weight)
+    return emit.function(part, tf.multiply, (tensor, factor), {}, shape=tensor.shape)
 
 
 def _query_value_key(node: Node, *, masks: bool = False) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -200,5 +200,5 @@ def _named_inputs(node: Node) -> dict[str, Tensor]:
     names = ("query", "value", "key")
     first = node.args[0]
     by_position = first if isinstance(first, list | tuple) else node.args
-    given = dict(zip(names, by_position, strict=False)) | {n: node.kwargs[n] for n in names if n in node.kwargs}
-    return {name: tensor for name, tensor in given.items() if isinstance(tensor, Tensor)}
+    arguments = dict(zip(names, by_position, strict=False)) | {n: node.kwargs[n] for n in names if n in node.kwargs}
+    return {name: tensor for name, tensor in arguments.items() if isinstance(tensor, Tensor)}

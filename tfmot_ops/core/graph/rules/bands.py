@@ -25,18 +25,18 @@ _RESPONSES = {"nn.local_response_normalization", "nn.lrn", "compat.v1.nn.local_r
 
 def cumulative_sum(node: Node, out: Rewriter) -> Any:
     """`tf.cumsum` over an axis of known size -> Permute, Dense with a triangular kernel, Permute."""
-    given = arguments_of(node) if symbol_of(node) in {"math.cumsum", "compat.v1.cumsum"} else None
-    tensor = None if given is None else given.get("x")
-    if given is None or not isinstance(tensor, Tensor) or isinstance(given["axis"], Tensor):
+    arguments = arguments_of(node) if symbol_of(node) in {"math.cumsum", "compat.v1.cumsum"} else None
+    tensor = None if arguments is None else arguments.get("x")
+    if arguments is None or not isinstance(tensor, Tensor) or isinstance(arguments["axis"], Tensor):
         return None
-    rank, axis = len(tensor.shape), int(given["axis"])
+    rank, axis = len(tensor.shape), int(arguments["axis"])
     axis %= rank
     size = tensor.shape[axis]
     if not axis or not size or size > MOST_SUMMED or not tensor.is_float:
         return None
     # kernel[s, t]: whether the sum at t contains the element s.
-    kernel = np.triu(np.ones((size, size), np.float32), 1 if given.get("exclusive") else 0)
-    kernel = kernel[::-1, ::-1] if given.get("reverse") else kernel
+    kernel = np.triu(np.ones((size, size), np.float32), 1 if arguments.get("exclusive") else 0)
+    kernel = kernel[::-1, ::-1] if arguments.get("reverse") else kernel
     emit = Emitter(node, out)
     if axis == rank - 1:
         return emit.product("", tensor, kernel)
@@ -48,11 +48,11 @@ def cumulative_sum(node: Node, out: Rewriter) -> Any:
 
 def local_response(node: Node, out: Rewriter) -> Any:
     """`tf.nn.local_response_normalization(x)` -> x * (bias + alpha * sums of squares of nearby channels) ** -beta."""
-    given = arguments_of(node) if symbol_of(node) in _RESPONSES else None
-    tensor = None if given is None else given.get("input")
-    if given is None or not isinstance(tensor, Tensor) or not tensor.channels or tensor.channels > MOST_SUMMED:
+    arguments = arguments_of(node) if symbol_of(node) in _RESPONSES else None
+    tensor = None if arguments is None else arguments.get("input")
+    if arguments is None or not isinstance(tensor, Tensor) or not tensor.channels or tensor.channels > MOST_SUMMED:
         return None
-    radius, bias, alpha, beta = (float(given[name]) for name in ("depth_radius", "bias", "alpha", "beta"))
+    radius, bias, alpha, beta = (float(arguments[name]) for name in ("depth_radius", "bias", "alpha", "beta"))
     if not tensor.is_float or bias < _LEAST_BIAS or alpha < 0 or beta < 0:
         return None
     places = np.arange(tensor.channels)

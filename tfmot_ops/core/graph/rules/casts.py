@@ -8,7 +8,7 @@ from tfmot_ops.core.graph.ir import Node, tensors
 from tfmot_ops.core.graph.rewrite import Rewriter
 
 
-def cast_to_own_type(node: Node, out: Rewriter) -> Any:
+def redundant_cast(node: Node, out: Rewriter) -> Any:
     """`tf.cast` of a tensor to the type that the tensor has -> the tensor; TFLite would compute the cast in float."""
     del out
     if getattr(node.layer, "symbol", None) != "cast":

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Node
 from tfmot_ops.core.graph.rewrite import Rewriter
-from tfmot_ops.core.graph.rules.activations import after, own_weights
+from tfmot_ops.core.graph.rules.activations import own_weights, with_activation
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Array, Layer, TensorLike
 
@@ -97,12 +97,12 @@ def separable(node: Node, out: Rewriter) -> Any:
         return None
     (tensor,) = node.inputs()
     depthwise_kernel, pointwise_kernel, *bias = own_weights(layer, out)
-    depthwise = out.once(layer, "depthwise", lambda: classes[0](
+    depthwise = out.shared_layer(layer, "depthwise", lambda: classes[0](
         layer.kernel_size, strides=layer.strides, padding=layer.padding, depth_multiplier=layer.depth_multiplier,
         dilation_rate=layer.dilation_rate, use_bias=False, depthwise_regularizer=layer.depthwise_regularizer,
         depthwise_constraint=layer.depthwise_constraint, name=f"{layer.name}_depthwise", trainable=layer.trainable,
     ))  # fmt: skip
-    pointwise = out.once(layer, "pointwise", lambda: classes[1](
+    pointwise = out.shared_layer(layer, "pointwise", lambda: classes[1](
         layer.filters, 1, kernel_regularizer=layer.pointwise_regularizer, kernel_constraint=layer.pointwise_constraint,
         name=layer.name, trainable=layer.trainable, **_bias_rules(layer),
     ))  # fmt: skip
@@ -111,7 +111,7 @@ def separable(node: Node, out: Rewriter) -> Any:
     tensor = out.call(depthwise, f"{node.path}_depthwise", tensor, shape=middle, weights=[depthwise_kernel])
     weights = [pointwise_kernel, *bias]
     tensor = out.call(pointwise, node.path, tensor, shape=shape, weights=weights, source_kernel="pointwise_kernel")
-    return after(node, out, tensor)
+    return with_activation(node, out, tensor)
 
 
 def transposed_over_one_axis(node: Node, out: Rewriter) -> Any:
@@ -122,7 +122,7 @@ def transposed_over_one_axis(node: Node, out: Rewriter) -> Any:
     (tensor,) = node.inputs()
     kernel, *bias = own_weights(layer, out)  # [time, out, in]
     padding = None if layer.output_padding is None else (0, *layer.output_padding)
-    made = out.once(layer, "transposed", lambda: _L.Conv2DTranspose(
+    made = out.shared_layer(layer, "transposed", lambda: _L.Conv2DTranspose(
         layer.filters, (1, *layer.kernel_size), strides=(1, *layer.strides), padding=layer.padding,
         output_padding=padding, dilation_rate=(1, *layer.dilation_rate),
         name=layer.name, trainable=layer.trainable, **_kernel_rules(layer, kernel),
@@ -133,7 +133,7 @@ def transposed_over_one_axis(node: Node, out: Rewriter) -> Any:
     tensor = out.call(made, node.path, tensor, shape=(batch, 1, *line), weights=[kernel[None], *bias])
     flat = _L.Reshape((line[0] or -1, layer.filters), name=f"{layer.name}_line")
     result = out.call(flat, f"{node.path}_line", tensor, shape=(batch, *line))
-    return after(node, out, result)
+    return with_activation(node, out, result)
 
 
 def depthwise_of_groups(node: Node, out: Rewriter) -> Any:
@@ -148,7 +148,7 @@ def depthwise_of_groups(node: Node, out: Rewriter) -> Any:
         return None
     kernel, *bias = own_weights(layer, out)  # [height, width, 1, channels * multiplier]
     multiplier = layer.filters // layer.groups
-    depthwise = out.once(layer, "depthwise", lambda: _L.DepthwiseConv2D(
+    depthwise = out.shared_layer(layer, "depthwise", lambda: _L.DepthwiseConv2D(
         layer.kernel_size, strides=layer.strides, padding=layer.padding, depth_multiplier=multiplier,
         dilation_rate=layer.dilation_rate, name=layer.name, trainable=layer.trainable,
         **_kernel_rules(layer, kernel, "depthwise"),
@@ -156,7 +156,7 @@ def depthwise_of_groups(node: Node, out: Rewriter) -> Any:
     weights = [kernel.reshape(*kernel.shape[:2], layer.groups, multiplier), *bias]
     shape = node.output().shape
     result = out.call(depthwise, node.path, tensor, shape=shape, weights=weights, source_kernel="kernel")
-    return after(node, out, result)
+    return with_activation(node, out, result)
 
 
 def dense_on_image(node: Node, out: Rewriter) -> Any:
@@ -165,12 +165,12 @@ def dense_on_image(node: Node, out: Rewriter) -> Any:
     if type(layer) is not _L.Dense or len(node.inputs()[0].shape) != 4:  # noqa: PLR2004 - [N, H, W, C]
         return None
     kernel, *bias = own_weights(layer, out)  # [in, units]
-    made = out.once(layer, "convolution", lambda: _L.Conv2D(
+    made = out.shared_layer(layer, "convolution", lambda: _L.Conv2D(
         layer.units, 1, name=layer.name, trainable=layer.trainable, **_kernel_rules(layer, kernel)
     ))  # fmt: skip
     weights = [np.reshape(kernel, (1, 1, *kernel.shape)), *bias]
     result = out.call(made, node.path, node.inputs()[0], shape=node.output().shape, weights=weights)
-    return after(node, out, result)
+    return with_activation(node, out, result)
 
 
 def time_distributed(node: Node, out: Rewriter) -> Any:
@@ -183,10 +183,10 @@ def time_distributed(node: Node, out: Rewriter) -> Any:
         return None
     (tensor,) = node.inputs()
     inner = layer.layer
-    dense = out.once(layer, "dense", lambda: _L.Dense(
+    dense = out.shared_layer(layer, "dense", lambda: _L.Dense(
         inner.units, kernel_regularizer=inner.kernel_regularizer, kernel_constraint=inner.kernel_constraint,
         name=layer.name, trainable=layer.trainable and inner.trainable, **_bias_rules(inner),
     ))  # fmt: skip
     shape = node.output().shape
     result = out.call(dense, node.path, tensor, shape=shape, weights=own_weights(inner, out))
-    return after(node, out, result, inner.activation)
+    return with_activation(node, out, result, inner.activation)

@@ -22,7 +22,7 @@ Shape = tuple[int | None, ...]
 
 
 class Emitter:
-    """Emits the calls that replace one call; makes one layer per role, so that a shared layer stays shared."""
+    """Emits the calls that replace one call; makes one layer per part, so that a shared layer stays shared."""
 
     def __init__(self, node: Node, out: Rewriter) -> None:
         self.node = node
@@ -30,58 +30,60 @@ class Emitter:
 
     def call(
         self,
-        role: str,
+        part: str,
         make: Callable[[str], object],
         inputs: object,
         shape: tuple[int | None, ...],
         weights: list[Array] | None = None,
     ) -> Tensor:
-        """Emit a call of the layer `make(name)`; `role` becomes the suffix of the name and of the path."""
-        suffix = f"_{role}" if role else ""
-        layer = self.out.once(self.node.layer, role or "projection", lambda: make(f"{self.node.layer.name}{suffix}"))
+        """Emit a call of the layer `make(name)`; `part` becomes the suffix of the name and of the path."""
+        suffix = f"_{part}" if part else ""
+        layer = self.out.shared_layer(
+            self.node.layer, part or "projection", lambda: make(f"{self.node.layer.name}{suffix}")
+        )
         return self.out.call(layer, f"{self.node.path}{suffix}", inputs, shape=shape, weights=weights)
 
-    def dense(self, role: str, tensor: Tensor, weights: list[Array], *regularizers: object) -> Tensor:
+    def dense(self, part: str, tensor: Tensor, weights: list[Array], *regularizers: object) -> Tensor:
         """A Dense layer with these weights, its kernel [channels, units]."""
         units, (of_kernel, of_bias) = weights[0].shape[1], regularizers
         trainable = self.node.layer.trainable
-        return self.call(role, lambda name: _L.Dense(
+        return self.call(part, lambda name: _L.Dense(
             units, use_bias=len(weights) > 1, kernel_regularizer=of_kernel, bias_regularizer=of_bias, name=name,
             trainable=trainable,
         ), tensor, (*tensor.shape[:-1], units), weights)  # fmt: skip
 
-    def product(self, role: str, tensor: Tensor, matrix: Array) -> Tensor:
+    def product(self, part: str, tensor: Tensor, matrix: Array) -> Tensor:
         """Emit a product [..., C] with a constant matrix [C, units], which training does not change."""
         units = matrix.shape[1]
         layers = {4: lambda name: _L.Conv2D(units, 1, use_bias=False, trainable=False, name=name)}
         dense = lambda name: _L.Dense(units, use_bias=False, trainable=False, name=name)  # noqa: E731 - for `get`
         make = layers.get(len(tensor.shape), dense)
         values = matrix[None, None] if len(tensor.shape) in layers else matrix
-        return self.call(role, make, tensor, (*tensor.shape[:-1], units), [np.ascontiguousarray(values)])
+        return self.call(part, make, tensor, (*tensor.shape[:-1], units), [np.ascontiguousarray(values)])
 
-    def learned(self, role: str, like: Tensor, value: Array) -> Tensor:
+    def learned(self, part: str, like: Tensor, value: Array) -> Tensor:
         """Emit a weight of the replaced layer as a tensor of the graph; `like` is any tensor before it."""
         make = lambda name: LearnedTensor(  # noqa: E731 - used once, below
             np.shape(value), name=name, trainable=self.node.layer.trainable
         )
-        return self.call(role, make, like, np.shape(value), [np.asarray(value, np.float32)])
+        return self.call(part, make, like, np.shape(value), [np.asarray(value, np.float32)])
 
-    def scale(self, role: str, tensor: Tensor, factor: float) -> Tensor:
+    def scale(self, part: str, tensor: Tensor, factor: float) -> Tensor:
         """Emit a frozen multiplication by `factor`, which export folds into the projection before it."""
         ones = np.ones(tensor.channels or 1, np.float32)
-        return self.call(role, lambda name: Affine(name=name), tensor, tensor.shape, [ones * factor, ones * 0.0, ones])
+        return self.call(part, lambda name: Affine(name=name), tensor, tensor.shape, [ones * factor, ones * 0.0, ones])
 
-    def reshape(self, role: str, tensor: Tensor, shape: tuple[int | None, ...]) -> Tensor:
+    def reshape(self, part: str, tensor: Tensor, shape: tuple[int | None, ...]) -> Tensor:
         """Emit a Reshape, unless the tensor has the shape already; one size besides the batch may be None."""
         if shape == tensor.shape:
             return tensor
         sizes = [-1 if size is None else size for size in shape[1:]]
-        return self.call(role, lambda name: _L.Reshape(sizes, name=name), tensor, shape)
+        return self.call(part, lambda name: _L.Reshape(sizes, name=name), tensor, shape)
 
-    def permute(self, role: str, tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
+    def permute(self, part: str, tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
         """Emit a Permute; `axes` counts from 1, as axis 0 is the batch."""
         shape = (tensor.shape[0], *(tensor.shape[axis] for axis in axes))
-        return self.call(role, lambda name: _L.Permute(axes, name=name), tensor, shape)
+        return self.call(part, lambda name: _L.Permute(axes, name=name), tensor, shape)
 
     def attend(
         self,
@@ -109,39 +111,39 @@ class Emitter:
             weights = self.call("dropout", lambda name: _L.Dropout(dropout, name=name), weights, weights.shape)
         return self.matmul("mixed", weights, value, transpose=False)
 
-    def matmul(self, role: str, left: Tensor, right: Tensor, *, transpose: bool) -> Tensor:
+    def matmul(self, part: str, left: Tensor, right: Tensor, *, transpose: bool) -> Tensor:
         """Emit the matrix product over the last two axes of two tensors."""
         shape = (*left.shape[:-1], right.shape[-2] if transpose else right.channels)
-        return self.function(role, tf.linalg.matmul, (left, right), {"transpose_b": transpose}, shape=shape)
+        return self.function(part, tf.linalg.matmul, (left, right), {"transpose_b": transpose}, shape=shape)
 
     def function(
-        self, role: str, function: Function, args: Args, kwargs: Kwargs, *, shape: Shape, dtype: str = ""
+        self, part: str, function: Function, args: Args, kwargs: Kwargs, *, shape: Shape, dtype: str = ""
     ) -> Tensor:
         """Emit a call of a TensorFlow function; an empty `dtype` stands for that of the first argument."""
-        result = self.call(role, lambda name: TFOpLambda(function, name=name), args[0], shape)
+        result = self.call(part, lambda name: TFOpLambda(function, name=name), args[0], shape)
         result.dtype = dtype or result.dtype
         if result.producer is not None:
             result.producer.args, result.producer.kwargs = args, kwargs
         return result
 
-    def merge(self, role: str, kind: Callable[..., object], left: Tensor, right: Tensor) -> Tensor:
+    def merge(self, part: str, kind: Callable[..., object], left: Tensor, right: Tensor) -> Tensor:
         """Emit a sum, difference or product of two tensors of one rank; sizes of 1 are broadcast."""
         shape = tuple(other if size == 1 else size for size, other in zip(left.shape, right.shape, strict=True))
-        return self.call(role, lambda name: kind(name=name), [left, right], shape)
+        return self.call(part, lambda name: kind(name=name), [left, right], shape)
 
-    def squared(self, role: str, tensor: Tensor) -> Tensor:
+    def squared(self, part: str, tensor: Tensor) -> Tensor:
         """Emit x * x."""
-        return self.merge(role, _L.Multiply, tensor, tensor)
+        return self.merge(part, _L.Multiply, tensor, tensor)
 
-    def mean(self, role: str, tensor: Tensor, axes: Sequence[int]) -> Tensor:
+    def mean(self, part: str, tensor: Tensor, axes: Sequence[int]) -> Tensor:
         """Emit the mean over some axes, whose sizes become 1."""
-        return self.call(role, lambda name: AxisMean(list(axes), name=name), tensor, reduced(tensor, axes))
+        return self.call(part, lambda name: AxisMean(list(axes), name=name), tensor, reduced(tensor, axes))
 
-    def table(self, role: str, tensor: Tensor, *steps: tuple[Any, ...]) -> Tensor:
-        """Emit a function of single elements, which the file looks up in a table.
+    def table(self, part: str, tensor: Tensor, *steps: tuple[Any, ...]) -> Tensor:
+        """Emit an elementwise function, which becomes a lookup table in the file.
 
         Args:
-            role: see `call`.
+            part: see `call`.
             tensor: what the first step reads.
             steps: the functions in order, each as (name, further arguments): ("math.pow", 0.5) is the root.
         """
@@ -149,12 +151,12 @@ class Emitter:
             {"function": name, "args": [{"value": place}, *arguments], "kwargs": {}}
             for place, (name, *arguments) in enumerate(steps)
         ]
-        return self.call(role, lambda name: Pointwise(recorded, name=name), tensor, tensor.shape)
+        return self.call(part, lambda name: Pointwise(recorded, name=name), tensor, tensor.shape)
 
-    def squeeze(self, role: str, tensor: Tensor, axes: Sequence[int]) -> Tensor:
+    def squeeze(self, part: str, tensor: Tensor, axes: Sequence[int]) -> Tensor:
         """Emit a call that drops axes of size 1."""
         shape = tuple(size for axis, size in enumerate(tensor.shape) if axis not in axes)
-        return self.function(role, tf.compat.v1.squeeze, (tensor,), {"axis": list(axes)}, shape=shape)
+        return self.function(part, tf.compat.v1.squeeze, (tensor,), {"axis": list(axes)}, shape=shape)
 
 
 def reduced(tensor: Tensor, axes: Sequence[int]) -> Shape:

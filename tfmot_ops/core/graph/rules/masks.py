@@ -44,8 +44,8 @@ def masked_by_hand(node: Node, out: Rewriter) -> Any:
 
 def _is_softmax(node: Node) -> bool:
     if symbol_of(node) == "nn.softmax":
-        given = arguments_of(node) or {}
-        return given.get("axis", -1) in {None, -1}
+        arguments = arguments_of(node) or {}
+        return arguments.get("axis", -1) in {None, -1}
     return activation_name(node.layer) == "softmax" and node.kwargs.get("mask") is None
 
 
@@ -65,8 +65,8 @@ def _masked_choice(node: Node, out: Rewriter) -> tuple[Tensor, Tensor] | None:
     """(scores, mask) of `tf.where(mask, scores, -1e9)`, or with scores and constant exchanged."""
     if symbol_of(node) != "where":
         return None
-    given = arguments_of(node) or {}
-    mask, chosen, other = (given.get(name) for name in ("condition", "x", "y"))
+    arguments = arguments_of(node) or {}
+    mask, chosen, other = (arguments.get(name) for name in ("condition", "x", "y"))
     if not isinstance(mask, Tensor) or mask.dtype != "bool":
         return None
     for scores, constant, inverted in ((chosen, other, False), (other, chosen, True)):

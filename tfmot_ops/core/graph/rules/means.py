@@ -15,8 +15,8 @@ _MEANS = (AxisMean, _L.GlobalAveragePooling1D, _L.GlobalAveragePooling2D, _L.Glo
 _FUNCTIONS = {"math.reduce_mean", "math.reduce_sum", "math.reduce_prod"}
 
 
-def mean_of_one(node: Node, out: Rewriter) -> Any:
-    """A mean over axes of size 1, as behind a convolution that leaves one position -> Reshape.
+def mean_over_size_one(node: Node, out: Rewriter) -> Any:
+    """A mean over axes of size 1, as after a convolution whose output has one position -> Reshape.
 
     The converter makes a reshape of it too, whose input and output have one range in TFLite.
     """
@@ -32,4 +32,4 @@ def mean_of_one(node: Node, out: Rewriter) -> Any:
     shape = node.outputs.shape
     target = [-1 if size is None else size for size in shape[1:]]
     make = lambda: _L.Reshape(target, name=node.layer.name)  # noqa: E731 - used once, below
-    return out.call(out.once(node.layer, "reshape", make), node.path, inputs[0], shape=shape)
+    return out.call(out.shared_layer(node.layer, "reshape", make), node.path, inputs[0], shape=shape)

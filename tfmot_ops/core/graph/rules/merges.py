@@ -18,7 +18,7 @@ from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Layer
 
 _L = keras.layers
-#: Layers that become a chain. Maximum, Minimum and Concatenate do not: one range serves all their tensors anyway.
+#: Layers that become a chain. Maximum, Minimum and Concatenate do not: their tensors share one range in any case.
 _CHAINED = (_L.Add, _L.Multiply)
 _SUMS = {"math.add_n", "math.accumulate_n"}
 
@@ -36,7 +36,7 @@ def average(node: Node, out: Rewriter) -> Any:
     parts = _parts(node)
     if type(node.layer) is not _L.Average or not parts:
         return None
-    last = out.once(node.layer, "sum", lambda: _L.Add(name=f"{node.layer.name}_sum"))
+    last = out.shared_layer(node.layer, "sum", lambda: _L.Add(name=f"{node.layer.name}_sum"))
     total = _chain(node, out, parts, last, f"{node.path}_sum")
     return out.affine(node.path, total, 1.0, 0.0, len(parts))
 
@@ -67,7 +67,7 @@ def _chain(node: Node, out: Rewriter, parts: Sequence[Tensor | npt.ArrayLike], l
     for count, part in enumerate(others, 2):
         if count == len(parts):
             return out.call(last, path, [result, part], shape=node.output().shape)
-        layer = out.once(node.layer, f"of_{count}", partial(merge, name=f"{name}_of_{count}"))
+        layer = out.shared_layer(node.layer, f"of_{count}", partial(merge, name=f"{name}_of_{count}"))
         shape = merge().compute_output_shape([_shape(result), _shape(part)])
         result = out.call(layer, f"{path}_of_{count}", [result, part], shape=shape)
     return result

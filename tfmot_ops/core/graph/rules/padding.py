@@ -15,13 +15,13 @@ from tfmot_ops.core.keras.private import TFOpLambda
 from tfmot_ops.core.keras.types import Args, Function
 
 _L = keras.layers
-#: Padding values at or below this one count as minus infinity: the lowest float16, -65504.
-_BELOW_ALL = float(np.finfo(np.float16).min)
+#: Padding values at or below this number count as minus infinity: the lowest float16, -65504.
+_MINUS_INFINITY = float(np.finfo(np.float16).min)
 _POOLS = (_L.MaxPooling1D, _L.MaxPooling2D)
 _GLOBAL_POOLS = (_L.GlobalMaxPooling1D, _L.GlobalMaxPooling2D)
 
 
-def pad_below_all(node: Node, out: Rewriter) -> Any:
+def pad_with_minus_infinity(node: Node, out: Rewriter) -> Any:
     """`tf.pad(x, ..., constant_values=-1e9)` before max pooling -> `tf.pad(x, ..., mode="SYMMETRIC")`.
 
     Example, windows of 3: max(-1e9, a, b) = max(a, a, b). The mirrored a is in the same window as a itself, so every
@@ -32,7 +32,7 @@ def pad_below_all(node: Node, out: Rewriter) -> Any:
         return None
     (tensor,) = node.inputs()
     constant = pad_constant(node)
-    if isinstance(constant, Tensor) or np.ndim(constant) or not float(constant) <= _BELOW_ALL:
+    if isinstance(constant, Tensor) or np.ndim(constant) or not float(constant) <= _MINUS_INFINITY:
         return None
     readers = out.graph.readers().get(node.output(), [])
     fits = all(size is None or max(pair) <= size for size, pair in zip(tensor.shape, paddings, strict=True))
@@ -93,17 +93,17 @@ def _window(reader: Node) -> Any:
         return layer.pool_size
     if getattr(layer, "symbol", "") != "nn.max_pool2d":
         return None
-    given = (
+    arguments = (
         dict(zip(("input", "ksize", "strides", "padding", "data_format"), reader.args, strict=False)) | reader.kwargs
     )
-    sizes = np.ravel(given["ksize"])
-    plain = given.get("padding") == "VALID" and given.get("data_format", "NHWC") == "NHWC"
+    sizes = np.ravel(arguments["ksize"])
+    plain = arguments.get("padding") == "VALID" and arguments.get("data_format", "NHWC") == "NHWC"
     return sizes[1:3] if plain and len(sizes) == 4 else sizes if plain else None  # noqa: PLR2004 - [N, H, W, C]
 
 
 def _function(node: Node, out: Rewriter, function: Function, args: Args, path: str) -> Tensor:
     """Emit a call of a TensorFlow function whose result has the shape of `node`'s output."""
-    layer = out.once(node.layer, path, lambda: TFOpLambda(function, name=path.rsplit("/", 1)[-1]))
+    layer = out.shared_layer(node.layer, path, lambda: TFOpLambda(function, name=path.rsplit("/", 1)[-1]))
     result = out.call(layer, path, args[0], shape=node.output().shape)
     if result.producer is not None:
         result.producer.args = args

@@ -20,12 +20,14 @@ _PATCHES = {"image.extract_patches", "compat.v1.image.extract_image_patches", "c
 
 def patches(node: Node, out: Rewriter) -> Any:
     """`tf.image.extract_patches` of [N, H, W, C] -> [N, H', W', kh * kw * C]."""
-    given = arguments_of(node) if symbol_of(node) in _PATCHES else None
-    tensor = None if given is None else given.get("images")
-    if given is None or not isinstance(tensor, Tensor) or not tensor.is_float or None in tensor.shape[1:]:
+    arguments = arguments_of(node) if symbol_of(node) in _PATCHES else None
+    tensor = None if arguments is None else arguments.get("images")
+    if arguments is None or not isinstance(tensor, Tensor) or not tensor.is_float or None in tensor.shape[1:]:
         return None
-    size, strides, rates = (_two(given.get(name, given.get(f"k{name}"))) for name in ("sizes", "strides", "rates"))
-    padding = str(given["padding"]).upper()
+    size, strides, rates = (
+        _two(arguments.get(name, arguments.get(f"k{name}"))) for name in ("sizes", "strides", "rates")
+    )
+    padding = str(arguments["padding"]).upper()
     if size is None or strides is None or rates is None:
         return None
     height, width = (int(axis or 0) for axis in tensor.shape[1:3])

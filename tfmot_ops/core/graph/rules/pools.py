@@ -28,16 +28,18 @@ _LAYERS = {
 
 def pool(node: Node, out: Rewriter) -> Any:
     """A pooling function of [N, T, C] or [N, H, W, C] -> MaxPooling1D, AveragePooling1D, ..."""
-    given = arguments_of(node) if symbol_of(node) in _POOLS else None
-    tensor = None if given is None else given.get("input")
-    if given is None or not isinstance(tensor, Tensor) or not tensor.is_float:
+    arguments = arguments_of(node) if symbol_of(node) in _POOLS else None
+    tensor = None if arguments is None else arguments.get("input")
+    if arguments is None or not isinstance(tensor, Tensor) or not tensor.is_float:
         return None
     axes = len(tensor.shape) - 2
-    make = _LAYERS.get((_POOLS[symbol_of(node)] or str(given.get("pooling_type")).upper(), axes))
-    size = _sizes(given.get("ksize", given.get("window_shape")), axes)
-    strides = _sizes(1 if given.get("strides") is None else given["strides"], axes)
-    padding, layout = given.get("padding"), given.get("data_format")
-    dilated = any(np.any(np.asarray(given[name]) != 1) for name in ("dilations", "dilation_rate") if given.get(name))
+    make = _LAYERS.get((_POOLS[symbol_of(node)] or str(arguments.get("pooling_type")).upper(), axes))
+    size = _sizes(arguments.get("ksize", arguments.get("window_shape")), axes)
+    strides = _sizes(1 if arguments.get("strides") is None else arguments["strides"], axes)
+    padding, layout = arguments.get("padding"), arguments.get("data_format")
+    dilated = any(
+        np.any(np.asarray(arguments[name]) != 1) for name in ("dilations", "dilation_rate") if arguments.get(name)
+    )
     plain = isinstance(padding, str) and layout in {None, "NWC", "NHWC"} and not dilated
     if make is None or size is None or strides is None or not plain:
         return None

@@ -28,7 +28,7 @@ _ELEMENTWISE = (type(None), keras.regularizers.L1, keras.regularizers.L2, keras.
 _MATRIX = 2
 
 
-class Kernel(NamedTuple):
+class WeightOperand(NamedTuple):
     """A weight that a function reads.
 
     Attributes:
@@ -59,11 +59,11 @@ def product(node: Node, out: Rewriter) -> Any:
     make = _FORMS.get(symbol_of(node))
     if make is None:
         return None
-    given = arguments_of(node)
-    return None if given is None else make(node, out, given)
+    arguments = arguments_of(node)
+    return None if arguments is None else make(node, out, arguments)
 
 
-def kernel_of(value: object, out: Rewriter, *, computed: bool = False) -> Kernel | None:
+def weight_operand(value: object, out: Rewriter, *, computed: bool = False) -> WeightOperand | None:
     """The weight or constant that a function reads, also reshaped or transposed.
 
     Args:
@@ -77,7 +77,7 @@ def kernel_of(value: object, out: Rewriter, *, computed: bool = False) -> Kernel
     """
     if not isinstance(value, Tensor):
         array = None if value is None else np.asarray(value)
-        return Kernel(array) if array is not None and np.issubdtype(array.dtype, np.floating) else None
+        return WeightOperand(array) if array is not None and np.issubdtype(array.dtype, np.floating) else None
     chain = _chain_of_weights(value, out)
     if not chain or not value.is_float:
         return None
@@ -98,7 +98,7 @@ def kernel_of(value: object, out: Rewriter, *, computed: bool = False) -> Kernel
     if len(chain) > 1 and not (isinstance(regularizer, _ELEMENTWISE) and constraint is None):
         return None
     trainable = any(weight.trainable for weight in weights)
-    return Kernel(np.asarray(values[value]), trainable, regularizer, constraint)
+    return WeightOperand(np.asarray(values[value]), trainable, regularizer, constraint)
 
 
 def _chain_of_weights(value: Tensor, out: Rewriter) -> list[Node]:
@@ -107,7 +107,7 @@ def _chain_of_weights(value: Tensor, out: Rewriter) -> list[Node]:
     waiting = [value]
     while waiting:
         node = waiting.pop().producer
-        if node is None or node not in out.of_weights:
+        if node is None or node not in out.weight_only:
             return []
         chain[node] = None
         waiting += [] if isinstance(node.layer, LearnedTensor) else node.inputs()
@@ -120,7 +120,7 @@ def _chain_of_weights(value: Tensor, out: Rewriter) -> list[Node]:
     return [node for node in out.nodes if node in chain] if alone else []
 
 
-def _dense(node: Node, out: Rewriter, tensor: object, kernel: Kernel | None) -> Any:
+def _dense(node: Node, out: Rewriter, tensor: object, kernel: WeightOperand | None) -> Any:
     """Emit a Dense of a tensor [..., C] with a kernel [C, units]."""
     if not isinstance(tensor, Tensor) or kernel is None or kernel.values.ndim != _MATRIX or not tensor.is_float:
         return None
@@ -138,21 +138,23 @@ def _dense(node: Node, out: Rewriter, tensor: object, kernel: Kernel | None) -> 
     return out.call(layer, node.path, tensor, shape=result, weights=[np.asarray(values, np.float32)])
 
 
-def _matmul(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
+def _matmul(node: Node, out: Rewriter, arguments: dict[str, Any]) -> Any:
+    """`tf.matmul(x, kernel)` -> Dense; None for transposed or sparse operands, except a transposed kernel."""
     flags = ("transpose_a", "adjoint_a", "adjoint_b", "a_is_sparse", "b_is_sparse")
-    if any(given.get(flag) for flag in flags):
+    if any(arguments.get(flag) for flag in flags):
         return None
-    kernel = kernel_of(given["b"], out)
-    if kernel is not None and given.get("transpose_b") and kernel.values.ndim == _MATRIX:
+    kernel = weight_operand(arguments["b"], out)
+    if kernel is not None and arguments.get("transpose_b") and kernel.values.ndim == _MATRIX:
         if not kernel.may_be_reshaped:
             return None
         kernel = kernel._replace(values=kernel.values.T)
-    return _dense(node, out, given["a"], kernel)
+    return _dense(node, out, arguments["a"], kernel)
 
 
-def _tensordot(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
-    tensor, axes = given["a"], given["axes"]
-    kernel = kernel_of(given["b"], out)
+def _tensordot(node: Node, out: Rewriter, arguments: dict[str, Any]) -> Any:
+    """`tf.tensordot(x, kernel, axes)` over the last axis of x and the first of the kernel -> Dense."""
+    tensor, axes = arguments["a"], arguments["axes"]
+    kernel = weight_operand(arguments["b"], out)
     if not isinstance(tensor, Tensor) or kernel is None or isinstance(axes, Tensor):
         return None
     rank, axes = len(tensor.shape), np.asarray(axes)
@@ -161,11 +163,11 @@ def _tensordot(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
     return _dense(node, out, tensor, kernel) if summed == [[rank - 1], [0]] else None
 
 
-def _einsum(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
-    operands = given.get("inputs", ())
+def _einsum(node: Node, out: Rewriter, arguments: dict[str, Any]) -> Any:
+    operands = arguments.get("inputs", ())
     if len(operands) != 2 or not isinstance(operands[0], Tensor):  # noqa: PLR2004 - a tensor and its kernel
         return None
-    equation, kernel = str(given["equation"]), kernel_of(operands[1], out)
+    equation, kernel = str(arguments["equation"]), weight_operand(operands[1], out)
     one_axis = kernel is not None and kernel.values.ndim == _MATRIX
     fits = one_axis and "->" in equation and summed_axes(equation, len(operands[0].shape)) == 1
     return _dense(node, out, operands[0], kernel) if fits else None
@@ -173,16 +175,18 @@ def _einsum(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
 
 def einsum(node: Node, out: Rewriter) -> Any:
     """`tf.einsum` of tensors -> a layer that computes it."""
-    given = arguments_of(node) if symbol_of(node) == "einsum" else None
-    if given is None or not all(isinstance(operand, Tensor) and operand.is_float for operand in given["inputs"]):
+    arguments = arguments_of(node) if symbol_of(node) == "einsum" else None
+    if arguments is None or not all(
+        isinstance(operand, Tensor) and operand.is_float for operand in arguments["inputs"]
+    ):
         return None
-    layer = Einsum(str(given["equation"]), name=node.layer.name)
-    return out.call(layer, node.path, list(given["inputs"]), shape=node.output().shape)
+    layer = Einsum(str(arguments["equation"]), name=node.layer.name)
+    return out.call(layer, node.path, list(arguments["inputs"]), shape=node.output().shape)
 
 
-def _convolution(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
+def _convolution(node: Node, out: Rewriter, arguments: dict[str, Any]) -> Any:
     """`tf.nn.conv1d`, `tf.nn.conv2d`, `tf.nn.convolution` with a kernel [..., C_in, C_out] -> Conv1D, Conv2D."""
-    form = _form(out, given)
+    form = _form(out, arguments)
     if form is None:
         return None
     tensor, kernel, places = form
@@ -197,9 +201,9 @@ def _convolution(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
     return out.call(layer, node.path, tensor, shape=node.output().shape, weights=weights)
 
 
-def _depthwise(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
+def _depthwise(node: Node, out: Rewriter, arguments: dict[str, Any]) -> Any:
     """`tf.nn.depthwise_conv2d` with a kernel [kh, kw, C, multiplier] -> DepthwiseConv2D."""
-    form = _form(out, given)
+    form = _form(out, arguments)
     if form is None or len(form[0].shape) != 4:  # noqa: PLR2004 - [N, H, W, C]
         return None
     tensor, kernel, places = form
@@ -216,16 +220,16 @@ def _depthwise(node: Node, out: Rewriter, given: dict[str, Any]) -> Any:
     return out.call(layer, node.path, tensor, shape=node.output().shape, weights=weights)
 
 
-def _form(out: Rewriter, given: dict[str, Any]) -> tuple[Tensor, Kernel, dict[str, Any]] | None:
+def _form(out: Rewriter, arguments: dict[str, Any]) -> tuple[Tensor, WeightOperand, dict[str, Any]] | None:
     """(input, kernel, arguments `strides`, `padding`, `dilation_rate`) of a convolution that Keras' layers can compute.
 
     TensorFlow's versions of these functions name their arguments differently.
     """
 
     def first(*names: str) -> Any:
-        return next((given[name] for name in names if given.get(name) is not None), None)
+        return next((arguments[name] for name in names if arguments.get(name) is not None), None)
 
-    tensor, kernel = first("input", "value"), kernel_of(first("filters", "filter"), out, computed=True)
+    tensor, kernel = first("input", "value"), weight_operand(first("filters", "filter"), out, computed=True)
     padding, layout = first("padding"), first("data_format")
     plain = isinstance(padding, str) and padding.upper() in {"SAME", "VALID"} and layout in {None, "NHWC", "NWC"}
     if not isinstance(tensor, Tensor) or kernel is None or not plain or not tensor.is_float:

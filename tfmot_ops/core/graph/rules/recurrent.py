@@ -37,25 +37,31 @@ def recurrent(node: Node, out: Rewriter) -> Any:
     """LSTM, GRU or SimpleRNN -> its steps; Bidirectional -> the steps of both directions, merged."""
     if type(node.layer) is _L.Bidirectional:
         return _bidirectional(node, out)
-    given = _Given.of(node)
-    if given is None or not _is_supported(node.layer, given):
+    arguments = _CallArguments.of(node)
+    if arguments is None or not _is_supported(node.layer, arguments):
         return None
-    steps = _Steps(out, node.layer, node.path, "", given)
+    steps = _Steps(out, node.layer, node.path, "", arguments)
     results, last = steps.run()
     value = steps.stacked(results) if node.layer.return_sequences else results[-1]
     return [value, *last] if node.layer.return_state else value
 
 
 def _bidirectional(node: Node, out: Rewriter) -> Any:
-    layer, given = node.layer, _Given.of(node)
+    """Bidirectional -> the steps of both layers, and a layer that merges their results; None if unsupported."""
+    layer, arguments = node.layer, _CallArguments.of(node)
     sides = {"forward_layer": layer.forward_layer, "backward_layer": layer.backward_layer}
-    if given is None or given.states or layer.return_state or layer.merge_mode not in {*_MERGES, "ave", "concat"}:
+    if (
+        arguments is None
+        or arguments.states
+        or layer.return_state
+        or layer.merge_mode not in {*_MERGES, "ave", "concat"}
+    ):
         return None
-    if not all(_is_supported(side, given) for side in sides.values()):
+    if not all(_is_supported(side, arguments) for side in sides.values()):
         return None
     found = []
     for attribute, side in sides.items():
-        steps = _Steps(out, side, f"{node.path}_{side.name}", f"{attribute}.", given)
+        steps = _Steps(out, side, f"{node.path}_{side.name}", f"{attribute}.", arguments)
         results, _ = steps.run()
         # The second layer goes backwards; its results are put in the order of the first one's.
         in_order = results if side is layer.forward_layer else results[::-1]
@@ -70,7 +76,7 @@ def _bidirectional(node: Node, out: Rewriter) -> Any:
 
 
 @dataclass(frozen=True)
-class _Given:
+class _CallArguments:
     """What a recurrent layer is called with.
 
     Attributes:
@@ -84,7 +90,7 @@ class _Given:
     mask: Tensor | None
 
     @classmethod
-    def of(cls, node: Node) -> _Given | None:
+    def of(cls, node: Node) -> _CallArguments | None:
         """The arguments of a call; None for more than `MOST_STEPS` steps, an unknown number, or other arguments."""
         first = node.args[0] if len(node.args) == 1 else None
         parts = list(first) if isinstance(first, list | tuple) else [first]
@@ -101,11 +107,12 @@ class _Given:
         return cls(sequence, states, mask) if count and count <= MOST_STEPS and sequence.channels else None
 
 
-def _is_supported(layer: Layer, given: _Given) -> bool:
+def _is_supported(layer: Layer, arguments: _CallArguments) -> bool:
+    """Whether a recurrent layer can be replaced by its steps: no option is set that the steps do not compute."""
     if type(layer) not in _LAYERS or type(layer.cell) not in _CELLS:
         return False
     # Under a mask, Keras gives zeros for the steps before the first real one, also where a state is given.
-    if given.mask is not None and (given.states or (layer.zero_output_for_mask and not layer.return_sequences)):
+    if arguments.mask is not None and (arguments.states or (layer.zero_output_for_mask and not layer.return_sequences)):
         return False
     cell = layer.cell
     own = [cell.kernel_constraint, cell.recurrent_constraint, cell.bias_constraint, layer.activity_regularizer]
@@ -113,25 +120,25 @@ def _is_supported(layer: Layer, given: _Given) -> bool:
 
 
 class _Steps:
-    """Emits the steps of one recurrent layer; all steps share one layer for each role."""
+    """Emits the steps of one recurrent layer; all steps share one layer for each part."""
 
-    def __init__(self, out: Rewriter, layer: Layer, path: str, prefix: str, given: _Given) -> None:
+    def __init__(self, out: Rewriter, layer: Layer, path: str, prefix: str, arguments: _CallArguments) -> None:
         self.out = out
         self.layer = layer
         self.cell = layer.cell
         self.path = path
-        #: Where the user's layer holds this one: "forward_layer." in Bidirectional.
+        #: Prefix of this layer's attributes in the user's layer: "forward_layer." in Bidirectional.
         self.prefix = prefix
-        self.given = given
+        self.arguments = arguments
         self.units = int(self.cell.units)
-        held = [weight.name.split(":")[0].rsplit("/", 1)[-1] for weight in self.cell.weights]
-        values = dict(zip(held, self.cell.get_weights(), strict=True))
+        names = [weight.name.split(":")[0].rsplit("/", 1)[-1] for weight in self.cell.weights]
+        values = dict(zip(names, self.cell.get_weights(), strict=True))
         self.kernel, self.recurrent_kernel = values["kernel"], values["recurrent_kernel"]
         self.bias: Array | None = values.get("bias")
 
     def run(self) -> tuple[list[Tensor], list[Tensor]]:
         """(result [N, units] of each step, in the order in which they are computed; the states after the last)."""
-        sequence, step_of = self.given.sequence, _CELLS[type(self.cell)]
+        sequence, step_of = self.arguments.sequence, _CELLS[type(self.cell)]
         if self.cell.dropout:
             # Keras draws one mask for all steps.
             drop = _L.Dropout(self.cell.dropout, noise_shape=(None, 1, sequence.channels), name=f"{self.name}_dropout")
@@ -140,34 +147,34 @@ class _Steps:
         inputs = self.dense("", self.kernel, bias, sequence)
         count = int(sequence.shape[1] or 0)
         zeros = self.zeros(inputs)
-        states = self.given.states or [zeros] * (2 if step_of is _lstm else 1)
+        states = self.arguments.states or [zeros] * (2 if step_of is _lstm else 1)
         results = []
         for step in reversed(range(count)) if self.layer.go_backwards else range(count):
             new = step_of(self, self.part(inputs, (slice(None), step), f"step_{step}"), states)
             result = new[0]
-            if self.given.mask is not None:
-                is_real = self.part(self.given.mask, (slice(None), slice(step, step + 1)), f"mask_{step}")
-                roles = ("hidden_state", "carry_state")
-                new = [self.choice(role, is_real, *pair) for role, *pair in zip(roles, new, states, strict=False)]
+            if self.arguments.mask is not None:
+                is_real = self.part(self.arguments.mask, (slice(None), slice(step, step + 1)), f"mask_{step}")
+                parts = ("hidden_state", "carry_state")
+                new = [self.choice(part, is_real, *pair) for part, *pair in zip(parts, new, states, strict=False)]
                 result = self.choice("result", is_real, result, zeros) if self.layer.zero_output_for_mask else new[0]
             states = new
             results.append(result)
         return results, states
 
-    def choice(self, role: str, condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    def choice(self, part: str, condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
         """Emit `tf.where`: `yes` [N, units] where the condition [N, 1] is true, `no` [N, units] elsewhere."""
-        layer = self.out.once(self.layer, role, lambda: TFOpLambda(tf.where, name=f"{self.name}_{role}"))
-        return self._function(layer, role, (condition, yes, no), like=yes)
+        layer = self.out.shared_layer(self.layer, part, lambda: TFOpLambda(tf.where, name=f"{self.name}_{part}"))
+        return self._function(layer, part, (condition, yes, no), like=yes)
 
     @property
     def name(self) -> str:
         """The user's name of the layer."""
         return str(self.layer.name)
 
-    def dense(self, role: str, kernel: Array, bias: Array | None, tensor: Tensor) -> Tensor:
-        """Emit a Dense with a kernel [channels, units], one for all calls of a role; "" is the input kernel's."""
+    def dense(self, part: str, kernel: Array, bias: Array | None, tensor: Tensor) -> Tensor:
+        """Emit a Dense with a kernel [channels, units], one for all calls of a part; "" is the input kernel's."""
         of = self.cell
-        regularizer = of.recurrent_regularizer if role else of.kernel_regularizer
+        regularizer = of.recurrent_regularizer if part else of.kernel_regularizer
         make = lambda name: _L.Dense(  # noqa: E731 - used once, below
             kernel.shape[1],
             use_bias=bias is not None,
@@ -179,13 +186,13 @@ class _Steps:
         weights = [kernel] if bias is None else [kernel, bias]
         # A part of the user's kernel may have fewer zeros than the whole.
         is_whole = kernel is self.kernel or kernel is self.recurrent_kernel
-        source = f"{self.prefix}cell.{'recurrent_kernel' if role else 'kernel'}" if is_whole else ""
+        source = f"{self.prefix}cell.{'recurrent_kernel' if part else 'kernel'}" if is_whole else ""
         shape = (*tensor.shape[:-1], kernel.shape[1])
-        return self.call(role, make, tensor, shape, weights=weights, source_kernel=source)
+        return self.call(part, make, tensor, shape, weights=weights, source_kernel=source)
 
     def call(
         self,
-        role: str,
+        part: str,
         make: Function,
         inputs: Any,
         shape: tuple[int | None, ...],
@@ -193,37 +200,39 @@ class _Steps:
         weights: list[Array] | None = None,
         source_kernel: str = "",
     ) -> Tensor:
-        """Emit a call of the layer of a role, made by `make(name)` at its first call."""
-        suffix = f"_{role}" if role else ""
-        layer = self.out.once(self.layer, role or "input", lambda: make(f"{self.name}{suffix}"))
+        """Emit a call of the layer of a part, made by `make(name)` at its first call."""
+        suffix = f"_{part}" if part else ""
+        layer = self.out.shared_layer(self.layer, part or "input", lambda: make(f"{self.name}{suffix}"))
         path = f"{self.path}{suffix}"
         return self.out.call(layer, path, inputs, shape=shape, weights=weights, source_kernel=source_kernel)
 
-    def merge(self, kind: Function, role: str, *parts: Tensor) -> Tensor:
+    def merge(self, kind: Function, part: str, *parts: Tensor) -> Tensor:
         """Emit a sum, difference or product of two tensors of one shape."""
-        return self.call(role, lambda name: kind(name=name), list(parts), parts[0].shape)
+        return self.call(part, lambda name: kind(name=name), list(parts), parts[0].shape)
 
-    def activate(self, tensor: Tensor, role: str, *, recurrent: bool = False) -> Tensor:
+    def activate(self, tensor: Tensor, part: str, *, recurrent: bool = False) -> Tensor:
         """Emit the layer's activation, or the one of its gates."""
         function = self.cell.recurrent_activation if recurrent else self.cell.activation
-        stand_in = Node(self.out.once(self.layer, f"of_{role}", lambda: _L.Layer(name=role)), self.path, (), {}, tensor)
-        return emit_activation(stand_in, self.out, tensor, function, f"{self.path}_{role}")
+        stand_in = Node(
+            self.out.shared_layer(self.layer, f"of_{part}", lambda: _L.Layer(name=part)), self.path, (), {}, tensor
+        )
+        return emit_activation(stand_in, self.out, tensor, function, f"{self.path}_{part}")
 
-    def part(self, tensor: Tensor, key: tuple[Any, ...], role: str) -> Tensor:
+    def part(self, tensor: Tensor, key: tuple[Any, ...], part: str) -> Tensor:
         """Emit `tensor[key]`; an integer in the key drops its axis."""
         shape = []
         for place, size in enumerate(tensor.shape):
             one = key[place] if place < len(key) else slice(None)
             if isinstance(one, slice):
                 shape.append(size if size is None else len(range(*one.indices(size))))
-        layer = SlicingOpLambda(tf.__operators__.getitem, name=f"{self.name}_{role}")
+        layer = SlicingOpLambda(tf.__operators__.getitem, name=f"{self.name}_{part}")
         # Keras records a slice as a dict, which a file can hold.
         recorded = tuple({"start": s.start, "stop": s.stop, "step": s.step} if isinstance(s, slice) else s for s in key)
-        return self._function(layer, role, (tensor, recorded), like=tensor, shape=tuple(shape))
+        return self._function(layer, part, (tensor, recorded), like=tensor, shape=tuple(shape))
 
-    def gate(self, tensor: Tensor, first: int, last: int, role: str) -> Tensor:
+    def gate(self, tensor: Tensor, first: int, last: int, part: str) -> Tensor:
         """Emit the channels first * units to last * units of a tensor [N, channels]."""
-        return self.part(tensor, (slice(None), slice(first * self.units, last * self.units)), role)
+        return self.part(tensor, (slice(None), slice(first * self.units, last * self.units)), part)
 
     def zeros(self, inputs: Tensor) -> Tensor:
         """The state [N, units] before the first step."""
@@ -239,14 +248,14 @@ class _Steps:
     def _function(
         self,
         layer: Layer,
-        role: str,
+        part: str,
         args: tuple[Any, ...],
         *,
         like: Tensor,
         shape: tuple[int | None, ...] | None = None,
     ) -> Tensor:
         """Emit a call of a TensorFlow function; its result has the type of `like`, and by default its shape."""
-        result = self.out.call(layer, f"{self.path}_{role}", like, shape=like.shape if shape is None else shape)
+        result = self.out.call(layer, f"{self.path}_{part}", like, shape=like.shape if shape is None else shape)
         if result.producer is not None:
             result.producer.args = args
         return result

@@ -13,12 +13,12 @@ import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Node, Tensor
 from tfmot_ops.core.graph.layers import AxisMean, InverseRoot, Power, Shift
-from tfmot_ops.core.graph.of_weights import weights_of
+from tfmot_ops.core.graph.of_weights import weight_only_value
 from tfmot_ops.core.graph.pointwise import Pointwise
 from tfmot_ops.core.graph.rewrite import Rewriter
 from tfmot_ops.core.graph.rules.arithmetic import arguments_of, symbol_of, without_addend
 from tfmot_ops.core.graph.signs import is_never_negative
-from tfmot_ops.core.graph.steepness import is_close_when_rounded
+from tfmot_ops.core.graph.steepness import is_accurate_on_rounded_inputs
 from tfmot_ops.core.keras.pinned import keras
 
 _L = keras.layers
@@ -36,8 +36,8 @@ def division_by_root(node: Node, out: Rewriter) -> Any:
     """Division x / sqrt(v + c), of a v that is never negative and a constant c > 0 -> x * InverseRoot(v + c)."""
     if symbol_of(node) not in {"math.truediv", "math.divide"}:
         return None
-    given = arguments_of(node) or {}
-    numerator, root = given.get("x"), given.get("y")
+    arguments = arguments_of(node) or {}
+    numerator, root = arguments.get("x"), arguments.get("y")
     if not isinstance(numerator, Tensor) or not isinstance(root, Tensor) or root.producer is None:
         return None
     found = _root(root.producer, out, tf.math.sqrt)
@@ -53,23 +53,23 @@ def learned_power(node: Node, out: Rewriter) -> Any:
     if not all(isinstance(operand, Tensor) for operand in operands) or len(operands) == 0:
         return None
     tensor, exponent = operands
-    is_number = exponent.producer in out.of_weights and exponent.shape == ()
+    is_number = exponent.producer in out.weight_only and exponent.shape == ()
     if not is_number or not tensor.is_float or not is_never_negative(tensor):
         return None
-    value = float(weights_of(exponent, out.graph))
+    value = float(weight_only_value(exponent, out.graph))
     steps = [{"function": "math.pow", "args": [{"value": 0}, value], "kwargs": {}}]
-    if not is_close_when_rounded(steps, lowest=0.0):
+    if not is_accurate_on_rounded_inputs(steps, lowest=0.0):
         return None
     return out.call(Power(name=node.layer.name), node.path, [tensor, exponent], shape=tensor.shape)
 
 
 def variance(node: Node, out: Rewriter) -> Any:
     """`tf.math.reduce_variance(x, axis, keepdims=True)` -> AxisMean, Subtract, Multiply, AxisMean."""
-    given = arguments_of(node) if symbol_of(node) == "math.reduce_variance" else None
-    if given is None or given.get("axis") is None or not given.get("keepdims"):
+    arguments = arguments_of(node) if symbol_of(node) == "math.reduce_variance" else None
+    if arguments is None or arguments.get("axis") is None or not arguments.get("keepdims"):
         return None
     (tensor,) = node.inputs()
-    axes = [int(axis) % len(tensor.shape) for axis in np.ravel(given["axis"])]
+    axes = [int(axis) % len(tensor.shape) for axis in np.ravel(arguments["axis"])]
     if 0 in axes or not tensor.is_float:
         return None
     name, sizes = node.layer.name, node.output().shape

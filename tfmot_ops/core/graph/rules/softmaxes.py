@@ -26,8 +26,8 @@ def softmax_by_hand(node: Node, out: Rewriter) -> Any:
     """exp(x - max(x)) / (sum(exp(x - max(x))) + 1e-7) over the last axis -> softmax, with its mask if x has one."""
     if symbol_of(node) not in {"math.truediv", "math.divide"}:
         return None
-    given = arguments_of(node) or {}
-    numerator, denominator = given.get("x"), given.get("y")
+    arguments = arguments_of(node) or {}
+    numerator, denominator = arguments.get("x"), arguments.get("y")
     if not isinstance(numerator, Tensor) or not isinstance(denominator, Tensor):
         return None
     exponent = _operand_of_exp(numerator)
@@ -59,10 +59,10 @@ def softmax_of_inner_axis(node: Node, out: Rewriter) -> Any:
         return None
     order = [number for number in range(rank) if number != axis] + [axis]
     name, last = node.layer.name, tuple(tensor.shape[number] for number in order)
-    permute = out.once(node.layer, "axis_last", lambda: _L.Permute(order[1:], name=f"{name}_axis_last"))
+    permute = out.shared_layer(node.layer, "axis_last", lambda: _L.Permute(order[1:], name=f"{name}_axis_last"))
     make = partial(_L.Activation, tf.nn.log_softmax) if symbol_of(node) in LOG_SOFTMAX else _L.Softmax
-    softmax = out.once(node.layer, "softmax", lambda: make(name=f"{name}_softmax"))
-    back = out.once(
+    softmax = out.shared_layer(node.layer, "softmax", lambda: make(name=f"{name}_softmax"))
+    back = out.shared_layer(
         node.layer, "axis_back", lambda: _L.Permute([int(number) for number in np.argsort(order)][1:], name=name)
     )
     moved = out.call(permute, f"{node.path}_axis_last", tensor, shape=last)
@@ -93,10 +93,10 @@ def _is_reduced(tensor: Tensor, of: Tensor, symbol: str) -> bool:
     node = tensor.producer
     if node is None or symbol_of(node) != symbol or node.inputs() != [of]:
         return False
-    given = arguments_of(node) or {}
-    axis = given.get("axis")
+    arguments = arguments_of(node) or {}
+    axis = arguments.get("axis")
     is_last = axis is not None and np.size(axis) == 1 and int(np.ravel(axis)[0]) in {-1, len(of.shape) - 1}
-    return is_last and bool(given.get("keepdims"))
+    return is_last and bool(arguments.get("keepdims"))
 
 
 def _without_maximum(tensor: Tensor) -> Tensor | None:

@@ -12,7 +12,7 @@ from tfmot_ops.core.graph.layers import AxisMean, InverseRoot, Shift
 from tfmot_ops.core.graph.rewrite import Rewriter, channel_constant
 from tfmot_ops.core.graph.rules.arithmetic import arguments_of, symbol_of
 from tfmot_ops.core.graph.rules.emitting import Emitter
-from tfmot_ops.core.graph.steepness import FEWEST_ELEMENTS
+from tfmot_ops.core.graph.steepness import MIN_ELEMENTS
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Function
 
@@ -57,8 +57,8 @@ def normalization(node: Node, out: Rewriter) -> Any:
     if type(layer) is _L.UnitNormalization:
         return _unit_length(node, out, layer.axis)
     if symbol_of(node) == "math.l2_normalize":
-        given = arguments_of(node) or {}
-        return _unit_length(node, out, given.get("axis"), float(given.get("epsilon", _LENGTH_EPSILON)))
+        arguments = arguments_of(node) or {}
+        return _unit_length(node, out, arguments.get("axis"), float(arguments.get("epsilon", _LENGTH_EPSILON)))
     return None
 
 
@@ -80,7 +80,7 @@ def normalization_of_axes(node: Node, out: Rewriter) -> Any:
     if axes == [rank - 1] or 0 in axes or set(unknown) & set(axes) or len(unknown) > 1 or not tensor.is_float:
         return None
     elements = math.prod(tensor.shape[axis] or 1 for axis in axes)
-    if type(layer) is _L.LayerNormalization and elements < FEWEST_ELEMENTS:
+    if type(layer) is _L.LayerNormalization and elements < MIN_ELEMENTS:
         return None
     emit, order = Emitter(node, out), [*others, *axes]
     in_order = emit.permute("axes_last", tensor, tuple(order[1:])) if order != sorted(order) else tensor
@@ -125,8 +125,8 @@ def _group_normalization(node: Node, out: Rewriter, tensor: Tensor) -> Any:
     groups = tensor.channels if layer.groups == -1 else layer.groups
     # [N, H, W, C] -> [N, H * W, groups, C / groups]: four axes, for an input of any rank.
     target = (math.prod(size for size in sizes if size), groups, tensor.channels // groups)
-    split = out.once(layer, "split", lambda: _L.Reshape(target, name=f"{layer.name}_split"))
-    join = out.once(layer, "join", lambda: _L.Reshape(tensor.shape[1:], name=f"{layer.name}_join"))
+    split = out.shared_layer(layer, "split", lambda: _L.Reshape(target, name=f"{layer.name}_split"))
+    join = out.shared_layer(layer, "join", lambda: _L.Reshape(tensor.shape[1:], name=f"{layer.name}_join"))
     grouped = out.call(split, f"{node.path}_split", tensor, shape=(tensor.shape[0], *target))
     result = _standardized(node, out, grouped, [1, 3])
     return _learned_affine(node, out, out.call(join, f"{node.path}_join", result, shape=tensor.shape))
@@ -146,9 +146,9 @@ def _standardized(node: Node, out: Rewriter, tensor: Tensor, axes: list[int]) ->
     layer = node.layer
     sizes = tuple(1 if axis in axes else size for axis, size in enumerate(tensor.shape))
 
-    def call(role: str, make: Function, inputs: object, shape: tuple[int | None, ...] = tensor.shape) -> Tensor:
-        made = out.once(layer, role, lambda: make(name=f"{layer.name}_{role}"))
-        return out.call(made, f"{node.path}_{role}", inputs, shape=shape)
+    def call(part: str, make: Function, inputs: object, shape: tuple[int | None, ...] = tensor.shape) -> Tensor:
+        made = out.shared_layer(layer, part, lambda: make(name=f"{layer.name}_{part}"))
+        return out.call(made, f"{node.path}_{part}", inputs, shape=shape)
 
     def mean_layer(name: str) -> Any:
         return AxisMean(axes, name=name)

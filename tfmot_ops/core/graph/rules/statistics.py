@@ -17,7 +17,7 @@ from tfmot_ops.core.graph.ir import Node, Tensor
 from tfmot_ops.core.graph.rewrite import Rewriter
 from tfmot_ops.core.graph.rules.arithmetic import arguments_of, symbol_of
 from tfmot_ops.core.graph.rules.emitting import Emitter, reduced
-from tfmot_ops.core.graph.steepness import FEWEST_ELEMENTS, TINY
+from tfmot_ops.core.graph.steepness import MIN_ELEMENTS, ROOT_FLOOR
 from tfmot_ops.core.keras.pinned import keras
 
 _L = keras.layers
@@ -30,13 +30,13 @@ class _Reduction(NamedTuple):
         emit: emits the calls that replace it.
         tensor: what it reduces.
         axes: which axes, in ascending order; the batch axis is not among them.
-        given: the call's arguments by name.
+        arguments: the call's arguments by name.
     """
 
     emit: Emitter
     tensor: Tensor
     axes: list[int]
-    given: dict[str, Any]
+    arguments: dict[str, Any]
 
     @property
     def elements(self) -> int | None:
@@ -51,18 +51,18 @@ def reduction(node: Node, out: Rewriter) -> Any:
     found = None if make is None else _reduction(node, out)
     if make is None or found is None:
         return None
-    keeps = bool(found.given.get("keepdims"))
+    keeps = bool(found.arguments.get("keepdims"))
     result = make(found, "" if keeps else "kept")
     return result if keeps or result is None else found.emit.squeeze("", result, found.axes)
 
 
 def _reduction(node: Node, out: Rewriter) -> _Reduction | None:
-    given, inputs = arguments_of(node), node.inputs()
-    if given is None or given.get("axis") is None or len(inputs) != 1 or not inputs[0].is_float:
+    arguments, inputs = arguments_of(node), node.inputs()
+    if arguments is None or arguments.get("axis") is None or len(inputs) != 1 or not inputs[0].is_float:
         return None
     (tensor,) = inputs
-    axes = sorted({int(axis) % len(tensor.shape) for axis in np.ravel(given["axis"])})
-    return None if 0 in axes else _Reduction(Emitter(node, out), tensor, axes, given)
+    axes = sorted({int(axis) % len(tensor.shape) for axis in np.ravel(arguments["axis"])})
+    return None if 0 in axes else _Reduction(Emitter(node, out), tensor, axes, arguments)
 
 
 def _variance(found: _Reduction, last: str) -> Tensor:
@@ -73,7 +73,7 @@ def _variance(found: _Reduction, last: str) -> Tensor:
 
 def _deviation(found: _Reduction, last: str) -> Tensor:
     variance = _variance(found, "variance")
-    return found.emit.table(last, variance, ("math.maximum", TINY), ("math.sqrt",))
+    return found.emit.table(last, variance, ("math.maximum", ROOT_FLOOR), ("math.sqrt",))
 
 
 def _length(found: _Reduction, last: str) -> Tensor | None:
@@ -82,12 +82,12 @@ def _length(found: _Reduction, last: str) -> Tensor | None:
         return None
     mean = found.emit.mean("mean", found.emit.squared("squared", found.tensor), found.axes)
     scaled = ("math.multiply", float(found.elements or 1))
-    return found.emit.table(last, mean, scaled, ("math.maximum", TINY), ("math.sqrt",))
+    return found.emit.table(last, mean, scaled, ("math.maximum", ROOT_FLOOR), ("math.sqrt",))
 
 
 def _norm(found: _Reduction, last: str) -> Tensor | None:
     """`tf.norm` by its argument `ord`: the Euclidean norm, the sum or the maximum of the magnitudes."""
-    emit, order = found.emit, found.given.get("ord", "euclidean")
+    emit, order = found.emit, found.arguments.get("ord", "euclidean")
     if order == "euclidean" or (order == "fro" and len(found.axes) > 1) or (order == 2 and len(found.axes) == 1):  # noqa: PLR2004
         return _length(found, last)
     reduce = {1: tf.reduce_sum, np.inf: tf.reduce_max}.get(order) if len(found.axes) == 1 else None
@@ -108,28 +108,28 @@ def _log_sum_exp(found: _Reduction, last: str) -> Tensor:
     return emit.merge(last, _L.Add, maximum, logarithm)
 
 
-def _reduce(found: _Reduction, role: str, function: Callable[..., Any], tensor: Tensor) -> Tensor:
+def _reduce(found: _Reduction, part: str, function: Callable[..., Any], tensor: Tensor) -> Tensor:
     """Emit a reduction that TFLite has in int8; the axes stay with size 1."""
     kwargs = {"axis": found.axes, "keepdims": True}
-    return found.emit.function(role, function, (tensor,), kwargs, shape=reduced(tensor, found.axes))
+    return found.emit.function(part, function, (tensor,), kwargs, shape=reduced(tensor, found.axes))
 
 
 def unit_length(node: Node, out: Rewriter) -> Any:
     """`tf.linalg.normalize(x, axis=...)` -> (x / norm, norm), both from one norm."""
     found = _reduction(node, out) if symbol_of(node) == "linalg.normalize" else None
-    if found is None or found.given.get("ord", "euclidean") != "euclidean":
+    if found is None or found.arguments.get("ord", "euclidean") != "euclidean":
         return None
-    if (found.elements or 0) < FEWEST_ELEMENTS:
+    if (found.elements or 0) < MIN_ELEMENTS:
         return None
     emit = found.emit
     mean = emit.mean("mean", emit.squared("squared", found.tensor), found.axes)
-    steps = ("math.multiply", float(found.elements or 1)), ("math.maximum", TINY)
+    steps = ("math.multiply", float(found.elements or 1)), ("math.maximum", ROOT_FLOOR)
     inverse = emit.table("inverse", mean, *steps, ("math.rsqrt",))
     norm = emit.table("norm", mean, *steps, ("math.sqrt",))
     return [emit.merge("", _L.Multiply, found.tensor, inverse), norm]
 
 
-#: TensorFlow's function -> (reduction, role of the last call) -> the result with the reduced axes kept, or None.
+#: TensorFlow's function -> (reduction, part that the last call is) -> the result with the reduced axes kept, or None.
 _FORMS: dict[str, Callable[[_Reduction, str], Tensor | None]] = {
     "math.reduce_variance": _variance,
     "math.reduce_std": _deviation,
