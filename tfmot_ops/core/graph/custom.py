@@ -20,9 +20,9 @@ from tfmot_ops.core.graph.roles import is_custom
 from tfmot_ops.core.graph.trace import LearnedTensors, record
 from tfmot_ops.core.graph.trial import computes_the_same
 from tfmot_ops.core.keras import private
-from tfmot_ops.core.keras.identity import IdentityKey
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Layer
+from tfmot_ops.core.keras.weights import variable_key
 
 
 def inline_custom_layers(graph: Graph) -> Graph:
@@ -140,9 +140,9 @@ class _Inliner:
         leaves = tf.nest.flatten([(node.args, node.kwargs) for node in graph.nodes])
         found = [leaf for leaf in leaves if isinstance(leaf, tf.Variable)]
         found += [weight for node in graph.nodes for weight in node.layer.weights]
-        present = {_variable_key(weight) for weight in found}
+        present = {variable_key(weight) for weight in found}
         used = layer.layer if isinstance(layer, keras.layers.SpectralNormalization) else layer
-        return all(self._learned.has(weight) for weight in used.weights if _variable_key(weight) not in present)
+        return all(self._learned.has(weight) for weight in used.weights if variable_key(weight) not in present)
 
 
 def _identity_graph(node: Node, recorded: Graph, read: list[Tensor]) -> tuple[Graph, list[Tensor]] | None:
@@ -153,10 +153,6 @@ def _identity_graph(node: Node, recorded: Graph, read: list[Tensor]) -> tuple[Gr
     call.outputs = recorded.outputs = Tensor(recorded.outputs.shape, recorded.outputs.dtype, call)
     recorded.nodes = [call]
     return recorded, read
-
-
-def _variable_key(weight: object) -> IdentityKey:
-    return IdentityKey(private.plain_variable(weight))
 
 
 def should_inline(layer: Layer) -> bool:

@@ -205,7 +205,7 @@ def scope_safe_name(name: str) -> str:
 
 
 def free_name(base: str, number: int, used: set[str]) -> str:
-    """Take the first of `base` (if the number is 0), `base_1`, `base_2`, ... from a number on that is not in `used`."""
+    """Take a name that is not in `used`: `base` (if `number` is 0), else the first of `base_<number>` and higher."""
     numbered = (f"{base}_{following}" for following in count(max(number, 1)))
     name = next(name for name in chain([] if number else [base], numbered) if name not in used)
     used.add(name)

@@ -27,6 +27,7 @@ from tfmot_ops.core.keras.weights import (
     regularizers_of,
     restore_attributes,
     snapshot_attributes,
+    variable_key,
     weights_replaced,
 )
 from tfmot_ops.errors import UnsupportedModelError
@@ -47,10 +48,11 @@ class LearnedTensors:
             regularizer: its regulariser.
             trainable: False for a weight of a layer that is frozen.
         """
-        plain = private.plain_variable(weight)
-        if IdentityKey(plain) not in self._made:
+        key = variable_key(weight)
+        if key not in self._made:
+            plain = private.plain_variable(weight)
             name = self._free_name(weight.name.split(":")[0].rsplit("/", 1)[-1])
-            self._made[IdentityKey(plain)] = layer = LearnedTensor(
+            self._made[key] = layer = LearnedTensor(
                 plain.shape.as_list(),
                 plain.dtype.name,
                 regularizer,
@@ -60,7 +62,7 @@ class LearnedTensors:
             )
             layer.build([])
             layer.set_weights([plain.numpy()])
-        return self._made[IdentityKey(plain)]
+        return self._made[key]
 
     def _free_name(self, name: str) -> str:
         """A name that Keras allows and no other weight has: other characters become `_`, and a number is added."""
@@ -72,7 +74,7 @@ class LearnedTensors:
 
     def has(self, weight: Variable) -> bool:
         """Whether a layer was made for the weight."""
-        return IdentityKey(private.plain_variable(weight)) in self._made
+        return variable_key(weight) in self._made
 
 
 def record(layer: Layer, args: Args, kwargs: Kwargs, learned: LearnedTensors) -> tuple[Any, list[Tensor]]:
@@ -101,7 +103,7 @@ def _recorded(layer: Layer, inputs: Any, args: Args, kwargs: Kwargs, learned: Le
     weight_owners = [layer]
     made, read = _recording_of(weight_owners, inputs, args, kwargs, learned)
     # An inner layer that is called on constants, as a table of positions, leaves no call: its weights become tensors.
-    within = {IdentityKey(private.plain_variable(weight)) for weight in made.weights}
+    within = {variable_key(weight) for weight in made.weights}
     weight_owners += [part for part in _inner_layers(layer) if _holds_any_of(part, read - within)]
     if len(weight_owners) > 1:
         made, read = _recording_of(weight_owners, inputs, args, kwargs, learned)
@@ -129,16 +131,16 @@ def _recording_of(
     layer = weight_owners[0]
     anchor = next(leaf for leaf in tf.nest.flatten((args, kwargs)) if isinstance(leaf, KerasTensor))
     regularizers = {weight: found for part in weight_owners for weight, found in regularizers_of(part).items()}
-    trained = {IdentityKey(private.plain_variable(weight)) for weight in layer.trainable_weights}
+    trained = {variable_key(weight) for weight in layer.trainable_weights}
     tensors_of: dict[IdentityKey, Any] = {}
 
     def tensor_of(weight: Variable) -> Any:
-        plain = IdentityKey(private.plain_variable(weight))
-        if plain not in tensors_of:
+        key = variable_key(weight)
+        if key not in tensors_of:
             # One call for a weight that several attributes hold.
-            made = learned.layer(weight, regularizers.get(plain), trainable=plain in trained)
-            tensors_of[plain] = made(anchor)
-        return tensors_of[plain]
+            made = learned.layer(weight, regularizers.get(key), trainable=key in trained)
+            tensors_of[key] = made(anchor)
+        return tensors_of[key]
 
     logger = logging.getLogger("tensorflow")
     level = logger.level
@@ -150,14 +152,14 @@ def _recording_of(
                 replacements.enter_context(weights_replaced(owner, tensor_of))
             tape = replacements.enter_context(tf.GradientTape())
             made = keras.Model(inputs, _call_of(layer)(layer, *args, **kwargs), name=layer.name)
-        return made, {IdentityKey(private.plain_variable(weight)) for weight in tape.watched_variables()}
+        return made, {variable_key(weight) for weight in tape.watched_variables()}
     finally:
         logger.setLevel(level)
 
 
 def _holds_any_of(layer: Layer, weights: AbstractSet[IdentityKey]) -> bool:
     """Whether a layer's own weights, without those of inner layers, are among the weights."""
-    return any(IdentityKey(private.plain_variable(weight)) in weights for weight in own_weights_of(layer))
+    return any(variable_key(weight) in weights for weight in own_weights_of(layer))
 
 
 def _call_of(layer: Layer) -> Function:

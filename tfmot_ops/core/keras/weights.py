@@ -19,11 +19,16 @@ from tfmot_ops.core.keras.types import Layer, Variable
 _KERAS_OWN = ("_self_", "_trainable_weights", "_non_trainable_weights", "_obj_reference", "_callable_losses")
 
 
+def variable_key(weight: object) -> IdentityKey:
+    """A dictionary key for a weight: the same one for a variable and for its wrapper in mixed precision."""
+    return IdentityKey(private.plain_variable(weight))
+
+
 def own_weights_of(layer: Layer) -> list[Any]:
     """The weights of a layer that belong to no inner layer."""
     inner = [part for part in private.layers_within(layer) if part is not layer]
-    theirs = {IdentityKey(private.plain_variable(weight)) for part in inner for weight in part.weights}
-    return [weight for weight in layer.weights if IdentityKey(private.plain_variable(weight)) not in theirs]
+    theirs = {variable_key(weight) for part in inner for weight in part.weights}
+    return [weight for weight in layer.weights if variable_key(weight) not in theirs]
 
 
 def regularizers_of(layer: Layer) -> dict[IdentityKey, Any]:
@@ -34,7 +39,7 @@ def regularizers_of(layer: Layer) -> dict[IdentityKey, Any]:
         inner = loss.args[0] if isinstance(loss, partial) and loss.args else None
         if isinstance(inner, partial) and inner.args and isinstance(inner.args[0], tf.Variable):
             regularizer = inspect.getclosurevars(inner.func).nonlocals.get("regularizer")
-            found[IdentityKey(private.plain_variable(inner.args[0]))] = regularizer
+            found[variable_key(inner.args[0])] = regularizer
     return found
 
 
@@ -72,7 +77,7 @@ class _WeightReplacer:
     """Replaces the own weights of a layer in its attributes, and remembers the attributes' values to restore them."""
 
     def __init__(self, layer: Layer, replacement: Callable[[Variable], Any]) -> None:
-        self._own = {IdentityKey(private.plain_variable(weight)) for weight in own_weights_of(layer)}
+        self._own = {variable_key(weight) for weight in own_weights_of(layer)}
         self._replacement = replacement
         self._before: list[tuple[Any, str, Any]] = []
 
@@ -93,7 +98,7 @@ class _WeightReplacer:
     def _replaced(self, value: object) -> Any:
         """The value with its weights replaced; the same object where it has none."""
         if isinstance(value, tf.Variable):
-            return self._replacement(value) if IdentityKey(private.plain_variable(value)) in self._own else value
+            return self._replacement(value) if variable_key(value) in self._own else value
         if isinstance(value, list | tuple):
             parts = [self._replaced(part) for part in value]
             return parts if _differ(parts, value) else value

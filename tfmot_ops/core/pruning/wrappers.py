@@ -39,7 +39,7 @@ from tfmot_ops.errors import RecipeError
 class _Pruning(pruning_impl.Pruning):
     """tfmot's Pruning with an exact number of zeros.
 
-    tfmot zeroes weights below a threshold: in a kernel whose magnitudes are all equal, none is.
+    tfmot zeroes the weights below a threshold; in a kernel whose magnitudes are all equal, that is none of them.
     """
 
     def _update_mask(self, weights: TensorLike) -> tuple[Any, Any]:

@@ -100,7 +100,7 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Calibration |
 def _converted(
     graph: Graph, recipe: Recipe, calibration: Calibration | None, *, quantized: bool, float_scopes: tuple[str, ...]
 ) -> bytes:
-    """The file, converted again where a weight cannot be written later, or a function cannot be a table."""
+    """Convert a graph; again without late weights, or with fewer tables, if a placeholder cannot be replaced."""
     late: LateWeights | None = LateWeights(floats=_writes_float_kernels_late(recipe, quantized))
     tables = Tables(operations=_operations(recipe))
     while True:

@@ -1,4 +1,4 @@
-"""Masks of attention that are written by hand before a softmax, as `MaskedScores`.
+"""Replaces masks of attention that a model adds to the scores before a softmax by the layer `MaskedScores`.
 
 Models add a large negative number to the scores that do not count: `softmax(scores + (1 - mask) * -1e9)`. In int8 the
 range of such a sum would have one level for all scores.
@@ -23,7 +23,7 @@ from tfmot_ops.core.keras.types import Args, Function, Layer
 _L = keras.layers
 #: A score at or below this is masked: float16 models use -1e4, the others -1e9. Scores themselves are far smaller.
 _MASKED = -1e3
-#: Functions that move elements; they are applied to the mask as they were to the adder.
+#: Functions that only move elements. A rule that replaces the adder by the mask applies them to the mask instead.
 _MOVES = {"reshape", "expand_dims", "compat.v1.squeeze", "compat.v1.transpose", "__operators__.getitem", "tile"}
 _MOVES |= {"broadcast_to", "repeat", "identity", "stop_gradient"}
 

@@ -1,4 +1,4 @@
-"""Products with a weight that are written by hand (`tf.matmul(x, w)`, `tf.nn.conv2d(x, w, ...)`) as Keras' layers."""
+"""Replaces TensorFlow functions with a weight (`tf.matmul(x, w)`, `tf.nn.conv2d(x, w, ...)`) by Keras' layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Divisions by a root, as a layer normalisation by hand has them, in the form that TFLite computes in int8.
+"""Divisions by a root, as in a layer normalisation of TensorFlow functions, in a form that TFLite has in int8.
 
 Example: (x - mean) / sqrt(mean((x - mean) ** 2) + 1e-3) -> a product with `InverseRoot`. By itself a division is a
 float operation, and a root has to stay in float, as int8 may round its operand to 0.

@@ -1,4 +1,4 @@
-"""A softmax that is written by hand, `exp(x - max(x)) / sum(exp(x - max(x)))`, as one: TFLite divides in float only."""
+"""Replaces `exp(x - max(x)) / sum(exp(x - max(x)))` by a Softmax layer, as TFLite divides in float only."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Deviations, norms and logarithms of sums of exponentials, as reductions that TFLite has in int8.
 
-Example: `tf.math.reduce_std(x, 1)` -> mean, x - mean, its square, mean, and a table of roots. Each result between has a
-range of its own. For QAT only: the converter computes the functions themselves in float after training (PTQ).
+Example: `tf.math.reduce_std(x, 1)` -> mean, x - mean, its square, mean, and a table of roots. Each of these results has
+a range of its own. For QAT only: the converter computes the functions themselves in float after training (PTQ).
 """
 
 from __future__ import annotations
