@@ -113,6 +113,26 @@ class Backend(StrEnum):
     AI_EDGE_QUANTIZER = "ai_edge_quantizer"
 
 
+class RangeMethod(StrEnum):
+    """How the range of an activation is found from its values on the calibration samples.
+
+    `minmax` takes the smallest and the largest value; `percentile` leaves a share of the values out on either side;
+    `mse` has the smallest mean square error of rounding and clipping; `moving_average` averages the extremes of batches
+    of 64 samples.
+    """
+
+    MINMAX = "minmax"
+    PERCENTILE = "percentile"
+    MSE = "mse"
+    MOVING_AVERAGE = "moving_average"
+
+
+#: What a recipe without `ranges` takes.
+DEFAULT_RANGES = RangeMethod.MINMAX
+#: What a recipe with `ranges: percentile` and without `percentile` takes.
+DEFAULT_PERCENTILE = 99.99
+
+
 class Keep(Document):
     """Which layers stay in float because rounding them costs most.
 
@@ -142,6 +162,10 @@ class Quantization(Document):
         operations: TFLite operations that the device has; None for all. An elementwise function that the device lacks,
             such as GELU, becomes a table in the file of a QAT model.
         keep: leaves the most sensitive layers in float; None leaves none. For int8 weights and activations.
+        ranges: how activation ranges are found from the calibration samples, for PTQ and before QAT; None takes
+            `minmax`. QAT starts from these ranges and then moves them with the extremes of each batch.
+        percentile: for `ranges: percentile`: the upper end of a range, in percent of the values; as many values stay
+            outside at the lower end. None takes 99.99.
     """
 
     weights: Weights = Weights.INT8
@@ -156,6 +180,18 @@ class Quantization(Document):
     output_type: IoType | None = later()
     operations: tuple[str, ...] | None = later()
     keep: Keep | None = later()
+    ranges: RangeMethod | None = later()
+    percentile: float | None = later(ge=50.0, lt=100.0)
+
+    @model_validator(mode="after")
+    def _ranges_are_measured(self) -> Quantization:
+        if self.ranges is not None and self.activations is Activations.FLOAT32:
+            raise ValueError(
+                f"ranges is for int8 or int16 activations, received {self.activations}, which has no ranges"
+            )
+        if self.percentile is not None and self.ranges is not RangeMethod.PERCENTILE:
+            raise ValueError(f"percentile is for ranges: percentile, received {self.ranges or DEFAULT_RANGES}")
+        return self
 
     @model_validator(mode="after")
     def _kept_beside_int8(self) -> Quantization:

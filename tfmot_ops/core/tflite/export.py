@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 
-from tfmot_ops.contract import Activations, Backend, IoType, Method, Recipe, Weights, WeightScales
+from tfmot_ops.contract import Activations, Backend, IoType, Method, Quantization, Recipe, Weights, WeightScales
 from tfmot_ops.core.graph.finite import require_finite_weights
 from tfmot_ops.core.graph.ir import Graph, scope_part, tensors, unique_names
 from tfmot_ops.core.graph.new_values import reads_rounded, refuse_far_constants, refuse_pads_out_of_range
@@ -27,6 +27,7 @@ from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.policies import new_layers_of
 from tfmot_ops.core.keras.private import QuantizeLayer, QuantizeWrapper
 from tfmot_ops.core.keras.wrapped import inner_layer
+from tfmot_ops.core.quantization.observers import observer_of
 from tfmot_ops.core.quantization.qat import require_chosen
 from tfmot_ops.core.quantization.ranges import never_set
 from tfmot_ops.core.tflite.convert import change_calibrated, converter_of
@@ -34,6 +35,7 @@ from tfmot_ops.core.tflite.emit import inference_of
 from tfmot_ops.core.tflite.file_ranges import widen_calibrated
 from tfmot_ops.core.tflite.kept_float import kept_float, rounds_activations
 from tfmot_ops.core.tflite.late_weights import LateWeights, LateWeightsError
+from tfmot_ops.core.tflite.observed_ranges import observe_calibrated
 from tfmot_ops.core.tflite.ptq_ai_edge import quantize_file
 from tfmot_ops.core.tflite.scopes import scopes_of
 from tfmot_ops.core.tflite.signature import named
@@ -192,7 +194,7 @@ def _convert(
     converter = converter_of(inference, signature, **finish, calibrated=calibrated, per_channel=per_channel)
     if calibrated:
         floats_in = (lambda data: _results(data, graph, kept)) if kept else None
-        change_calibrated(converter, widen_calibrated, floats_in, per_channel=per_channel)
+        change_calibrated(converter, _chosen_ranges(recipe, graph, calibration), floats_in, per_channel=per_channel)
     _configure(converter, recipe, graph, calibration)
     try:
         with warnings.catch_warnings():
@@ -209,6 +211,19 @@ def _convert(
             remedy="exclude the layer it names in the recipe's quantization.scope",
         ) from error
     return data
+
+
+def _chosen_ranges(
+    recipe: Recipe, graph: Graph, calibration: Calibration | None
+) -> Callable[[bytes, list[str]], bytes]:
+    """(calibrated float file, names of the tensors that stay in float) -> the file with the recipe's ranges."""
+    observer = observer_of(recipe.quantization or Quantization())
+
+    def change(data: bytes, kept: list[str]) -> bytes:
+        rows = _representative(recipe, graph, calibration)
+        return widen_calibrated(observe_calibrated(data, rows(), observer), kept)
+
+    return change
 
 
 def _is_calibrated(recipe: Recipe) -> bool:

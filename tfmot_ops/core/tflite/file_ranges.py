@@ -89,6 +89,48 @@ def _require_finite(file: _File, ranges: Mapping[str, Range], kept: set[str]) ->
         )
 
 
+def ranges_in(data: bytes) -> dict[str, Range]:
+    """Tensor name -> (low, high) of the ranges that the converter's calibration wrote into a float TFLite file."""
+    entries = _with_range(schema.ModelT.InitFromPackedBuf(data))
+    return {
+        name: (float(tensor.quantization.min[0]), float(tensor.quantization.max[0])) for name, tensor in entries.items()
+    }
+
+
+def constants_in(data: bytes) -> set[str]:
+    """Names of the float tensors of a TFLite file whose values the file holds."""
+    file = _File(schema.ModelT.InitFromPackedBuf(data))
+    return {file.names[index] for index in file.constants}
+
+
+def with_ranges(data: bytes, ranges: Mapping[str, Range]) -> bytes:
+    """A float TFLite file with other ranges for the tensors named in `ranges`, which have a range already."""
+    if not ranges:
+        return data
+    model = schema.ModelT.InitFromPackedBuf(data)
+    entries = _with_range(model)
+    for name, (low, high) in ranges.items():
+        entries[name].quantization.min = np.array([low], np.float32)
+        entries[name].quantization.max = np.array([high], np.float32)
+    return _packed(model, len(data))
+
+
+def shared_ranges(data: bytes, ranges: Mapping[str, Range]) -> dict[str, Range]:
+    """The same ranges, where tensors for which TFLite requires one range have the union of theirs.
+
+    Args:
+        data: a float TFLite file.
+        ranges: tensor name -> (low, high).
+    """
+    file = _File(schema.ModelT.InitFromPackedBuf(data))
+    together: dict[int, Range] = {}
+    groups = {file.names[index]: first for index, first in file.groups().items() if file.names[index] in ranges}
+    for name, first in groups.items():
+        (low, high), (lowest, highest) = together.get(first, (0.0, 0.0)), ranges[name]
+        together[first] = float(np.minimum(low, lowest)), float(np.maximum(high, highest))
+    return {name: together[first] for name, first in groups.items()}
+
+
 def widen_calibrated(data: bytes, kept: Iterable[str] = ()) -> bytes:
     """Widen the ranges in a calibrated file where `make_computable` requires it.
 
@@ -99,26 +141,26 @@ def widen_calibrated(data: bytes, kept: Iterable[str] = ()) -> bytes:
     Raises:
         CalibrationError: see `make_computable`.
     """
-    model = schema.ModelT.InitFromPackedBuf(data)
-    entries = {
-        _text(tensor.name): tensor
-        for tensor in model.subgraphs[0].tensors
-        if tensor.type == _FLOAT and getattr(tensor.quantization, "min", None) is not None
-    }
-    seen = {
-        name: (float(tensor.quantization.min[0]), float(tensor.quantization.max[0])) for name, tensor in entries.items()
-    }
-    widened = make_computable(data, seen, kept)
+    seen = ranges_in(data)
+    data = with_ranges(data, make_computable(data, seen, kept))
     infinite = [name for name, extremes in seen.items() if not _is_finite(extremes)]
-    if not (widened or infinite):
+    if not infinite:
         return data
-    for name, (low, high) in widened.items():
-        entries[name].quantization.min = np.array([low], np.float32)
-        entries[name].quantization.max = np.array([high], np.float32)
+    model = schema.ModelT.InitFromPackedBuf(data)
+    entries = _with_range(model)
     for name in infinite:
         # A float tensor needs no range, and the converter would copy an infinite one to the int8 tensor before it.
         entries[name].quantization = None
     return _packed(model, len(data))
+
+
+def _with_range(model: schema.ModelT) -> dict[str, Any]:
+    """Name -> tensor, for the float tensors with a range."""
+    return {
+        _text(tensor.name): tensor
+        for tensor in model.subgraphs[0].tensors
+        if tensor.type == _FLOAT and getattr(tensor.quantization, "min", None) is not None
+    }
 
 
 def make_room_for_biases(quantized: bytes, source: bytes) -> bytes:
