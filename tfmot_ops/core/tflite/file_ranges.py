@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
@@ -101,6 +102,18 @@ def constants_in(data: bytes) -> set[str]:
     """Names of the float tensors of a TFLite file whose values the file holds."""
     file = _File(schema.ModelT.InitFromPackedBuf(data))
     return {file.names[index] for index in file.constants}
+
+
+def dense_with_own_input(data: bytes) -> list[str]:
+    """Names of the tensors that FULLY_CONNECTED writes, where no other tensor has to share the range of its input."""
+    file = _File(schema.ModelT.InitFromPackedBuf(data))
+    groups = file.groups()
+    sizes = Counter(groups.values())
+    return [
+        file.names[outputs[0]]
+        for name, inputs, outputs in file.ops()
+        if name == "FULLY_CONNECTED" and sizes[groups[inputs[0]]] == 1
+    ]
 
 
 def with_ranges(data: bytes, ranges: Mapping[str, Range]) -> bytes:
@@ -229,7 +242,7 @@ class _File:
             if tensor.type == _FLOAT and np.size(data := model.buffers[tensor.buffer].data) > 1
         }
 
-    def _ops(self) -> list[tuple[str, list[int], list[int]]]:
+    def ops(self) -> list[tuple[str, list[int], list[int]]]:
         """(op name, input indices, output indices) of each operation; -1 stands for an absent optional input."""
         codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in self.model.operatorCodes]
         return [
@@ -241,7 +254,7 @@ class _File:
         """Names of the tensors that integer operations read or write: all operations except those that write `kept`."""
         return {
             self.names[index]
-            for _, inputs, outputs in self._ops()
+            for _, inputs, outputs in self.ops()
             if not kept.intersection(self.names[index] for index in outputs)
             for index in (*inputs, *outputs)
             if index >= 0
@@ -256,7 +269,7 @@ class _File:
                 index = leader[index]
             return index
 
-        for name, inputs, outputs in self._ops():
+        for name, inputs, outputs in self.ops():
             tied = [i for i in (*inputs, *outputs) if i >= 0 and self.graph.tensors[i].type == _FLOAT]
             if name in _ONE_RANGE and tied:
                 for index in tied[1:]:
@@ -268,14 +281,14 @@ class _File:
         constants: dict[Hashable, Range] = {
             group[index]: (min(float(values.min()), 0.0), max(float(values.max()), 0.0))
             for index, values in self.constants.items()
-            if any(index in inputs for name, inputs, _ in self._ops() if name in _PRODUCTS | _ADDITIONS)
+            if any(index in inputs for name, inputs, _ in self.ops() if name in _PRODUCTS | _ADDITIONS)
         }
-        return constants | {group[outputs[0]]: _FIXED[name] for name, _, outputs in self._ops() if name in _FIXED}
+        return constants | {group[outputs[0]]: _FIXED[name] for name, _, outputs in self.ops() if name in _FIXED}
 
     def sums(self, group: Mapping[int, int]) -> list[Sums]:
         """The operations that compute sums or products, with the groups of their inputs and outputs."""
         found = []
-        for name, inputs, outputs in self._ops():
+        for name, inputs, outputs in self.ops():
             data, weights, _ = _WEIGHTED.get(name, (0, 0, 0))
             output = group[outputs[0]] if outputs else None
             if name in _WEIGHTED and inputs[weights] in self.constants:
@@ -290,7 +303,7 @@ class _File:
     def weighted(self) -> list[tuple[int, int, int]]:
         """Indices of (data, weights, bias) of each operation that has all three."""
         found = []
-        for name, inputs, _ in self._ops():
+        for name, inputs, _ in self.ops():
             places = _WEIGHTED.get(name, ())
             if places and len(inputs) > max(places) and min(inputs[place] for place in places) >= 0:
                 data, weights, bias = (inputs[place] for place in places)

@@ -17,10 +17,10 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from tfmot_ops.contract import Activations, Recipe
+from tfmot_ops.contract import Activations, PtqAlgorithm, Recipe
 from tfmot_ops.core.quantization.observers import Extremes, Observer, observer_of
 from tfmot_ops.core.quantization.scales import Range
-from tfmot_ops.core.tflite.file_ranges import make_computable, make_room_for_biases
+from tfmot_ops.core.tflite.file_ranges import dense_with_own_input, make_computable, make_room_for_biases
 from tfmot_ops.core.tflite.observed_ranges import observed_ranges
 from tfmot_ops.errors import ExportError, RecipeError
 
@@ -32,6 +32,8 @@ _RECIPES = {
     Activations.INT16: "static_wi8_ai16",
     Activations.FLOAT32: "dynamic_wi8_afp32",
 }
+#: Operations whose weights an algorithm may round in its own way, as the quantizer names them.
+_WEIGHTED = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "CONV_2D_TRANSPOSE")
 
 
 def quantize_file(
@@ -62,7 +64,11 @@ def quantize_file(
         )
     package = _package()
     kept = list(kept)
-    quantizer_recipe = [*getattr(package.recipe, _RECIPES[recipe.quantization.activations])(), *map(_keep_float, kept)]
+    algorithm = recipe.quantization.ptq_algorithm or PtqAlgorithm.MIN_MAX
+    stock = getattr(package.recipe, _RECIPES[recipe.quantization.activations])()
+    weighted = _entries(package, stock[0], algorithm, data)
+    floats = [_keep_float(name) for name in kept]
+    quantizer_recipe = [*stock, *weighted, *floats]
     signed, observer = _with_signature(data), observer_of(recipe.quantization)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
@@ -71,7 +77,9 @@ def quantize_file(
             quantizer = package.Quantizer(signed, quantizer_recipe)
             ranges = None
             if quantizer.need_calibration:
-                ranges = _calibrated(package, signed, quantizer_recipe, rows())
+                ranges = _calibrated(package, signed, [*stock, *floats], rows())
+                if algorithm is PtqAlgorithm.GPTQ:
+                    _add_second_moments(ranges, _calibrated(package, signed, [*weighted, *floats], rows()))
                 _choose(ranges, signed, rows, observer, kept)
             result = quantizer.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
     except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
@@ -85,10 +93,45 @@ def quantize_file(
     return quantized if ranges is None else make_room_for_biases(quantized, signed)
 
 
+def _entries(package: Any, stock: Mapping[str, Any], algorithm: PtqAlgorithm, data: bytes) -> list[dict[str, Any]]:
+    """Quantizer recipe entries that quantise operations with weights by an algorithm; none for min_max.
+
+    Args:
+        package: the quantizer.
+        stock: the entry for all operations, which the other operations keep.
+        algorithm: of the recipe.
+        data: the float file.
+
+    Raises:
+        ExportError: GPTQ can round no operation of the file.
+    """
+    if algorithm is PtqAlgorithm.MIN_MAX:
+        return []
+    entry = {**stock, "algorithm_key": algorithm.upper()}
+    if algorithm is PtqAlgorithm.GPTQ:
+        # Behind an operation such as RESHAPE, version 0.11 loses what GPTQ needs, and writes wrong weights.
+        names = dense_with_own_input(data)
+        if not names:
+            raise ExportError(
+                "ptq_algorithm gptq has nothing to round",
+                required="a fully connected operation that is not right behind a reshape, padding or pooling",
+                received="a model without such an operation",
+                remedy="use ptq_algorithm: octav or min_max",
+            )
+        return [{**entry, "regex": _written_by(name), "operation": "FULLY_CONNECTED"} for name in names]
+    registered = package.algorithm_manager.is_op_registered
+    return [{**entry, "operation": name} for name in _WEIGHTED if registered(entry["algorithm_key"], name)]
+
+
 def _keep_float(name: str) -> dict[str, Any]:
     """A quantizer recipe entry that keeps the operation that writes tensor `name` in float; later entries win."""
+    return {"regex": _written_by(name), "operation": "*", "algorithm_key": "no_quantize"}
+
+
+def _written_by(name: str) -> str:
+    """A pattern for the operation that writes tensor `name`."""
     # The quantizer matches the pattern against the names of all tensors that an operation writes, joined by `;`.
-    return {"regex": f"(^|;){re.escape(name)}(;|$)", "operation": "*", "algorithm_key": "no_quantize"}
+    return f"(^|;){re.escape(name)}(;|$)"
 
 
 def _package() -> Any:
@@ -115,12 +158,29 @@ def _calibrated(package: Any, data: bytes, recipe: Any, rows: Iterable[list[np.n
     """
     manager = package.recipe_manager.RecipeManager()
     manager.load_quantization_recipe(recipe)
-    calibrator = package.calibrator.Calibrator(
-        data, num_threads=1, qsv_update_func=package.utils.qsv_utils.min_max_update
-    )
+    calibrator = package.calibrator.Calibrator(data, num_threads=1, qsv_update_func=_joined)
     samples = [{_input_name(place): part for place, part in enumerate(row)} for row in rows]
     calibrator.calibrate({_SIGNATURE: samples}, manager)
     return calibrator.get_model_qsvs()
+
+
+def _joined(before: Any, new: Any) -> Any:
+    """What is known of a tensor after one more sample: the extremes over all samples, and the mean second moments."""
+    extremes = {"min": np.minimum(before["min"], new["min"]), "max": np.maximum(before["max"], new["max"])}
+    if "hessian" not in new:
+        return extremes
+    counts = before["num_samples"], new["num_samples"]
+    mean = np.average([before["hessian"], new["hessian"]], axis=0, weights=counts)
+    return extremes | {"hessian": mean, "num_samples": sum(counts)}
+
+
+def _add_second_moments(found: Any, moments: Any) -> None:
+    """Add to each tensor the second moments of its values that GPTQ needs, from a calibration of their own.
+
+    In one calibration the quantizer reads a tensor once, by the algorithm of the operation that writes it.
+    """
+    for name, entry in moments.items():
+        found[name] |= {key: entry[key] for key in ("hessian", "num_samples") if key in entry}
 
 
 def _choose(
