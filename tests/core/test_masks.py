@@ -15,7 +15,7 @@ from tfmot_ops.contract import Recipe
 from tfmot_ops.core import keras
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.pruning.wrappers import wrap_low_magnitude
-from tfmot_ops.core.quantization.qat import outputs_without_fake_quant
+from tfmot_ops.core.quantization.without_rounding import outputs_without_fake_quant
 from tfmot_ops.errors import UnsupportedModelError
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfmot_ops import core
 from tfmot_ops.core.graph.rules.recurrent import MOST_STEPS
-from tfmot_ops.core.quantization.qat import outputs_without_fake_quant
+from tfmot_ops.core.quantization.without_rounding import outputs_without_fake_quant
 from tfmot_ops.core.training.loop import fit
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ import tensorflow as tf
 from tfmot_ops import core
 from tfmot_ops.contract import Quantization, Recipe, Schedule, Sparsity
 from tfmot_ops.core import keras
-from tfmot_ops.core.quantization.qat import outputs_without_fake_quant
+from tfmot_ops.core.quantization.without_rounding import outputs_without_fake_quant
 from tfmot_ops.errors import UnsupportedModelError
 
 pytestmark = pytest.mark.slow

@@ -113,6 +113,41 @@ class Backend(StrEnum):
     AI_EDGE_QUANTIZER = "ai_edge_quantizer"
 
 
+class RangeMethod(StrEnum):
+    """How the range of an activation is found from its values on the calibration samples.
+
+    `minmax` takes the smallest and the largest value; `percentile` leaves a share of the values out on either side;
+    `mse` has the smallest mean square error of rounding and clipping; `moving_average` averages the extremes of batches
+    of 64 samples.
+    """
+
+    MINMAX = "minmax"
+    PERCENTILE = "percentile"
+    MSE = "mse"
+    MOVING_AVERAGE = "moving_average"
+
+
+class PtqAlgorithm(StrEnum):
+    """How the AI Edge Quantizer rounds int8 weights.
+
+    `min_max` takes the largest weight of a channel as the end of its range. `mse` and `octav` (arXiv:2206.06501) clip
+    the largest weights where that makes the mean square error smaller: `mse` by a fixed multiple of the weights' root
+    mean square, `octav` by an iteration for each channel. `gptq` (arXiv:2210.17323) rounds the weights of fully
+    connected operations one after the other; later ones make up for the error on the calibration samples.
+    """
+
+    MIN_MAX = "min_max"
+    MSE = "mse"
+    OCTAV = "octav"
+    GPTQ = "gptq"
+
+
+#: What a recipe without `ranges` takes.
+DEFAULT_RANGES = RangeMethod.MINMAX
+#: What a recipe with `ranges: percentile` and without `percentile` takes.
+DEFAULT_PERCENTILE = 99.99
+
+
 class Keep(Document):
     """Which layers stay in float because rounding them costs most.
 
@@ -142,6 +177,11 @@ class Quantization(Document):
         operations: TFLite operations that the device has; None for all. An elementwise function that the device lacks,
             such as GELU, becomes a table in the file of a QAT model.
         keep: leaves the most sensitive layers in float; None leaves none. For int8 weights and activations.
+        ranges: how activation ranges are found from the calibration samples, for PTQ and before QAT; None takes
+            `minmax`. QAT starts from these ranges and then moves them with the extremes of each batch.
+        percentile: for `ranges: percentile`: the upper end of a range, in percent of the values; as many values stay
+            outside at the lower end. None takes 99.99.
+        ptq_algorithm: for the back end `ai_edge_quantizer`: how it rounds int8 weights; None takes `min_max`.
     """
 
     weights: Weights = Weights.INT8
@@ -156,6 +196,31 @@ class Quantization(Document):
     output_type: IoType | None = later()
     operations: tuple[str, ...] | None = later()
     keep: Keep | None = later()
+    ranges: RangeMethod | None = later()
+    percentile: float | None = later(ge=50.0, lt=100.0)
+    ptq_algorithm: PtqAlgorithm | None = later()
+
+    @model_validator(mode="after")
+    def _ranges_are_measured(self) -> Quantization:
+        if self.ranges is not None and self.activations is Activations.FLOAT32:
+            raise ValueError(
+                f"ranges is for int8 or int16 activations, received {self.activations}, which has no ranges"
+            )
+        if self.percentile is not None and self.ranges is not RangeMethod.PERCENTILE:
+            raise ValueError(f"percentile is for ranges: percentile, received {self.ranges or DEFAULT_RANGES}")
+        return self
+
+    @model_validator(mode="after")
+    def _algorithm_has_its_back_end(self) -> Quantization:
+        if self.ptq_algorithm is None:
+            return self
+        if self.backend is not Backend.AI_EDGE_QUANTIZER:
+            raise ValueError(f"ptq_algorithm is for backend: ai_edge_quantizer, received {self.backend}")
+        if self.ptq_algorithm is PtqAlgorithm.GPTQ and self.activations is Activations.FLOAT32:
+            raise ValueError(
+                f"ptq_algorithm gptq needs calibrated activations, of int8 or int16, received {self.activations}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _kept_beside_int8(self) -> Quantization:
@@ -240,3 +305,10 @@ class Recipe(Document):
     training: TrainingPlan | None = later()
     target: TargetRef | None = later()
     channels: Channels | None = later()
+
+    @model_validator(mode="after")
+    def _zeros_stay(self) -> Recipe:
+        algorithm = None if self.quantization is None else self.quantization.ptq_algorithm
+        if self.sparsity is not None and algorithm is PtqAlgorithm.GPTQ:
+            raise ValueError("ptq_algorithm gptq changes weights that are zero, and cannot be combined with sparsity")
+        return self

@@ -25,7 +25,8 @@ from tfmot_ops.core.measure.sqnr_by_layer import LayerSqnr, layer_sqnr, layer_sq
 from tfmot_ops.core.pruning.channels import prune_channels
 from tfmot_ops.core.pruning.sparsity import assert_sparsity, layer_sparsity
 from tfmot_ops.core.pruning.wrappers import prune, pruning_callbacks, strip, wrap_low_magnitude
-from tfmot_ops.core.quantization.qat import calibrate, normalize, quantize
+from tfmot_ops.core.quantization.calibration import calibrate
+from tfmot_ops.core.quantization.qat import normalize, quantize
 from tfmot_ops.core.saving.files import custom_objects, load_model, save_model
 from tfmot_ops.core.tflite.export import export_tflite
 from tfmot_ops.core.tflite.file_report import report_file, require_recipe

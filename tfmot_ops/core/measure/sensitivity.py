@@ -28,8 +28,9 @@ from tfmot_ops.core.keras.private import QuantizeLayer
 from tfmot_ops.core.keras.types import Args, Kwargs
 from tfmot_ops.core.keras.wrapped import inner_layer
 from tfmot_ops.core.measure.noise import power_ratio_db, signal_and_noise
-from tfmot_ops.core.quantization.qat import call_unrounded, quantize
+from tfmot_ops.core.quantization.qat import quantize
 from tfmot_ops.core.quantization.scheme import output_quantizer
+from tfmot_ops.core.quantization.without_rounding import call_unrounded
 from tfmot_ops.errors import RecipeError
 
 #: A choice that removes less than this share of the noise power is not made.

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-
-import numpy as np
-import tensorflow as tf
 
 from tfmot_ops.contract import LayerReport, Method, Quantization, Recipe
 from tfmot_ops.core.graph.finite import require_finite_weights
@@ -17,23 +14,18 @@ from tfmot_ops.core.graph.new_values import extended_to_readers, refuse_outlier_
 from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import OnTensor, rebuild
-from tfmot_ops.core.graph.run import infer, run_graph
 from tfmot_ops.core.graph.samples import Calibration, calibration_batches
-from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.compiling import compile_like
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.policies import new_layers_with_policy
 from tfmot_ops.core.keras.private import QuantizeLayer, QuantizeWrapper
-from tfmot_ops.core.keras.types import Args, Kwargs, Layer, TensorLike
+from tfmot_ops.core.keras.types import Layer, TensorLike
 from tfmot_ops.core.pruning.sparsity import prunable, required_ratio, set_masks_and_clusters
+from tfmot_ops.core.quantization.calibration import calibrate
 from tfmot_ops.core.quantization.quantizers import QuantizedLayer
-from tfmot_ops.core.quantization.ranges import range_variables, tied_ranges
 from tfmot_ops.core.quantization.scheme import Plan, RequiredSparsity, make_plan, output_quantizer
-from tfmot_ops.errors import CalibrationError, RecipeError, UnsupportedModelError
-
-#: The smallest width of a calibrated range. In tensors with values around 1, float32 cannot resolve int8 levels of a
-#: narrower range (1e-6 / 255).
-_SMALLEST_WIDTH = 1e-6
+from tfmot_ops.core.quantization.without_rounding import call_unrounded
+from tfmot_ops.errors import RecipeError, UnsupportedModelError
 
 
 @new_layers_with_policy("float32")
@@ -97,7 +89,7 @@ def quantize(
     if calibration is not None:
         samples = recipe.quantization.calibration_samples
         _refuse_outlier_constants(read_graph(quantized), calibration, samples)
-        calibrate(quantized, calibration, samples=samples)
+        calibrate(quantized, calibration, samples, recipe.quantization)
     compile_like(quantized, model)
     return quantized, reports
 
@@ -220,102 +212,3 @@ def _refuse_unsupported_layers(graph: Graph) -> None:
                 received=type(node.layer).__name__,
                 remedy="start from the model before quantize",
             )
-
-
-def calibrate(model: keras.Model, calibration: Calibration, samples: int) -> None:
-    """Set the activation ranges of a QAT model, in place, to minimum and maximum over the samples.
-
-    The quantisers are off during calibration. Ranges that TFLite ties are set to their union, and 0 is in every range.
-
-    Args:
-        model: the QAT model, from `quantize`.
-        calibration: see `quantize`.
-        samples: most samples to read.
-
-    Raises:
-        CalibrationError: there is no sample, the shapes do not fit, or a layer's result is NaN or infinite.
-    """
-    graph = read_graph(model)
-    observed = [node for node in graph.nodes if range_variables(node.layer) is not None]
-    has_range = set(observed)
-
-    def extremes(inputs: Sequence[TensorLike]) -> Any:
-        seen = []
-
-        def compute(node: Node, args: Args, kwargs: Kwargs) -> Any:
-            result = call_unrounded(node, args, kwargs)
-            if node in has_range:
-                values = output_quantizer(node.layer).observed(result)
-                seen.append((tf.reduce_min(values), tf.reduce_max(values)))
-            return result
-
-        run_graph(graph, inputs, compute)
-        return seen
-
-    traced = tf.function(extremes, autograph=False)
-    lows = np.zeros(len(observed), np.float32)
-    highs = np.zeros(len(observed), np.float32)
-    count = 0
-    for batch in calibration_batches(graph, calibration, samples):
-        # Tracing costs more than one batch run eagerly, so the function is traced from the second batch on.
-        seen = np.asarray((traced if count else extremes)([tf.convert_to_tensor(part) for part in batch]), np.float32)
-        count += len(batch[0])
-        lows, highs = np.minimum(lows, seen[:, 0]), np.maximum(highs, seen[:, 1])
-    if not count:
-        raise CalibrationError(
-            "no calibration data", required="at least one sample", received="none", remedy="give calibration samples"
-        )
-    _require_finite_extremes(observed, lows, highs)
-    extremes_of: dict[Layer, tuple[float, float]] = {}
-    for node, lowest, highest in zip(observed, lows, highs, strict=True):
-        # A shared layer has one range for all its calls.
-        before = extremes_of.get(node.layer, (0.0, 0.0))
-        extremes_of[node.layer] = min(float(lowest), before[0]), max(float(highest), before[1])
-    for node in observed:
-        _assign(node, *extremes_of[node.layer])
-    tied = tied_ranges(graph)
-    for node in observed:
-        low, high = tied[node.layer]
-        _assign(node, low, max(high, low + _SMALLEST_WIDTH))
-
-
-def _require_finite_extremes(observed: list[Node], lows: np.ndarray, highs: np.ndarray) -> None:
-    for node, low, high in zip(observed, lows, highs, strict=True):
-        if not np.isfinite([low, high]).all():
-            raise CalibrationError(
-                f"layer {node.path!r} has no finite range",
-                required="finite results of every layer that becomes int8, for all calibration samples",
-                received=f"values from {low} to {high}",
-                remedy="look for a division by 0, a logarithm of 0, an overflow or an infinite constant before this "
-                "layer, or keep it in float by the recipe's quantization.scope",
-            )
-
-
-def _assign(node: Node, low: float, high: float) -> None:
-    variables = range_variables(node.layer)
-    if variables is not None:
-        variables[0].assign(low)
-        variables[1].assign(high)
-
-
-def outputs_without_fake_quant(model: keras.Model, inputs: Sequence[TensorLike]) -> Any:
-    """Outputs of a QAT model with fake-quant disabled, in the model's output structure.
-
-    Args:
-        model: the QAT model, from `quantize`.
-        inputs: one array [N, ...] for each input of the model.
-    """
-    # Eager, as Keras runs one batch: optimising a traced graph changes last bits, which a deep network amplifies.
-    return run_graph(read_graph(model), [tf.convert_to_tensor(array) for array in inputs], call_unrounded)
-
-
-def call_unrounded(node: Node, args: Args, kwargs: Kwargs) -> Any:
-    """The result of a call of a QAT graph, in inference, without rounding its weights or its result."""
-    layer = node.layer
-    if isinstance(layer, QuantizeLayer):
-        return args[0]
-    if not isinstance(layer, QuantizeWrapper):
-        return infer(layer, args, kwargs)
-    variables = [variable for variable, _, _ in private.weight_variables(layer)]
-    layer.quantize_config.set_quantize_weights(layer.layer, variables)
-    return infer(layer.layer, args, kwargs)

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 
-from tfmot_ops.contract import Activations, Backend, IoType, Method, Recipe, Weights, WeightScales
+from tfmot_ops.contract import Activations, Backend, IoType, Method, Quantization, Recipe, Weights, WeightScales
 from tfmot_ops.core.graph.finite import require_finite_weights
 from tfmot_ops.core.graph.ir import Graph, scope_safe_name, tensors, unique_names
 from tfmot_ops.core.graph.new_values import extended_to_readers, refuse_outlier_constants, refuse_pads_beyond_float16
@@ -27,6 +27,7 @@ from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.policies import new_layers_with_policy
 from tfmot_ops.core.keras.private import QuantizeLayer, QuantizeWrapper
 from tfmot_ops.core.keras.wrapped import inner_layer
+from tfmot_ops.core.quantization.observers import observer_of
 from tfmot_ops.core.quantization.qat import require_kept_layers_chosen
 from tfmot_ops.core.quantization.ranges import layers_with_initial_range
 from tfmot_ops.core.tflite.convert import insert_after_calibration, make_converter
@@ -34,6 +35,7 @@ from tfmot_ops.core.tflite.emit import inference_function
 from tfmot_ops.core.tflite.file_ranges import widen_calibrated
 from tfmot_ops.core.tflite.kept_float import rounds_activations, scopes_left_in_float
 from tfmot_ops.core.tflite.late_weights import LateWeights, LateWeightsError
+from tfmot_ops.core.tflite.observed_ranges import observe_calibrated
 from tfmot_ops.core.tflite.ptq_ai_edge import quantize_file
 from tfmot_ops.core.tflite.scopes import scopes_of
 from tfmot_ops.core.tflite.signature import with_model_names
@@ -197,7 +199,8 @@ def _convert(
     converter = make_converter(inference, signature, **finish, calibrated=calibrated, per_channel=per_channel)
     if calibrated:
         find_float_names = (lambda data: _tensors_in_scopes(data, graph, float_scopes)) if float_scopes else None
-        insert_after_calibration(converter, widen_calibrated, find_float_names, per_channel=per_channel)
+        change = _chosen_ranges(recipe, graph, calibration)
+        insert_after_calibration(converter, change, find_float_names, per_channel=per_channel)
     _configure(converter, recipe, graph, calibration)
     try:
         with warnings.catch_warnings():
@@ -214,6 +217,19 @@ def _convert(
             remedy="exclude the layer it names in the recipe's quantization.scope",
         ) from error
     return data
+
+
+def _chosen_ranges(
+    recipe: Recipe, graph: Graph, calibration: Calibration | None
+) -> Callable[[bytes, list[str]], bytes]:
+    """(calibrated float file, names of the tensors that stay in float) -> the file with the recipe's ranges."""
+    observer = observer_of(recipe.quantization or Quantization())
+
+    def change(data: bytes, float_names: list[str]) -> bytes:
+        rows = _representative(recipe, graph, calibration)
+        return widen_calibrated(observe_calibrated(data, rows(), observer), float_names)
+
+    return change
 
 
 def _is_calibrated(recipe: Recipe) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
@@ -95,6 +96,60 @@ def _require_finite(file: _File, ranges: Mapping[str, Range], float_names: set[s
         )
 
 
+def ranges_in(data: bytes) -> dict[str, Range]:
+    """Tensor name -> (low, high) of the ranges that the converter's calibration wrote into a float TFLite file."""
+    entries = _with_range(schema.ModelT.InitFromPackedBuf(data))
+    return {
+        name: (float(tensor.quantization.min[0]), float(tensor.quantization.max[0])) for name, tensor in entries.items()
+    }
+
+
+def constants_in(data: bytes) -> set[str]:
+    """Names of the float tensors of a TFLite file whose values the file holds."""
+    file = _File(schema.ModelT.InitFromPackedBuf(data))
+    return {file.names[index] for index in file.constants}
+
+
+def dense_with_own_input(data: bytes) -> list[str]:
+    """Names of the tensors that FULLY_CONNECTED writes, where no other tensor has to share the range of its input."""
+    file = _File(schema.ModelT.InitFromPackedBuf(data))
+    groups = file.groups()
+    sizes = Counter(groups.values())
+    return [
+        file.names[outputs[0]]
+        for name, inputs, outputs in file.ops()
+        if name == "FULLY_CONNECTED" and sizes[groups[inputs[0]]] == 1
+    ]
+
+
+def with_ranges(data: bytes, ranges: Mapping[str, Range]) -> bytes:
+    """A float TFLite file with other ranges for the tensors named in `ranges`, which have a range already."""
+    if not ranges:
+        return data
+    model = schema.ModelT.InitFromPackedBuf(data)
+    entries = _with_range(model)
+    for name, (low, high) in ranges.items():
+        entries[name].quantization.min = np.array([low], np.float32)
+        entries[name].quantization.max = np.array([high], np.float32)
+    return file_bytes(model, len(data))
+
+
+def shared_ranges(data: bytes, ranges: Mapping[str, Range]) -> dict[str, Range]:
+    """The same ranges, where tensors for which TFLite requires one range have the union of theirs.
+
+    Args:
+        data: a float TFLite file.
+        ranges: tensor name -> (low, high).
+    """
+    file = _File(schema.ModelT.InitFromPackedBuf(data))
+    together: dict[int, Range] = {}
+    groups = {file.names[index]: first for index, first in file.groups().items() if file.names[index] in ranges}
+    for name, first in groups.items():
+        (low, high), (lowest, highest) = together.get(first, (0.0, 0.0)), ranges[name]
+        together[first] = float(np.minimum(low, lowest)), float(np.maximum(high, highest))
+    return {name: together[first] for name, first in groups.items()}
+
+
 def widen_calibrated(data: bytes, float_names: Iterable[str] = ()) -> bytes:
     """Widen the ranges in a calibrated file where `ranges_to_widen` requires it.
 
@@ -105,26 +160,26 @@ def widen_calibrated(data: bytes, float_names: Iterable[str] = ()) -> bytes:
     Raises:
         CalibrationError: see `ranges_to_widen`.
     """
-    model = schema.ModelT.InitFromPackedBuf(data)
-    entries = {
-        _text(tensor.name): tensor
-        for tensor in model.subgraphs[0].tensors
-        if tensor.type == _FLOAT and getattr(tensor.quantization, "min", None) is not None
-    }
-    seen = {
-        name: (float(tensor.quantization.min[0]), float(tensor.quantization.max[0])) for name, tensor in entries.items()
-    }
-    widened = ranges_to_widen(data, seen, float_names)
+    seen = ranges_in(data)
+    data = with_ranges(data, ranges_to_widen(data, seen, float_names))
     infinite = [name for name, extremes in seen.items() if not _is_finite(extremes)]
-    if not (widened or infinite):
+    if not infinite:
         return data
-    for name, (low, high) in widened.items():
-        entries[name].quantization.min = np.array([low], np.float32)
-        entries[name].quantization.max = np.array([high], np.float32)
+    model = schema.ModelT.InitFromPackedBuf(data)
+    entries = _with_range(model)
     for name in infinite:
         # A float tensor needs no range, and the converter would copy an infinite one to the int8 tensor before it.
         entries[name].quantization = None
     return file_bytes(model, len(data))
+
+
+def _with_range(model: schema.ModelT) -> dict[str, Any]:
+    """Name -> tensor, for the float tensors with a range."""
+    return {
+        _text(tensor.name): tensor
+        for tensor in model.subgraphs[0].tensors
+        if tensor.type == _FLOAT and getattr(tensor.quantization, "min", None) is not None
+    }
 
 
 def enlarge_scales_for_biases(quantized: bytes, source: bytes) -> bytes:
@@ -187,7 +242,7 @@ class _File:
             if tensor.type == _FLOAT and np.size(data := model.buffers[tensor.buffer].data) > 1
         }
 
-    def _ops(self) -> list[tuple[str, list[int], list[int]]]:
+    def ops(self) -> list[tuple[str, list[int], list[int]]]:
         """(op name, input indices, output indices) of each operation; -1 stands for an absent optional input."""
         names = [op_name(code) for code in self.model.operatorCodes]
         return [
@@ -196,10 +251,10 @@ class _File:
         ]
 
     def names_in_integer_operations(self, float_names: set[str]) -> set[str]:
-        """Names of the tensors that integer operations read or write: all operations except those that write `kept`."""
+        """Names of the tensors that integer operations read or write: all operations but those that write `float_names`."""
         return {
             self.names[index]
-            for _, inputs, outputs in self._ops()
+            for _, inputs, outputs in self.ops()
             if not float_names.intersection(self.names[index] for index in outputs)
             for index in (*inputs, *outputs)
             if index >= 0
@@ -214,7 +269,7 @@ class _File:
                 index = leader[index]
             return index
 
-        for name, inputs, outputs in self._ops():
+        for name, inputs, outputs in self.ops():
             tied = [i for i in (*inputs, *outputs) if i >= 0 and self.graph.tensors[i].type == _FLOAT]
             if name in _ONE_RANGE and tied:
                 for index in tied[1:]:
@@ -226,14 +281,14 @@ class _File:
         constants: dict[Hashable, Range] = {
             group[index]: (min(float(values.min()), 0.0), max(float(values.max()), 0.0))
             for index, values in self.constants.items()
-            if any(index in inputs for name, inputs, _ in self._ops() if name in _PRODUCTS | _ADDITIONS)
+            if any(index in inputs for name, inputs, _ in self.ops() if name in _PRODUCTS | _ADDITIONS)
         }
-        return constants | {group[outputs[0]]: _FIXED[name] for name, _, outputs in self._ops() if name in _FIXED}
+        return constants | {group[outputs[0]]: _FIXED[name] for name, _, outputs in self.ops() if name in _FIXED}
 
     def accumulations(self, group: Mapping[int, int]) -> list[Accumulation]:
         """The operations that compute sums or products, with the groups of their inputs and outputs."""
         found = []
-        for name, inputs, outputs in self._ops():
+        for name, inputs, outputs in self.ops():
             data, weights, _ = _WEIGHTED.get(name, (0, 0, 0))
             output = group[outputs[0]] if outputs else None
             if name in _WEIGHTED and inputs[weights] in self.constants:
@@ -248,7 +303,7 @@ class _File:
     def weighted(self) -> list[tuple[int, int, int]]:
         """Indices of (data, weights, bias) of each operation that has all three."""
         found = []
-        for name, inputs, _ in self._ops():
+        for name, inputs, _ in self.ops():
             places = _WEIGHTED.get(name, ())
             if places and len(inputs) > max(places) and min(inputs[place] for place in places) >= 0:
                 data, weights, bias = (inputs[place] for place in places)

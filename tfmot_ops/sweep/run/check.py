@@ -20,7 +20,8 @@ from tfmot_ops.core.measure.predictions import predict
 from tfmot_ops.core.pruning.channels import prune_channels
 from tfmot_ops.core.pruning.sparsity import assert_sparsity
 from tfmot_ops.core.pruning.wrappers import prune, strip
-from tfmot_ops.core.quantization.qat import normalize, outputs_without_fake_quant, quantize
+from tfmot_ops.core.quantization.qat import normalize, quantize
+from tfmot_ops.core.quantization.without_rounding import outputs_without_fake_quant
 from tfmot_ops.core.saving.files import load_model, save_model
 from tfmot_ops.core.tflite.export import export_tflite
 from tfmot_ops.core.tflite.profile import profile_tflite
