@@ -251,7 +251,7 @@ class _File:
         ]
 
     def names_in_integer_operations(self, float_names: set[str]) -> set[str]:
-        """Names of the tensors that integer operations read or write: all operations but those that write `float_names`."""
+        """Names of the tensors of integer operations, which are all operations but those that write `float_names`."""
         return {
             self.names[index]
             for _, inputs, outputs in self.ops()
