@@ -121,10 +121,11 @@ def _png(width: int, height: int, data: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
 
-def _audio(options: str = "", rate: int = 8000) -> Callable[[Path], str]:
+def _audio(options: str = "", rate: int = 8000, channels: int = 1, junk: int = 0) -> Callable[[Path], str]:
     def make(folder: Path) -> str:
         data = bytes(800)
-        head = struct.pack("<4sI8sIHHIIHH4sI", b"RIFF", 836, b"WAVEfmt ", 16, 1, 1, rate, 0, 2, 16, b"data", 800)
+        head = struct.pack("<4sI4s", b"RIFF", 836, b"WAVE") + b"junk\0\0\0\0" * junk
+        head += struct.pack("<4sIHHIIHH4sI", b"fmt ", 16, 1, channels, rate, 0, 2, 16, b"data", 800)
         for name in ("a", "b"):
             (folder / name).mkdir()
             for number in range(6):
@@ -132,6 +133,21 @@ def _audio(options: str = "", rate: int = 8000) -> Callable[[Path], str]:
         return f"audio:{folder}{options}"
 
     return make
+
+
+def _long_form(folder: Path) -> str:
+    """A WAV file whose description of the samples is 2 GB long."""
+    name = _audio()(folder)
+    with (folder / "a" / "0.wav").open("r+b") as file:
+        file.write(b"RIFF\0\0\0\0WAVEfmt " + (2**31).to_bytes(4, "little"))
+        file.truncate(2**31)
+    return name
+
+
+def _wide_csv(folder: Path) -> str:
+    names = [f"c{number}" for number in range(60_000)]
+    (folder / "a.csv").write_text(f"{','.join(names)}\n{','.join(['1'] * len(names))}\n")
+    return f"csv:{folder / 'a.csv'}?target=c7"
 
 
 def _features(shape: Any) -> Callable[[Path], str]:
@@ -184,6 +200,12 @@ DATA = {
     "audio at 10^9 Hz": Bad("data", 2, "at most 768000", _audio("?rate=999999999")),
     "audio of 10^9 bands": Bad("data", 2, "at most 1024", _audio("?mels=999999999")),
     "WAV file at 4 GHz": Bad("data", 2, "channels at 4294967295 Hz", _audio(rate=2**32 - 1)),
+    "WAV file of 65535 channels": Bad("data", 2, "65535 channels", _audio(channels=65535)),
+    "WAV file of 2000 chunks": Bad("data", 2, "no samples", _audio(junk=2000)),
+    "WAV file of a long form": Bad("data", 2, "no samples", _long_form),
+    "CSV file of 60,000 columns": Bad("data", 2, "at least 10 samples", _wide_csv),
+    "header that does not end": Bad("data", 2, "cannot be read", _lying(_npy("(" * 3000))),
+    "sizes that are True": Bad("data", 2, "N = 1", _lying(_npy("(True, True)"), zipfile.ZIP_STORED)),
     "record of 10^20 values": Bad("data", 2, "a shape of at most", _features([10**10, 10**10])),
     "record of 100 axes": Bad("data", 2, "a shape of at most", _features([1] * 100)),
 }
@@ -223,6 +245,12 @@ DOCUMENTS = {
     **{f"{kind}: nested deep": Bad(kind, 2, "nested", _yaml("a: " + "[" * DEEP)) for kind in ("recipe", "plan")},
     "recipe: JSON nested deep": Bad("recipe", 2, "nested", file_of("a.json", '{"name":' + "[" * DEEP)),
     "recipe: number of 5000 digits": Bad("recipe", 2, "", _yaml(f"name: x\nbudget: {{qat_epochs: {'9' * 5000}}}")),
+    "recipe: number of 4000 bits": Bad(
+        "recipe", 2, "too long", _yaml(f"name: x\nbudget: {{qat_epochs: 0x{'f' * 1000}}}")
+    ),
+    "recipe: name twice": Bad("recipe", 2, "line 2, column 1", _yaml("name: x\nname: y\n")),
+    "recipe: JSON with a name twice": Bad("recipe", 2, "twice", file_of("a.json", '{"name": "x", "name": "y"}')),
+    "expected: cell twice": Bad("expected", 2, "twice", _yaml("a: {}\nb: {}\na: {}\n")),
     "recipe: tag": Bad("recipe", 2, "cannot be parsed", _yaml("!!python/object/apply:os.system [x]\n")),
     "recipe: 1 MB": Bad("recipe", 2, "more than", _yaml("name: x\n" + "#" * 2**20)),
     "expected: list": Bad("expected", 2, "a mapping", _yaml("- a\n")),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import zipfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
+import numpy as np
 from tensorflow.core.framework import types_pb2
 from tensorflow.core.protobuf import saved_model_pb2
 from untrusted import changed_h5, changed_keras, small_model
@@ -164,6 +167,39 @@ def _endless_weights(file: Any) -> None:
     file.create_dataset("model_weights/more", shape=(10**12,), chunks=(2**20,), dtype="f4")
 
 
+def _weights_as_npz(folder: Path) -> Path:
+    """An archive with its weights in another one, whose 400 kB are 400 MB of zeros."""
+    with zipfile.ZipFile(folder.parent / "good.keras") as good:
+        members = {name: good.read(name) for name in good.namelist() if name != "model.weights.h5"}
+    weights = io.BytesIO()
+    np.savez_compressed(weights, **{"_layer_checkpoint_dependencies/conv": np.zeros(4 * 10**8, np.uint8)})
+    with zipfile.ZipFile(folder / "model.keras", "w") as archive:
+        for name, data in (members | {"model.weights.npz": weights.getvalue()}).items():
+            archive.writestr(name, data)
+    return folder / "model.keras"
+
+
+def _last_layer_first(config: Any) -> None:
+    """A chain of 600 layers, each before the one whose result it reads."""
+    flat, scores = (layer(config, name) for name in ("flat", "scores"))
+    names = ["flat", *(f"more{number}" for number in range(600))]
+    more = [
+        {"class_name": "Activation", "config": {"name": name, "activation": "linear"}, "name": name}
+        | {"inbound_nodes": [[[before, 0, 0, {}]]]}
+        for before, name in pairwise(names)
+    ]
+    scores["inbound_nodes"] = [[[names[-1], 0, 0, {}]]]
+    others = [each for each in config["config"]["layers"] if each not in (flat, scores)]
+    config["config"]["layers"] = [*others, scores, *reversed(more), flat]
+
+
+def _link_out(folder: Path) -> None:
+    """The folder of the weights is elsewhere, and a pipe is in it."""
+    (folder.parent / "elsewhere").mkdir()
+    os.mkfifo(folder.parent / "elsewhere" / "variables.index")
+    (folder / "variables").symlink_to(folder.parent / "elsewhere")
+
+
 def _much_room(folder: Path) -> Path:
     """A small model whose layer has 16 * 10^12 values for one sample."""
     layers = core.keras.layers
@@ -198,6 +234,9 @@ MODELS = {
     "device as .keras": Bad("model", 4, "a pipe, a socket or a device", link("model.keras", "/dev/zero")),
     "link to itself": Bad("model", 4, "does not exist", link("model.h5", "model.h5")),
     "pipe in a SavedModel": Bad("model", 4, "a pipe", _saved_model(lambda path: os.mkfifo(path / "fingerprint.pb"))),
+    "link out of a SavedModel": Bad("model", 3, "outside of the folder", _saved_model(_link_out)),
+    "weights as .npz": Bad("model", 4, "has no model.weights.h5", _weights_as_npz),
+    "last layer first": Bad("model", 4, "before those they read", _edited(".h5", _last_layer_first)),
     "empty SavedModel": Bad("model", 4, "cannot be loaded", _saved_model(lambda _: None)),
     "cut SavedModel": Bad("model", 4, "cannot be loaded", _saved_model(_cut_graph)),
     "no model at all": Bad("model", 4, "does not exist", lambda folder: folder / "none.h5"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -298,3 +299,13 @@ def test_a_description_of_any_depth_is_read() -> None:
     for _ in range(5000):
         config = [config]
     assert [finding.what for finding in unsafe_names(config)] == ["function 'system' of module 'os'"]
+
+
+def test_a_long_vocabulary_is_looked_through_in_little_memory() -> None:
+    words: dict[str, Any] = {"class_name": "StringLookup", "config": {"vocabulary": ["word"] * 300_000}}
+    tracemalloc.start()
+    try:
+        assert list(unsafe_names(words)) == []
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000  # 60 MB with a part of its own for each word
+    finally:
+        tracemalloc.stop()

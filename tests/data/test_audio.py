@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import wave
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ from scipy.io import wavfile
 
 from tfmot_ops.data.columns import Lazy
 from tfmot_ops.data.sources.by_name import read_source
+from tfmot_ops.data.sources.front_end import FrontEnd, factors, resampled
 from tfmot_ops.data.sources.source import Source
 from tfmot_ops.data.sources.wav import read_wav
 from tfmot_ops.errors import SpecError
@@ -20,6 +22,8 @@ from tfmot_ops.errors import SpecError
 RATE = 16000
 TONE = (0.5 * np.sin(2 * np.pi * 440.0 * np.arange(RATE) / RATE)).astype(np.float32)
 NOISE = np.random.default_rng(0).uniform(-0.9, 0.9, RATE).astype(np.float32)
+# The rates of usual files, and two without a common factor, whose filter would have 15 million numbers.
+RATES = [8000, 11025, 16000, 22050, 44100, 48000, 96000, 767_999]
 OPTIONS = "rate, seconds, front, mels, window_ms, hop_ms, coefficients, skip"
 
 
@@ -218,3 +222,22 @@ def test_a_folder_without_classes_is_refused(tmp_path: Path):
     error = refused(tmp_path)
     assert error.required == "one sub-folder per class, each with WAV files (.wav)"
     assert error.received == "0 sub-folders, 0 of them without WAV files"
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_a_long_file_is_read_only_as_far_as_its_clip_reaches(tmp_path, rate):
+    samples = np.random.default_rng(0).uniform(-0.9, 0.9, 3 * rate).astype(np.float32)
+    path = write(tmp_path / "long.wav", samples, rate)
+    end = FrontEnd(RATE, RATE, "logmel", 40, 480, 320, 10)
+    read, _ = read_wav(path, end.frames)
+    assert rate <= len(read) < 1.1 * rate
+    np.testing.assert_allclose(end.features(read, rate), end.features(samples, rate), atol=1e-4)
+
+
+def test_the_filter_between_two_rates_is_short():
+    started = time.process_time()
+    tone = np.sin(2 * np.pi * 440.0 * np.arange(767_999) / 767_999).astype(np.float32)
+    found = resampled(tone, 767_999, RATE)
+    assert time.process_time() - started < 2.0  # 15 s with the exact ratio
+    np.testing.assert_allclose(found[100:15_900], 2 * TONE[100:15_900], atol=0.02)
+    assert [factors(rate, RATE) for rate in RATES[:4]] == [(2, 1), (640, 441), (1, 1), (320, 441)]

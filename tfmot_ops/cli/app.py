@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import io
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -21,7 +23,7 @@ from tfmot_ops.cli.search_command import search
 from tfmot_ops.contract import (
     Device,
 )
-from tfmot_ops.errors import StepFailedError, TfmotOpsError
+from tfmot_ops.errors import SpecError, StepFailedError, TfmotOpsError
 from tfmot_ops.system import environment, files, native_log, processes
 from tfmot_ops.system.scratch import temporary_files_in_scratch
 from tfmot_ops.system.uri_secrets import hide
@@ -50,14 +52,45 @@ def main() -> None:
     # TensorFlow's import makes 344,000 objects. Python's default, a collection after every 700, costs a tenth of a
     # short step.
     gc.set_threshold(50_000, 10, 10)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal of another encoding than UTF-8, and a file name that is not UTF-8, cannot be printed as they are.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        _check_arguments()
         app()
     except Exception as error:  # noqa: BLE001 - no caller is left to report it
-        known = error if isinstance(error, TfmotOpsError) else files.disk_failure(error)
+        known = error if isinstance(error, TfmotOpsError) else files.disk_failure(error) or _no_folder(error)
         # An unexpected exception gets Python's traceback, with secrets replaced.
         text = traceback.format_exc() if known is None else f"{type(known).__name__}: {known}\n"
         sys.stderr.write(hide(text, *_uris()))
         sys.exit(TfmotOpsError.exit_code if known is None else known.exit_code)
+
+
+def _check_arguments() -> None:
+    """Refuse arguments, such as a folder's name, that are not UTF-8: no result and no MLflow run could hold them."""
+    for argument in sys.argv[1:]:
+        given = os.fsencode(argument)
+        try:
+            given.decode()
+        except UnicodeDecodeError as error:
+            raise SpecError(
+                "an argument is not text in UTF-8",
+                required="names of files and folders in UTF-8",
+                received=repr(given)[1:],
+                remedy="rename the file or folder",
+            ) from error
+
+
+def _no_folder(error: Exception) -> StepFailedError | None:
+    """The error for the user if the folder in which the command was started is gone."""
+    if isinstance(error, FileNotFoundError) and not files.has_current_folder():
+        return StepFailedError(
+            "the folder in which the command was started does not exist any more",
+            required="a folder that is there while the command runs",
+            received=f"{type(error).__name__}: {error}",
+            remedy="change to another folder, and start the same command again",
+        )
+    return None
 
 
 def _uris() -> list[str | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -66,9 +67,19 @@ class ProgressReporter:
 
 
 def say(text: str) -> None:
-    """Print a progress line and flush stdout: a person may follow the log while the step runs."""
-    sys.stdout.write(PREFIX + hide(text) + "\n")
-    sys.stdout.flush()
+    """Print a progress line and flush stdout: a person may follow the log while the step runs.
+
+    Raises:
+        SystemExit: nobody reads stdout any more (`tfmot-ops optimize | head -1`); the code is that of SIGPIPE in a
+            shell, and the command ends as after a signal.
+    """
+    try:
+        sys.stdout.write(PREFIX + hide(text) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What Python still holds for stdout is written when the process ends, and would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
 
 
 def say_on_stderr(text: str) -> None:

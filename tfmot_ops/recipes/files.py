@@ -30,6 +30,8 @@ _MOST_BYTES = 128 * 1024
 #: Largest nesting depth of a YAML recipe, and largest number of references to anchors: ten lines of nested references
 #: can expand to billions of values.
 _DEEPEST, _MOST_ALIASES = 32, 16
+#: Longest whole number, in bits.
+_MOST_BITS = 64
 
 
 class _Loader(yaml.SafeLoader):
@@ -50,6 +52,45 @@ class _Loader(yaml.SafeLoader):
             return super().compose_node(parent, index)
         finally:
             self._depth -= 1
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Called by PyYAML for each mapping; of a name that stands there twice, PyYAML would drop the first value."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for name in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (name.tag, name.value) in seen:
+                raise yaml.MarkedYAMLError(problem="given twice", problem_mark=name.start_mark)
+            seen.add((name.tag, name.value))
+        return node
+
+    def construct_int(self, node: yaml.ScalarNode) -> int:
+        """Called by PyYAML for each whole number; hexadecimal ones could have any length."""
+        return _limited(super().construct_yaml_int(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)
+
+
+def _limited(number: int) -> int:
+    """A whole number of at most 64 bits.
+
+    Raises:
+        ValueError: it is longer; Python could not even print one of 4300 digits.
+    """
+    if number.bit_length() > _MOST_BITS:
+        raise ValueError("a number that is too long")
+    return number
+
+
+def _without_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The mapping of a JSON object.
+
+    Raises:
+        ValueError: a name stands there twice, of which Python would drop the first value.
+    """
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a name that is given twice")
+    return dict(pairs)
 
 
 def is_recipe_file(text: str | Path) -> bool:
@@ -155,13 +196,16 @@ def _read(path: Path, what: str) -> bytes:
 def _parse(path: Path, content: bytes, what: str) -> Any:
     try:
         text = content.decode("utf-8")
-        return json.loads(text) if path.suffix.lower() == ".json" else yaml.load(text, _Loader)  # noqa: S506 - it is safe
+        if path.suffix.lower() == ".json":
+            return json.loads(text, object_pairs_hook=_without_twice, parse_int=lambda digits: _limited(int(digits)))
+        return yaml.load(text, _Loader)  # noqa: S506 - it is safe
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         place = _place(error)
     # Raised outside the exception handler: the parser's message quotes the file, and would be logged as the context.
     raise RecipeError(
         f"{what} file {path} cannot be parsed",
-        required=f"YAML or JSON, nested at most {_DEEPEST} deep, with at most {_MOST_ALIASES} references to anchors",
+        required=f"YAML or JSON in which no mapping has a name twice, nested at most {_DEEPEST} deep, with at most "
+        f"{_MOST_ALIASES} references to anchors",
         received=f"something else at {place}",
         remedy="correct that place; YAML indents with spaces only",
     )
@@ -179,7 +223,7 @@ def _place(error: Exception) -> str:
         return f"character {error.position}"
     if isinstance(error, RecursionError):
         return "a value that is nested too deep"
-    return "a value, such as a number that is too long"
+    return "a value: a number that is too long, or a name that is given twice in one mapping"
 
 
 @cache

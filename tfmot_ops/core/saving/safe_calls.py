@@ -18,6 +18,9 @@ from tfmot_ops.core.saving.safe_names import is_known_layer
 _CONSTANT = "_CONSTANT_VALUE"
 #: Length of a reference to a layer's result (layer, call, result), and of one with the call's further arguments.
 _LENGTHS = (3, 4)
+#: Most times that Keras may try a call whose inputs do not exist yet, and how many more for each call of the model.
+#: Keras saves layers after those that they read, and tries again only layers that are called several times.
+_MOST_TRIES, _TRIES_PER_CALL = 50_000, 10
 
 
 def calls_of_constants(config: object) -> Iterator[str]:
@@ -42,7 +45,8 @@ def check_calls(config: object) -> None:
         config: the config, as `json.loads` returns it.
 
     Raises:
-        ValueError: names a layer that is never called, or one whose arguments Keras cannot read.
+        ValueError: names a layer that is never called, or one whose arguments Keras cannot read; or the layers stand
+            in an order in which Keras would take hours.
     """
     for model in _functional_models(config):
         waiting = [(layer, list(_calls(layer))) for layer in model["layers"]]
@@ -50,8 +54,12 @@ def check_calls(config: object) -> None:
         made: Counter[str] = Counter({_name(layer): _first_call(layer) for layer in model["layers"]})
         for layer, calls in waiting:
             _refuse_unknown_names(layer, calls, made.keys())
+        tries, most = 0, _MOST_TRIES + _TRIES_PER_CALL * sum(len(calls) for _, calls in waiting)
         while waiting:
             before = sum(made.values())
+            tries += len(waiting)
+            if tries > most:
+                raise ValueError(f"Keras would try more than {most:,} calls, as layers stand before those they read")
             for layer, calls in waiting:
                 while calls and all(
                     name in inputs or _is_made(call, made[name]) for name, call in _references(calls[0])
@@ -89,7 +97,7 @@ def _functional_models(config: object) -> Iterator[dict[str, Any]]:
                 yield part
             todo += part.values()
         elif isinstance(part, list):
-            todo += part
+            todo += (item for item in part if isinstance(item, dict | list))
 
 
 def _is_called_layer(entry: object) -> bool:

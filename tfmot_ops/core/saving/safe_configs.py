@@ -99,6 +99,8 @@ def _items(part: _Part) -> Iterator[_Part]:
     if len(items) > 1 and items[0] == "_COMPOSITE_TYPE":  # Keras stores such a constant as JSON text inside the JSON
         items[1] = json.loads(items[1])
     for index, item in enumerate(items):
+        if not isinstance(item, dict | list) and not (isinstance(item, str) and part.key in _NAMING_KEYS):
+            continue  # a number or a word: a vocabulary may have millions of them
         name = _config_of(item).get("name") if isinstance(item, dict) else None
         label = f" {name!r}" if isinstance(name, str) else ""
         yield _Part(item, f"{part.where}[{index}]{label}", part.key)

@@ -29,6 +29,10 @@ _REGISTER = (
 _TRUST = (
     "save the model again without it; a file that you trust can be loaded by core.load_model(path, allow_unsafe=True)"
 )
+_COPY = (
+    "copy the folder together with what its links lead to (cp -rL) if you trust that; a folder that you trust can be "
+    "loaded by core.load_model(path, allow_unsafe=True)"
+)
 
 
 def check_sizes(path: Path) -> None:
@@ -110,7 +114,8 @@ def _check_keras(path: Path) -> int:
         _check_config(path, "config.json", archive.read("config.json"))
         weights = "model.weights.h5"
         if weights not in archive.namelist():
-            return 0
+            # Keras would read `model.weights.npz`, an archive within the archive, which can expand to any size.
+            raise ValueError(f"the archive has no {weights}")
         # Read to memory: h5py seeks, and seeking in a compressed archive member rereads it from its start.
         data = archive.read(weights)
     with h5py.File(io.BytesIO(data), "r") as file:
@@ -163,8 +168,18 @@ def _unsafe_data(data: h5py.Dataset) -> Iterator[str]:
         yield "objects instead of numbers"
 
 
+def _check_links(path: Path) -> None:
+    """Refuse links out of a folder: what they lead to, such as somebody else's file, would become the weights."""
+    inside = path.resolve()
+    for each in path.rglob("*"):
+        if each.is_symlink() and not each.resolve().is_relative_to(inside):
+            what = f"a link to {str(each.resolve())!r}, which is outside of the folder,"
+            _refuse(path, what, str(each.relative_to(path)), remedy=_COPY)
+
+
 def _check_saved_model(path: Path) -> int:
     """Check a SavedModel folder; returns the bytes of its files."""
+    _check_links(path)
     meta_graphs = tf.__internal__.saved_model.parse_saved_model(str(path)).meta_graphs
     if not meta_graphs:
         raise ValueError("saved_model.pb holds no graph")

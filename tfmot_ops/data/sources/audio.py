@@ -107,7 +107,7 @@ class _Features:
         """The features of a file."""
         features = self._kept.get(path)
         if features is None:
-            features = self._end.features(*read_wav(path))
+            features = self._end.features(*read_wav(path, self._end.frames))
             if len(self._kept) < self._most:
                 self._kept[path] = features
         return features

@@ -108,7 +108,8 @@ def _plan(query: Query, path: Path) -> _Plan:
     targets, group, weight = query.names("target"), query.text("group"), query.text("weight")
     if not targets:
         query.refuse("target", f"the name of a column: {', '.join(columns)}")
-    others = [name for name in columns if name not in {*targets, group, weight}]
+    taken = {*targets, group, weight}
+    others = [name for name in columns if name not in taken]
     features = query.names("features") or tuple(others)
     window = query.integer("window", 0)
     plan = _Plan(features, targets, group, window, query.integer("step", window or 1), weight)
@@ -151,7 +152,8 @@ def _columns(path: Path) -> list[str]:
 
 
 def _check_columns(path: Path, columns: Sequence[str], wanted: Sequence[str]) -> None:
-    missing = [name for name in wanted if name not in columns]
+    known = frozenset(columns)
+    missing = [name for name in wanted if name not in known]
     if missing:
         raise SpecError(
             f"{path} has no column {missing[0]}",
@@ -166,7 +168,8 @@ def _table(path: Path, plan: _Plan) -> _Table:
     text = [*plan.targets, *([plan.group] if plan.group else [])]
     numeric = (*plan.features, *([plan.weight] if plan.weight else []))
     _check_columns(path, columns, [*text, *numeric])
-    number_places, text_places = ([columns.index(name) for name in names] for names in (numeric, text))
+    places = {name: place for place, name in enumerate(columns)}
+    number_places, text_places = ([places[name] for name in names] for names in (numeric, text))
     numbers = array("d")
     words: list[list[str]] = [[] for _ in text]
     with _opened(path) as (_, rows):

@@ -7,7 +7,7 @@ Computed by NumPy and SciPy as `tf.signal` computes them (`stft`, `linear_to_mel
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import gcd
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,9 @@ Floats = npt.NDArray[np.float32]
 FLOOR = 1e-6
 #: Lowest frequency of the bands in Hz; it and the floor are those of TensorFlow's example of MFCCs.
 LOWEST_HZ = 80.0
+#: Largest factor by which a rate is raised or lowered, and samples on each side of one that scipy's filter reads for
+#: each time that the larger factor holds the smaller.
+_MOST_FACTOR, _FILTER = 2**16, 10
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,14 @@ class FrontEnd:
         frames = 1 + (self.samples - self.window) // self.hop
         return frames, self.mels if self.kind == "logmel" else self.coefficients, 1
 
+    def frames(self, rate: int) -> int:
+        """How many samples at `rate` Hz decide the features: those of the clip, and those that the filter reads after.
+
+        A file may be hours long, and is not read beyond them.
+        """
+        up, down = factors(rate, self.rate)
+        return -(-self.samples * down // up) + _FILTER * max(up, down) // up + 2
+
     def features(self, samples: Floats, rate: int) -> Floats:
         """The features of samples [time] in [-1, 1] at `rate` Hz, of the shape `shape`."""
         wave = np.zeros(self.samples, np.float32)
@@ -91,9 +102,21 @@ def resampled(samples: Floats, rate: int, to_rate: int) -> Floats:
         return samples
     from scipy.signal import resample_poly
 
-    divisor = gcd(rate, to_rate)
-    result: Floats = resample_poly(samples, to_rate // divisor, rate // divisor).astype(np.float32)
+    result: Floats = resample_poly(samples, *factors(rate, to_rate)).astype(np.float32)
     return result
+
+
+def factors(rate: int, to_rate: int) -> tuple[int, int]:
+    """The factors by which the rate is raised and then lowered.
+
+    The filter between both is as long as the larger factor: a file of a few bytes at 767,999 Hz would get one of 15
+    million numbers. So rates without a common factor get the nearest ratio of smaller factors, which is off by less
+    than one sample in `_MOST_FACTOR`.
+    """
+    slower, faster = sorted((rate, to_rate))
+    exact = Fraction(slower, faster)
+    smaller, larger = (exact.limit_denominator(_MOST_FACTOR) or exact).as_integer_ratio()
+    return (smaller, larger) if to_rate == slower else (larger, smaller)
 
 
 def mel_bands(mels: int, bins: int, rate: int) -> Floats:

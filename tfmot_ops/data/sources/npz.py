@@ -37,7 +37,7 @@ def read_npz(path: Path) -> Source:
             arrays = {
                 member.filename.removesuffix(".npy"): _array(path, archive, member) for member in archive.infolist()
             }
-    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+    except Exception as error:  # NumPy's parser of headers, and zipfile, raise errors of many classes
         raise SpecError(
             f"{path} cannot be read",
             required="a .npz file with arrays of numbers, written by numpy.savez",
@@ -107,11 +107,12 @@ def _header(file: IO[bytes], member: zipfile.ZipInfo) -> _Header:
     """
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
-        header = _Header(*np.lib.format.read_array_header_1_0(file))
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     elif version == (2, 0):
-        header = _Header(*np.lib.format.read_array_header_2_0(file))
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
     else:
         raise ValueError(f"{member.filename} is of the format {version}, which only records of several fields need")
+    header = _Header(tuple(map(int, shape)), fortran, dtype)  # NumPy lets sizes be True
     # NumPy makes an array of the header's shape before it reads the first value.
     size = math.prod(header.shape) * header.dtype.itemsize
     if size > member.file_size and not header.dtype.hasobject:

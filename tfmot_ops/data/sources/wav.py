@@ -5,6 +5,7 @@ Python's module `wave` reads no floats, and scipy's reader warns, in whichever t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -22,6 +23,9 @@ _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 HIGHEST_RATE = 768_000
 #: Size in a header whose writer could not know it, such as a pipe's: the samples go to the end of the file.
 _UNKNOWN = 0xFFFFFFFF
+#: Most chunks before the samples, bytes of the chunk `fmt ` that are read, and channels. A damaged header can say any
+#: number, and each chunk of no bytes takes a read of its own.
+_MOST_CHUNKS, _FORM_BYTES, _MOST_CHANNELS = 1000, 64, 256
 Wave = npt.NDArray[np.float32]
 
 
@@ -59,12 +63,15 @@ def read_header(path: Path) -> Header:
         if riff[:4] != b"RIFF" or riff[8:] != b"WAVE":
             raise ValueError("no RIFF WAVE header")
         form = b""
-        while len(chunk := file.read(8)) == 8:  # noqa: PLR2004 - name and size
+        for _ in range(_MOST_CHUNKS):
+            if len(chunk := file.read(8)) < 8:  # noqa: PLR2004 - name and size
+                break
             name, size = chunk[:4], int.from_bytes(chunk[4:], "little")
             if name == b"data":
                 return _header(form, file, size, length)
             if name == b"fmt ":
-                form = file.read(min(size, length))
+                form = file.read(min(size, _FORM_BYTES))
+                file.seek(size - len(form), 1)
             else:
                 file.seek(size, 1)
             file.seek(size % 2, 1)  # chunks begin at even offsets
@@ -81,7 +88,7 @@ def _header(form: bytes, file: BinaryIO, size: int, length: int) -> Header:
         code = int.from_bytes(form[24:26], "little")
     if (code, bits) not in {(_PCM, 8), (_PCM, 16), (_PCM, 24), (_PCM, 32), (_FLOAT, 32), (_FLOAT, 64)}:
         raise ValueError(f"format {code} of {bits} bits")
-    if channels == 0 or not 1 <= rate <= HIGHEST_RATE:
+    if not 1 <= channels <= _MOST_CHANNELS or not 1 <= rate <= HIGHEST_RATE:
         raise ValueError(f"{channels} channels at {rate} Hz")
     if size == _UNKNOWN:
         size = length - begin
@@ -90,8 +97,13 @@ def _header(form: bytes, file: BinaryIO, size: int, length: int) -> Header:
     return Header(code, channels, rate, bits, begin, size)
 
 
-def read_wav(path: Path) -> tuple[Wave, int]:
+def read_wav(path: Path, frames: Callable[[int], int] | None = None) -> tuple[Wave, int]:
     """The samples [time] of a WAV file in [-1, 1], channels averaged, and their rate in Hz.
+
+    Args:
+        path: of the file.
+        frames: returns for a rate in Hz how many samples of each channel to read; the rest of the file is not read.
+            None reads all.
 
     Raises:
         SpecError: the file is broken, or of another kind.
@@ -100,7 +112,8 @@ def read_wav(path: Path) -> tuple[Wave, int]:
         header = read_header(path)
         with path.open("rb") as file:
             file.seek(header.begin)
-            data = file.read(header.size)
+            frame = header.channels * header.bits // 8
+            data = file.read(header.size if frames is None else min(header.size, frame * frames(header.rate)))
     except (OSError, ValueError) as error:
         raise SpecError(
             f"{path} cannot be decoded",
@@ -108,7 +121,6 @@ def read_wav(path: Path) -> tuple[Wave, int]:
             received=f"{type(error).__name__}: {error}",
             remedy="repair, convert or remove the file",
         ) from error
-    frame = header.channels * header.bits // 8
     samples = _samples(data[: len(data) // frame * frame], header)
     return samples.reshape(-1, header.channels).mean(axis=1, dtype=np.float32), header.rate
 
