@@ -18,6 +18,7 @@ import tensorflow as tf
 from tfmot_ops.core.graph.ir import Tensor, is_graph_model, map_tensors, tensors
 from tfmot_ops.core.graph.layers import LearnedTensor
 from tfmot_ops.core.keras import private
+from tfmot_ops.core.keras.added_losses import without_added_losses
 from tfmot_ops.core.keras.identity import Itself
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import KerasTensor
@@ -30,6 +31,8 @@ from tfmot_ops.core.keras.weights import (
     restore_attributes,
 )
 from tfmot_ops.errors import UnsupportedModelError
+
+_LOG = logging.getLogger(__name__)
 
 
 class LearnedTensors:
@@ -146,10 +149,16 @@ def _recording_of(
         # Keras warns that a recorded function reads a weight; here the weight becomes a weight of the new model.
         logger.setLevel(logging.ERROR)
         with _without_recorded_calls(layer), ExitStack() as exchanges:
+            # What a model adds is a part of how it is trained, as its loss is; what a layer adds stays with the layer.
+            models = [layer] if isinstance(layer, keras.Model) else []
+            added = exchanges.enter_context(without_added_losses(models))
             for holder in holders:
                 exchanges.enter_context(exchanged(holder, tensor_of))
             tape = exchanges.enter_context(tf.GradientTape())
             made = keras.Model(inputs, _call_of(layer)(layer, *args, **kwargs), name=layer.name)
+        if added:
+            names = ", ".join(sorted(set(added)))
+            _LOG.warning("%s: leaves out what its call adds by %s; add it to the loss", layer.name, names)
         return made, {Itself(private.plain_variable(weight)) for weight in tape.watched_variables()}
     finally:
         logger.setLevel(level)

@@ -130,7 +130,9 @@ class _Emitter:
             # The only tensor may be in a list or a dict, as of `tf.split(x, 1)`.
             (value,) = tf.nest.flatten(result)
             value = self._quantize_output(node, value)
-            value = value if node in self.fused else _in_shape(value, outputs[0].shape)
+            shaped = value if node in self.fused else _in_shape(value, outputs[0].shape)
+            # The range on both sides, or the converter moves the reshape behind a sum or product, whose range it loses.
+            value = value if shaped is value else self._quantize_output(node, shaped)
             return tf.nest.pack_sequence_as(result, [value])
 
     def _compute(self, node: Node, layer: Layer, args: Args, kwargs: Kwargs) -> Any:
