@@ -223,10 +223,10 @@ LAYERS: dict[type, OpSpec] = {
     # Pools.
     _L.MaxPooling1D: _pass("MAX_POOL_2D", "RESHAPE"),
     _L.MaxPooling2D: _pass("MAX_POOL_2D", relu_keeps_range=True),
-    _L.MaxPooling3D: OpSpec(Role.FLOAT, why_float=_NO_OPERATION),
+    _L.MaxPooling3D: OpSpec(Role.FLOAT, why_float=_NO_OPERATION, rewritten_to_int8=True),
     _L.AveragePooling1D: _same_scale("AVERAGE_POOL_2D", "RESHAPE"),
     _L.AveragePooling2D: _same_scale("AVERAGE_POOL_2D", relu_keeps_range=True),
-    _L.AveragePooling3D: OpSpec(Role.FLOAT, why_float=_NO_OPERATION),
+    _L.AveragePooling3D: OpSpec(Role.FLOAT, why_float=_NO_OPERATION, rewritten_to_int8=True),
     _L.GlobalMaxPooling1D: _pass("REDUCE_MAX"),
     _L.GlobalMaxPooling2D: _pass("REDUCE_MAX"),
     _L.GlobalMaxPooling3D: _pass("REDUCE_MAX"),

@@ -18,6 +18,7 @@ import tensorflow as tf
 from tfmot_ops.core.graph.ir import Tensor, is_graph_model, map_tensors, tensors
 from tfmot_ops.core.graph.layers import LearnedTensor
 from tfmot_ops.core.keras import private
+from tfmot_ops.core.keras.added_losses import without_added_losses
 from tfmot_ops.core.keras.identity import IdentityKey
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import KerasTensor
@@ -31,6 +32,8 @@ from tfmot_ops.core.keras.weights import (
     weights_replaced,
 )
 from tfmot_ops.errors import UnsupportedModelError
+
+_LOG = logging.getLogger(__name__)
 
 
 class LearnedTensors:
@@ -148,10 +151,16 @@ def _recording_of(
         # Keras warns that a recorded function reads a weight; here the weight becomes a weight of the new model.
         logger.setLevel(logging.ERROR)
         with _without_recorded_calls(layer), ExitStack() as replacements:
+            # What a model adds is a part of how it is trained, as its loss is; what a layer adds stays with the layer.
+            models = [layer] if isinstance(layer, keras.Model) else []
+            added = replacements.enter_context(without_added_losses(models))
             for owner in weight_owners:
                 replacements.enter_context(weights_replaced(owner, tensor_of))
             tape = replacements.enter_context(tf.GradientTape())
             made = keras.Model(inputs, _call_of(layer)(layer, *args, **kwargs), name=layer.name)
+        if added:
+            names = ", ".join(sorted(set(added)))
+            _LOG.warning("%s: leaves out what its call adds by %s; add it to the loss", layer.name, names)
         return made, {variable_key(weight) for weight in tape.watched_variables()}
     finally:
         logger.setLevel(level)

@@ -161,10 +161,15 @@ def _on_tensor(graph: Graph, plan: Plan) -> OnTensor:
         # A shared layer has one range for all its calls.
         if key not in made:
             producer = graph.input_names[tensor] if tensor.producer is None else layers[tensor.producer.path]
-            made[key] = QuantizeLayer(quantizer, name=free_name(f"quantize_{scope_safe_name(producer)}", key[1], used))
+            made[key] = QuantizeLayer(quantizer, name=free_name(_quantizer_name(producer), key[1], used))
         return made[key](value)
 
     return on_tensor
+
+
+def _quantizer_name(producer: str) -> str:
+    """A quantiser's name; without dots, at which Keras splits the names of variables when it loads a SavedModel."""
+    return f"quantize_{scope_safe_name(producer)}".replace(".", "_")
 
 
 def _required_sparsity(model: keras.Model, recipe: Recipe) -> RequiredSparsity | None:

@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfmot_ops.core.keras import private
+from tfmot_ops.core.keras.added_losses import without_added_losses
 from tfmot_ops.core.keras.batches import with_zero_state
 from tfmot_ops.core.keras.types import Args, Kwargs, Layer, TensorLike
 
@@ -57,8 +58,8 @@ def float_barrier(value: TensorLike) -> Any:
 
 
 def call_for_inference(layer: Layer, args: Args, kwargs: Kwargs) -> Any:
-    """The result of a layer's `call` with training=False; a stateful layer starts from 0."""
+    """The result of a layer's `call` with training=False; a stateful layer starts from 0, and no losses are added."""
     if private.call_signature(layer).expects_training_arg:
         kwargs = kwargs | {"training": False}
-    with with_zero_state(layer):
+    with with_zero_state(layer), without_added_losses(private.layers_within(layer)):
         return layer.call(*args, **kwargs)

@@ -129,10 +129,10 @@ class _InferenceEmitter:
             if len(outputs) != 1 or not outputs[0].is_float:
                 return result
             # The only tensor may be in a list or a dict, as of `tf.split(x, 1)`.
-            (value,) = tf.nest.flatten(result)
-            value = self._quantize_output(node, value)
-            value = value if node in self.fused else _restore_shape(value, outputs[0].shape)
-            return tf.nest.pack_sequence_as(result, [value])
+            value = self._quantize_output(node, *tf.nest.flatten(result))
+            shaped = value if node in self.fused else _restore_shape(value, outputs[0].shape)
+            # The range on both sides, or the converter moves the reshape behind a sum or product, whose range it loses.
+            return tf.nest.pack_sequence_as(result, [value if shaped is value else self._quantize_output(node, shaped)])
 
     def _compute(self, node: Node, layer: Layer, args: Args, kwargs: Kwargs) -> Any:
         """Emit a call without the quantiser of its output; `layer` is the layer within a wrapper."""

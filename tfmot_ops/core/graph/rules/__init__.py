@@ -21,9 +21,16 @@ from tfmot_ops.core.graph.rules.pools import pool
 from tfmot_ops.core.graph.rules.products import einsum, product
 from tfmot_ops.core.graph.rules.recurrent import recurrent
 from tfmot_ops.core.graph.rules.roots import division_by_root, inverse_root, learned_power, variance
-from tfmot_ops.core.graph.rules.softmaxes import softmax_by_hand, softmax_of_inner_axis
-from tfmot_ops.core.graph.rules.standardization import normalization, normalization_of_axes, preprocessing
+from tfmot_ops.core.graph.rules.softmaxes import guarded_softmax, softmax_by_hand, softmax_of_inner_axis
+from tfmot_ops.core.graph.rules.standardization import (
+    cosine,
+    normalization,
+    normalization_of_axes,
+    normalization_of_batch,
+    preprocessing,
+)
 from tfmot_ops.core.graph.rules.statistics import reduction, unit_length
+from tfmot_ops.core.graph.rules.volumes import pool_of_volume
 
 #: In order of precedence: the first rule that does not return None replaces the call.
 RULES = (
@@ -39,6 +46,7 @@ RULES = (
     einsum,
     patches,
     pool,
+    pool_of_volume,
     two_sided_relu,
     arithmetic,
     function_as_layer,
@@ -65,9 +73,12 @@ RULES = (
 #: The same for QAT. PTQ and float files leave recurrent layers and statistics to the converter.
 QAT_RULES = (
     recurrent,
+    guarded_softmax,
     reduction,
     unit_length,
     normalization_of_axes,
+    normalization_of_batch,
+    cosine,
     cumulative_sum,
     local_response,
     learned_power,

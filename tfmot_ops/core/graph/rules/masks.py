@@ -9,71 +9,167 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Node, Tensor, map_tensors, tensors
-from tfmot_ops.core.graph.layers import Affine, MaskedScores, scale_and_offset
+from tfmot_ops.core.graph.layers import Affine, LearnedTensor, MaskedScores, scale_and_offset
+from tfmot_ops.core.graph.of_weights import weight_only_value
 from tfmot_ops.core.graph.rewrite import Rewriter
 from tfmot_ops.core.graph.roles import activation_name
 from tfmot_ops.core.graph.rules.arithmetic import arguments_of, symbol_of
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import TFOpLambda
 from tfmot_ops.core.keras.types import Args, Function, Layer
+from tfmot_ops.core.keras.values import value_of
 
 _L = keras.layers
-#: A score at or below this is masked: float16 models use -1e4, the others -1e9. Scores themselves are far smaller.
-_MASKED = -1e3
-#: Functions that only move elements. A rule that replaces the adder by the mask applies them to the mask instead.
+#: A score at or below this is masked. Swin transformers use -100, float16 models -1e4, the others -1e9; beside other
+#: scores, the softmax of each is 0 in float32.
+_MASKED = -50.0
+#: Functions that move elements; they are applied to the mask as they were to the adder.
 _MOVES = {"reshape", "expand_dims", "compat.v1.squeeze", "compat.v1.transpose", "__operators__.getitem", "tile"}
 _MOVES |= {"broadcast_to", "repeat", "identity", "stop_gradient"}
+#: TensorFlow function -> the sign of its second operand.
+_SUMS = {"math.add": 1.0, "__operators__.add": 1.0, "math.subtract": -1.0}
+#: True where a score counts: a tensor of the graph, or a constant.
+Mask = Tensor | npt.NDArray[np.bool_]
 
 
 def masked_by_hand(node: Node, out: Rewriter) -> Any:
-    """softmax(scores + large negative numbers), softmax(tf.where(mask, scores, -1e9)) -> MaskedScores, softmax."""
+    """softmax(scores + large negative numbers), softmax(tf.where(mask, scores, -1e9)) -> MaskedScores, softmax.
+
+    Between the sum and the softmax, the scores may be moved, as by a reshape.
+    """
     if not _is_softmax(node) or len(node.inputs()) != 1:
         return None
-    before = node.inputs()[0].producer
+    moves, before = _moves_before(node.inputs()[0])
     found = None if before is None else _masked_sum(before, out) or _masked_choice(before, out)
-    if found is None:
+    if before is None or found is None:
         return None
-    scores, mask = found
-    name = f"{node.layer.name}_masked"
-    made = out.call(MaskedScores(name=name), f"{node.path}_masked", [scores, mask], shape=node.inputs()[0].shape)
+    made = _masked(node, out, *found)
+    for move in reversed(moves):
+        made = _moved(move, made, out, "masked")
     return out.call(_L.Softmax(name=node.layer.name), node.path, made)
+
+
+def _moves_before(tensor: Tensor) -> tuple[list[Node], Node | None]:
+    """(calls that only move elements, last one first; the call whose result they move, or None for an input)."""
+    moves: list[Node] = []
+    while (node := tensor.producer) is not None and symbol_of(node) in _MOVES and len(node.inputs()) == 1:
+        moves.append(node)
+        (tensor,) = node.inputs()
+    return moves, node
+
+
+def _masked(node: Node, out: Rewriter, scores: Tensor, mask: Mask) -> Tensor:
+    """Emit MaskedScores before the softmax `node`."""
+    name, path = f"{node.layer.name}_masked", f"{node.path}_masked"
+    if isinstance(mask, np.ndarray):
+        if _is_causal(mask, scores):
+            return out.call(MaskedScores(causal=True, name=name), path, scores)
+        layer = LearnedTensor(mask.shape, "bool", name=f"{name}_positions", trainable=False)
+        mask = out.call(layer, f"{path}_positions", scores, shape=mask.shape, weights=[mask])
+        mask.dtype = "bool"
+    return out.call(MaskedScores(name=name), path, [scores, mask], shape=scores.shape)
+
+
+def _is_causal(mask: npt.NDArray[np.bool_], scores: Tensor) -> bool:
+    """Whether a mask lets position t of [..., T, S] read the positions s <= t, as MaskedScores can without the mask."""
+    last = mask.shape[-2:]
+    return (
+        mask.size == np.prod(last) and last == scores.shape[-2:] and np.array_equal(mask.reshape(last), np.tri(*last))
+    )
 
 
 def _is_softmax(node: Node) -> bool:
     if symbol_of(node) == "nn.softmax":
-        arguments = arguments_of(node) or {}
-        return arguments.get("axis", -1) in {None, -1}
+        axis = (arguments_of(node) or {}).get("axis")
+        return axis is None or int(axis) in {-1, len(node.output().shape) - 1}
     return activation_name(node.layer) == "softmax" and node.kwargs.get("mask") is None
 
 
-def _masked_sum(node: Node, out: Rewriter) -> tuple[Tensor, Tensor] | None:
-    """(scores, mask) of an Add of scores and an adder that is 0 or a large negative number."""
-    parts = node.inputs()
-    if type(node.layer) not in {_L.Add, _L.Subtract} or len(parts) != 2:  # noqa: PLR2004 - scores and adder
+def _masked_sum(node: Node, out: Rewriter) -> tuple[Tensor, Mask] | None:
+    """(scores, mask) of a sum of scores and an adder that is 0 or a large negative number."""
+    operands: list[Any]
+    if type(node.layer) in {_L.Add, _L.Subtract}:
+        operands, sign = node.inputs(), 1.0 if type(node.layer) is _L.Add else -1.0
+    elif symbol_of(node) in _SUMS:
+        given = arguments_of(node) or {}
+        operands, sign = [given.get("x"), given.get("y")], _SUMS[symbol_of(node)]
+    else:
         return None
-    sign = 1.0 if type(node.layer) is _L.Add else -1.0
-    for scores, adder in (parts, parts[::-1])[: 2 if sign > 0 else 1]:
-        if scores.shape == node.output().shape and (mask := _mask_of(adder, out, sign)) is not None:
+    if len(operands) != 2:  # noqa: PLR2004 - scores and adder
+        return None
+    for scores, adder in (operands, operands[::-1])[: 2 if sign > 0 else 1]:
+        if not isinstance(scores, Tensor) or scores.shape != node.output().shape:
+            continue
+        mask: Mask | None = None
+        if (constant := _constant(adder, out)) is not None:
+            mask = _mask_of_constant(sign * constant)
+        elif isinstance(adder, Tensor):
+            mask = _mask_of(adder, out, sign)
+        if mask is not None:
             return scores, mask
     return None
 
 
-def _masked_choice(node: Node, out: Rewriter) -> tuple[Tensor, Tensor] | None:
+def _masked_choice(node: Node, out: Rewriter) -> tuple[Tensor, Mask] | None:
     """(scores, mask) of `tf.where(mask, scores, -1e9)`, or with scores and constant exchanged."""
     if symbol_of(node) != "where":
         return None
     arguments = arguments_of(node) or {}
-    mask, chosen, other = (arguments.get(name) for name in ("condition", "x", "y"))
-    if not isinstance(mask, Tensor) or mask.dtype != "bool":
+    condition, chosen, other = (arguments.get(name) for name in ("condition", "x", "y"))
+    constant = _constant(condition, out)
+    mask: Any = condition if constant is None else constant
+    if mask is None or mask.dtype != "bool":
         return None
-    for scores, constant, inverted in ((chosen, other, False), (other, chosen, True)):
-        is_low = not isinstance(constant, Tensor | None) and np.size(constant) == 1 and np.all(constant <= _MASKED)
-        if isinstance(scores, Tensor) and scores.shape == node.output().shape and is_low:
-            return scores, _inverted(mask, out, node) if inverted else mask
+    for scores, low, inverted in ((chosen, other, False), (other, chosen, True)):
+        if isinstance(scores, Tensor) and scores.shape == node.output().shape and _is_low(low, out):
+            return scores, mask if not inverted else ~mask if constant is not None else _inverted(mask, out, node)
     return None
+
+
+def _constant(value: object, out: Rewriter) -> npt.NDArray[Any] | None:
+    """A constant, or a weight that is not trained; None for a tensor that depends on inputs or on trained weights."""
+    if value is None:
+        return None
+    if not isinstance(value, Tensor):
+        return np.asarray(value_of(value))
+    if value.producer not in out.weight_only or any(weight.trainable for weight in _weights_before(value)):
+        return None
+    return np.asarray(weight_only_value(value, out.graph))
+
+
+def _weights_before(tensor: Tensor) -> list[Layer]:
+    """The LearnedTensors that a tensor of weights is computed from."""
+    node = tensor.producer
+    if node is None or isinstance(node.layer, LearnedTensor):
+        return [] if node is None else [node.layer]
+    return [layer for operand in node.inputs() for layer in _weights_before(operand)]
+
+
+def _mask_of_constant(adder: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
+    """True where an adder is 0; None if it has other values than 0 and large negative ones."""
+    low = adder <= _MASKED
+    return ~low if adder.ndim and np.any(low) and np.all(low | (adder == 0.0)) else None
+
+
+def _is_low(value: object, out: Rewriter) -> bool:
+    """Whether a value is a large negative number everywhere: a constant, or `tf.fill`, `tf.ones_like(x) * -1e9`."""
+    constant = _constant(value, out)
+    if constant is not None:
+        return constant.dtype.kind == "f" and bool(np.all(constant <= _MASKED))
+    _, node = _moves_before(value) if isinstance(value, Tensor) else ([], None)
+    if node is None:
+        return False
+    if symbol_of(node) == "fill":
+        return _is_low((arguments_of(node) or {}).get("value"), out)
+    of = node.inputs()[0].producer if isinstance(node.layer, Affine) else None
+    if of is None or symbol_of(of) not in {"ones_like", "zeros_like", "ones", "zeros"}:
+        return False
+    scale, offset = scale_and_offset(out.graph.weights_of(node.layer))
+    return bool(np.all(offset + scale * symbol_of(of).startswith("ones") <= _MASKED))
 
 
 def _mask_of(adder: Tensor, out: Rewriter, sign: float) -> Tensor | None:
@@ -108,6 +204,17 @@ def _mask_of(adder: Tensor, out: Rewriter, sign: float) -> Tensor | None:
     return mask if at_one > at_zero or last is None else _inverted(mask, out, last)
 
 
+def truth_values(tensor: Tensor, out: Rewriter) -> Tensor | None:
+    """The truth values that a tensor is a cast of, moved as the tensor was; None for any other tensor."""
+    moves, node = _moves_before(tensor)
+    if node is None or symbol_of(node) != "cast" or len(node.inputs()) != 1 or node.inputs()[0].dtype != "bool":
+        return None
+    (mask,) = node.inputs()
+    for move in reversed(moves):
+        mask = _moved(move, mask, out)
+    return mask
+
+
 def _as_bool(tensor: Tensor, out: Rewriter, adder: Tensor) -> Tensor:
     """A tensor of zeros and ones as bool: what was cast to float, or whether the float is above 0.5."""
     path = adder.producer.path if adder.producer is not None else "mask"
@@ -119,13 +226,14 @@ def _as_bool(tensor: Tensor, out: Rewriter, adder: Tensor) -> Tensor:
     return _function(compare, f"{path}_bool", out, (before, bound), before.shape)
 
 
-def _moved(move: Node, mask: Tensor, out: Rewriter) -> Tensor:
-    args, kwargs = map_tensors((move.args, move.kwargs), lambda _: mask)
+def _moved(move: Node, tensor: Tensor, out: Rewriter, role: str = "of_mask") -> Tensor:
+    """Emit a call that moves another tensor as `move` moves its own."""
+    args, kwargs = map_tensors((move.args, move.kwargs), lambda _: tensor)
     # The same class: Keras has one of its own for slices.
-    layer = type(move.layer)(move.layer.function, name=f"{move.layer.name}_of_mask")
-    result = _call(layer, f"{move.path}_of_mask", out, args, move.output().shape)
+    layer = type(move.layer)(move.layer.function, name=f"{move.layer.name}_{role}")
+    result = out.call(layer, f"{move.path}_{role}", tensor, shape=move.output().shape)
     if result.producer is not None:
-        result.producer.kwargs = kwargs
+        result.producer.args, result.producer.kwargs = args, kwargs
     return result
 
 
@@ -134,11 +242,8 @@ def _inverted(mask: Tensor, out: Rewriter, node: Node) -> Tensor:
 
 
 def _function(function: Function, path: str, out: Rewriter, args: Args, shape: tuple[int | None, ...]) -> Tensor:
-    return _call(TFOpLambda(function, name=path.rsplit("/", 1)[-1]), path, out, args, shape)
-
-
-def _call(layer: Layer, path: str, out: Rewriter, args: Args, shape: tuple[int | None, ...]) -> Tensor:
-    """Emit a call with a result of type bool."""
+    """Emit a call of a TensorFlow function with a result of type bool."""
+    layer = TFOpLambda(function, name=path.rsplit("/", 1)[-1])
     result = out.call(layer, path, tensors(args), shape=shape)
     result.dtype = "bool"
     if result.producer is not None:

@@ -1,4 +1,4 @@
-"""Pooling functions over one axis or two (`tf.nn.max_pool1d`, `tf.nn.pool`) as Keras' layers."""
+"""Pooling functions over one to three axes (`tf.nn.max_pool1d`, `tf.nn.pool`) as Keras' layers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import numpy as np
 from tfmot_ops.core.graph.ir import Node, Tensor
 from tfmot_ops.core.graph.rewrite import Rewriter
 from tfmot_ops.core.graph.rules.arithmetic import arguments_of, symbol_of
+from tfmot_ops.core.graph.rules.volumes import Windows, over_volume
 from tfmot_ops.core.keras.pinned import keras
 
 _L = keras.layers
 #: Function -> kind of pooling; `tf.nn.pool` says it in an argument.
 _POOLS = {
     **dict.fromkeys(("nn.max_pool1d", "nn.max_pool"), "MAX"),
-    "nn.avg_pool1d": "AVG",
+    "nn.max_pool3d": "MAX",
+    **dict.fromkeys(("nn.avg_pool1d", "nn.avg_pool3d"), "AVG"),
     **dict.fromkeys(("nn.pool", "compat.v1.nn.pool"), None),
 }
 _LAYERS = {
@@ -23,11 +25,15 @@ _LAYERS = {
     ("AVG", 1): _L.AveragePooling1D,
     ("MAX", 2): _L.MaxPooling2D,
     ("AVG", 2): _L.AveragePooling2D,
+    # Over each of the three axes in turn.
+    ("MAX", 3): _L.MaxPooling2D,
+    ("AVG", 3): _L.AveragePooling2D,
 }
+_VOLUME = 3
 
 
 def pool(node: Node, out: Rewriter) -> Any:
-    """A pooling function of [N, T, C] or [N, H, W, C] -> MaxPooling1D, AveragePooling1D, ..."""
+    """A pooling function of [N, T, C], [N, H, W, C] or [N, D, H, W, C] -> MaxPooling1D, AveragePooling2D, ..."""
     arguments = arguments_of(node) if symbol_of(node) in _POOLS else None
     tensor = None if arguments is None else arguments.get("input")
     if arguments is None or not isinstance(tensor, Tensor) or not tensor.is_float:
@@ -40,9 +46,11 @@ def pool(node: Node, out: Rewriter) -> Any:
     dilated = any(
         np.any(np.asarray(arguments[name]) != 1) for name in ("dilations", "dilation_rate") if arguments.get(name)
     )
-    plain = isinstance(padding, str) and layout in {None, "NWC", "NHWC"} and not dilated
+    plain = isinstance(padding, str) and layout in {None, "NWC", "NHWC", "NDHWC"} and not dilated
     if make is None or size is None or strides is None or not plain:
         return None
+    if axes == _VOLUME:
+        return over_volume(node, out, make, Windows(size, strides, str(padding).lower()))
     layer = make(size, strides=strides, padding=str(padding).lower(), name=node.layer.name)
     return out.call(layer, node.path, tensor, shape=node.output().shape)
 

@@ -15,6 +15,7 @@ from tfmot_ops.core.graph.layers import Einsum, LearnedTensor
 from tfmot_ops.core.graph.rewrite import Rewriter
 from tfmot_ops.core.graph.rules.arithmetic import arguments_of, symbol_of
 from tfmot_ops.core.graph.rules.attention import summed_axes
+from tfmot_ops.core.graph.rules.emitting import Emitter
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.types import Array
 
@@ -160,7 +161,18 @@ def _tensordot(node: Node, out: Rewriter, arguments: dict[str, Any]) -> Any:
     rank, axes = len(tensor.shape), np.asarray(axes)
     pairs = [[*range(rank - int(axes), rank)], [*range(int(axes))]] if axes.ndim == 0 else np.reshape(axes, (2, -1))
     summed = [[int(axis) % size for axis in side] for side, size in zip(pairs, (rank, kernel.values.ndim), strict=True)]
-    return _dense(node, out, tensor, kernel) if summed == [[rank - 1], [0]] else None
+    if len(summed[0]) != 1 or kernel.values.ndim != _MATRIX or 0 in summed[0] or not tensor.is_float:
+        return None
+    if summed[1] == [1] and kernel.may_be_reshaped:
+        kernel = kernel._replace(values=kernel.values.T)
+    elif summed[1] == [1]:
+        return None
+    # The summed axis comes last; the order of the others is that of the result.
+    others = [axis for axis in range(1, rank) if axis not in summed[0]]
+    moved = (
+        tensor if summed[0] == [rank - 1] else Emitter(node, out).permute("axis_last", tensor, (*others, *summed[0]))
+    )
+    return _dense(node, out, moved, kernel)
 
 
 def _einsum(node: Node, out: Rewriter, arguments: dict[str, Any]) -> Any:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Node, Tensor
+from tfmot_ops.core.graph.layers import MaskedScores
 from tfmot_ops.core.graph.rewrite import Rewriter
 from tfmot_ops.core.graph.roles import activation_name
 from tfmot_ops.core.graph.rules.arithmetic import arguments_of, symbol_of, without_addend
-from tfmot_ops.core.graph.rules.masks import masked_by_hand
+from tfmot_ops.core.graph.rules.emitting import Emitter
+from tfmot_ops.core.graph.rules.masks import masked_by_hand, truth_values
 from tfmot_ops.core.keras.pinned import keras
 
 _L = keras.layers
@@ -24,23 +26,94 @@ _SMALL = 1e-6
 
 def softmax_by_hand(node: Node, out: Rewriter) -> Any:
     """exp(x - max(x)) / (sum(exp(x - max(x))) + 1e-7) over the last axis -> softmax, with its mask if x has one."""
-    if symbol_of(node) not in {"math.truediv", "math.divide"}:
+    found = _quotient(node, out)
+    if found is None or found.mask is not None or found.axis != len(found.exponent.shape) - 1:
+        return None
+    logits = _without_maximum(found.exponent, found.axis)
+    if found.added > (0.0 if logits is None else _SMALL):
+        return None
+    return _softmax(node, out, found.exponent if logits is None else logits)
+
+
+def guarded_softmax(node: Node, out: Rewriter) -> Any:
+    """exp(x) * mask / (sum(exp(x) * mask) + 1e-7) -> softmax of the scores that count, 0 for the others.
+
+    For QAT only: the small number is dropped. It changes a result by less than an int8 level where the largest score is
+    above -7. The sum may be over another axis than the last.
+    """
+    found = _quotient(node, out)
+    if found is None or found.added > _SMALL or found.axis == 0:
+        return None
+    emit, scores, axis = Emitter(node, out), found.exponent, found.axis
+    scores = _without_maximum(scores, axis) or scores
+    if found.mask is None:
+        layer = _L.Softmax(axis, name=node.layer.name)
+        softmax = Node(layer, node.path, (scores,), {}, node.outputs, node.origin)
+        return softmax_of_inner_axis(softmax, out) or _softmax(node, out, scores)
+    if any(size != 1 for size in scores.shape[axis + 1 :]) or found.mask.shape != scores.shape:
+        return None
+    # [N, T, 1] is computed as [N, T].
+    flat = scores.shape[: axis + 1]
+    scores, mask = emit.reshape("flat", scores, flat), found.mask
+    if mask.shape != flat:
+        sizes = [-1 if size is None else size for size in flat]
+        mask = emit.function("mask", tf.reshape, (mask, sizes), {}, shape=flat)
+    masked = emit.call("masked", lambda name: MaskedScores(name=name), [scores, mask], flat)
+    weights = emit.call("softmax", lambda name: _L.Softmax(name=name), masked, flat)
+    # A sample without any position that counts has zeros, not equal weights.
+    whole = node.output().shape == flat
+    role = "" if whole else "chosen"
+    chosen = emit.function(role, tf.where, (mask, weights, 0.0), {}, shape=flat, dtype=weights.dtype)
+    return chosen if whole else emit.reshape("", chosen, node.output().shape)
+
+
+class _Quotient(NamedTuple):
+    """A quotient e / (sum(e) + added) of exponentials e = exp(exponent) * mask.
+
+    Attributes:
+        exponent: what the exponential function reads.
+        mask: which elements count, of type bool; None where all do.
+        axis: of the sum, counted from 0.
+        added: the largest number that is added to the sum.
+    """
+
+    exponent: Tensor
+    mask: Tensor | None
+    axis: int
+    added: float
+
+
+def _quotient(node: Node, out: Rewriter) -> _Quotient | None:
+    if symbol_of(node) not in {"math.truediv", "math.divide", "math.divide_no_nan"}:
         return None
     arguments = arguments_of(node) or {}
     numerator, denominator = arguments.get("x"), arguments.get("y")
     if not isinstance(numerator, Tensor) or not isinstance(denominator, Tensor):
         return None
-    exponent = _operand_of_exp(numerator)
     total, added = without_addend(denominator, out)
-    if exponent is None or not _is_reduced(total, numerator, "math.reduce_sum"):
+    axis = _reduced_axis(total, numerator, "math.reduce_sum")
+    exponent, mask = _operand_of_exp(numerator), None
+    if exponent is None:
+        exponent, mask = _masked_exp(numerator, out)
+    if exponent is None or axis is None:
         return None
-    logits = _without_maximum(exponent)
-    if np.max(added) > (0.0 if logits is None else _SMALL):
-        return None
-    operand = exponent if logits is None else logits
-    softmax = Node(_L.Softmax(name=node.layer.name), node.path, (operand,), {}, node.outputs, node.origin)
-    masked = masked_by_hand(softmax, out)
-    return masked or out.call(softmax.layer, node.path, operand)
+    return _Quotient(exponent, mask, axis, float(np.max(added)))
+
+
+def _masked_exp(tensor: Tensor, out: Rewriter) -> tuple[Tensor | None, Tensor | None]:
+    """(x, mask) of exp(x) * mask, where the mask is a cast of truth values; (None, None) for any other tensor."""
+    node = tensor.producer
+    factors = [] if node is None or type(node.layer) is not _L.Multiply else node.inputs()
+    for one, other in (factors, factors[::-1]) if len(factors) == 2 else ():  # noqa: PLR2004 - both orders
+        exponent, mask = _operand_of_exp(one), truth_values(other, out)
+        if exponent is not None and mask is not None:
+            return exponent, mask
+    return None, None
+
+
+def _softmax(node: Node, out: Rewriter, logits: Tensor) -> Any:
+    softmax = Node(_L.Softmax(name=node.layer.name), node.path, (logits,), {}, node.outputs, node.origin)
+    return masked_by_hand(softmax, out) or out.call(softmax.layer, node.path, logits)
 
 
 def softmax_of_inner_axis(node: Node, out: Rewriter) -> Any:
@@ -88,19 +161,20 @@ def _operand_of_exp(tensor: Tensor) -> Tensor | None:
     return node.inputs()[0] if is_exp and node is not None else None
 
 
-def _is_reduced(tensor: Tensor, of: Tensor, symbol: str) -> bool:
-    """Whether a tensor is the sum, or the maximum, over the last axis of another one, with the axis kept."""
+def _reduced_axis(tensor: Tensor, of: Tensor, symbol: str) -> int | None:
+    """The axis, counted from 0, over which a tensor is the sum, or the maximum, of another one, with the axis kept."""
     node = tensor.producer
     if node is None or symbol_of(node) != symbol or node.inputs() != [of]:
-        return False
+        return None
     arguments = arguments_of(node) or {}
     axis = arguments.get("axis")
-    is_last = axis is not None and np.size(axis) == 1 and int(np.ravel(axis)[0]) in {-1, len(of.shape) - 1}
-    return is_last and bool(arguments.get("keepdims"))
+    if axis is None or np.size(axis) != 1 or not arguments.get("keepdims"):
+        return None
+    return int(np.ravel(axis)[0]) % len(of.shape)
 
 
-def _without_maximum(tensor: Tensor) -> Tensor | None:
-    """The x of x - max(x); None for any other tensor."""
+def _without_maximum(tensor: Tensor, axis: int) -> Tensor | None:
+    """The x of x - max(x), with the maximum over an axis; None for any other tensor."""
     node = tensor.producer
     if node is None or not (type(node.layer) is _L.Subtract or symbol_of(node) == "math.subtract"):
         return None
@@ -110,4 +184,4 @@ def _without_maximum(tensor: Tensor) -> Tensor | None:
     maximum = operands[1]
     while maximum.producer is not None and symbol_of(maximum.producer) in {"stop_gradient", "identity"}:
         (maximum,) = maximum.producer.inputs()
-    return operands[0] if _is_reduced(maximum, operands[0], "math.reduce_max") else None
+    return operands[0] if _reduced_axis(maximum, operands[0], "math.reduce_max") == axis else None

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Node, Tensor
 from tfmot_ops.core.graph.layers import AxisMean, InverseRoot, Shift
+from tfmot_ops.core.graph.rebuild import copy_layer
 from tfmot_ops.core.graph.rewrite import Rewriter, channel_constant
 from tfmot_ops.core.graph.rules.arithmetic import arguments_of, symbol_of
 from tfmot_ops.core.graph.rules.emitting import Emitter
 from tfmot_ops.core.graph.steepness import MIN_ELEMENTS
 from tfmot_ops.core.keras.pinned import keras
+from tfmot_ops.core.keras.private import TFOpLambda
 from tfmot_ops.core.keras.types import Function
 
 _L = keras.layers
@@ -96,6 +100,46 @@ def normalization_of_axes(node: Node, out: Rewriter) -> Any:
     return emit.permute("axes_back", result, tuple(order.index(axis) for axis in range(1, rank)))
 
 
+def normalization_of_batch(node: Node, out: Rewriter) -> Any:
+    """BatchNormalization of channels in another axis than the last -> of the last one, between transposes.
+
+    In that form it is one scale and offset per channel, which TFLite has in int8.
+    """
+    layer, inputs = node.layer, node.inputs()
+    if type(layer) is not _L.BatchNormalization or len(inputs) != 1 or not inputs[0].is_float:
+        return None
+    (tensor,), rank = inputs, len(inputs[0].shape)
+    axes = [int(axis) % rank for axis in np.ravel(layer.axis)]
+    if len(axes) != 1 or axes[0] in {0, rank - 1}:
+        return None
+    emit, order = Emitter(node, out), [*(axis for axis in range(rank) if axis not in axes), *axes]
+    moved = emit.permute("axis_last", tensor, tuple(order[1:]))
+    make = partial(copy_layer, layer, layer.name, axis=-1)
+    weights = [np.asarray(weight) for weight in out.graph.weights_of(layer)]
+    result = out.call(out.shared_layer(layer, "last", make), node.path, moved, shape=moved.shape, weights=weights)
+    if result.producer is not None:
+        result.producer.kwargs = {name: value for name, value in node.kwargs.items() if name == "training"}
+    return emit.permute("axis_back", result, tuple(order.index(axis) for axis in range(1, rank)))
+
+
+def cosine(node: Node, out: Rewriter) -> Any:
+    """Dot(normalize=True) -> both operands divided by their lengths, and Dot."""
+    layer, inputs = node.layer, node.inputs()
+    if type(layer) is not _L.Dot or not layer.normalize or len(inputs) != len(_SIDES):
+        return None
+    axes = [layer.axes] * len(_SIDES) if isinstance(layer.axes, int) else list(layer.axes)
+    units = []
+    for side, tensor, axis in zip(_SIDES, inputs, axes, strict=True):
+        function = TFOpLambda(tf.math.l2_normalize, name=f"{layer.name}_{side}")
+        call = Node(function, f"{node.path}_{side}", (tensor,), {}, None, node.origin)
+        units.append(_unit_length(call, out, axis))
+    if None in units:
+        return None
+    return out.call(_L.Dot(layer.axes, name=layer.name), node.path, units, shape=node.output().shape)
+
+
+#: Names of the two operands of a product.
+_SIDES = ("left", "right")
 #: TensorFlow's lower limit of the sum of squares, in `tf.math.l2_normalize`.
 _LENGTH_EPSILON = 1e-12
 
