@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tfmot_ops.contract import LayerReport, Method, Quantization, Recipe
+from tfmot_ops.core.graph.equalization import equalize
 from tfmot_ops.core.graph.finite import require_finite_weights
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, free_name, scope_part, tensors, unique_names
 from tfmot_ops.core.graph.new_values import reads_rounded, refuse_far_constants, refuse_pads_out_of_range
@@ -124,6 +125,8 @@ def _without_garbage_collection() -> Iterator[None]:
 def _with_quantisers(model: keras.Model, source: Graph, recipe: Recipe) -> tuple[keras.Model, list[LayerReport]]:
     _refuse(source)
     graph = normalize_graph(source, for_qat=True)
+    if recipe.quantization is not None and recipe.quantization.equalize:
+        equalize(graph)
     _refuse_lambdas(graph)
     refuse_pads_out_of_range(graph)
     plan = make_plan(graph, source, recipe.quantization or Quantization(), _required_sparsity(model, recipe))

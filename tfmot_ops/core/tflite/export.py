@@ -11,6 +11,7 @@ import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 
 from tfmot_ops.contract import Activations, Backend, IoType, Method, Quantization, Recipe, Weights, WeightScales
+from tfmot_ops.core.graph.equalization import equalize
 from tfmot_ops.core.graph.finite import require_finite_weights
 from tfmot_ops.core.graph.ir import Graph, scope_part, tensors, unique_names
 from tfmot_ops.core.graph.new_values import reads_rounded, refuse_far_constants, refuse_pads_out_of_range
@@ -86,6 +87,8 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Calibration |
     else:
         require_chosen(recipe)
         normal = normalize_graph(graph)
+        if recipe.quantization is not None and recipe.quantization.equalize:
+            equalize(normal)
         required = required_of_float(normal, model, recipe)
         kept = kept_float(graph, normal, recipe)
         _refuse_far_constants(normal, recipe, calibration, kept)
