@@ -2,10 +2,11 @@
 
 `python -m benchmarks.ranges ptq` exports each net after training with each method for activation ranges; `qat` trains
 it with int8 rounding from the ranges of each method; `rounding` exports it with each algorithm of the AI Edge Quantizer
-for weights (`--nets` and `--seeds` choose). A line is printed for each file: the SQNR in dB of its outputs to those of
-the trained float net on test data, and the points of accuracy (in %) that it loses. At the end comes the median of each
-net and method over the seeds, and of each method over all nets and seeds. As the nets differ more than the methods, the
-differences to the first method on the same net and seed say which is better.
+for weights; `equalize` and `equalize-qat` compare it with and without cross-layer equalisation (`--nets` and `--seeds`
+choose). A line is printed for each file: the SQNR in dB of its outputs to those of the trained float net on test data,
+and the points of accuracy (in %) that it loses. At the end comes the median of each net and method over the seeds, and
+of each method over all nets and seeds. As the nets differ more than the methods, the differences to the first method on
+the same net and seed say which is better.
 """
 
 from __future__ import annotations
@@ -37,8 +38,10 @@ RANGES: dict[str, dict[str, Any]] = {
     "moving_average": {"ranges": RangeMethod.MOVING_AVERAGE},
 }
 ROUNDING = {each.value: {"backend": Backend.AI_EDGE_QUANTIZER, "ptq_algorithm": each} for each in PtqAlgorithm}
+EQUALIZED: dict[str, dict[str, Any]] = {"as it is": {}, "equalized": {"equalize": True}}
 #: What is asked -> (method of quantisation, methods that are compared).
 ASKED = {"ptq": (Method.PTQ, RANGES), "qat": (Method.QAT, RANGES), "rounding": (Method.PTQ, ROUNDING)}
+ASKED |= {"equalize": (Method.PTQ, EQUALIZED), "equalize-qat": (Method.QAT, EQUALIZED)}
 CALIBRATION, TEST, BATCH = 256, 1000, 64
 
 
@@ -184,7 +187,7 @@ def trained(net: Net, seed: int) -> tuple[keras.Model, Task]:
 
 def exported(model: keras.Model, task: Task, recipe: Recipe, seed: int) -> bytes:
     calibration = task.x[:CALIBRATION]
-    if recipe.name == "qat":
+    if recipe.quantization is not None and recipe.quantization.method is Method.QAT:
         set_seed(seed)
         model, _ = core.quantize(model, recipe, calibration)
         model.optimizer.learning_rate = 2e-4

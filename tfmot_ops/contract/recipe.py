@@ -181,6 +181,8 @@ class Quantization(Document):
             `minmax`. QAT starts from these ranges and then moves them with the extremes of each batch.
         percentile: for `ranges: percentile`: the upper end of a range, in percent of the values; as many values stay
             outside at the lower end. None takes 99.99.
+        equalize: before int8, for PTQ and QAT: even out the ranges of the channels between two layers, by factors that
+            leave the outputs of the float model as they are (cross-layer equalisation).
         ptq_algorithm: for the back end `ai_edge_quantizer`: how it rounds int8 weights; None takes `min_max`.
     """
 
@@ -199,6 +201,7 @@ class Quantization(Document):
     ranges: RangeMethod | None = later()
     percentile: float | None = later(ge=50.0, lt=100.0)
     ptq_algorithm: PtqAlgorithm | None = later()
+    equalize: bool = later(default=False)
 
     @model_validator(mode="after")
     def _ranges_are_measured(self) -> Quantization:
@@ -206,6 +209,10 @@ class Quantization(Document):
             raise ValueError(
                 f"ranges is for int8 or int16 activations, received {self.activations}, which has no ranges"
             )
+        if self.equalize and self.activations is Activations.FLOAT32:
+            raise ValueError(f"equalize is for activations of int8 or int16, received {self.activations}")
+        if self.equalize and self.keep_clusters:
+            raise ValueError("equalize gives the channels of a kernel factors of their own, and keeps no clusters")
         if self.percentile is not None and self.ranges is not RangeMethod.PERCENTILE:
             raise ValueError(f"percentile is for ranges: percentile, received {self.ranges or DEFAULT_RANGES}")
         return self

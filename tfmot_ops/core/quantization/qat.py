@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tfmot_ops.contract import LayerReport, Method, Quantization, Recipe
+from tfmot_ops.core.graph.equalization import equalize
 from tfmot_ops.core.graph.finite import require_finite_weights
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, free_name, scope_safe_name, tensors, unique_names
 from tfmot_ops.core.graph.new_values import extended_to_readers, refuse_outlier_constants, refuse_pads_beyond_float16
@@ -125,6 +126,8 @@ def _with_quantisers(model: keras.Model, source: Graph, recipe: Recipe) -> tuple
     """The QAT model with initial ranges, not compiled, and one report per layer; `source` is the graph of `model`."""
     _refuse_unsupported_layers(source)
     graph = normalize_graph(source, for_qat=True)
+    if recipe.quantization is not None and recipe.quantization.equalize:
+        equalize(graph)
     _refuse_lambdas(graph)
     refuse_pads_beyond_float16(graph)
     plan = make_plan(graph, source, recipe.quantization or Quantization(), _required_sparsity(model, recipe))

@@ -11,6 +11,7 @@ import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 
 from tfmot_ops.contract import Activations, Backend, IoType, Method, Quantization, Recipe, Weights, WeightScales
+from tfmot_ops.core.graph.equalization import equalize
 from tfmot_ops.core.graph.finite import require_finite_weights
 from tfmot_ops.core.graph.ir import Graph, scope_safe_name, tensors, unique_names
 from tfmot_ops.core.graph.new_values import extended_to_readers, refuse_outlier_constants, refuse_pads_beyond_float16
@@ -86,6 +87,8 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Calibration |
     else:
         require_kept_layers_chosen(recipe)
         normal = normalize_graph(graph)
+        if recipe.quantization is not None and recipe.quantization.equalize:
+            equalize(normal)
         required = required_of_float(normal, model, recipe)
         float_scopes = scopes_left_in_float(graph, normal, recipe)
         _refuse_outlier_constants(normal, recipe, calibration, float_scopes)
