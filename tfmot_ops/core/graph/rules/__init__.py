@@ -12,7 +12,7 @@ from tfmot_ops.core.graph.rules.convolutions import (
     time_distributed,
     transposed_over_one_axis,
 )
-from tfmot_ops.core.graph.rules.masks import masked_by_hand
+from tfmot_ops.core.graph.rules.masks import masked_by_hand, masked_maximum
 from tfmot_ops.core.graph.rules.means import mean_of_one
 from tfmot_ops.core.graph.rules.merges import average, merge_of_many, sum_function
 from tfmot_ops.core.graph.rules.padding import pad_below_all
@@ -36,6 +36,7 @@ from tfmot_ops.core.graph.rules.volumes import pool_of_volume
 RULES = (
     cast_to_own_type,
     masked_by_hand,
+    masked_maximum,
     softmax_by_hand,
     softmax_of_inner_axis,
     variance,
