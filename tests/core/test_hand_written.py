@@ -108,6 +108,14 @@ def test_a_maximum_of_masked_values_keeps_their_range(*, by_sum: bool) -> None:
     _int8(keras.Model([inputs, lengths], L.Dense(3)(best)), [SEQUENCE, valid])
 
 
+def test_a_product_with_a_mask_is_a_choice() -> None:
+    keras.utils.set_random_seed(0)
+    inputs, mask = keras.Input((6, 8)), keras.Input((6,), dtype="bool")
+    values = L.Dense(8, activation="relu")(inputs) * tf.cast(mask, tf.float32)[..., None]
+    model = keras.Model([inputs, mask], L.Dense(3)(tf.reduce_max(values, 1)))
+    _int8(model, [SEQUENCE, np.arange(6) < RNG.integers(0, 7, 16)[:, None]])
+
+
 def _pooled(weights: Any, values: Any) -> Any:
     return tf.reduce_sum(weights * values, axis=1)
 

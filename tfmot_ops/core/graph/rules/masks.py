@@ -80,6 +80,33 @@ def masked_maximum(node: Node, out: Rewriter) -> Any:
     return result
 
 
+def masked_product(node: Node, out: Rewriter) -> Any:
+    """Values * tf.cast(mask, tf.float32) -> tf.where(mask, values, 0): TFLite casts truth values in float only."""
+    is_product = type(node.layer) is _L.Multiply or symbol_of(node) == "math.multiply"
+    operands = node.inputs() if is_product else []
+    for values, factor in (operands, operands[::-1]) if len(operands) == 2 else ():  # noqa: PLR2004 - both orders
+        known = values.is_float and values.shape == node.output().shape
+        mask = truth_values(factor, out) if known else None
+        if mask is None:
+            continue
+        layer = TFOpLambda(tf.where, name=node.layer.name)
+        result = out.call(layer, node.path, values, shape=values.shape)
+        if result.producer is not None:
+            result.producer.args = (mask, values, 0.0)
+        return result
+    return None
+
+
+def masked_factor(tensor: Tensor) -> tuple[Tensor, Tensor] | None:
+    """(x, mask) of the tf.where(mask, x, 0) that `masked_product` makes; None for any other tensor."""
+    node = tensor.producer
+    if node is None or symbol_of(node) != "where" or len(node.args) != 3:  # noqa: PLR2004 - condition and two values
+        return None
+    mask, values, other = node.args
+    is_mask = isinstance(mask, Tensor) and isinstance(values, Tensor) and not isinstance(other, Tensor)
+    return (values, mask) if is_mask and np.all(np.asarray(other) == 0.0) else None
+
+
 def _factor(node: Node | None, out: Rewriter) -> float:
     """The one positive number that a call multiplies all elements by; 1 for any other call."""
     if node is None or not isinstance(node.layer, Affine) or node.layer.trainable:
