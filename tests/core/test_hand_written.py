@@ -56,6 +56,11 @@ def _fill(scores: Any) -> Any:
     return tf.fill(tf.shape(scores), -1e9)
 
 
+def _triangle(scores: Any) -> Any:
+    size = tf.shape(scores)[1]
+    return tf.linalg.band_part(tf.ones((size, size)), -1, 0)
+
+
 def _swin(scores: Any) -> Any:
     masked = tf.reshape(scores, [-1, 2, 3, 6]) + np.float32(100.0 * (BAND.reshape(1, 2, 3, 6) - 1.0))
     return tf.reshape(masked, [-1, 6, 6])
@@ -67,6 +72,8 @@ MASKS: dict[str, Callable[[Any], Any]] = {
     "choice": lambda s: tf.where(CAUSAL[None] > 0, s, -1e9),
     "choice of a tensor": lambda s: tf.where(CAUSAL > 0, s, tf.ones_like(s) * (-(2.0**32) + 1)),
     "of the present size": lambda s: tf.where(tf.range(tf.shape(s)[1])[:, None] >= tf.range(6), s, _fill(s)),
+    "triangle of the present size": lambda s: s + (1.0 - _triangle(s)) * -1e9,
+    "scaled afterwards": lambda s: (s + (1.0 - CAUSAL) * -1e9) / 3.0,
     "not causal": lambda s: s + (BAND - 1.0) * 1e4,
     "moved, -100": _swin,
 }
@@ -87,6 +94,26 @@ def test_a_small_addend_is_no_mask() -> None:
     scores = tf.matmul(inputs, inputs, transpose_b=True)
     normalized = core.normalize(keras.Model(inputs, tf.nn.softmax(scores - CAUSAL)))
     assert "MaskedScores" not in {type(layer).__name__ for layer in normalized.layers}
+
+
+@pytest.mark.parametrize("by_sum", [True, False])
+def test_a_maximum_of_masked_values_keeps_their_range(*, by_sum: bool) -> None:
+    keras.utils.set_random_seed(0)
+    inputs, lengths = keras.Input((6, 8)), keras.Input((6, 1), dtype="bool")
+    values = L.Dense(8)(inputs)
+    low = (1.0 - tf.cast(lengths, tf.float32)) * -1e9
+    masked = values + low if by_sum else tf.where(lengths, values, -1e9)
+    best = tf.reduce_max(masked, 1) if by_sum else L.GlobalMaxPooling1D()(masked)
+    valid = (np.arange(6) < RNG.integers(1, 7, 16)[:, None])[:, :, None]
+    _int8(keras.Model([inputs, lengths], L.Dense(3)(best)), [SEQUENCE, valid])
+
+
+def test_a_product_with_a_mask_is_a_choice() -> None:
+    keras.utils.set_random_seed(0)
+    inputs, mask = keras.Input((6, 8)), keras.Input((6,), dtype="bool")
+    values = L.Dense(8, activation="relu")(inputs) * tf.cast(mask, tf.float32)[..., None]
+    model = keras.Model([inputs, mask], L.Dense(3)(tf.reduce_max(values, 1)))
+    _int8(model, [SEQUENCE, np.arange(6) < RNG.integers(0, 7, 16)[:, None]])
 
 
 def _pooled(weights: Any, values: Any) -> Any:

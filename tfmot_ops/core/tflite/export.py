@@ -46,6 +46,9 @@ from tfmot_ops.errors import ExportError, TfmotOpsError
 
 _L = keras.layers
 _LOG = logging.getLogger(__name__)
+#: Samples of the converter's own calibration. Its ranges are replaced by those that `observed_ranges` finds on all
+#: samples, but for tensors that an interpreter cannot read.
+_CONVERTER_SAMPLES = 64
 #: Layers that a warning names.
 _NAMES_SHOWN = 5
 
@@ -284,7 +287,7 @@ def _configure(
             tf.lite.OpsSet.TFLITE_BUILTINS,
         ]
     if _is_calibrated(recipe):
-        converter.representative_dataset = _representative(recipe, graph, calibration)
+        converter.representative_dataset = _representative(recipe, graph, calibration, _CONVERTER_SAMPLES)
 
 
 def _io_type(wanted: IoType | None, activations: tf.DType) -> tf.DType:
@@ -298,9 +301,11 @@ def _rounds_an_input(graph: Graph) -> bool:
 
 
 def _representative(
-    recipe: Recipe, graph: Graph, calibration: Calibration | None
+    recipe: Recipe, graph: Graph, calibration: Calibration | None, most: int | None = None
 ) -> Callable[[], Iterator[list[np.ndarray]]]:
+    """A function that yields the recipe's number of calibration samples, `most` at most."""
     samples = recipe.quantization.calibration_samples if recipe.quantization else 0
+    samples = samples if most is None else min(samples, most)
     if calibration is None:
         raise ExportError(
             f"recipe {recipe.name!r} quantises after training",

@@ -12,7 +12,7 @@ from tfmot_ops.core.graph.rules.convolutions import (
     time_distributed,
     transposed_over_one_axis,
 )
-from tfmot_ops.core.graph.rules.masks import masked_by_hand
+from tfmot_ops.core.graph.rules.masks import masked_by_hand, masked_maximum, masked_product
 from tfmot_ops.core.graph.rules.means import mean_over_size_one
 from tfmot_ops.core.graph.rules.merges import average, merge_of_many, sum_function
 from tfmot_ops.core.graph.rules.padding import pad_with_minus_infinity
@@ -36,6 +36,7 @@ from tfmot_ops.core.graph.rules.volumes import pool_of_volume
 RULES = (
     redundant_cast,
     masked_by_hand,
+    masked_maximum,
     softmax_by_hand,
     softmax_of_inner_axis,
     variance,
@@ -73,6 +74,7 @@ RULES = (
 #: The same for QAT. PTQ and float files leave recurrent layers and statistics to the converter.
 QAT_RULES = (
     recurrent,
+    masked_product,
     guarded_softmax,
     reduction,
     unit_length,

@@ -18,6 +18,7 @@ from tfmot_ops.core.graph.of_weights import weight_only_value
 from tfmot_ops.core.graph.rewrite import Rewriter
 from tfmot_ops.core.graph.roles import activation_name
 from tfmot_ops.core.graph.rules.arithmetic import arguments_of, symbol_of
+from tfmot_ops.core.graph.static_values import static_value
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import TFOpLambda
 from tfmot_ops.core.keras.types import Args, Function, Layer
@@ -32,6 +33,7 @@ _MOVES = {"reshape", "expand_dims", "compat.v1.squeeze", "compat.v1.transpose", 
 _MOVES |= {"broadcast_to", "repeat", "identity", "stop_gradient"}
 #: TensorFlow function -> the sign of its second operand.
 _SUMS = {"math.add": 1.0, "__operators__.add": 1.0, "math.subtract": -1.0}
+_MAXIMA = {_L.GlobalMaxPooling1D, _L.GlobalMaxPooling2D, _L.GlobalMaxPooling3D}
 #: True where a score counts: a tensor of the graph, or a constant.
 Mask = Tensor | npt.NDArray[np.bool_]
 
@@ -44,13 +46,73 @@ def masked_by_hand(node: Node, out: Rewriter) -> Any:
     if not _is_softmax(node) or len(node.inputs()) != 1:
         return None
     moves, before = _moves_before(node.inputs()[0])
+    factor = _factor(before, out)
+    if before is not None and factor != 1.0:
+        further, before = _moves_before(before.inputs()[0])
+        moves += further
     found = None if before is None else _masked_sum(before, out) or _masked_choice(before, out)
     if before is None or found is None:
         return None
-    made = _masked(node, out, *found)
+    scores, mask = found
+    if factor != 1.0:
+        # The scores are scaled before they are masked, as the masked ones have no place in a range.
+        scores = out.affine(f"{node.path}_scaled", scores, factor, 0.0)
+    made = _masked(node, out, scores, mask)
     for move in reversed(moves):
         made = _moved(move, made, out, "masked")
     return out.call(_L.Softmax(name=node.layer.name), node.path, made)
+
+
+def masked_maximum(node: Node, out: Rewriter) -> Any:
+    """The maximum of tf.where(mask, x, -1e9), or of x + (1 - mask) * -1e9 -> the maximum of MaskedScores."""
+    if type(node.layer) not in _MAXIMA and symbol_of(node) != "math.reduce_max":
+        return None
+    inputs = node.inputs()
+    before = inputs[0].producer if len(inputs) == 1 else None
+    found = None if before is None else _masked_sum(before, out) or _masked_choice(before, out)
+    if found is None:
+        return None
+    made = _masked(node, out, *found)
+    result = out.call(node.layer, node.path, made, shape=node.output().shape)
+    if result.producer is not None:
+        read = lambda _: made  # noqa: E731 - the one tensor that the call reads
+        result.producer.args, result.producer.kwargs = map_tensors((node.args, node.kwargs), read)
+    return result
+
+
+def masked_product(node: Node, out: Rewriter) -> Any:
+    """Values * tf.cast(mask, tf.float32) -> tf.where(mask, values, 0): TFLite casts truth values in float only."""
+    is_product = type(node.layer) is _L.Multiply or symbol_of(node) == "math.multiply"
+    operands = node.inputs() if is_product else []
+    for values, factor in (operands, operands[::-1]) if len(operands) == 2 else ():  # noqa: PLR2004 - both orders
+        known = values.is_float and values.shape == node.output().shape
+        mask = truth_values(factor, out) if known else None
+        if mask is None:
+            continue
+        layer = TFOpLambda(tf.where, name=node.layer.name)
+        result = out.call(layer, node.path, values, shape=values.shape)
+        if result.producer is not None:
+            result.producer.args = (mask, values, 0.0)
+        return result
+    return None
+
+
+def masked_factor(tensor: Tensor) -> tuple[Tensor, Tensor] | None:
+    """(x, mask) of the tf.where(mask, x, 0) that `masked_product` makes; None for any other tensor."""
+    node = tensor.producer
+    if node is None or symbol_of(node) != "where" or len(node.args) != 3:  # noqa: PLR2004 - condition and two values
+        return None
+    mask, values, other = node.args
+    is_mask = isinstance(mask, Tensor) and isinstance(values, Tensor) and not isinstance(other, Tensor)
+    return (values, mask) if is_mask and np.all(np.asarray(other) == 0.0) else None
+
+
+def _factor(node: Node | None, out: Rewriter) -> float:
+    """The one positive number that a call multiplies all elements by; 1 for any other call."""
+    if node is None or not isinstance(node.layer, Affine) or node.layer.trainable:
+        return 1.0
+    scale, offset = scale_and_offset(out.graph.weights_of(node.layer))
+    return float(scale[0]) if np.all(scale == scale[0]) and scale[0] > 0 and not np.any(offset) else 1.0
 
 
 def _moves_before(tensor: Tensor) -> tuple[list[Node], Node | None]:
@@ -131,12 +193,14 @@ def _masked_choice(node: Node, out: Rewriter) -> tuple[Tensor, Mask] | None:
 
 
 def _constant(value: object, out: Rewriter) -> npt.NDArray[Any] | None:
-    """A constant, or a weight that is not trained; None for a tensor that depends on inputs or on trained weights."""
+    """A constant, a weight that is not trained, or what follows from known sizes; None for any other tensor."""
     if value is None:
         return None
     if not isinstance(value, Tensor):
         return np.asarray(value_of(value))
-    if value.producer not in out.weight_only or any(weight.trainable for weight in _weights_before(value)):
+    if value.producer not in out.weight_only:
+        return static_value(value, out.graph)
+    if any(weight.trainable for weight in _weights_before(value)):
         return None
     return np.asarray(weight_only_value(value, out.graph))
 

@@ -14,7 +14,7 @@ from tfmot_ops.core.graph.rewrite import Rewriter
 from tfmot_ops.core.graph.roles import activation_name
 from tfmot_ops.core.graph.rules.arithmetic import arguments_of, symbol_of, without_addend
 from tfmot_ops.core.graph.rules.emitting import Emitter
-from tfmot_ops.core.graph.rules.masks import masked_by_hand, truth_values
+from tfmot_ops.core.graph.rules.masks import masked_by_hand, masked_factor
 from tfmot_ops.core.keras.pinned import keras
 
 _L = keras.layers
@@ -93,22 +93,12 @@ def _quotient(node: Node, out: Rewriter) -> _Quotient | None:
     total, added = without_addend(denominator, out)
     axis = _reduced_axis(total, numerator, "math.reduce_sum")
     exponent, mask = _operand_of_exp(numerator), None
-    if exponent is None:
-        exponent, mask = _masked_exp(numerator, out)
+    masked = masked_factor(numerator)
+    if exponent is None and masked is not None:
+        exponent, mask = _operand_of_exp(masked[0]), masked[1]
     if exponent is None or axis is None:
         return None
     return _Quotient(exponent, mask, axis, float(np.max(added)))
-
-
-def _masked_exp(tensor: Tensor, out: Rewriter) -> tuple[Tensor | None, Tensor | None]:
-    """(x, mask) of exp(x) * mask, where the mask is a cast of truth values; (None, None) for any other tensor."""
-    node = tensor.producer
-    factors = [] if node is None or type(node.layer) is not _L.Multiply else node.inputs()
-    for one, other in (factors, factors[::-1]) if len(factors) == 2 else ():  # noqa: PLR2004 - both orders
-        exponent, mask = _operand_of_exp(one), truth_values(other, out)
-        if exponent is not None and mask is not None:
-            return exponent, mask
-    return None, None
 
 
 def _softmax(node: Node, out: Rewriter, logits: Tensor) -> Any:
