@@ -248,7 +248,7 @@ def test_what_a_rewritten_model_leaves_out_is_said(caplog) -> None:
         core.normalize(model)
         core.normalize(Wide(2))
     assert "leaves out what add_loss and add_metric added to the model (add_loss" in caplog.text
-    assert "is no Wide" in caplog.text
+    assert "is not of the class Wide" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,7 @@ RIGHT = {
 
 @pytest.mark.parametrize(("recipe", "layers"), WRONG.values(), ids=WRONG.keys())
 def test_a_file_without_int8_is_refused(recipe, layers):
-    with pytest.raises(ExportError, match="not what recipe 'r' says") as caught:
+    with pytest.raises(ExportError, match="does not match recipe 'r'") as caught:
         core.require_recipe(_profile(100, 0.0), recipe, layers)
     assert caught.value.exit_code == 4
     assert "conv2d" in caught.value.required
