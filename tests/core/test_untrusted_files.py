@@ -306,6 +306,6 @@ def test_a_long_vocabulary_is_looked_through_in_little_memory() -> None:
     tracemalloc.start()
     try:
         assert list(unsafe_names(words)) == []
-        assert tracemalloc.get_traced_memory()[1] < 2_000_000  # 60 MB with a part of its own for each word
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000  # a part of its own for each word takes many times that
     finally:
         tracemalloc.stop()

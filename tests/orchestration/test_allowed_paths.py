@@ -12,7 +12,12 @@ pytestmark = pytest.mark.airflow
 GIVEN = "{{ params.x }}"
 NAMES = ["resnet8", "application:MobileNetV2", "my_net", "My-Net.v2", "digits", "digits?seed=3", "wi8_ai8_ptq"]
 PLACES = ["s3://bucket/model.h5", "gs://b/m.keras", "models:/net@champion", "runs:/0123/model", "/data/a/model.h5"]
-DATA_SETS = ["npz:/data/a.npz", "images:/data/a?labels=/data/a.csv&size=32", "tfrecord:/data/part-?.tfrecord"]
+DATA_SETS = [
+    "npz:/data/a.npz",
+    "csv:/data/a.csv?target=y&features=a,b",
+    "images:/data/a?labels=/data/a.csv&size=32",
+    "tfrecord:/data/part-?.tfrecord",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -104,3 +109,21 @@ def test_the_trigger_chooses_no_server_but_the_deployments(monkeypatch):
     with pytest.raises(SpecError, match="MLflow server") as refused:
         check(tracking_uri="http://svc:s3cretpw@elsewhere")
     assert "s3cretpw" not in str(refused.value)
+
+
+def check_input(written, uri):
+    given = {"model": {"uri": uri, "sha256": "0" * 64, "size_bytes": 1, "format": "keras_h5"}}
+    rest = dict.fromkeys(("output_uri", "tracking_uri"))
+    check_places({"options": {}, "inputs": given, **rest}, {"options": {}, "inputs": written, **rest})
+
+
+@pytest.mark.parametrize(
+    "written", ["{{ params.inputs }}", {"model": "{{ dag_run.conf.m }}"}, {"model": {"uri": GIVEN}}]
+)
+def test_an_input_that_a_parameter_gives_is_of_an_allowed_place(written):
+    check_input(written, "/data/model.h5")
+    check_input(written, "runs:/0123/model.h5")
+    for uri in ("file:///etc/shadow", "http://10.0.0.1/model.h5", "/data/../etc/shadow"):
+        with pytest.raises(SpecError, match="input model"):
+            check_input(written, uri)
+        check_input({"model": "{{ ti.xcom_pull('train') }}"}, uri)  # the author's, as a literal would be

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -158,9 +159,10 @@ def print_summary(
         for name, artifact in result.outputs.items():
             typer.echo(f"{result.step_id} {name}: {hide(artifact.uri)}")
     if tracking_uri:
-        store = hide(tracking_uri)
+        store = shlex.quote(hide(tracking_uri))
         # `mlflow` is beside this Python, and on the path only in an activated environment.
         command = Path(sys.executable).with_name("mlflow")
-        typer.echo(f"MLflow: experiment {experiment}; open it with: {command} ui --backend-store-uri {store}")
+        command_line = f"{shlex.quote(str(command))} ui --backend-store-uri {store}"
+        typer.echo(f"MLflow: experiment {experiment}; open it with: {command_line}")
     if tflite:
         typer.echo(f"TFLite: {tflite}")

@@ -112,6 +112,7 @@ class StepOperator(BaseOperator):
             "options": options,
             "output_uri": output_uri,
             "tracking_uri": tracking_uri,
+            "inputs": inputs,
         }
         self.tracking_uri = tracking_uri
         self.experiment = experiment

@@ -25,7 +25,9 @@ _MLFLOW = ("runs:/", "models:/", "mlflow-artifacts:/")
 _DATA_FOLDER = "/data"
 #: Kinds of data sets that read files, and their options that are paths.
 _FILE_SOURCES = ("audio", "csv", "images", "npz", "tfrecord")
-_PATH_OPTIONS = ("features", "labels", "masks", "test")
+_PATH_OPTIONS = ("labels", "masks", "test")
+#: The same for one kind alone: `features` names columns of a CSV file.
+_PATH_OPTIONS_OF = {"tfrecord": (*_PATH_OPTIONS, "features")}
 _SAVED_SUFFIXES = (".h5", ".hdf5", ".keras")
 #: What templates call the parameters of a DAG run, and the configuration that it was triggered with.
 _CHOSEN = re.compile(r"\{[{%].*\b(params|dag_run|conf)\b", re.DOTALL)
@@ -66,7 +68,8 @@ def check_places(given: Mapping[str, Any], written: Mapping[str, Any]) -> None:
     """Refuse the paths and servers in an operator's arguments that the user who triggered the run has chosen.
 
     Args:
-        given: the arguments `options`, `output_uri` and `tracking_uri`, with rendered templates.
+        given: the arguments `options`, `output_uri`, `tracking_uri` and, for a step with inputs, `inputs`, with their
+            templates rendered.
         written: the same arguments as the DAG's author wrote them. Only what a template gave that reads the run's
             parameters or configuration is checked.
 
@@ -78,6 +81,7 @@ def check_places(given: Mapping[str, Any], written: Mapping[str, Any]) -> None:
         for name, value in options.items():
             if _reads_parameters(author.get(name) if isinstance(author, Mapping) else author):
                 _check_option(name, value)
+    _check_inputs(given.get("inputs"), written.get("inputs"))
     if given["output_uri"] and _reads_parameters(written["output_uri"]):
         check_path("output_uri", str(given["output_uri"]))
     uri = given["tracking_uri"]
@@ -88,6 +92,27 @@ def check_places(given: Mapping[str, Any], written: Mapping[str, Any]) -> None:
             received=quoted(uri),
             remedy="leave the parameter out",
         )
+
+
+def _check_inputs(given: object, author: object) -> None:
+    """Refuse the URI of an input that a parameter gave, and that the deployment does not allow.
+
+    The results of other steps are inputs too; no template of the author's reads a parameter for them.
+    """
+    for name, value in given.items() if isinstance(given, Mapping) else ():
+        if _reads_parameters(author.get(name) if isinstance(author, Mapping) else author):
+            for uri in _uris_of(value):
+                check_path(f"input {name}", uri)
+
+
+def _uris_of(value: object) -> Iterator[str]:
+    """The URIs of artifacts within a value: an artifact's fields, or a step's result with its outputs."""
+    if isinstance(value, Mapping):
+        uri = value.get("uri")
+        if isinstance(uri, str):
+            yield uri
+        for member in value.values():
+            yield from _uris_of(member)
 
 
 def _reads_parameters(written: object) -> bool:
@@ -127,7 +152,7 @@ def _paths_of(dataset: str) -> Iterator[str]:
     yield rest[: begin.start()] if begin else rest
     for option in rest[begin.end() :].split("&") if begin else ():
         key, _, value = option.partition("=")
-        if key in _PATH_OPTIONS:
+        if key in _PATH_OPTIONS_OF.get(kind, _PATH_OPTIONS):
             yield value
 
 

@@ -9,7 +9,8 @@ as whoever uses the model has to compute the same. A folder whose only sub-folde
 set, each of the two with the same class folders.
 
 The header and the length of every file are checked before anything is trained. `skip` is the share of broken files
-that may be left out, named and counted. Features are computed once and kept, up to `KEPT_BYTES` of them.
+that may be left out, named and counted. A file is read only as far as its clip reaches.
+Features are computed once and kept, up to `KEPT_BYTES` of them.
 """
 
 from __future__ import annotations
