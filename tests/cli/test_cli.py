@@ -82,6 +82,7 @@ def test_optimize_ends_with_a_table_and_the_path_of_an_int8_file(optimized):
     assert rows[-1][2] == "50.0%"
 
 
+@pytest.mark.slow
 def test_progress_is_one_marked_line_an_epoch(optimized):
     told = [line.removeprefix("tfmot-ops: ") for line in optimized.lines if line.startswith("tfmot-ops: ")]
     epochs = [line for line in told if " epoch " in line]
@@ -96,6 +97,7 @@ def test_progress_is_one_marked_line_an_epoch(optimized):
     assert not any("[====" in line for line in optimized.lines)
 
 
+@pytest.mark.slow
 def test_optimize_leaves_one_run_a_step_under_one_parent(optimized):
     client, experiment = connect(optimized.uri, "tfmot_ops")
     runs = client.search_runs([experiment], order_by=["start_time"])

@@ -36,6 +36,7 @@ def server():
         http.shutdown()
 
 
+@pytest.mark.slow
 def test_a_place_that_is_fit_says_what_is_there(server):
     done = run("doctor", "--json", "--tracking-uri", f"http://me:secret@127.0.0.1:{server}")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -49,6 +50,7 @@ def test_a_place_that_is_fit_says_what_is_there(server):
     assert "secret" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_named_with_a_remedy():
     # Port 9 discards, where it is served at all. No GPU is visible, also where there is one.
     done = run("doctor", "--device", "gpu", TFMOT_OPS_TRACKING_URI="http://127.0.0.1:9", CUDA_VISIBLE_DEVICES="-1")

@@ -97,6 +97,7 @@ def test_run_names_the_server_without_the_secret(tmp_path, kind):
     assert SECRET not in done.stdout + done.stderr + result
 
 
+@pytest.mark.slow
 def test_a_failing_command_leaves_no_secret_behind(tmp_path):
     (tmp_path / "tmp").mkdir()
     arguments = ["--model", "resnet8", "--dataset", "digits", "--recipe", "wi8_ai8", "--output", "out"]
@@ -108,6 +109,7 @@ def test_a_failing_command_leaves_no_secret_behind(tmp_path):
     assert [str(path) for path in left if SECRET.encode() in path.read_bytes()] == []
 
 
+@pytest.mark.slow
 def test_optimize_doctor_and_sweep_print_no_secret(tmp_path):
     uri = URIS["password"]
     optimize = ["optimize", "--model", "resnet8", "--dataset", "digits", "--recipe", "wi8_ai8", "--tracking-uri", uri]

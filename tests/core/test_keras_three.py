@@ -90,6 +90,7 @@ def test_a_graph_of_layers_that_both_have_gives_the_same_outputs(folder: Path, n
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_is_read_goes_through_the_chain(folder: Path) -> None:
     with pytest.warns(UserWarning, match="not compiled"):
         model = core.load_model(folder / "sequential.keras")

@@ -74,6 +74,7 @@ def test_the_noise_of_the_groups_adds_up_to_that_of_the_model(model: Any) -> Non
     assert -10.0 * np.log10(sum(10.0 ** (-row.alone_db / 10.0) for row in rows)) == pytest.approx(whole, abs=2.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", Method)
 def test_keeping_both_sides_of_the_coarse_value_in_float_brings_the_outputs_back(model: Any, method: Method) -> None:
     recipe, _ = core.keep_sensitive(model, keeping(0.6, method), X)

@@ -33,6 +33,7 @@ def outputs(data: bytes) -> np.ndarray:
     return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
 
 
+@pytest.mark.slow
 def test_an_int8_file_shrinks_but_not_after_gzip_and_xnnpack_refuses_it(pruned, record_property):
     data = core.export_tflite(pruned, core.recipes.decode("sparse80_wi8_ai8_ptq"), X)
     found = compare_sparse_encoding(data, runs=30)

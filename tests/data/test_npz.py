@@ -233,6 +233,7 @@ def test_data_sets_that_cannot_become_columns_are_refused():
     assert error.received.startswith("InvalidArgumentError after 0 elements: ")
 
 
+@pytest.mark.slow
 def test_the_temporary_folder_is_removed_when_the_process_ends(tmp_path: Path):
     program = (
         "import numpy as np, tensorflow as tf\n"

@@ -56,6 +56,7 @@ def test_resnet8_has_8_weight_layers_on_its_main_path():
     assert len([name for name in names if name == "scores" or ("conv" in name and "shortcut" not in name)]) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_seed_decides_the_weights(name: str):
     first, second, other = (build_model(name, SHAPES[name], 10, seed=seed).get_weights() for seed in (1, 1, 2))
@@ -86,6 +87,7 @@ def test_all_71_constructors_are_found():
     assert {"MobileNetV2", "ConvNeXtTiny", "NASNetMobile", "Xception"} < set(constructors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["MobileNetV2", "Xception"])
 def test_the_smallest_side_is_the_constructors(name: str):
     side, constructor = smallest_side(name), application_constructors()[name]
@@ -94,6 +96,7 @@ def test_the_smallest_side_is_the_constructors(name: str):
         constructor(input_shape=(side - 1, side - 1, 3), weights=None, include_top=False)
 
 
+@pytest.mark.slow
 def test_small_grey_images_are_fitted_in_one_flat_graph():
     model = build_model("application:MobileNetV2", (28, 28, 1), 10, seed=0)
     assert class_names(model)[:4] == ["InputLayer", "ZeroPadding2D", "Concatenate", "Conv2D"]
@@ -121,6 +124,7 @@ def test_other_channels_are_mixed():
     assert outputs(model, (32, 32, 2)).shape == (2, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 3)], ids=str)
 def test_a_constructor_that_skips_the_prelude_is_nested(shape: tuple[int, int, int]):
     model = build_model("application:RegNetX002", shape, 10, seed=0)

@@ -59,6 +59,7 @@ def test_the_same_folder_gives_the_same_document(parsed, bench, run_python):
     assert " at 0x" not in json.dumps(again)
 
 
+@pytest.mark.slow
 def test_the_chain(parsed):
     upstream = parsed["upstream"]
     assert upstream["train"] == ["open_run"]

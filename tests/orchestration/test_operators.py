@@ -40,6 +40,7 @@ def test_a_green_chain(fake_runs):
     assert sorted(steps[4:]) == ["close_run", "register"]
 
 
+@pytest.mark.slow
 def test_a_registration_is_given_what_was_measured(fake_runs):
     (spec,) = specs(fake_runs["green"], "register")
     assert spec["options"]["metrics"] == {"accuracy": 0.5}

@@ -69,6 +69,7 @@ def test_strictly_valid(pods, name, version):
     kubernetes_validate.validate(pods[name], version, strict=True)
 
 
+@pytest.mark.slow
 def test_what_is_not_in_the_schema_is_refused(pods):
     wrong = pods["cpu"] | {"spec": pods["cpu"]["spec"] | {"nodeSelektor": {}}}
     with pytest.raises(kubernetes_validate.ValidationError, match="nodeSelektor"):

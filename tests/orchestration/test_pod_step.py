@@ -227,6 +227,7 @@ def test_no_pod_is_left(answers):
     assert {name: answer["left"] for name, answer in answers.items() if answer["left"]} == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [name for name in CASES if name.startswith("fallback")])
 def test_a_fallback_that_finds_no_node_either_ends_there(answers, case):
     answer = answers[case]

@@ -14,6 +14,7 @@ from tfmot_ops.cli.shared_steps import SharedSteps
 from tfmot_ops.contract import CandidateOptions, Status, StepResult, StepSpec
 from tfmot_ops.errors import SpecError, TfmotOpsError
 from tfmot_ops.search.found import figures_of
+from tfmot_ops.system import environment
 from tfmot_ops.system.versions import installed
 
 #: Steps that candidates with the same pruning share; the step `train` is shared by all candidates.
@@ -79,7 +80,8 @@ def _chain(spec: StepSpec, options: CandidateOptions, folder: Path) -> Chain:
             "tracking: a candidate of a search needs an MLflow tracking server",
             required="tracking.uri, where the chain's files are stored",
             received="nothing",
-            remedy="set TFMOT_OPS_TRACKING_URI where the tasks run; `tfmot-ops search --no-tracking` works without",
+            remedy=f"set {environment.TRACKING_URI.name} where the tasks run; "
+            "`tfmot-ops search --no-tracking` works without",
         )
     epochs = {"prune": options.fine_tune_epochs, "fine_tune": options.fine_tune_epochs, "quantize": options.qat_epochs}
     data = {"batch_size": options.batch_size, "limit": options.limit, "task": options.task, "metric": options.metric}

@@ -14,7 +14,6 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
-from tfmot_ops.core.graph.of_weights import weight_only_calls
 from tfmot_ops.core.graph.pointwise import (
     DIVISIONS,
     ELEMENTWISE_FUNCTIONS,
@@ -31,6 +30,7 @@ from tfmot_ops.core.graph.steepness import (
     is_accurate_on_rounded_inputs,
     is_inverse_of_root,
 )
+from tfmot_ops.core.graph.weight_only import weight_only_calls
 from tfmot_ops.core.keras.pinned import keras
 
 #: Comparisons, logical functions, and casts of their results.

@@ -10,13 +10,13 @@ from __future__ import annotations
 from tfmot_ops.core.graph.clusters import fuse_pointwise
 from tfmot_ops.core.graph.custom import inline_custom_layers
 from tfmot_ops.core.graph.factors import divide_by_tables
+from tfmot_ops.core.graph.integer_inputs import with_integer_inputs
 from tfmot_ops.core.graph.ir import Graph, Tensor, map_tensors
 from tfmot_ops.core.graph.operations import Role
 from tfmot_ops.core.graph.precision import in_float32
 from tfmot_ops.core.graph.rewrite import rewrite
 from tfmot_ops.core.graph.roles import activation_name, role
 from tfmot_ops.core.graph.rules import QAT_RULES, RULES
-from tfmot_ops.core.graph.whole_numbers import with_integer_inputs
 from tfmot_ops.core.keras.policies import new_layers_with_policy
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, map_tensors, tensors
 from tfmot_ops.core.graph.layers import Affine
-from tfmot_ops.core.graph.of_weights import weight_only_calls
+from tfmot_ops.core.graph.weight_only import weight_only_calls
 from tfmot_ops.core.keras.types import Array, Layer
 from tfmot_ops.core.keras.values import value_of
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from tfmot_ops.contract import LayerReport, Outcome, Quantization, WeightScales
+from tfmot_ops.core.graph.divergence import calls_before_divergence
 from tfmot_ops.core.graph.float_reasons import float_reason
+from tfmot_ops.core.graph.integer_inputs import INTEGER_VALUES_REASON, integer_valued_tensors, uses_integer_values
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
 from tfmot_ops.core.graph.layers import MaskedScores, Power
 from tfmot_ops.core.graph.new_values import output_constants
-from tfmot_ops.core.graph.of_weights import weight_only_calls
 from tfmot_ops.core.graph.operations import ACTIVATIONS, UNKNOWN, Kernel, OpSpec, Role
-from tfmot_ops.core.graph.poles import calls_before_divergence
 from tfmot_ops.core.graph.roles import activation_name, kernels, role, spec_of
-from tfmot_ops.core.graph.whole_numbers import INTEGER_VALUES_REASON, integer_valued_tensors, uses_integer_values
+from tfmot_ops.core.graph.weight_only import weight_only_calls
 from tfmot_ops.core.keras.private import QuantizeLayer
 from tfmot_ops.core.keras.types import Layer
 from tfmot_ops.core.quantization.quantizers import (

@@ -17,13 +17,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_ops.core.graph.finite import require_finite_folded
+from tfmot_ops.core.graph.integer_inputs import integer_valued_tensors, uses_integer_values
 from tfmot_ops.core.graph.ir import Graph, Node, Tensor, tensors
 from tfmot_ops.core.graph.layers import Affine, LearnedTensor, MaskedScores, Power, scale_and_offset
-from tfmot_ops.core.graph.of_weights import weight_only_calls, weight_only_value
 from tfmot_ops.core.graph.operations import Kernel, Role
 from tfmot_ops.core.graph.roles import is_elu, kernels, role, spec_of
 from tfmot_ops.core.graph.run import run_graph
-from tfmot_ops.core.graph.whole_numbers import integer_valued_tensors, uses_integer_values
+from tfmot_ops.core.graph.weight_only import weight_only_calls, weight_only_value
 from tfmot_ops.core.keras import private
 from tfmot_ops.core.keras.private import QuantizeLayer
 from tfmot_ops.core.keras.types import Args, Array, Kwargs, Layer, TensorLike

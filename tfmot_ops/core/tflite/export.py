@@ -11,12 +11,12 @@ import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 
 from tfmot_ops.contract import Activations, Backend, IoType, Method, Quantization, Recipe, Weights, WeightScales
+from tfmot_ops.core.graph.divergence import calls_before_divergence
 from tfmot_ops.core.graph.equalization import equalize
 from tfmot_ops.core.graph.finite import require_finite_weights
 from tfmot_ops.core.graph.ir import Graph, scope_safe_name, tensors, unique_names
 from tfmot_ops.core.graph.new_values import extended_to_readers, refuse_outlier_constants, refuse_pads_beyond_float16
 from tfmot_ops.core.graph.normalize import normalize_graph
-from tfmot_ops.core.graph.poles import calls_before_divergence
 from tfmot_ops.core.graph.read import read_graph
 from tfmot_ops.core.graph.rebuild import rebuild
 from tfmot_ops.core.graph.rewrite import rewrite

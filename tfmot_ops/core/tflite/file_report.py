@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tfmot_ops.contract import Activations, IoType, LayerReport, Method, Outcome, Quantization, Recipe
+from tfmot_ops.core.graph.integer_inputs import INTEGER_VALUES_REASON
 from tfmot_ops.core.graph.ir import unique_names
 from tfmot_ops.core.graph.normalize import normalize_graph
 from tfmot_ops.core.graph.operations import LAYERS, Role
 from tfmot_ops.core.graph.read import read_graph
-from tfmot_ops.core.graph.whole_numbers import INTEGER_VALUES_REASON
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.tflite.interpreter import make_interpreter
 from tfmot_ops.core.tflite.profile import TFLiteProfile

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from tfmot_ops.contract import Activations, Backend, Recipe
+from tfmot_ops.core.graph.divergence import calls_before_divergence, diverges_on_result_of
 from tfmot_ops.core.graph.ir import Graph, Node, unique_names
 from tfmot_ops.core.graph.layers import MaskedScores
 from tfmot_ops.core.graph.pointwise import Pointwise
-from tfmot_ops.core.graph.poles import calls_before_divergence, diverges_on_result_of
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.tflite.scopes import scopes_of
 from tfmot_ops.errors import RecipeError
@@ -23,7 +23,7 @@ def scopes_left_in_float(source: Graph, normal: Graph, recipe: Recipe) -> tuple[
     """Name scopes of the calls that PTQ leaves in float.
 
     These are the calls that the recipe's scope excludes, masked attention and recurrent layers (`_stays_float`), and
-    diverging functions with the calls that prepare their operand (`poles.calls_before_divergence`).
+    diverging functions with the calls that prepare their operand (`divergence.calls_before_divergence`).
 
     Args:
         source: graph of the user's model; the recipe's scope refers to its layers.

@@ -14,11 +14,11 @@ import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Node, Tensor, map_tensors, tensors
 from tfmot_ops.core.graph.layers import Affine, LearnedTensor, MaskedScores, scale_and_offset
-from tfmot_ops.core.graph.of_weights import weight_only_value
 from tfmot_ops.core.graph.rewrite import Rewriter
 from tfmot_ops.core.graph.roles import activation_name
 from tfmot_ops.core.graph.rules.arithmetic import arguments_of, symbol_of
 from tfmot_ops.core.graph.static_values import static_value
+from tfmot_ops.core.graph.weight_only import weight_only_value
 from tfmot_ops.core.keras.pinned import keras
 from tfmot_ops.core.keras.private import TFOpLambda
 from tfmot_ops.core.keras.types import Args, Function, Layer

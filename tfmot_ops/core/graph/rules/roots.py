@@ -13,12 +13,12 @@ import tensorflow as tf
 
 from tfmot_ops.core.graph.ir import Node, Tensor
 from tfmot_ops.core.graph.layers import AxisMean, InverseRoot, Power, Shift
-from tfmot_ops.core.graph.of_weights import weight_only_value
 from tfmot_ops.core.graph.pointwise import Pointwise
 from tfmot_ops.core.graph.rewrite import Rewriter
 from tfmot_ops.core.graph.rules.arithmetic import arguments_of, symbol_of, without_addend
 from tfmot_ops.core.graph.signs import is_never_negative
 from tfmot_ops.core.graph.steepness import is_accurate_on_rounded_inputs
+from tfmot_ops.core.graph.weight_only import weight_only_value
 from tfmot_ops.core.keras.pinned import keras
 
 _L = keras.layers
