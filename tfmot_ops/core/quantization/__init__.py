@@ -1,6 +1,7 @@
 """Quantisation-aware training: float model -> model with quantisers, and the ranges of these.
 
-- `qat`: `quantize` does all steps; `calibrate` measures ranges on samples.
+- `qat`: `quantize` does all steps. `calibration` runs the model on samples, `observers` choose a range from the values
+  of a tensor, `without_rounding` computes a QAT model in float.
 - `scheme`: which call gets which quantisers, and which tensors share a range.
 - `quantizers` (weights, and the wrapper of a layer), `range_quantizers` (activations), `folding` (what export
   multiplies a kernel by).
