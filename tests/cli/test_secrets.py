@@ -169,4 +169,4 @@ def test_the_summary_of_a_chain_prints_no_secret(capsys):
     print_summary([], URIS["password"], "tfmot_ops", None)
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("MLflow: experiment tfmot_ops; open it with: /")
-    assert last.endswith("/mlflow ui --backend-store-uri http://***@127.0.0.1:1")
+    assert last.endswith("/mlflow ui --backend-store-uri 'http://***@127.0.0.1:1'")

@@ -130,20 +130,30 @@ def _finding(item: Any, fields: Collection[str] | None) -> tuple[str, str, str] 
     location, given = list(item["loc"]), item.get("input")
     if location[-1:] == ["str"] and not isinstance(given, str):
         return None
-    if location[-1:] == ["Recipe"] and isinstance(given, str):
+    if location and _is_document(location[-1]) and isinstance(given, str):
         return None
     # Pydantic adds the tried member of a union to the location; it is not a field.
     options = location[:1] == ["options"]
     field = [
         _name(part, fields)
         for index, part in enumerate(location)
-        if part not in {"str", "Recipe"} and not (options and index == 1)
+        if part != "str" and not _is_document(part) and not (options and index == 1)
     ]
     received = "nothing" if item["type"] == "missing" else (quoted if fields is None else kind_of)(given)
     required = item["msg"].removeprefix("Value error, ")
     if item["type"] == "union_tag_invalid":  # whose message quotes the value
         required = f"one of {item['ctx']['expected_tags']}"
     return ".".join(field) or "(whole)", required, received
+
+
+def _is_document(part: int | str) -> bool:
+    """Whether a part of a location is pydantic's name for a document that may be given by name instead.
+
+    The name is `Recipe`, or `function-after[check(), Recipe]` for a class with a check of the whole document.
+    """
+    return isinstance(part, str) and (
+        part in _DOCUMENTS or (part.startswith("function-") and part.rstrip("]").endswith(_DOCUMENTS))
+    )
 
 
 def _name(part: int | str, fields: Collection[str] | None) -> str:
@@ -155,5 +165,7 @@ def _name(part: int | str, fields: Collection[str] | None) -> str:
     return f"(an unknown name of {len(part)} characters)"
 
 
+#: Classes of documents that a field takes beside their name, a text.
+_DOCUMENTS = ("Recipe", "Target")
 #: Longest part of a field's name that is shown, in characters.
 _LONGEST_NAME = 60
