@@ -9,7 +9,7 @@ to one range are emitted with one range. So the converter has nothing left to fo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -37,6 +37,7 @@ from tfmot_ops.core.tflite.barriers import call_between_barriers, call_for_infer
 from tfmot_ops.core.tflite.late_weights import KernelLayout, LateWeights
 from tfmot_ops.core.tflite.scopes import call_scopes
 from tfmot_ops.core.tflite.tables import Tables
+from tfmot_ops.core.tflite.tensor_ops import add_bias, restore_shape
 
 
 def inference_function(
@@ -46,6 +47,7 @@ def inference_function(
     tables: Tables | None = None,
     *,
     per_channel: bool = True,
+    range_of_reshaped: bool = True,
 ) -> Callable[..., Any]:
     """The graph as a TensorFlow function (inputs) -> list of outputs, to be traced.
 
@@ -55,8 +57,13 @@ def inference_function(
         float_calls: the calls that stay in float, and are not fused with the calls around them.
         tables: collects the functions that become tables after the conversion; None emits the functions themselves.
         per_channel: whether a free-standing affine, a depthwise convolution in the file, has a scale for each channel.
+        range_of_reshaped: whether a result that is reshaped gets its range on both sides of the reshape. Without the
+            second one, the converter moves the reshape behind a sum or product, which can lose its range. With it, the
+            converter refuses some products.
     """
-    emit = _InferenceEmitter(graph, late, float_calls, tables, per_channel=per_channel)
+    emit = _InferenceEmitter(
+        graph, late, float_calls, tables, per_channel=per_channel, range_of_reshaped=range_of_reshaped
+    )
 
     def inference(*inputs: TensorLike) -> Any:
         if late is not None:
@@ -84,10 +91,12 @@ class _InferenceEmitter:
         tables: Tables | None,
         *,
         per_channel: bool,
+        range_of_reshaped: bool,
     ) -> None:
         self.graph = graph
         self.tables = tables
         self.per_channel = per_channel
+        self.range_of_reshaped = range_of_reshaped
         self.float_calls = float_calls
         self.exact = integer_valued_tensors(graph)
         self.late = late
@@ -130,9 +139,10 @@ class _InferenceEmitter:
                 return result
             # The only tensor may be in a list or a dict, as of `tf.split(x, 1)`.
             value = self._quantize_output(node, *tf.nest.flatten(result))
-            shaped = value if node in self.fused else _restore_shape(value, outputs[0].shape)
-            # The range on both sides, or the converter moves the reshape behind a sum or product, whose range it loses.
-            return tf.nest.pack_sequence_as(result, [value if shaped is value else self._quantize_output(node, shaped)])
+            shaped = value if node in self.fused else restore_shape(value, outputs[0].shape)
+            if shaped is not value and self.range_of_reshaped:
+                shaped = self._quantize_output(node, shaped)
+            return tf.nest.pack_sequence_as(result, [shaped])
 
     def _compute(self, node: Node, layer: Layer, args: Args, kwargs: Kwargs) -> Any:
         """Emit a call without the quantiser of its output; `layer` is the layer within a wrapper."""
@@ -208,7 +218,7 @@ class _InferenceEmitter:
         if spec.linear_part is None:
             raise TypeError(f"the row of {layer.name!r} in the operation table has no sums")
         result = spec.linear_part(layer, self._kernel(layer, kernel, quantizer, limits), value)
-        return result if bias is None else _add_bias(result, bias)
+        return result if bias is None else add_bias(result, bias)
 
     def _folded(self, node: Node, layer: Layer) -> tuple[np.ndarray, Any, WeightQuantizer | None, Any]:
         """(kernel, bias, quantiser, limits) of a convolution, after folding the affine that follows it.
@@ -279,7 +289,7 @@ class _InferenceEmitter:
         image = value if is_image else tf.reshape(value, [batch, 1, int(np.prod(sizes, dtype=int)), channels])
         kernel = scale.reshape(1, 1, channels, 1)
         result = tf.nn.depthwise_conv2d(image, self._affine_kernel(node, kernel, offset), [1, 1, 1, 1], "VALID")
-        return _add_bias(result, offset)
+        return add_bias(result, offset)
 
     def _affine_kernel(self, node: Node, kernel: np.ndarray, offset: np.ndarray) -> Any:
         constant = tf.constant(kernel, name="kernel")
@@ -343,15 +353,6 @@ def _is_kept_float(node: Node) -> bool:
     return bool(getattr(getattr(node.layer, "quantize_config", None), "keep_float", False))
 
 
-def _restore_shape(value: TensorLike, shape: Sequence[int | None]) -> Any:
-    """A value computed as [N, H, W, C] in a call's own shape, in which one size besides the batch may be None."""
-    extra = len(value.shape) - len(shape)
-    if extra > 0:
-        return tf.squeeze(value, [*range(1, 1 + extra)])
-    sizes = [-1 if size is None else size for size in shape[1:]]
-    return tf.reshape(value, [value.shape[0], *sizes]) if extra < 0 else value
-
-
 def _along_outputs(kernel: Kernel, value: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """A scale per output channel, reshaped to broadcast against the kernel."""
     if kernel.channels_axes > 1:
@@ -381,16 +382,6 @@ def _constants(graph: Graph, layer: Layer) -> list[np.ndarray]:
     # init_scope leaves the function that is being traced, in which variables have no values.
     with tf.init_scope():
         return [np.asarray(weight, np.float32) for weight in graph.weights_of(layer)]
-
-
-def _add_bias(value: TensorLike, bias: np.ndarray) -> Any:
-    bias = np.array(bias, np.float32)
-    # The converter of TensorFlow 2.21 stores a constant of equal numbers as one number and rounds it by the first
-    # channel's scale for all channels: a bias of 3 became 3.00, 2.95, 2.86. Changing the last bit of the first number
-    # avoids this.
-    if bias[0] and np.all(bias == bias[0]):
-        bias[0] = np.nextafter(bias[0], np.float32(np.inf))
-    return tf.nn.bias_add(value, tf.constant(bias, name="bias"))
 
 
 def _weight_quantizer(layer: Layer) -> tuple[WeightQuantizer | None, np.ndarray | None]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -108,20 +110,28 @@ def export_tflite(model: keras.Model, recipe: Recipe, calibration: Calibration |
 def _converted(
     graph: Graph, recipe: Recipe, calibration: Calibration | None, *, quantized: bool, float_scopes: tuple[str, ...]
 ) -> bytes:
-    """Convert a graph; again without late weights, or with fewer tables, if a placeholder cannot be replaced."""
+    """Convert a graph; again without late weights, or with fewer tables, if a placeholder cannot be replaced.
+
+    If the converter refuses a QAT graph, it is converted again with fewer ranges, see `inference_function`.
+    """
     late: LateWeights | None = LateWeights(floats=_writes_float_kernels_late(recipe, quantized))
     tables = Tables(operations=_operations(recipe))
+    range_of_reshaped = quantized
     while True:
         try:
-            return tables.fill(
-                _convert(graph, recipe, calibration, late, float_scopes, tables=tables if quantized else None)
-            )
+            made = tables if quantized else None
+            emit = partial(inference_function, tables=made, range_of_reshaped=range_of_reshaped)
+            return tables.fill(_convert(graph, recipe, calibration, late, float_scopes, emit=emit))
         except LateWeightsError as error:
             _LOG.info("large kernels cannot be written later (%s): converting with all weights in memory", error)
             late = None
         except TablesError as error:
             _LOG.warning("kept in float, as an int8 result is not finite or the input is float: %s", error)
             tables = Tables(error.names, _operations(recipe))
+        except ExportError:
+            if not range_of_reshaped:
+                raise
+            range_of_reshaped = False
 
 
 def _operations(recipe: Recipe) -> tuple[str, ...] | None:
@@ -193,14 +203,14 @@ def _convert(
     late: LateWeights | None,
     float_scopes: tuple[str, ...],
     *,
-    tables: Tables | None,
+    emit: Callable[..., Callable[..., Any]],
 ) -> bytes:
-    """Convert a graph once; the caller replaces the placeholders of `tables` in the file."""
+    """Convert a graph once by `emit`, which is `inference_function`; the caller replaces the placeholders of tables."""
     finish = {} if late is None else {"finish": late.fill}
     calibrated = _is_calibrated(recipe)
     float_calls = calls_before_divergence(graph) if rounds_activations(recipe) else set()
     per_channel = _is_per_channel(recipe)
-    inference = inference_function(graph, late, float_calls, tables, per_channel=per_channel)
+    inference = emit(graph, late, float_calls, per_channel=per_channel)
     signature = _signature(graph, calibration)
     converter = make_converter(inference, signature, **finish, calibrated=calibrated, per_channel=per_channel)
     if calibrated:
