@@ -298,6 +298,6 @@ def test_every_row_is_checked() -> None:
 def test_every_role_reads_the_rest_of_its_row() -> None:
     specs = [*operations.LAYERS.values(), *operations.FUNCTIONS.values(), *operations.ACTIVATIONS.values()]
     for spec in specs:
-        assert (spec.sums is not None) == (spec.role is operations.Role.CONVOLUTION)
+        assert (spec.linear_part is not None) == (spec.role is operations.Role.CONVOLUTION)
         assert (spec.fixed_range is not None) == (spec.role is operations.Role.FIXED_RANGE)
         assert bool(spec.kernels) or spec.role not in {operations.Role.CONVOLUTION, operations.Role.GATHER}

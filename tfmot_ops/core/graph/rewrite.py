@@ -27,6 +27,8 @@ class Rewriter:
         self.nodes: list[Node] = []
         #: Path of the user's layer whose call is being rewritten.
         self.origin = ""
+        #: The call of the old graph that is being rewritten; it reads tensors of the old graph.
+        self.original: Node | None = None
         self._calls = graph.calls_per_layer()
         self._made: dict[tuple[Layer, str], Any] = {}
         #: Tensor of the old graph -> how often calls and the outputs of the graph read it.
@@ -130,7 +132,7 @@ def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
     for old in graph.nodes:
         args, kwargs = map_tensors((old.args, old.kwargs), current)
         node = Node(old.layer, old.path, args, kwargs, old.outputs, old.origin, old.source_kernel)
-        rewriter.origin = old.origin
+        rewriter.origin, rewriter.original = old.origin, old
         for tensor in tensors(node.outputs):
             tensor.producer = node
         if old in constant:

@@ -67,6 +67,8 @@ def masked_maximum(node: Node, out: Rewriter) -> Any:
     """The maximum of tf.where(mask, x, -1e9), or of x + (1 - mask) * -1e9 -> the maximum of MaskedScores."""
     if type(node.layer) not in _MAXIMA and symbol_of(node) != "math.reduce_max":
         return None
+    if out.original is not None and any(out.reads[tensor] > 1 for tensor in out.original.inputs()):
+        return None  # probably the x - max(x) of a softmax, which `softmax_by_hand` replaces as a whole
     inputs = node.inputs()
     before = inputs[0].producer if len(inputs) == 1 else None
     found = None if before is None else _masked_sum(before, out) or _masked_choice(before, out)
