@@ -41,7 +41,7 @@ sweep: setup ## the compat matrix: every architecture through the whole chain, r
 matrix: RECIPES = $(RECIPE)
 matrix: sweep ## the same with one recipe (ARCHITECTURES=, RECIPE=)
 
-test: setup ## the whole suite, on WORKERS=3 processes; FAST=1 without the slow tests, within 4 minutes
+test: setup ## the whole suite, on WORKERS=3 processes; FAST=1 without the slow tests
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(if $(filter-out 0,$(FAST)),-m "not slow" --durations=10)
 
 helm: setup ## the Helm chart: lint, render, refusals, strict validation; installed where there is a cluster
