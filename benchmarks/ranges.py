@@ -94,15 +94,15 @@ def fashion(seed: int) -> Task:
 
 
 def heavy_tailed(seed: int) -> Task:
-    """A number with a heavy tail, which is to be told from eight others: exp of a sum of them."""
+    """Regression on a target with a heavy tail: exp of a weighted sum of the eight inputs."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(4000, 8)).astype(np.float32)
     y = np.exp(x @ np.linspace(-0.6, 0.6, 8, dtype=np.float32))[:, None]
     return Task(x[:3000], y[:3000], x[3000:], y[3000:])
 
 
-def pictures_back(seed: int) -> Task:
-    """Digits, which are to be given back."""
+def reconstruction(seed: int) -> Task:
+    """Reconstruction: the digits are inputs and targets."""
     task = digits(seed)
     x, x_test = (part.reshape(-1, 64) for part in (task.x, task.x_test))
     return Task(x, x, x_test, x_test)
@@ -169,7 +169,7 @@ NETS = {
     "swish, digits": Net(digits, swish, 8),
     "dense, hot pixels": Net(hot_pixels, dense(10), 12),
     "dense, heavy-tailed number": Net(heavy_tailed, dense(1), 12),
-    "dense, pictures back": Net(pictures_back, dense(64), 20),
+    "dense, reconstruction": Net(reconstruction, dense(64), 20),
 }
 
 

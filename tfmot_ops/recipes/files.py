@@ -54,7 +54,7 @@ class _Loader(yaml.SafeLoader):
             self._depth -= 1
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Called by PyYAML for each mapping; of a name that stands there twice, PyYAML would drop the first value."""
+        """Called by PyYAML for each mapping; if a name is given twice, PyYAML would drop the first value."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen: set[tuple[str, str]] = set()
         for name in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
@@ -86,7 +86,7 @@ def _without_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The mapping of a JSON object.
 
     Raises:
-        ValueError: a name stands there twice, of which Python would drop the first value.
+        ValueError: a name is given twice, and Python would drop the first value.
     """
     if len(dict(pairs)) < len(pairs):
         raise ValueError("a name that is given twice")

@@ -1,9 +1,9 @@
 """Cross-layer equalisation: channels between two layers with kernels get ranges of alike size (arXiv:1906.04721).
 
 Between the two layers stand only operations f with f(x / s) = f(x) / s, such as ReLU. So the first layer's weights of a
-channel are divided by a factor, the second layer's weights of that channel are multiplied by it, and the outputs stay.
-A channel whose values are much larger than the others' gives all of them coarse int8 steps; a channel with much smaller
-weights is rounded to few levels where a kernel has one scale. Both are what the factor evens out.
+channel are divided by a factor, the second layer's weights of that channel are multiplied by it, and the outputs stay
+equal. A channel whose values are much larger than the others' gives all of them coarse int8 steps; a channel with
+much smaller weights is rounded to few levels where a kernel has one scale. The factor makes both errors smaller.
 """
 
 from __future__ import annotations
@@ -117,20 +117,20 @@ def _is_norm(layer: Layer, rank: int) -> bool:
 
 def _equalize_pair(graph: Graph, pair: _Pair) -> bool:
     first, second = ([np.asarray(each) for each in graph.weights_of(layer)] for layer in (pair.first, pair.second))
-    given, taken = _largest_made(pair.first, first[0]), _largest_read(second[0])
+    written, read = _largest_by_output(pair.first, first[0]), _largest_by_input(second[0])
     # Weights of a BatchNormalization: scale, offset where it has one, mean, variance.
     norm = [] if pair.norm is None else [np.asarray(each) for each in graph.weights_of(pair.norm)]
     if pair.norm is not None:
-        given = given * np.abs(norm[0]) / np.sqrt(norm[-1] + pair.norm.epsilon)
-    if given.shape != taken.shape:
+        written = written * np.abs(norm[0]) / np.sqrt(norm[-1] + pair.norm.epsilon)
+    if written.shape != read.shape:
         return False
-    alive = (given > 0.0) & (taken > 0.0)
-    ratio = np.where(alive, given, 1.0) / np.where(alive, taken, 1.0)
+    alive = (written > 0.0) & (read > 0.0)
+    ratio = np.where(alive, written, 1.0) / np.where(alive, read, 1.0)
     factors = np.exp2(np.round(np.log2(ratio) / 2.0)).astype(np.float32)
     if np.all(factors == 1.0):
         return False
     if pair.norm is None:
-        kernel = _made_times(pair.first, first[0], 1.0 / factors)
+        kernel = _with_scaled_outputs(pair.first, first[0], 1.0 / factors)
         graph.weights[pair.first] = [kernel, *(bias / factors for bias in first[1:])]
     else:
         graph.weights[pair.norm] = [*(each / factors for each in norm[:-2]), *norm[-2:]]
@@ -138,19 +138,19 @@ def _equalize_pair(graph: Graph, pair: _Pair) -> bool:
     return True
 
 
-def _largest_made(layer: Layer, kernel: Array) -> Array:
+def _largest_by_output(layer: Layer, kernel: Array) -> Array:
     """Largest weight magnitude of each output channel, [channels]."""
     if type(layer) is _L.DepthwiseConv2D:
         kernel = kernel.reshape(-1, kernel.shape[-2] * kernel.shape[-1])
     return np.asarray(np.max(np.abs(kernel).reshape(-1, kernel.shape[-1]), axis=0), np.float64)
 
 
-def _largest_read(kernel: Array) -> Array:
+def _largest_by_input(kernel: Array) -> Array:
     """Largest weight magnitude of each input channel, [channels]; the last axis but one of every kernel."""
     return np.asarray(np.max(np.abs(kernel), axis=(*range(kernel.ndim - 2), kernel.ndim - 1)), np.float64)
 
 
-def _made_times(layer: Layer, kernel: Array, factors: Array) -> Array:
+def _with_scaled_outputs(layer: Layer, kernel: Array, factors: Array) -> Array:
     """A kernel whose output channels are multiplied by factors, [channels]."""
     is_by_channel = type(layer) is _L.DepthwiseConv2D
     return np.asarray(kernel * (factors.reshape(kernel.shape[-2:]) if is_by_channel else factors))

@@ -20,8 +20,8 @@ from tfmot_ops.core.quantization.scales import Range
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 
-#: Weight of the ranges before in the moving average over batches. It then covers about the last 10 batches, which are
-#: most of the default 512 samples.
+#: Weight of the average so far when the extremes of a batch are added. The average then covers about the last 10
+#: batches of 64 samples, more than the default 512 samples.
 _DECAY = 0.9
 #: Bits of a float32 that are dropped for its class. What stays is a sign, 8 bits of exponent and 7 of mantissa: a class
 #: is at most 1/128 of its values wide, however large they are, so that an outlier does not make the classes coarser.
@@ -32,7 +32,7 @@ _SIGN_CLASS = _CLASSES // 2
 _STRIDE = 4
 #: A candidate is at least this share of the extreme value. A range that clips more has lost the tensor's shape.
 _SMALLEST_SHARE = 1.0 / 256.0
-#: In values; counts are whole numbers.
+#: Tolerance for the number of values outside of a percentile, in values, for rounding errors of that number.
 _ROUNDING_ERROR = 1e-3
 
 

@@ -135,7 +135,7 @@ def with_ranges(data: bytes, ranges: Mapping[str, Range]) -> bytes:
 
 
 def shared_ranges(data: bytes, ranges: Mapping[str, Range]) -> dict[str, Range]:
-    """The same ranges, where tensors for which TFLite requires one range have the union of theirs.
+    """Ranges in which the tensors that TFLite ties to one range have the union of their own.
 
     Args:
         data: a float TFLite file.

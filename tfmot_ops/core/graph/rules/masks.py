@@ -28,7 +28,7 @@ _L = keras.layers
 #: A score at or below this is masked. Swin transformers use -100, float16 models -1e4, the others -1e9; beside other
 #: scores, the softmax of each is 0 in float32.
 _MASKED = -50.0
-#: Functions that move elements; they are applied to the mask as they were to the adder.
+#: Functions that only move elements. A rule that replaces an additive mask by a boolean one applies them to that one.
 _MOVES = {"reshape", "expand_dims", "compat.v1.squeeze", "compat.v1.transpose", "__operators__.getitem", "tile"}
 _MOVES |= {"broadcast_to", "repeat", "identity", "stop_gradient"}
 #: TensorFlow function -> the sign of its second operand.
@@ -77,18 +77,18 @@ def masked_maximum(node: Node, out: Rewriter) -> Any:
     made = _masked(node, out, *found)
     result = out.call(node.layer, node.path, made, shape=node.output().shape)
     if result.producer is not None:
-        read = lambda _: made  # noqa: E731 - the one tensor that the call reads
-        result.producer.args, result.producer.kwargs = map_tensors((node.args, node.kwargs), read)
+        args, kwargs = map_tensors((node.args, node.kwargs), lambda _: made)
+        result.producer.args, result.producer.kwargs = args, kwargs
     return result
 
 
 def masked_product(node: Node, out: Rewriter) -> Any:
-    """Values * tf.cast(mask, tf.float32) -> tf.where(mask, values, 0): TFLite casts truth values in float only."""
+    """Values * tf.cast(mask, tf.float32) -> tf.where(mask, values, 0): TFLite casts booleans in float only."""
     is_product = type(node.layer) is _L.Multiply or symbol_of(node) == "math.multiply"
     operands = node.inputs() if is_product else []
     for values, factor in (operands, operands[::-1]) if len(operands) == 2 else ():  # noqa: PLR2004 - both orders
         known = values.is_float and values.shape == node.output().shape
-        mask = truth_values(factor, out) if known else None
+        mask = boolean_source(factor, out) if known else None
         if mask is None:
             continue
         layer = TFOpLambda(tf.where, name=node.layer.name)
@@ -154,7 +154,7 @@ def _is_softmax(node: Node) -> bool:
 
 
 def _masked_sum(node: Node, out: Rewriter) -> tuple[Tensor, Mask] | None:
-    """(scores, mask) of a sum of scores and an adder that is 0 or a large negative number."""
+    """(scores, mask) of a sum of scores and an additive mask, which is 0 or a large negative number."""
     operands: list[Any]
     if type(node.layer) in {_L.Add, _L.Subtract}:
         operands, sign = node.inputs(), 1.0 if type(node.layer) is _L.Add else -1.0
@@ -163,16 +163,16 @@ def _masked_sum(node: Node, out: Rewriter) -> tuple[Tensor, Mask] | None:
         operands, sign = [given.get("x"), given.get("y")], _SUMS[symbol_of(node)]
     else:
         return None
-    if len(operands) != 2:  # noqa: PLR2004 - scores and adder
+    if len(operands) != 2:  # noqa: PLR2004 - scores and additive mask
         return None
-    for scores, adder in (operands, operands[::-1])[: 2 if sign > 0 else 1]:
+    for scores, additive in (operands, operands[::-1])[: 2 if sign > 0 else 1]:
         if not isinstance(scores, Tensor) or scores.shape != node.output().shape:
             continue
         mask: Mask | None = None
-        if (constant := _constant(adder, out)) is not None:
+        if (constant := _constant(additive, out)) is not None:
             mask = _mask_of_constant(sign * constant)
-        elif isinstance(adder, Tensor):
-            mask = _mask_of(adder, out, sign)
+        elif isinstance(additive, Tensor):
+            mask = _mask_of(additive, out, sign)
         if mask is not None:
             return scores, mask
     return None
@@ -215,10 +215,10 @@ def _weights_before(tensor: Tensor) -> list[Layer]:
     return [layer for operand in node.inputs() for layer in _weights_before(operand)]
 
 
-def _mask_of_constant(adder: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
-    """True where an adder is 0; None if it has other values than 0 and large negative ones."""
-    low = adder <= _MASKED
-    return ~low if adder.ndim and np.any(low) and np.all(low | (adder == 0.0)) else None
+def _mask_of_constant(additive: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
+    """True where an additive mask is 0; None if the mask has other values than 0 and large negative ones."""
+    low = additive <= _MASKED
+    return ~low if additive.ndim and np.any(low) and np.all(low | (additive == 0.0)) else None
 
 
 def _is_low(value: object, out: Rewriter) -> bool:
@@ -238,17 +238,17 @@ def _is_low(value: object, out: Rewriter) -> bool:
     return bool(np.all(offset + scale * symbol_of(of).startswith("ones") <= _MASKED))
 
 
-def _mask_of(adder: Tensor, out: Rewriter, sign: float) -> Tensor | None:
-    """A mask of type bool, true where the adder is 0; None if the adder is not computed from a mask of 0 and 1.
+def _mask_of(additive: Tensor, out: Rewriter, sign: float) -> Tensor | None:
+    """A boolean mask, true where an additive mask is 0; None if that is not computed from a mask of 0 and 1.
 
     Args:
-        adder: what is added to the scores.
+        additive: what is added to the scores.
         out: the rewriter.
-        sign: -1 where the adder is subtracted.
+        sign: -1 where the additive mask is subtracted.
     """
     moves: list[Node] = []
     scale, offset = sign, 0.0
-    tensor = adder
+    tensor = additive
     while (node := tensor.producer) is not None and symbol_of(node) != "cast":
         if isinstance(node.layer, Affine):
             more = [np.unique(values) for values in scale_and_offset(out.graph.weights_of(node.layer))]
@@ -263,15 +263,15 @@ def _mask_of(adder: Tensor, out: Rewriter, sign: float) -> Tensor | None:
     at_zero, at_one = offset, scale + offset
     if min(at_zero, at_one) > _MASKED or abs(max(at_zero, at_one)) > 1.0:
         return None
-    mask = _as_bool(tensor, out, adder)
+    mask = _as_bool(tensor, out, additive)
     for move in reversed(moves):
         mask = _moved(move, mask, out)
-    last = adder.producer
+    last = additive.producer
     return mask if at_one > at_zero or last is None else _inverted(mask, out, last)
 
 
-def truth_values(tensor: Tensor, out: Rewriter) -> Tensor | None:
-    """The truth values that a tensor is a cast of, moved as the tensor was; None for any other tensor."""
+def boolean_source(tensor: Tensor, out: Rewriter) -> Tensor | None:
+    """The boolean tensor that a tensor is a cast of, moved as the tensor was; None for any other tensor."""
     moves, node = _moves_before(tensor)
     if node is None or symbol_of(node) != "cast" or len(node.inputs()) != 1 or node.inputs()[0].dtype != "bool":
         return None
@@ -281,9 +281,9 @@ def truth_values(tensor: Tensor, out: Rewriter) -> Tensor | None:
     return mask
 
 
-def _as_bool(tensor: Tensor, out: Rewriter, adder: Tensor) -> Tensor:
+def _as_bool(tensor: Tensor, out: Rewriter, additive: Tensor) -> Tensor:
     """A tensor of zeros and ones as bool: what was cast to float, or whether the float is above 0.5."""
-    path = adder.producer.path if adder.producer is not None else "mask"
+    path = additive.producer.path if additive.producer is not None else "mask"
     before = tensor.producer.inputs()[0] if tensor.producer is not None else tensor
     if before.dtype == "bool":
         return before

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -49,7 +48,7 @@ def over_volume(node: Node, out: Rewriter, make: Callable[..., Any], windows: Wi
         node: the call that is replaced.
         out: the rewriter.
         make: the class MaxPooling2D or AveragePooling2D.
-        windows: what is pooled.
+        windows: size, strides and padding of the windows.
     """
     tensor, result = node.inputs()[0], node.output().shape
     pooled = [axis for axis in (3, 2, 1) if max(windows.size[axis - 1], windows.strides[axis - 1]) > 1]
@@ -60,8 +59,13 @@ def over_volume(node: Node, out: Rewriter, make: Callable[..., Any], windows: Wi
         # The axis becomes the third one of [N, rows, length, channels]; the axes after it become channels.
         rows, channels = prod(n or 1 for n in shape[1:axis]), prod(n or 1 for n in shape[axis + 1 :])
         lined = emit.reshape(f"line_{axis}", tensor, (shape[0], rows, shape[axis], channels))
-        pool = partial(make, (1, windows.size[axis - 1]), (1, windows.strides[axis - 1]), windows.padding)
+        pool = _pool_maker(make, windows.size[axis - 1], windows.strides[axis - 1], windows.padding)
         along = (shape[0], rows, result[axis], channels)
-        tensor = emit.call(f"axis_{axis}", lambda name, pool=pool: pool(name=name), lined, along)  # type: ignore[misc]
+        tensor = emit.call(f"axis_{axis}", pool, lined, along)
         shape = (*shape[:axis], result[axis], *shape[axis + 1 :])
     return emit.call("", lambda name: _L.Reshape(shape[1:], name=name), tensor, shape)
+
+
+def _pool_maker(make: Callable[..., Any], size: int, stride: int, padding: str) -> Callable[[str], Any]:
+    """A function (name) -> a layer that pools the third axis of [N, rows, length, channels]."""
+    return lambda name: make((1, size), (1, stride), padding, name=name)
