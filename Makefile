@@ -23,7 +23,7 @@ setup: $(STAMP) ## .venv in the checkout with everything in it
 
 $(STAMP): requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"required: Python 3.11 to 3.13\n  received: {v[0]}.{v[1]}\n  remedy:   make $(MAKECMDGOALS) PYTHON=python3.12")'
-	@echo "Installing into $(VENV); about two minutes the first time."
+	@echo "Installing into $(VENV); some minutes the first time."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
